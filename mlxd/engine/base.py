@@ -1,0 +1,314 @@
+"""What the event loop and the device thread say to each other: plain data and two protocols, no mlx.
+
+`Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once (or are
+awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of the device
+thread in one call, in order. Per sequence the order is: `Prefilling`*, then `Delta`* with `KvLow` and `Paused` between them,
+then exactly one of `Finished` or `Failed`, after which the device thread holds nothing of that sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlxd.protocol.errors import MlxdError
+
+# mlx-lm's caches grow in steps of this many tokens (`KVCache.step`).
+KV_STEP_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen; hashable, so that samplers are cached by it. 0 is a value everywhere."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Messages for the chat template: maps with `role` and `content` (text), as the template wants them."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """A prompt that no template touches."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """A prompt that is already tokens."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One sequence to generate, as the client asked for it."""
+
+    prompt: ChatPrompt | TextPrompt | TokenPrompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int | None = None  # None: the rest of the context
+    stop: tuple[str, ...] = ()
+
+
+class TextKind(Enum):
+    """Which part of the answer a piece of text belongs to."""
+
+    CONTENT = "content"
+    REASONING = "reasoning"
+    TOOL = "tool"
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPrompt:
+    """A rendered, tokenized and length-checked prompt, bound to no engine: it outlives a reload of its model."""
+
+    tokens: tuple[int, ...]
+    max_tokens: int  # resolved against the context, ≥ 1
+    initial_kind: TextKind = TextKind.CONTENT  # REASONING where the template ends with an open thinking tag
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one sequence; `cached` of the prompt's tokens came out of the prompt cache."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A sequence for the device thread, with the KV tokens that the pool has granted to it."""
+
+    sequence_id: int
+    prompt: PreparedPrompt
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    kv_tokens: int  # prompt + generated tokens whose KV may exist; more only after `Engine.grant`
+
+
+class FinishReason(Enum):
+    """Why a sequence ended without an error."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilling:
+    """The prompt is being processed: *done* of *total* tokens."""
+
+    sequence_id: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text. `text` may be empty when a token only fed the detokenizer's or the stop matcher's buffer."""
+
+    sequence_id: int
+    text: str
+    kind: TextKind
+    completion_tokens: int  # generated so far
+
+
+@dataclass(frozen=True, slots=True)
+class KvLow:
+    """The sequence nears its grant of *kv_tokens*: answer with `grant` before it gets there, or it pauses."""
+
+    sequence_id: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The sequence has given its KV back and keeps its text; `resume` goes on where it stopped."""
+
+    sequence_id: int
+    tokens: int  # prompt + generated, what a resume must prefill
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The sequence ended; its KV is gone or has moved into the prompt cache."""
+
+    sequence_id: int
+    reason: FinishReason
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The sequence ended with an error (already one of ours)."""
+
+    sequence_id: int
+    error: MlxdError
+
+
+SequenceEvent = Prefilling | Delta | KvLow | Paused | Finished | Failed
+Listener = Callable[[SequenceEvent], None]
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What the KV of one sequence costs.
+
+    `groups` are (bytes per token, most tokens kept or None) of the layers that share a cache kind: full attention has no cap, a
+    sliding window has one. `fixed_bytes` is what a sequence holds whatever its length (state-space layers).
+    Source: 2 · kv_heads · head_dim · itemsize per attention layer.
+    """
+
+    groups: tuple[tuple[int, int | None], ...]
+    fixed_bytes: int = 0
+
+    def bytes_for(self, tokens: int) -> int:
+        """Return the bytes of one sequence of *tokens*, rounded up to the cache's step of 256 tokens."""
+        rounded = -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
+        grown = sum(per_token * (rounded if cap is None else min(rounded, cap)) for per_token, cap in self.groups)
+        return grown + self.fixed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSpec:
+    """What to load, and the bounds that the engine works in."""
+
+    model_id: str
+    path: Path
+    context_length: int | None  # None: the model's own
+    prompt_cache_limit_bytes: int  # upper bound of this engine's prompt cache; 0 keeps none
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What was measured when the model was loaded."""
+
+    weights_bytes: int
+    kv: KvShape
+    context_length: int
+    vocab_size: int
+    has_thinking: bool
+    has_tool_calling: bool
+    chat_template: bool
+
+
+class Engine(Protocol):
+    """One loaded model."""
+
+    @property
+    def model_id(self) -> str:
+        """The id it was loaded as."""
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What was measured at the load."""
+
+    @property
+    def prompt_cache_bytes(self) -> int:
+        """Bytes in the prompt cache, as of the last posted pass; updated before that pass's events are delivered."""
+
+    async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
+        """Render and tokenize on a worker thread.
+
+        Raises:
+            InvalidRequest: the template refuses the messages, the prompt is empty, or a token id is out of range.
+            ContextLengthExceeded: prompt + max_tokens is over the context; both numbers are in the message.
+        """
+
+    def submit(self, submit: Submit, listener: Listener) -> None:
+        """Start a sequence; *listener* gets its events on the event loop."""
+
+    def grant(self, sequence_id: int, kv_tokens: int) -> None:
+        """Raise the sequence's grant to *kv_tokens*; ignored when it has ended or paused."""
+
+    def pause(self, sequence_id: int) -> None:
+        """Take the sequence out of the batch and drop its KV; answered by `Paused`, or by its end if that came first."""
+
+    def resume(self, sequence_id: int, kv_tokens: int) -> None:
+        """Go on with a paused sequence; no text is lost or repeated."""
+
+    def cancel(self, sequence_id: int) -> None:
+        """End the sequence within one step; answered by `Finished(CANCELLED)`, or by its end if that came first."""
+
+    def set_prompt_cache_limit(self, max_bytes: int) -> None:
+        """Bound the prompt cache from now on; shrinks it when it is over."""
+
+    async def trim_prompt_cache(self, max_bytes: int) -> int:
+        """Shrink the prompt cache to *max_bytes* once, least recently used first, and free the memory; return bytes left."""
+
+
+LoadProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendMemory:
+    """MLX's own counters, in bytes."""
+
+    active_bytes: int
+    cache_bytes: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackendLimits:
+    """What MLX is told: guidelines, the pool's admission is what enforces the limit."""
+
+    memory_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingParams:
+    """How prefill shares the device with running streams."""
+
+    prefill_step_tokens: int  # most prompt tokens in one step
+    target_gap_ms: int  # longest pause that prefill aims to put between two tokens of other rows
+
+
+class Backend(Protocol):
+    """The device: everything that loads and unloads."""
+
+    async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
+        """Load a model in slices between decode steps; *on_progress* gets (done, total) bytes on the event loop.
+
+        A started load completes even when the awaiting task is cancelled; its engine is then unloaded again by the caller's
+        owner (the pool awaits through `asyncio.shield`).
+
+        Raises:
+            LoadFailed: with the cause in words; nothing of the model stays resident.
+        """
+
+    async def unload(self, engine: Engine) -> None:
+        """Free the model; sequences that still run fail with `RequestCancelled`. Returns when the memory is free."""
+
+    def set_limits(self, limits: BackendLimits) -> None:
+        """Pass the limits on to MLX; applied before the next step."""
+
+    def set_scheduling(self, params: SchedulingParams) -> None:
+        """Change how prefill shares the device; applied before the next step."""
+
+    async def memory(self) -> BackendMemory:
+        """Read MLX's counters on the device thread."""
+
+    async def close(self) -> None:
+        """Unload everything and join the device thread."""
