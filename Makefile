@@ -1,0 +1,37 @@
+# Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format bench clean
+
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+quickstart: ## install, fetch a small model, start the daemon, ask it a question; safe to repeat
+	@goal=$@ .ci/venv
+	@.venv/bin/mlxctl quickstart
+
+test: ## run every test (PYTEST_ARGS="tests/pool -k evict" runs some)
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: ## ruff, mypy --strict, import-linter
+	@goal=$@ .ci/venv test
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: ## let ruff set the layout and mend what it can
+	@goal=$@ .ci/venv test
+	.venv/bin/ruff check --fix-only
+	.venv/bin/ruff format
+
+bench: ## compare with mlx_lm.server and a bare BatchGenerator; writes tests/bench/RESULTS.md
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+clean: ## remove caches and build output; .venv and models stay
+	rm -rf build dist .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	find mlxd mlxctl tests -name __pycache__ -type d -prune -exec rm -rf {} +
