@@ -1,0 +1,123 @@
+"""What the pool says of itself: plain frozen dataclasses, JSON-able by `dataclasses.asdict`. No behaviour, no imports of the pool.
+
+Bytes and seconds are numbers, states are the words of `ModelState`. What never happens is None, never infinity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStatus:
+    """The ledger: `reserved_bytes` is the sum of weights, KV, prompt caches, loads in progress and margins."""
+
+    limit_bytes: int
+    reserved_bytes: int
+    weights_bytes: int  # of loaded models
+    kv_bytes: int  # reserved for sequences, with the least that keeps each loaded model able to run one
+    prompt_cache_bytes: int
+    loading_bytes: int  # all that loads in progress have reserved
+    margin_bytes: int  # workspace of loaded models
+    pinned_bytes: int  # the part of `reserved_bytes` that belongs to pinned models
+    free_bytes: int  # limit − reserved, never below 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """One model that the pool holds, loads, waits for, or failed to load."""
+
+    id: str
+    state: str  # queued, loading, ready, draining, unloading, failed; unloaded for a pinned or preloaded one that is not there
+    weights_bytes: int
+    estimated: bool  # weights from the files' headers, not measured yet
+    kv_bytes: int
+    prompt_cache_bytes: int
+    context_length: int | None
+    running: int  # sequences
+    paused: int  # sequences that gave their KV back for a while
+    waiting: int  # requests of this model that have not started
+    leases: int  # requests that hold the model
+    pinned: bool
+    preload: bool
+    keep_alive_s: float | None  # None: never expires
+    expires_in_s: float | None  # None: busy, pinned, preloaded or never
+    reason: str | None  # why it is in its state, where that needs words
+    load_done_bytes: int
+    load_total_bytes: int
+    last_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class WaitStatus:
+    """One request that has not started, and what it waits for."""
+
+    request_id: str
+    model: str
+    waited_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PreloadStatus:
+    """One entry of `pool.preload`, in its order."""
+
+    id: str
+    state: str  # loaded, loading, deferred, failed
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A snapshot of the pool."""
+
+    memory: MemoryStatus
+    over_limit: str | None  # why more is reserved than the limit allows
+    max_models: int | None
+    models: tuple[ModelStatus, ...]
+    queue: tuple[WaitStatus, ...]  # oldest first
+    preload: tuple[PreloadStatus, ...]
+    draining: bool  # the daemon is shutting down
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A model that gives way, and what that brings."""
+
+    id: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainingModel:
+    """A model that goes when the requests that hold it have ended."""
+
+    id: str
+    requests: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeferredModel:
+    """A preload that has to wait, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """What a change of settings would do (`Pool.plan`) or has begun (`Pool.apply`)."""
+
+    evicting: tuple[Victim, ...]
+    draining: tuple[DrainingModel, ...]
+    loading: tuple[str, ...]
+    deferred: tuple[DeferredModel, ...]
+    limit_bytes: int
+    reserved_bytes: int
+    over_limit: str | None
+
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """All models that the change moves."""
+        return (*(victim.id for victim in self.evicting), *(model.id for model in self.draining), *self.loading)
