@@ -1,0 +1,34 @@
+"""What every test gets: an environment that holds nothing of the person who runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Tokens, endpoints and caches of the hub; keys and addresses of the clients; what bends the width or colour of output.
+_FOREIGN_PREFIXES = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "OPENAI_", "ANTHROPIC_", "MLXD_", "MLX_")
+_FOREIGN_NAMES = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "SSH_CONNECTION")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Take the user's settings out of the environment, for fixtures of every scope and for child processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(_FOREIGN_PREFIXES) or name in _FOREIGN_NAMES:
+                patch.delenv(name)
+        # Models that the user has in the hub's cache must not show up in a catalog.
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
+        # A proxy may be what pip needs; loopback never goes through it.
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost,::1")
+        patch.setenv("no_proxy", "127.0.0.1,localhost,::1")
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_home(clean_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Point `MLXD_HOME` at a folder of this test; it does not exist yet."""
+    monkeypatch.setenv("MLXD_HOME", str(tmp_path / "mlxd-home"))
