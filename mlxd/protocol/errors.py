@@ -41,8 +41,8 @@
   x ProtocolError                the control connection broke the rules
   x ControlError                 raised in mlxctl only: an error as it was received, or the daemon is not reachable
 
-Code, HTTP status, OpenAI type, exit status and retryability sit on the class. There are two renderers of these: the HTTP
-envelope (`openai/errors.py`) and the control reply (`to_wire`).
+Code, HTTP status, OpenAI type, exit status and retryability sit on the class. There are two renderers of these: the
+HTTP envelope (`openai/errors.py`) and the control reply (`to_wire`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The kinds of setting: each parses a value as TOML or a command line gives it, and knows its bounds.
 
-`parse` takes what stands in the file (str, int, float, bool, list, dict) or the text of a command line, and raises `ValueError`
-with a sentence that states the bound. `to_toml` gives the value that is written to the file for a given input: what a person
-typed is kept (`60%` stays `60%`), text of numbers and booleans becomes a number or a boolean.
+`parse` takes what stands in the file (str, int, float, bool, list, dict) or the text of a command line, and raises
+`ValueError` with a sentence that states the bound. `to_toml` gives the value that is written to the file for a given
+input: what a person typed is kept (`60%` stays `60%`), text of numbers and booleans becomes a number or a boolean.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Boolean:
     def to_toml(self, value: Any) -> Any:
         """Turn the words of a command line into a boolean."""
         if isinstance(value, str):
-            return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}.get(value.lower(), value)
+            return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}.get(
+                value.lower(), value
+            )
         return value
 
     def describe(self) -> str:
@@ -119,7 +121,11 @@ class Bytes:
         """Return the bytes."""
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise _reject(value, self.describe())
-        n_bytes = value if isinstance(value, int) else units.parse_bytes(value)
+        try:
+            n_bytes = value if isinstance(value, int) else units.parse_bytes(value)
+        except ValueError as error:
+            msg = f"{error}; it must be {self.describe()}"
+            raise ValueError(msg) from None
         if not self.minimum <= n_bytes <= self.maximum:
             msg = f"{value} is out of bounds; it must be {self.describe()}"
             raise ValueError(msg)
@@ -155,7 +161,7 @@ class Memory:
         try:
             n_bytes = units.parse_bytes(text)
         except ValueError as error:
-            msg = f"{error}; or a percentage of usable memory such as 60%, or auto"
+            msg = f"{error}; it must be {self.describe()}"
             raise ValueError(msg) from None
         return self._bounded(n_bytes, value)
 
@@ -203,7 +209,7 @@ class Duration:
             raise _reject(value, self.describe())
         try:
             seconds = units.parse_duration_s(value) if isinstance(value, str) else float(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # TOML has whole numbers that no float can hold
             raise _reject(value, f"a duration; it must be {self.describe()}, such as 250ms, 30s, 5m or 1h30m") from None
         if not self.minimum_s <= seconds <= self.maximum_s:
             msg = f"{value} is out of bounds; it must be {self.describe()}"
@@ -303,13 +309,23 @@ class URL:
         if not isinstance(value, str):
             raise _reject(value, self.describe())
         parts = urllib.parse.urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise _reject(value, self.describe())
-        if parts.username or parts.password or parts.query or parts.fragment:
-            msg = "an address may not hold credentials, a query or a fragment; the key goes into auth = { env = \"NAME\" }"
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            # The value is not repeated: it may hold a key.
+            msg = (
+                'an address may not hold credentials, a query or a fragment; the key goes into auth = { env = "NAME" }'
+            )
             raise ValueError(msg)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not value.isprintable() or " " in value:
+            raise _reject(value, self.describe())
+        try:
+            parts.port  # noqa: B018  (reading it is the check)
+        except ValueError as error:
+            msg = f"{value!r} has no valid port: {error}"
+            raise ValueError(msg) from None
         if parts.scheme == "http" and not _is_near(parts.hostname):
-            msg = f"{value!r} would send the key and the prompts unencrypted; use https, or a loopback or private address"
+            msg = (
+                f"{value!r} would send the key and the prompts unencrypted; use https, or a loopback or private address"
+            )
             raise ValueError(msg)
         return value.rstrip("/")
 
@@ -344,7 +360,7 @@ class SecretReference:
         if not isinstance(value, Mapping) or set(value) != {"env"}:
             raise ValueError("it must be " + self.describe())
         name = value["env"]
-        if not isinstance(name, str) or not name.isidentifier():
+        if not isinstance(name, str) or not (name.isidentifier() and name.isascii()):
             # The value is not repeated: somebody may have put the key itself there.
             msg = 'auth.env must be the NAME of an environment variable (letters, digits and "_"), not the key itself'
             raise ValueError(msg)

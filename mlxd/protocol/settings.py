@@ -1,12 +1,14 @@
 """THE settings table: one row per setting; group = TOML table = owner.
 
-Everything that knows a setting derives it from here: reading the file, `config get/set/list`, the `set-*` verbs and their help,
-the commented default file, the README table. A frozen `Settings` is a snapshot; it is changed by `SettingsStore.commit` only.
+Everything that knows a setting derives it from here: reading the file, `config get/set/list`, the `set-*` verbs and
+their help, the commented default file, the README table. A frozen `Settings` is a snapshot; it is changed by
+`SettingsStore.commit` only.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -26,6 +28,10 @@ from mlxd.protocol.kind import (
     Text,
     TextList,
 )
+
+_BARE_PART = re.compile(r"[A-Za-z0-9_-]+")
+_QUOTED_PART = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ESCAPED = re.compile(r'["\\]')
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,9 @@ class DaemonSettings:
 
     log_level: str = _row(Choice("debug", "info", "warning", "error"), "info", "Least severe log line that is written.")
     drain_timeout: float = _row(
-        Duration(minimum_s=0, maximum_s=50), "45s", "How long a shutdown waits for running requests before it cancels them."
+        Duration(minimum_s=0, maximum_s=50),
+        "45s",
+        "How long a shutdown waits for running requests before it cancels them.",
     )
 
 
@@ -74,15 +82,21 @@ class DaemonSettings:
 class HttpSettings:
     """[http]."""
 
-    host: str = _row(Choice("127.0.0.1", "::1", "localhost"), "127.0.0.1", "Loopback address that the HTTP server listens on.")
+    host: str = _row(
+        Choice("127.0.0.1", "::1", "localhost"), "127.0.0.1", "Loopback address that the HTTP server listens on."
+    )
     port: int = _row(Integer(0, 65535), 6593, "TCP port of the HTTP server; 0 takes a free one.")
     allowed_hosts: tuple[str, ...] = _row(
         TextList(), [], "Host names accepted in the Host header, besides localhost and loopback addresses."
     )
-    allowed_origins: tuple[str, ...] = _row(TextList(), [], "Exact web origins that may call the server from a browser.")
+    allowed_origins: tuple[str, ...] = _row(
+        TextList(), [], "Exact web origins that may call the server from a browser."
+    )
     max_body: int = _row(Bytes(1024, 2**30), "32MiB", "Largest request body.")
     unknown_fields: str = _row(
-        Choice("ignore", "reject"), "ignore", "A body field that OpenAI does not define: ignored and named in a header, or refused."
+        Choice("ignore", "reject"),
+        "ignore",
+        "A body field that OpenAI does not define: ignored and named in a header, or refused.",
     )
     keepalive: float = _row(
         Duration(minimum_s=1, maximum_s=60), "10s", "Longest silence in a stream before an SSE comment keeps it alive."
@@ -93,8 +107,15 @@ class HttpSettings:
 class PoolSettings:
     """[pool]."""
 
-    memory: int = _row(Memory(), "auto", "Limit on all that models make resident: a size, a percentage of usable memory, or auto.", verb=True)
-    max_models: int | None = _row(Integer(1, 1000, none="none"), "none", "Most models loaded at once, or none.", verb=True)
+    memory: int = _row(
+        Memory(),
+        "auto",
+        "Limit on all that models make resident: a size, a percentage of usable memory, or auto.",
+        verb=True,
+    )
+    max_models: int | None = _row(
+        Integer(1, 1000, none="none"), "none", "Most models loaded at once, or none.", verb=True
+    )
     preload: tuple[str, ...] = _row(TextList(), [], "Models to keep loaded, in this order.")
     keep_alive: float = _row(  # math.inf is "never"
         Duration(minimum_s=0, maximum_s=30 * 86400, none="never"),
@@ -102,12 +123,19 @@ class PoolSettings:
         "How long an idle model stays loaded; 0s unloads at once, never keeps it.",
         verb=True,
     )
-    policy: str = _row(Choice("lru", "lfu"), "lru", "Which idle model is evicted first: least recently or least often used.", verb=True)
+    policy: str = _row(
+        Choice("lru", "lfu"), "lru", "Which idle model is evicted first: least recently or least often used.", verb=True
+    )
     evict_patience: float = _row(
-        Duration(minimum_s=0, maximum_s=3600), "30s", "How long a request waits behind busy models before one is drained for it.", verb=True
+        Duration(minimum_s=0, maximum_s=3600),
+        "30s",
+        "How long a request waits behind busy models before one is drained for it.",
+        verb=True,
     )
     drain_timeout: float = _row(
-        Duration(minimum_s=0, maximum_s=3600), "60s", "How long --wait waits for a draining model before it reports that it is still busy.",
+        Duration(minimum_s=0, maximum_s=3600),
+        "60s",
+        "How long --wait waits for a draining model before it reports that it is still busy.",
         verb=True,
     )
     load_timeout: float = _row(
@@ -119,9 +147,13 @@ class PoolSettings:
 class QueueSettings:
     """[queue]."""
 
-    size: int = _row(Integer(0, 100_000), 256, "Most requests that wait, over all models; 0 refuses what cannot start at once.")
+    size: int = _row(
+        Integer(0, 100_000), 256, "Most requests that wait, over all models; 0 refuses what cannot start at once."
+    )
     per_model: int = _row(Integer(0, 100_000), 64, "Most requests that wait for one model.")
-    timeout: float = _row(Duration(minimum_s=0.001, maximum_s=86400), "120s", "Longest wait for a place before 503 queue_timeout.")
+    timeout: float = _row(
+        Duration(minimum_s=0.001, maximum_s=86400), "120s", "Longest wait for a place before 503 queue_timeout."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +163,9 @@ class EngineSettings:
     max_sequences: int = _row(Integer(1, 256), 32, "Most sequences that one model decodes at once.")
     prefill_step: int = _row(Integer(16, 16384), 2048, "Most prompt tokens processed in one step.")
     target_gap: float = _row(
-        Duration(minimum_s=0.001, maximum_s=10), "30ms", "Longest pause that a prefill aims to put between two tokens of running streams."
+        Duration(minimum_s=0.001, maximum_s=10),
+        "30ms",
+        "Longest pause that a prefill aims to put between two tokens of running streams.",
     )
     prompt_cache: int = _row(Bytes(0, 2**50), "1GiB", "Largest prompt cache of one model; 0B keeps none.")
 
@@ -153,7 +187,9 @@ class ModelSettings:
 
     pin: bool = _row(Boolean(), default=False, help_text="Never evicted and never unloaded when idle.")
     keep_alive: float | None = _row(  # None inherits
-        Duration(minimum_s=0, maximum_s=30 * 86400, none="never", inherit=True), "inherit", "Idle expiry of this model; inherit takes pool.keep_alive."
+        Duration(minimum_s=0, maximum_s=30 * 86400, none="never", inherit=True),
+        "inherit",
+        "Idle expiry of this model; inherit takes pool.keep_alive.",
     )
 
 
@@ -164,7 +200,7 @@ class ProviderSettings:
     kind: str = _row(Choice("openai"), "openai", "Wire protocol that the upstream speaks.")
     base_url: str = _row(URL(), None, "The upstream's address up to and including /v1.")
     auth: Mapping[str, str] | None = _row(
-        SecretReference(), None, "Where the key is: { env = \"NAME\" }; left out for a server without one."
+        SecretReference(), None, 'Where the key is: { env = "NAME" }; left out for a server without one.'
     )
 
 
@@ -172,8 +208,12 @@ class ProviderSettings:
 class RuleSettings:
     """[cloud.rules.ID]."""
 
-    match: str = _row(Text(1, 512), None, "exact:NAME, prefix:TEXT, glob:PATTERN or regex:PATTERN; a bare name is exact.")
-    mode: str = _row(Choice("always", "never"), "always", "always sends matching names to the cloud, never keeps them local.")
+    match: str = _row(
+        Text(1, 512), None, "exact:NAME, prefix:TEXT, glob:PATTERN or regex:PATTERN; a bare name is exact."
+    )
+    mode: str = _row(
+        Choice("always", "never"), "always", "always sends matching names to the cloud, never keeps them local."
+    )
     to: tuple[str, ...] = _row(TextList(), [], "Targets as PROVIDER/MODEL; exactly one for always, none for never.")
     priority: int = _row(Integer(-1_000_000, 1_000_000), 100, "Higher goes first.")
 
@@ -201,7 +241,7 @@ class Settings:
     cloud: CloudSettings = _group(CloudSettings)
 
 
-class SettingProblem(Exception):  # noqa: N818  (the edges turn it into InvalidValue or FileInvalid)
+class SettingProblem(Exception):
     """A value in a document that cannot be used: where (`path`) and why."""
 
     def __init__(self, path: tuple[str, ...], reason: str) -> None:
@@ -213,11 +253,11 @@ class SettingProblem(Exception):  # noqa: N818  (the edges turn it into InvalidV
 
 def format_path(path: tuple[str, ...]) -> str:
     """Return the path as a key that `parse_path` reads back: `models."org/name".pin`."""
-    return ".".join(part if part and part.replace("_", "").replace("-", "").isalnum() and part.isascii() else f'"{part}"' for part in path)
+    return ".".join(part if _BARE_PART.fullmatch(part) else '"' + _ESCAPED.sub(r"\\\g<0>", part) + '"' for part in path)
 
 
 def parse_path(key: str) -> tuple[str, ...]:
-    """Split a dotted key with optional double quotes.
+    r"""Split a dotted key; a part may stand in double quotes, with `\"` for a quote in it.
 
     Raises:
         ValueError: an empty part or an open quote.
@@ -226,11 +266,12 @@ def parse_path(key: str) -> tuple[str, ...]:
     rest = key
     while True:
         if rest.startswith('"'):
-            part, quote, rest = rest[1:].partition('"')
-            if not quote:
+            match = _QUOTED_PART.match(rest)
+            if match is None:
                 msg = f"{key!r} has an open quote"
                 raise ValueError(msg)
-            dot, rest = rest[:1], rest[1:]
+            part = re.sub(r"\\(.)", r"\1", match[1], flags=re.DOTALL)
+            dot, rest = rest[match.end() : match.end() + 1], rest[match.end() + 1 :]
         else:
             part, dot, rest = rest.partition(".")
         if not part or (dot and dot != "."):
@@ -302,7 +343,9 @@ def _decode(table: type, document: Any, path: tuple[str, ...], machine: Machine)
             entries = document.get(item.name, {})
             if not isinstance(entries, Mapping):
                 raise SettingProblem(here, "it must be a table")
-            decoded = {key: _decode(item.metadata["keyed"], entry, (*here, key), machine) for key, entry in entries.items()}
+            decoded = {
+                key: _decode(item.metadata["keyed"], entry, (*here, key), machine) for key, entry in entries.items()
+            }
             values[item.name] = MappingProxyType(decoded)
     return table(**values)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from fractions import Fraction
 
 _BYTE_UNITS = {
     "b": 1,
@@ -15,10 +17,11 @@ _BYTE_UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-_SIZE = re.compile(r"(?P<number>[+-]?\d+(?:\.\d+)?)\s*(?P<unit>[a-zA-Z]*)")
+# Bounded, so that no text becomes a number which takes long to compute; 30 digits are far over every bound.
+_SIZE = re.compile(r"(?P<number>[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?P<unit>[a-zA-Z]*)")
 _DURATION_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h|d))+")
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
+_DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def parse_bytes(text: str) -> int:
@@ -31,15 +34,15 @@ def parse_bytes(text: str) -> int:
     if match is None:
         msg = f"{text!r} is not a size; write a number and a unit, such as 24GB or 512MiB"
         raise ValueError(msg)
-    unit = match["unit"].lower()
-    if unit and unit not in _BYTE_UNITS:
+    unit = match["unit"].lower() or "b"
+    if unit not in _BYTE_UNITS:
         msg = f"{text!r} has the unknown unit {match['unit']!r}; use B, KB, MB, GB, TB, KiB, MiB, GiB or TiB"
         raise ValueError(msg)
-    return round(float(match["number"]) * _BYTE_UNITS[unit]) if unit else int(float(match["number"]))
+    return round(Fraction(match["number"]) * _BYTE_UNITS[unit])  # a float is not exact over 9 PB
 
 
 def format_bytes(n_bytes: int) -> str:
-    """Return the shortest text that `parse_bytes` turns back into exactly *n_bytes*: `24GB`, `512MiB`, `1000001B`."""
+    """Return a short text that `parse_bytes` turns back into exactly *n_bytes*: `24GB`, `512MiB`, `1000001B`."""
     for unit in ("TB", "TiB", "GB", "GiB", "MB", "MiB", "KB", "KiB"):
         size = _BYTE_UNITS[unit.lower()]
         if n_bytes and n_bytes % size == 0:
@@ -65,17 +68,18 @@ def parse_duration_s(text: str) -> float:
     """
     stripped = text.strip()
     try:
-        return float(stripped)
+        seconds = float(stripped)
     except ValueError:
-        pass
-    if not _DURATION.fullmatch(stripped):
+        parts = _DURATION_PART.findall(stripped) if _DURATION.fullmatch(stripped) else [("nan", "s")]
+        seconds = sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+    if not math.isfinite(seconds):
         msg = f"{text!r} is not a duration; write 250ms, 30s, 5m, 1h30m or 2d"
         raise ValueError(msg)
-    return sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in _DURATION_PART.findall(stripped))
+    return seconds
 
 
 def format_duration(seconds: float) -> str:
-    """Return the text that `parse_duration_s` turns back into *seconds* (to the millisecond): `1h30m`, `250ms`, `0s`."""
+    """Return the text that `parse_duration_s` turns back into *seconds* ≥ 0, to the millisecond: `1h30m`, `250ms`."""
     total_ms = round(seconds * 1000)
     if total_ms == 0:
         return "0s"
