@@ -1,4 +1,7 @@
-"""What this machine has: the memory that models may count on. Must not import mlx; the caller passes what Metal says."""
+"""What this machine has: the memory that models may count on.
+
+Must not import mlx; the caller passes what Metal says.
+"""
 
 from __future__ import annotations
 

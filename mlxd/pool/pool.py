@@ -35,7 +35,14 @@ class Pool:
     """Keeps models loaded within the memory limit and hands out leases on them."""
 
     def __init__(
-        self, backend: Backend, catalog: Models, settings: Settings, *, clock: Clock, usable_bytes: int, on_event: OnEvent
+        self,
+        backend: Backend,
+        catalog: Models,
+        settings: Settings,
+        *,
+        clock: Clock,
+        usable_bytes: int,
+        on_event: OnEvent,
     ) -> None:
         """Take all collaborators; nothing happens before `start`."""
 

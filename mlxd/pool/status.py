@@ -1,4 +1,4 @@
-"""What the pool says of itself: plain frozen dataclasses, JSON-able by `dataclasses.asdict`. No behaviour, no imports of the pool.
+"""What the pool says of itself: plain frozen dataclasses, JSON-able by `dataclasses.asdict`. Imports no other module.
 
 Bytes and seconds are numbers, states are the words of `ModelState`. What never happens is None, never infinity.
 """
@@ -20,7 +20,7 @@ class MemoryStatus:
     loading_bytes: int  # all that loads in progress have reserved
     margin_bytes: int  # workspace of loaded models
     pinned_bytes: int  # the part of `reserved_bytes` that belongs to pinned models
-    free_bytes: int  # limit − reserved, never below 0
+    free_bytes: int  # limit minus reserved, never below 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class ModelStatus:
     """One model that the pool holds, loads, waits for, or failed to load."""
 
     id: str
-    state: str  # queued, loading, ready, draining, unloading, failed; unloaded for a pinned or preloaded one that is not there
+    state: str  # queued, loading, ready, draining, unloading, failed, or unloaded (pinned or preloaded, not there)
     weights_bytes: int
     estimated: bool  # weights from the files' headers, not measured yet
     kv_bytes: int

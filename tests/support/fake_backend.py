@@ -1,0 +1,194 @@
+"""A `Backend` without MLX whose time is the clock it is given: same contract, same order of events as the real one.
+
+One pass of its device happens every `step_s` while anything runs: commands first, in order, then one token for every
+running row, then the pass's events. Text is a function of the prompt, the seed and the position, so that a paused and
+resumed sequence can be compared with an unhurried one. Faults are armed by `fail_load`, `fail_sequences` and `hold_loads`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Mapping
+
+from mlxd.engine.base import (
+    BackendLimits,
+    BackendMemory,
+    Engine,
+    EngineFacts,
+    KvShape,
+    LoadProgress,
+    LoadSpec,
+    SchedulingParams,
+)
+from mlxd.pool.clock import Clock, Timer
+from mlxd.protocol.errors import MlxdError
+from tests.support.fake_engine import FakeEngine, Post
+
+DEFAULT_FACTS = EngineFacts(
+    weights_bytes=1_000_000,
+    kv=KvShape(groups=((100, None),)),
+    context_length=8192,
+    vocab_size=0x110000,  # a token is a character's code point
+    has_thinking=False,
+    has_tool_calling=False,
+    chat_template=True,
+)
+
+
+class FakeBackend:
+    """Loads and runs made-up models."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        models: Mapping[str, EngineFacts] | None = None,
+        *,
+        load_s: float = 1.0,
+        unload_s: float = 0.1,
+        step_s: float = 0.01,
+    ) -> None:
+        """Take the clock and what each model id turns out to be; ids that are not named are `DEFAULT_FACTS`."""
+        self.clock = clock
+        self.models = dict(models or {})
+        self.load_s = load_s
+        self.unload_s = unload_s
+        self.step_s = step_s
+        self.engines: list[FakeEngine] = []  # resident, the ones in unload included
+        self.calls: list[str] = []  # "load a", "unload a", in order
+        self.limits: BackendLimits | None = None
+        self.scheduling: SchedulingParams | None = None
+        self.holding_loads = False
+        self._held: list[asyncio.Event] = []
+        self._load_faults: dict[str, deque[MlxdError]] = defaultdict(deque)
+        self._loading_bytes = 0
+        self._peak_bytes = 0
+        self._pass: Timer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Faults
+
+    def fail_load(self, model_id: str, error: MlxdError) -> None:
+        """Let the next load of the model fail."""
+        self._load_faults[model_id].append(error)
+
+    def fail_sequences(self, model_id: str, error: MlxdError) -> None:
+        """Let all sequences that the model runs fail at the next pass."""
+        for engine in self.engines:
+            if engine.model_id == model_id:
+                engine.fail(error)
+
+    def hold_loads(self, *, hold: bool) -> None:
+        """Keep loads from ending, or let the held ones end."""
+        self.holding_loads = hold
+        if not hold:
+            for event in self._held:
+                event.set()
+            self._held.clear()
+
+    # Backend
+
+    async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
+        """Load in four slices over `load_s`; it completes even when the caller is cancelled."""
+        self.calls.append(f"load {spec.model_id}")
+        done: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._load(spec, on_progress, done))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(done)
+
+    async def _load(self, spec: LoadSpec, on_progress: LoadProgress, done: asyncio.Future[Engine]) -> None:
+        facts = self.models.get(spec.model_id, DEFAULT_FACTS)
+        faults = self._load_faults[spec.model_id]
+        loaded_bytes = 0
+        for part in range(1, 5):
+            await self._wait(self.load_s / 4)
+            self._loading_bytes -= loaded_bytes
+            loaded_bytes = facts.weights_bytes * part // 4
+            self._loading_bytes += loaded_bytes
+            self._measure()
+            on_progress(loaded_bytes, facts.weights_bytes)
+        if self.holding_loads:
+            event = asyncio.Event()
+            self._held.append(event)
+            await event.wait()
+        self._loading_bytes -= loaded_bytes
+        if faults:
+            done.set_exception(faults.popleft())
+            done.exception()  # the caller may be gone
+            return
+        engine = FakeEngine(spec, facts, self._wake, self._run_trim)
+        self.engines.append(engine)
+        self._measure()
+        done.set_result(engine)
+
+    async def unload(self, engine: Engine) -> None:
+        """Fail what still runs, and free the memory after `unload_s`."""
+        self.calls.append(f"unload {engine.model_id}")
+        fake = next(candidate for candidate in self.engines if candidate is engine)
+        fake.close()
+        self._wake()
+        await self._wait(self.unload_s)
+        self.engines.remove(fake)
+
+    def set_limits(self, limits: BackendLimits) -> None:
+        """Remember the limits."""
+        self.limits = limits
+
+    def set_scheduling(self, params: SchedulingParams) -> None:
+        """Remember how prefill is to be scheduled."""
+        self.scheduling = params
+
+    async def memory(self) -> BackendMemory:
+        """Return the counters."""
+        return BackendMemory(active_bytes=self.active_bytes, cache_bytes=0, peak_bytes=self._peak_bytes)
+
+    async def close(self) -> None:
+        """Unload everything."""
+        self.hold_loads(hold=False)
+        if self._pass is not None:
+            self._pass.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.engines.clear()
+
+    # The device
+
+    @property
+    def active_bytes(self) -> int:
+        """What the device holds now."""
+        return self._loading_bytes + sum(engine.held_bytes for engine in self.engines)
+
+    @property
+    def running(self) -> int:
+        """How many rows there are, over all models."""
+        return sum(engine.running for engine in self.engines)
+
+    def _measure(self) -> None:
+        self._peak_bytes = max(self._peak_bytes, self.active_bytes)
+
+    def _wake(self) -> None:
+        if self._pass is None:
+            self._pass = self.clock.call_later(self.step_s, self._run_pass)
+
+    def _run_pass(self) -> None:
+        """Do one pass of the device and post its events, all at the end and in order."""
+        self._pass = None
+        posts: list[Post] = []
+        for engine in self.engines:
+            engine.step(posts)
+        self._measure()
+        if self.running or any(engine.has_commands for engine in self.engines):
+            self._wake()
+        for listener, event in posts:
+            listener(event)
+
+    async def _run_trim(self, engine: FakeEngine, max_bytes: int) -> int:
+        await self._wait(self.step_s)
+        return engine.shrink_cache(max_bytes)
+
+    async def _wait(self, seconds: float) -> None:
+        done = asyncio.Event()
+        self.clock.call_later(seconds, done.set)
+        await done.wait()

@@ -1,0 +1,308 @@
+"""One loaded model of `FakeBackend`: rows, grants, pauses, a prompt cache, made-up text."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from mlxd.engine.base import (
+    ChatPrompt,
+    Delta,
+    EngineFacts,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    KvLow,
+    Listener,
+    LoadSpec,
+    Paused,
+    Prefilling,
+    PreparedPrompt,
+    SequenceEvent,
+    Submit,
+    TextKind,
+    TextPrompt,
+    Usage,
+)
+from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, MlxdError, RequestCancelled
+
+# engine.base: a row asks for more when fewer tokens than this remain of its grant.
+LOW_TOKENS = 128
+
+Post = tuple[Listener, SequenceEvent]
+
+
+@dataclass(slots=True)
+class Row:
+    """One sequence on the fake device."""
+
+    submit: Submit
+    listener: Listener
+    granted_tokens: int
+    generated: int = 0
+    prefilled: bool = False
+    asked: bool = False  # KvLow was posted for this grant
+    paused: bool = False
+    cached_tokens: int = 0
+    pending: str = ""  # held back because it may be the beginning of a stop string
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and generated tokens."""
+        return len(self.submit.prompt.tokens) + self.generated
+
+    @property
+    def final_tokens(self) -> int:
+        """Its greatest length."""
+        return len(self.submit.prompt.tokens) + self.submit.prompt.max_tokens
+
+
+def token_text(submit: Submit, position: int) -> str:
+    """Return the letter at *position* of the answer to this prompt and seed."""
+    seed = f"{submit.prompt.tokens}{submit.sampling.seed}{position}"
+    return chr(ord("a") + hashlib.blake2b(seed.encode(), digest_size=1).digest()[0] % 26)
+
+
+class FakeEngine:
+    """The contract of `mlxd.engine.base.Engine`."""
+
+    def __init__(
+        self,
+        spec: LoadSpec,
+        facts: EngineFacts,
+        wake: Callable[[], None],
+        run_trim: Callable[[FakeEngine, int], Awaitable[int]],
+    ) -> None:
+        self._spec = spec
+        self._facts = facts
+        self._wake = wake
+        self._run_trim = run_trim
+        self._commands: list[Callable[[list[Post]], None]] = []
+        self._rows: dict[int, Row] = {}
+        self._cache: dict[tuple[int, ...], int] = {}  # prompt → bytes, least recently used first
+        self._cache_limit_bytes = spec.prompt_cache_limit_bytes
+        self.closed = False
+
+    @property
+    def model_id(self) -> str:
+        return self._spec.model_id
+
+    @property
+    def facts(self) -> EngineFacts:
+        return self._facts
+
+    @property
+    def prompt_cache_bytes(self) -> int:
+        return sum(self._cache.values())
+
+    # What the fake backend and the tests look at
+
+    @property
+    def running(self) -> int:
+        """How many rows hold KV."""
+        return sum(not row.paused for row in self._rows.values())
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences it knows, the paused ones included."""
+        return len(self._rows)
+
+    @property
+    def has_commands(self) -> bool:
+        return bool(self._commands)
+
+    @property
+    def held_bytes(self) -> int:
+        """Weights, a padded batch and the prompt cache."""
+        lengths = [row.tokens for row in self._rows.values() if not row.paused and row.prefilled]
+        batch_bytes = len(lengths) * self._facts.kv.bytes_for(max(lengths)) if lengths else 0
+        return self._facts.weights_bytes + batch_bytes + self.prompt_cache_bytes
+
+    @property
+    def prompt_cache_limit_bytes(self) -> int:
+        return self._cache_limit_bytes
+
+    # Engine
+
+    async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
+        await asyncio.sleep(0)  # a worker thread
+        prompt = request.prompt
+        if isinstance(prompt, ChatPrompt):
+            tokens = tuple(ord(letter) for message in prompt.messages for letter in _content(message))
+        elif isinstance(prompt, TextPrompt):
+            tokens = tuple(ord(letter) for letter in prompt.text)
+        else:
+            tokens = prompt.tokens
+        if not tokens:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        if not all(0 <= token < self._facts.vocab_size for token in tokens):
+            raise InvalidRequest(f"a token is outside 0..{self._facts.vocab_size - 1}", param="prompt")
+        room = self._facts.context_length - len(tokens)
+        wanted = 1 if request.max_tokens is None else request.max_tokens
+        if wanted > room:
+            raise ContextLengthExceeded(
+                f"{len(tokens)} prompt tokens + {wanted} are more than the context of {self._facts.context_length}"
+            )
+        return PreparedPrompt(tokens, room if request.max_tokens is None else request.max_tokens)
+
+    def submit(self, submit: Submit, listener: Listener) -> None:
+        assert submit.sequence_id not in self._rows
+        assert submit.kv_tokens > len(submit.prompt.tokens)
+
+        def run(posts: list[Post]) -> None:
+            self._rows[submit.sequence_id] = Row(submit, listener, submit.kv_tokens)
+
+        self._post(run)
+
+    def grant(self, sequence_id: int, kv_tokens: int) -> None:
+        def run(posts: list[Post]) -> None:
+            row = self._rows.get(sequence_id)
+            if row is not None and not row.paused:
+                row.granted_tokens, row.asked = kv_tokens, False
+
+        self._post(run)
+
+    def pause(self, sequence_id: int) -> None:
+        def run(posts: list[Post]) -> None:
+            row = self._rows.get(sequence_id)
+            if row is not None and not row.paused:
+                self._pause(row, posts)
+
+        self._post(run)
+
+    def resume(self, sequence_id: int, kv_tokens: int) -> None:
+        def run(posts: list[Post]) -> None:
+            row = self._rows.get(sequence_id)
+            if row is not None and row.paused:
+                assert kv_tokens > row.tokens
+                row.paused, row.prefilled, row.asked, row.granted_tokens = False, False, False, kv_tokens
+
+        self._post(run)
+
+    def cancel(self, sequence_id: int) -> None:
+        def run(posts: list[Post]) -> None:
+            row = self._rows.get(sequence_id)
+            if row is not None:
+                self._finish(row, FinishReason.CANCELLED, posts)
+
+        self._post(run)
+
+    def set_prompt_cache_limit(self, max_bytes: int) -> None:
+        def run(posts: list[Post]) -> None:
+            self._cache_limit_bytes = max_bytes
+            self.shrink_cache(max_bytes)
+
+        self._post(run)
+
+    async def trim_prompt_cache(self, max_bytes: int) -> int:
+        return await self._run_trim(self, max_bytes)
+
+    # The device's side
+
+    def shrink_cache(self, max_bytes: int) -> int:
+        """Drop entries, least recently used first, until they fit; return the bytes left."""
+        while self._cache and self.prompt_cache_bytes > max_bytes:
+            del self._cache[next(iter(self._cache))]
+        return self.prompt_cache_bytes
+
+    def fail(self, error: MlxdError) -> None:
+        """End all sequences with an error, at the next pass."""
+
+        def run(posts: list[Post]) -> None:
+            posts.extend((row.listener, Failed(number, error)) for number, row in self._rows.items())
+            self._rows.clear()
+
+        self._post(run)
+
+    def close(self) -> None:
+        """End all sequences; nothing is started any more."""
+        self.fail(RequestCancelled(f"{self.model_id} was unloaded"))
+        self.closed = True
+
+    def step(self, posts: list[Post]) -> None:
+        """Run the commands, then make one token per row."""
+        commands, self._commands = self._commands, []
+        for command in commands:
+            command(posts)
+        for row in list(self._rows.values()):
+            if not row.paused:
+                self._advance(row, posts)
+
+    def _post(self, command: Callable[[list[Post]], None]) -> None:
+        assert not self.closed, f"{self.model_id} was used after its unload"
+        self._commands.append(command)
+        self._wake()
+
+    def _advance(self, row: Row, posts: list[Post]) -> None:
+        number = row.submit.sequence_id
+        if not row.prefilled:
+            row.prefilled = True
+            if row.generated == 0:
+                row.cached_tokens = len(row.submit.prompt.tokens) - 1 if self._take(row.submit.prompt.tokens) else 0
+            posts.append((row.listener, Prefilling(number, row.tokens, row.tokens)))
+            return
+        if row.tokens >= row.granted_tokens:
+            self._pause(row, posts)
+            return
+        row.pending += token_text(row.submit, row.generated)
+        row.generated += 1
+        text, ended = self._release(row)
+        posts.append((row.listener, Delta(number, text, TextKind.CONTENT, row.generated)))
+        if ended:
+            self._finish(row, FinishReason.STOP, posts)
+        elif row.tokens >= row.final_tokens:
+            self._finish(row, FinishReason.LENGTH, posts)
+        elif not row.asked and row.granted_tokens - row.tokens < LOW_TOKENS and row.final_tokens > row.granted_tokens:
+            row.asked = True
+            posts.append((row.listener, KvLow(number, row.granted_tokens)))
+
+    def _release(self, row: Row) -> tuple[str, bool]:
+        """Return the text that may go out, and whether a stop string ended it."""
+        text = row.pending
+        found = [text.index(stop) for stop in row.submit.stop if stop in text]
+        if found:
+            row.pending = ""
+            return text[: min(found)], True
+        last = row.tokens >= row.final_tokens
+        held = 0 if last else max((_overlap(text, stop) for stop in row.submit.stop), default=0)
+        row.pending = text[len(text) - held :]
+        return text[: len(text) - held], False
+
+    def _pause(self, row: Row, posts: list[Post]) -> None:
+        row.paused = True
+        posts.append((row.listener, Paused(row.submit.sequence_id, row.tokens)))
+
+    def _finish(self, row: Row, reason: FinishReason, posts: list[Post]) -> None:
+        number = row.submit.sequence_id
+        del self._rows[number]
+        if not row.paused and row.prefilled:
+            self._keep(row)
+        usage = Usage(len(row.submit.prompt.tokens), row.cached_tokens, row.generated)
+        posts.append((row.listener, Finished(number, reason, usage)))
+
+    def _take(self, tokens: tuple[int, ...]) -> bool:
+        """Whether the prompt cache has the prompt; it is then its most recently used entry."""
+        if tokens not in self._cache:
+            return False
+        self._cache[tokens] = self._cache.pop(tokens)
+        return True
+
+    def _keep(self, row: Row) -> None:
+        """Move the row's KV into the prompt cache if it fits its bound."""
+        row_bytes = self._facts.kv.bytes_for(row.tokens)
+        if row_bytes <= self._cache_limit_bytes:
+            self._cache.pop(row.submit.prompt.tokens, None)
+            self.shrink_cache(self._cache_limit_bytes - row_bytes)
+            self._cache[row.submit.prompt.tokens] = row_bytes
+
+
+def _content(message: Mapping[str, object]) -> str:
+    return str(message["content"])
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of *text* that *stop* begins with."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
