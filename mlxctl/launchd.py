@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlxctl import client
 from mlxctl.launchctl import Job, Launchctl, Runner, Sleep, run, wait
 from mlxctl.resources import launchd_folder
 from mlxd.protocol.errors import EXIT_NOT_FOUND, ControlError
@@ -21,7 +20,6 @@ from mlxd.protocol.paths import Home
 LABEL = "local.mlxd"
 # The interpreter starts in well under a second; a Mac that has just booted is slower.
 _LISTEN_TIMEOUT_S = 15.0
-_HELLO_TIMEOUT_S = 2.0
 
 
 def render(home: Home, python: str) -> bytes:
@@ -53,18 +51,21 @@ class LaunchAgent:
     def __init__(
         self,
         home: Home,
+        is_listening: Callable[[Path], bool],
         *,
         agents: Path | None = None,
-        python: str = sys.executable,
+        python: str | None = None,
         run: Runner = run,
-        is_listening: Callable[[Path], bool] = lambda path: client.is_running(path, _HELLO_TIMEOUT_S),
         sleep: Sleep = time.sleep,
     ) -> None:
-        """Take the *home*; the rest is this user's and this interpreter's unless a test says otherwise."""
+        """Take the *home*, and what tells whether a daemon answers on a control socket.
+
+        The rest is this user's and this interpreter's unless a test says otherwise.
+        """
         folder = agents if agents is not None else Path.home() / "Library" / "LaunchAgents"
         self.plist = folder / f"{LABEL}.plist"
         self.home = home
-        self.python = python
+        self.python = python if python is not None else sys.executable
         self._launchctl = Launchctl(LABEL, os.getuid(), run=run, sleep=sleep)
         self._is_listening = is_listening
         self._sleep = sleep

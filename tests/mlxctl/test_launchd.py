@@ -23,10 +23,10 @@ def make_agent(tmp_path: Path, launchctl: FakeLaunchctl, *, python: str = PYTHON
     """Return an agent that talks to the fake."""
     return LaunchAgent(
         Home(tmp_path / "home"),
+        launchctl.is_listening,
         agents=tmp_path / "LaunchAgents",
         python=python,
         run=launchctl.runner,
-        is_listening=launchctl.is_listening,
         sleep=launchctl.sleep,
     )
 
@@ -183,9 +183,9 @@ def test_daemon_that_never_answers_is_an_error(tmp_path: Path) -> None:
     launchctl = FakeLaunchctl()
     agent = LaunchAgent(
         Home(tmp_path / "home"),
+        lambda path: False,
         agents=tmp_path / "LaunchAgents",
         run=launchctl.runner,
-        is_listening=lambda path: False,
         sleep=launchctl.sleep,
     )
 
@@ -205,10 +205,10 @@ def test_daemon_started_by_hand_is_not_fought(tmp_path: Path, verb: str) -> None
     launchctl.commands.clear()
     by_hand = LaunchAgent(
         agent.home,
+        lambda path: True,
         agents=agent.plist.parent,
         python="/other/python",
         run=launchctl.runner,
-        is_listening=lambda path: True,
         sleep=launchctl.sleep,
     )
 

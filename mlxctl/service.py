@@ -1,0 +1,163 @@
+"""`mlxctl service`: mlxd under launchd, started at login and after a crash.
+
+Owns the words; `launchd.py` does the work. On systems without launchd every verb but `print` says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from time import sleep
+
+import typer
+
+from mlxctl.call import Call, Document
+from mlxctl.client import is_running
+from mlxctl.launchctl import run
+from mlxctl.launchd import LABEL, LaunchAgent, log_path, render
+from mlxctl.output import format_pairs
+from mlxctl.verb import Verb, make_app
+from mlxd.protocol.errors import EXIT_UNREACHABLE, EXIT_USAGE, ControlError
+
+app = make_app("Run mlxd under launchd: from login on, and again after a crash.")
+
+
+@app.command("install", cls=Verb)
+def install(ctx: typer.Context) -> None:
+    """Write the LaunchAgent, load it and start the daemon; a repeat interrupts nothing that is current."""
+    call = Call.of(ctx)
+    agent = _make_agent(call)
+    agent.install()
+    _show(call, agent, f"installed: mlxd runs now and after each login, with {call.home.root}")
+
+
+@app.command("uninstall", cls=Verb)
+def uninstall(ctx: typer.Context) -> None:
+    """Stop the daemon and remove the LaunchAgent; settings and models stay."""
+    call = Call.of(ctx)
+    agent = _make_agent(call)
+    was_there = agent.uninstall()
+    _show(call, agent, f"removed; {call.home.root} stays" if was_there else "unchanged: it was not installed")
+
+
+@app.command("start", cls=Verb)
+def start(ctx: typer.Context) -> None:
+    """Start the installed service and wait until it answers."""
+    call = Call.of(ctx)
+    agent = _make_agent(call)
+    agent.start()
+    _show(call, agent, "running")
+
+
+@app.command("stop", cls=Verb)
+def stop(ctx: typer.Context) -> None:
+    """Let running requests end and stop the daemon until `service start` or the next login."""
+    call = Call.of(ctx)
+    agent = _make_agent(call)
+    was_running = agent.stop()
+    _show(
+        call,
+        agent,
+        "stopped, until `mlxctl service start` or the next login" if was_running else "unchanged: not running",
+    )
+
+
+@app.command("restart", cls=Verb)
+def restart(ctx: typer.Context) -> None:
+    """Let running requests end and start the daemon again, as the installed version."""
+    call = Call.of(ctx)
+    agent = _make_agent(call)
+    agent.restart()
+    _show(call, agent, "running again")
+
+
+@app.command("status", cls=Verb)
+def status(ctx: typer.Context) -> None:
+    """What launchd knows of it; exits 3 when it does not run."""
+    call = Call.of(ctx)
+    agent = _make_agent(call)
+    document = _describe(agent)
+    call.show(document, _format)
+    if document["pid"] is None:
+        raise typer.Exit(EXIT_UNREACHABLE)
+
+
+@app.command("print", cls=Verb)
+def print_plist(ctx: typer.Context) -> None:
+    """Print the LaunchAgent that `install` would write; works on every system."""
+    call = Call.of(ctx)
+    plist = render(call.home, sys.executable).decode()
+    call.show({"label": LABEL, "plist": plist}, lambda document: str(document["plist"]).rstrip())
+
+
+def _make_agent(call: Call) -> LaunchAgent:
+    if not _has_launchd():
+        raise ControlError(
+            "launchd is part of macOS, and this is another system",
+            hint="mlxctl start, which runs mlxd in the background",
+            code="service.unsupported",
+        )
+    if call.options.socket is not None:
+        raise ControlError(
+            "--socket has no meaning for the service, which is one per user and uses the socket in MLXD_HOME",
+            hint="MLXD_HOME=PATH mlxctl service install",
+            code="usage",
+            exit_code=EXIT_USAGE,
+        )
+
+    def is_listening(path: Path) -> bool:
+        return is_running(path, call.options.timeout_s)
+
+    return LaunchAgent(call.home, is_listening, run=run, sleep=sleep)
+
+
+def _has_launchd() -> bool:
+    return sys.platform == "darwin"
+
+
+def _show(call: Call, agent: LaunchAgent, text: str) -> None:
+    document = {"result": text, **_describe(agent)}
+    call.show(document, lambda shown: str(shown["result"]))
+
+
+def _describe(agent: LaunchAgent) -> Document:
+    job = agent.find_job()
+    python = agent.installed_python()
+    return {
+        "installed": agent.is_installed,
+        "loaded": job is not None,
+        "pid": job.pid if job is not None else None,
+        "state": job.state if job is not None else None,
+        "last_exit": job.last_exit if job is not None else None,
+        "domain": job.domain if job is not None else None,
+        "plist": str(agent.plist),
+        "python": python,
+        "current": agent.is_current,
+        "log": str(log_path(agent.home)),
+        "problem": _find_problem(agent, python),
+    }
+
+
+def _find_problem(agent: LaunchAgent, python: str | None) -> str | None:
+    if not agent.is_installed:
+        return "not installed: mlxctl service install"
+    if python is None or not Path(python).exists():
+        return f"its interpreter is gone ({python}): mlxctl service install"
+    if not agent.is_current:
+        return "it was installed by another version or for another MLXD_HOME: mlxctl service install"
+    return None
+
+
+def _format(document: Document) -> str:
+    running = "not running" if document["pid"] is None else f"running, pid {document['pid']}"
+    return format_pairs(
+        [
+            ("service", running),
+            ("launchd", "loaded in " + document["domain"] if document["loaded"] else "not loaded"),
+            ("last exit", document["last_exit"]),
+            ("plist", document["plist"] if document["installed"] else None),
+            ("python", document["python"]),
+            ("log", document["log"]),
+            ("problem", document["problem"]),
+        ]
+    )

@@ -1,0 +1,126 @@
+"""`mlxctl service`: what its verbs print and how they exit."""
+
+from __future__ import annotations
+
+import json
+import plistlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlxctl import service
+from mlxctl.cli import main
+from tests.support.fake_launchctl import FakeLaunchctl
+
+VERBS = ["install", "uninstall", "start", "stop", "restart", "status"]
+
+
+@pytest.fixture
+def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchctl:
+    """A Mac: a launchd, a home folder, and a daemon that listens while launchd runs it."""
+    fake = FakeLaunchctl()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(service, "_has_launchd", lambda: True)
+    monkeypatch.setattr(service, "run", fake.runner)
+    monkeypatch.setattr(service, "is_running", lambda path, timeout_s: fake.is_listening(path))
+    monkeypatch.setattr(service, "sleep", fake.sleep)
+    return fake
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has launchd")
+def test_elsewhere_it_says_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a system without launchd each verb fails in words and names the command to use."""
+    assert main(["service", verb]) == 1
+
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "launchd is part of macOS" in captured.err
+    assert "try: mlxctl start" in captured.err
+
+
+def test_print_works_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plist is printed as it would be written, and nothing else."""
+    monkeypatch.setenv("MLXD_HOME", str(tmp_path / "a home"))
+
+    assert main(["service", "print"]) == 0
+
+    plist = plistlib.loads(capsys.readouterr().out.encode())
+    assert plist["ProgramArguments"] == [sys.executable, "-P", "-m", "mlxd"]
+    assert plist["EnvironmentVariables"] == {"MLXD_HOME": str(tmp_path / "a home")}
+
+
+def test_life_of_a_service(mac: FakeLaunchctl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Installed, stopped, started, restarted and removed: each verb says what is so now."""
+    said = []
+    for verb in ("install", "stop", "stop", "start", "restart", "uninstall", "uninstall"):
+        assert main(["service", verb]) == 0
+        said.append(capsys.readouterr().out.strip())
+
+    assert said == [
+        f"installed: mlxd runs now and after each login, with {tmp_path / 'mlxd-home'}",
+        "stopped, until `mlxctl service start` or the next login",
+        "unchanged: not running",
+        "running",
+        "running again",
+        f"removed; {tmp_path / 'mlxd-home'} stays",
+        "unchanged: it was not installed",
+    ]
+    assert list((tmp_path / "Library" / "LaunchAgents").iterdir()) == []
+
+
+def test_status_of_a_running_service(mac: FakeLaunchctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status shows the process, where it is loaded, and no problem."""
+    main(["service", "install"])
+    capsys.readouterr()
+
+    assert main(["service", "status"]) == 0
+
+    shown = capsys.readouterr().out
+    assert f"running, pid {mac.pid}" in shown
+    assert f"loaded in {mac.domain}" in shown
+    assert "problem" not in shown
+
+
+def test_status_before_install_exits_3(mac: FakeLaunchctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script can tell by the exit status that it does not run, and a person what to do."""
+    assert main(["service", "status"]) == 3
+
+    assert "problem:   not installed: mlxctl service install" in capsys.readouterr().out
+
+
+def test_status_names_an_interpreter_that_is_gone(
+    mac: FakeLaunchctl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A removed virtual environment shows before the next login finds out."""
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/gone/bin/python")
+        main(["service", "install"])
+    capsys.readouterr()
+
+    main(["service", "status", "--json"])
+
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "mlxctl/v1"
+    assert document["problem"] == "its interpreter is gone (/gone/bin/python): mlxctl service install"
+    assert document["current"] is False
+
+
+def test_failure_of_launchctl_is_an_error_document(mac: FakeLaunchctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json a refusal is one document with a code, and the exit status is not 0."""
+    mac.failures["bootstrap"] = [5] * 9
+
+    assert main(["service", "install", "--json"]) == 1
+
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "service.refused"
+
+
+def test_socket_option_is_refused(mac: FakeLaunchctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The service has one socket, so an option for another is not silently ignored."""
+    assert main(["service", "install", "--socket", "/tmp/x.sock"]) == 2
+
+    assert "MLXD_HOME" in capsys.readouterr().err
+    assert mac.commands == []
