@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
 
 _BYTE_UNITS = {
     "b": 1,
@@ -38,6 +37,8 @@ def parse_bytes(text: str) -> int:
     if unit not in _BYTE_UNITS:
         msg = f"{text!r} has the unknown unit {match['unit']!r}; use B, KB, MB, GB, TB, KiB, MiB, GiB or TiB"
         raise ValueError(msg)
+    from fractions import Fraction  # late: it costs mlxctl 2 ms of a start, and few commands parse a size
+
     return round(Fraction(match["number"]) * _BYTE_UNITS[unit])  # a float is not exact over 9 PB
 
 

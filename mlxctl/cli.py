@@ -1,0 +1,125 @@
+"""The program `mlxctl`: finds the verb, loads only its file, and turns errors into words and an exit status.
+
+Owns the list of verbs and nouns. Must not import what they import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import typer
+import typer.main
+from typer.core import TyperGroup
+
+from mlxctl import output
+from mlxctl.verb import Noun
+from mlxd.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OTHER, EXIT_USAGE, ControlError, MlxdError
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context
+
+# verb or noun → the module that has it in its `app`, in the order of the help.
+_VERBS = {
+    "status": "mlxctl.status",
+    "ps": "mlxctl.status",
+    "chat": "mlxctl.chat",
+    "quickstart": "mlxctl.quickstart",
+    "start": "mlxctl.daemon",
+    "stop": "mlxctl.daemon",
+    "restart": "mlxctl.daemon",
+    "version": "mlxctl.daemon",
+}
+_NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "cloud", "config", "service")}
+
+
+class Root(Noun):
+    """`mlxctl` itself: verbs and nouns, each loaded when it is called."""
+
+    def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """Return the names of all verbs and nouns."""
+        return [*_VERBS, *_NOUNS]
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Command | None:  # noqa: ARG002  (click's signature)
+        """Load the module of a verb or noun and return its command."""
+        if cmd_name in _NOUNS:
+            return _load(_NOUNS[cmd_name], cmd_name)
+        if cmd_name in _VERBS:
+            return _load(_VERBS[cmd_name], cmd_name).commands[cmd_name]
+        return None
+
+    def suggest(self, ctx: Context, typed: str) -> str | None:
+        """Name the noun of a verb that was typed without one; else the nearest."""
+        for noun, module in _NOUNS.items():
+            if typed in _load(module, noun).commands:
+                return f"mlxctl {noun} {typed}"
+        return super().suggest(ctx, typed)
+
+
+def _load(module: str, name: str) -> TyperGroup:
+    group: TyperGroup = typer.main.get_group(importlib.import_module(module).app)
+    group.name = name
+    return group
+
+
+def make_root() -> Root:
+    """Return the command that the whole program is."""
+    return Root(
+        name="mlxctl",
+        help="Steer a running mlxd: models, memory, cloud rules and settings, while it serves.",
+        epilog="Sizes: GB is 10^9, GiB is 2^30. Data goes to stdout, notes and errors to stderr.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+        subcommand_metavar="VERB [ARGS]...",
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit status: the renderer of all errors."""
+    arguments = list(argv)
+    try:
+        _invoke(arguments)
+    except typer.Exit as end:
+        return end.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except typer.Abort:  # Ctrl-C or Ctrl-D at a question
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_OK  # the reader has seen enough, as in `mlxctl ps | head -1`
+    except MlxdError as error:
+        return _fail(error, arguments)
+    except typer.TyperException as error:
+        return _fail(_usage_error(error), arguments)
+    except OSError as error:
+        return _fail(ControlError(str(error), code="os_error"), arguments)
+    return EXIT_OK
+
+
+def _invoke(arguments: list[str]) -> None:
+    root = make_root()
+    with root.make_context("mlxctl", arguments) as ctx:
+        root.invoke(ctx)
+
+
+def _usage_error(error: typer.TyperException) -> ControlError:
+    ctx = getattr(error, "ctx", None)
+    text = error.format_message().rstrip(".")
+    return ControlError(
+        text[:1].lower() + text[1:],
+        exit_code=EXIT_USAGE,
+        code="usage",
+        hint=f"{ctx.command_path if ctx is not None else 'mlxctl'} --help",
+    )
+
+
+def _fail(error: MlxdError, arguments: Sequence[str]) -> int:
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    try:
+        if "--json" in arguments[:end]:
+            output.print_json({"error": output.describe_error(error)})
+        output.print_note(output.format_error(error))
+    except BrokenPipeError:
+        return error.exit_code
+    return error.exit_code or EXIT_OTHER

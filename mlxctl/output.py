@@ -1,0 +1,146 @@
+"""What mlxctl prints: tables, sizes, errors, and the one JSON document of `--json`.
+
+Data goes to stdout, everything else to stderr; no meaning is in colour. Knows no verb and no socket.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from mlxd.protocol.errors import MlxdError
+from mlxd.protocol.units import format_duration, show_bytes
+
+SCHEMA = "mlxctl/v1"
+_GAP = "  "
+_NARROWEST = 8
+
+
+def print_text(text: str) -> None:
+    """Write data for people to stdout."""
+    print(text, flush=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Write the one document of `--json` to stdout, with its schema first."""
+    import json
+
+    plain = {"schema": SCHEMA, **_finite(dict(document))}
+    print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+
+
+def print_note(text: str) -> None:
+    """Write something for people that is no data to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def format_error(error: MlxdError) -> str:
+    """Return what happened, why, the next command and the code, each on a line of its own."""
+    what, *why = error.message.splitlines() or [""]
+    lines = [f"error: {what}", *(f"  {line.strip()}" for line in why)]
+    if error.hint is not None:
+        lines.append(f"  try: {error.hint}")
+    lines.append(f"  code: {error.code}")
+    return "\n".join(lines)
+
+
+def describe_error(error: MlxdError) -> dict[str, Any]:
+    """Return the `error` of the JSON document."""
+    details = {"hint": error.hint, "field": error.param, "data": error.data or None}
+    return {
+        "code": error.code,
+        "message": error.message,
+        "exit": error.exit_code,
+        **{key: value for key, value in details.items() if value is not None},
+    }
+
+
+def format_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, width: int | None = None) -> str:
+    """Return rows under their heads in ASCII, numbers to the right, cut to *width* columns where that is known.
+
+    A cell of None is shown as `-`. The widest column gives way first, and shows with `...` that it did.
+    """
+    cells = [list(heads), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
+    limit = terminal_width() if width is None else width
+    if limit is not None:
+        _shrink(widths, limit)
+    is_number = [_is_numeric(line[column] for line in cells[1:]) for column in range(len(heads))]
+    return "\n".join(
+        _GAP.join(
+            _fit(cell, column_width, to_the_right=right)
+            for cell, column_width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+
+
+def format_pairs(pairs: Iterable[tuple[str, object]]) -> str:
+    """Return `name: value` lines with the values under each other; a value of None leaves its line out."""
+    shown = [(name, str(value)) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "\n".join(f"{name + ':':<{width + 1}} {value}".rstrip() for name, value in shown)
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal; None when stdout is none and COLUMNS does not say."""
+    if not os.environ.get("COLUMNS", "").isdecimal() and not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
+
+
+def show_size(n_bytes: int | None) -> str | None:
+    """Return a size in both units, None for none."""
+    return None if n_bytes is None else show_bytes(n_bytes)
+
+
+def show_duration(seconds: float | None) -> str | None:
+    """Return a duration in its two largest units: `1h30m`, `2m5s`, `never`; None for none."""
+    if seconds is None:
+        return None
+    if math.isinf(seconds):
+        return "never"
+    for unit_s in (86400, 3600, 60):
+        if seconds >= unit_s:
+            step_s = {86400: 3600, 3600: 60, 60: 1}[unit_s]
+            return format_duration(seconds // step_s * step_s)
+    return format_duration(round(seconds, 1) if seconds < 1 else int(seconds))
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 request`, `2 requests`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _finite(value: Any) -> Any:
+    """Return *value* with infinite durations as the word the settings use: JSON has no infinity."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "never"
+    return value
+
+
+def _shrink(widths: list[int], limit: int) -> None:
+    while sum(widths) + len(_GAP) * (len(widths) - 1) > limit:
+        widest = max(range(len(widths)), key=widths.__getitem__)
+        if widths[widest] <= _NARROWEST:
+            return
+        widths[widest] -= 1
+
+
+def _fit(cell: str, width: int, *, to_the_right: bool) -> str:
+    if len(cell) > width:
+        return cell[: width - 3] + "..."
+    return cell.rjust(width) if to_the_right else cell.ljust(width)
+
+
+def _is_numeric(cells: Iterable[str]) -> bool:
+    seen = [cell for cell in cells if cell != "-"]
+    return bool(seen) and all(cell[0].isdecimal() for cell in seen)

@@ -1,0 +1,205 @@
+"""How verbs are called: the options that all of them share, the options of those that change something, typos.
+
+Owns how a command line becomes `Options`. They stand before the noun, after it or after the verb, as people type them.
+Stands on typer alone, and must not import anything of a noun: only the noun that is called is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+from mlxctl.output import print_note
+from mlxd.protocol.errors import EXIT_USAGE, ControlError
+from mlxd.protocol.units import parse_duration_s
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context, Parameter
+
+DEFAULT_TIMEOUT_S = 10.0
+# `--wait` without a duration: a large model from a slow disk takes minutes, and every wait has an end.
+DEFAULT_WAIT_S = 600.0
+
+_WAIT_FLAG = "--wait"
+_NEGATIVE_VALUE = re.compile(r"-\.?\d")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beside the verb and its own arguments.
+
+    Attributes:
+        json: one JSON document on stdout instead of text.
+        quiet: no notes on stderr; data and errors only.
+        socket: the control socket; None is the one in MLXD_HOME.
+        timeout_s: longest wait for an answer of the daemon.
+        dry_run: check and plan, change nothing.
+        wait_s: longest wait for what the change began; None does not wait.
+        if_generation: change nothing unless the settings are of this generation.
+        force: pass the checks that can be passed.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    socket: Path | None = None
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    dry_run: bool = False
+    wait_s: float | None = None
+    if_generation: int | None = None
+    force: bool = False
+
+    def merged(self, given: dict[str, Any]) -> Options:
+        """Return these options with those that were *given* closer to the verb."""
+        return dataclasses.replace(
+            self, **{name: value for name, value in given.items() if value is not None and value is not False}
+        )
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """Return the typer app of one noun, whose verbs have the shared options."""
+    return typer.Typer(
+        cls=Noun, help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+
+
+class _WithOptions:
+    """What verbs and nouns have in common: the shared options, moved from the parsed parameters into `ctx.obj`."""
+
+    params: list[Parameter]
+
+    def _take_options(self, ctx: Context) -> None:
+        given = {name: ctx.params.pop(name) for name in _OPTION_NAMES if name in ctx.params}
+        inherited = ctx.obj if isinstance(ctx.obj, Options) else Options()
+        ctx.obj = inherited.merged(given)
+
+
+class Verb(TyperCommand, _WithOptions):
+    """A verb. A value with a leading minus is a value, so that the daemon's parser can name its bound."""
+
+    operation: str | None = None
+
+    def __init__(self, name: str | None, **attributes: Any) -> None:
+        """Add the shared options to the verb's own."""
+        super().__init__(name, **attributes)
+        self.params = [*self.params, *_shared_options(), *_change_options(self.operation)]
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the line, with `--wait` standing for `--wait=` and its default."""
+        end = args.index("--") if "--" in args else len(args)
+        head = [f"{_WAIT_FLAG}={DEFAULT_WAIT_S:g}s" if arg == _WAIT_FLAG else arg for arg in args[:end]]
+        if any(_NEGATIVE_VALUE.match(arg) for arg in head):
+            ctx.ignore_unknown_options = True
+        rest = super().parse_args(ctx, head + args[end:])
+        self._take_options(ctx)
+        return rest
+
+
+class Noun(TyperGroup, _WithOptions):
+    """A group of verbs."""
+
+    def __init__(self, **attributes: Any) -> None:
+        """Add the shared options."""
+        super().__init__(**attributes)
+        self.params = [*self.params, *_shared_options()]
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse what stands before the verb; nothing at all prints the help."""
+        if not args and not ctx.resilient_parsing:
+            print_note(ctx.get_help())
+            raise typer.Exit(EXIT_USAGE)
+        rest = super().parse_args(ctx, args)
+        self._take_options(ctx)
+        return rest
+
+    def resolve_command(self, ctx: Context, args: list[str]) -> tuple[str | None, Command | None, list[str]]:
+        """Return the verb that the line names; a typo is answered with the nearest."""
+        command = self.get_command(ctx, args[0])
+        if command is None:
+            near = self.suggest(ctx, args[0])
+            raise ControlError(
+                f"there is no verb {args[0]!r} in {ctx.command_path}",
+                exit_code=EXIT_USAGE,
+                code="usage.unknown_verb",
+                hint=near or f"{ctx.command_path} --help",
+            )
+        return args[0], command, args[1:]
+
+    def suggest(self, ctx: Context, typed: str) -> str | None:
+        """Return the command that *typed* was probably meant to be."""
+        near = difflib.get_close_matches(typed, self.list_commands(ctx), n=1, cutoff=0.5)
+        return f"{ctx.command_path} {near[0]}" if near else None
+
+
+def changes(operation: str) -> type[Verb]:
+    """Return the class of a verb that asks for *operation*, with the options that this operation acts upon."""
+    return type("ChangingVerb", (Verb,), {"operation": operation})
+
+
+def _shared_options() -> Iterator[TyperOption]:
+    yield TyperOption(param_decls=["--json"], is_flag=True, help="Print one JSON document.")
+    yield TyperOption(param_decls=["--quiet", "-q"], is_flag=True, help="Print data and errors only.")
+    yield TyperOption(
+        param_decls=["--socket"],
+        callback=_parse_socket,
+        metavar="PATH",
+        help="Control socket, if not the one in MLXD_HOME.",
+    )
+    yield TyperOption(
+        param_decls=["--timeout", "timeout_s"],
+        callback=_parse_duration,
+        metavar="DURATION",
+        help=f"Longest wait for an answer of the daemon; {DEFAULT_TIMEOUT_S:g}s when left out.",
+    )
+
+
+def _change_options(operation: str | None) -> Iterator[TyperOption]:
+    if operation is None:
+        return
+    from mlxd.protocol.operations import OPERATIONS  # late: verbs that only ask do without
+
+    if operation not in _NO_SETTINGS:
+        yield TyperOption(param_decls=["--dry-run"], is_flag=True, help="Say what would change, change nothing.")
+        yield TyperOption(
+            param_decls=["--if-generation"],
+            type=int,
+            metavar="N",
+            help="Refuse if the settings are not of generation N.",
+        )
+    yield TyperOption(
+        param_decls=[_WAIT_FLAG, "wait_s"],
+        callback=_parse_duration,
+        metavar="[=DURATION]",
+        help=f"Wait until what it begins is done, {DEFAULT_WAIT_S / 60:g}m when the duration is left out.",
+    )
+    if "force" in OPERATIONS[operation].params:
+        yield TyperOption(param_decls=["--force"], is_flag=True, help=OPERATIONS[operation].params["force"].help)
+
+
+def _parse_duration(ctx: Context, param: Parameter, value: str | None) -> float | None:  # noqa: ARG001  (click's signature)
+    if value is None:
+        return None
+    try:
+        seconds = parse_duration_s(value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not 0 < seconds < math.inf:
+        raise typer.BadParameter(f"{value!r} is out of bounds; it must be more than 0s")
+    return seconds
+
+
+def _parse_socket(ctx: Context, param: Parameter, value: str | None) -> Path | None:  # noqa: ARG001  (click's signature)
+    return None if value is None else Path(value).expanduser()
+
+
+# Operations that change what is loaded or on disk and no setting: no generation to compare, no plan to show.
+_NO_SETTINGS = frozenset({"model.load", "model.unload", "model.remove"})
+_OPTION_NAMES = tuple(item.name for item in dataclasses.fields(Options))
