@@ -1,0 +1,108 @@
+"""`python -m tests.bench`: run all of it and write RESULTS.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlxd import __version__
+from tests.bench import compare, live
+from tests.bench.process import Worker, running_mlx_lm_server
+from tests.support.daemon import running_daemon
+from tests.support.tiny_model import write_tiny_model
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+MODEL, OTHER_MODEL = "tiny", "other"
+CONFIG = '[http]\nport = 0\n\n[pool]\nmemory = "6GB"\n'
+SECTIONS = ("compare", "idle", "starts", "changes", "gaps")
+
+
+def main() -> None:
+    """Run the sections asked for."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds of the comparison (default: %(default)s)")
+    parser.add_argument(
+        "--only", choices=SECTIONS, action="append", help="this section; may be repeated (default: all)"
+    )
+    parser.add_argument("--output", type=Path, help=f"file to write (default: {RESULTS.name}; with --only: none)")
+    arguments = parser.parse_args()
+    sections = arguments.only or list(SECTIONS)
+    with tempfile.TemporaryDirectory(prefix="mlxd-bench-") as folder:
+        report = run(Path(folder), sections, arguments.rounds)
+    print(report)
+    output = arguments.output if arguments.output is not None else None if arguments.only else RESULTS
+    if output is not None:
+        output.write_text(report)
+        print(f"written to {output}", file=sys.stderr)
+
+
+def run(folder: Path, sections: list[str], rounds: int) -> str:
+    """Measure and return the report."""
+    home = folder / "home"
+    model = write_tiny_model(home / "models" / MODEL, layers=4, width=64, context=4096)
+    # About 170 MB: long enough to load that a stream shows it.
+    write_tiny_model(home / "models" / OTHER_MODEL, layers=16, width=512, heads=8)
+    rows: live.Rows = []
+    table = ""
+    with running_daemon(home, CONFIG) as daemon, Worker("tests.bench.client") as client:
+        assert daemon.process is not None
+        url = urlsplit(daemon.base_url)
+        ours = {"host": url.hostname, "port": url.port, "model": MODEL}
+        if "idle" in sections:
+            rows += live.measure_idle(daemon.process.pid, "idle, no model ever loaded")
+        if "starts" in sections:
+            live.wait_until_settled(daemon.process.pid)
+            rows += live.measure_starts(daemon)
+        daemon.mlxctl("model", "load", MODEL, "--wait")
+        if "idle" in sections:
+            rows += live.measure_idle(daemon.process.pid, "idle, one model loaded")
+        if "changes" in sections:
+            rows += live.measure_changes(daemon, client, ours)
+        if "gaps" in sections:
+            rows += live.measure_load_gap(daemon, client, ours, OTHER_MODEL)
+        if "compare" in sections:
+            with (
+                running_mlx_lm_server(model, folder / "mlx_lm.log") as port,
+                Worker("tests.bench.bare", str(model)) as bare,
+            ):
+                theirs = {"host": "127.0.0.1", "port": port, "model": "default_model"}
+                result = compare.compare(rounds, client, bare, {"mlx_lm.server": theirs, "mlxd": ours})
+            table = compare.format_comparison(result)
+    return format_report(table, rows, rounds)
+
+
+def format_report(table: str, rows: live.Rows, rounds: int) -> str:
+    """Return the Markdown page."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("mlx", "mlx-lm", "aiohttp"))
+    about = (
+        "# Benchmarks\n\n"
+        f"mlxd {__version__} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores; "
+        f"Python {platform.python_version()}, {versions}; {datetime.now(UTC):%Y-%m-%d}.\n\n"
+        "Repeat with `make bench` (a few minutes; leave the machine alone meanwhile). "
+        "`make bench BENCH_ARGS='--only compare --rounds 9'` runs a part.\n"
+    )
+    parts = [about]
+    if table:
+        parts.append(
+            "## Against mlx_lm.server and a bare BatchGenerator\n\n"
+            "A random llama (4 layers, width 64, float32), so that what is seen is the server and not the model. One "
+            f"client process, closed loop; {compare.MAX_TOKENS} tokens per answer, greedy, streamed, no prompt twice. "
+            "*Bare* is mlx-lm's `BatchGenerator` in a loop on prompts that are tokenized already: no HTTP, no text. "
+            f"Medians of {rounds} rounds, all systems in turns within each; ratios are medians of the rounds' ratios "
+            "(lowest-highest), and over 1 is in mlxd's favour.\n\n" + table + "\n"
+        )
+    if rows:
+        lines = "\n".join(f"| {name} | {value} |" for name, value in rows)
+        parts.append(f"## One daemon\n\n| | |\n|---|---|\n{lines}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
