@@ -6,7 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A shared machine may stall any example: a time limit per example would test the machine.
+hypothesis.settings.register_profile("mlxd", deadline=None)
+hypothesis.settings.load_profile("mlxd")
 
 # Tokens, endpoints and caches of the hub; keys and addresses of the clients; what bends the width or colour of output.
 _FOREIGN_PREFIXES = ("HF_", "HUGGING_FACE_", "TRANSFORMERS_", "OPENAI_", "ANTHROPIC_", "MLXD_", "MLX_")
