@@ -14,6 +14,7 @@ quickstart: ## install, fetch a small model, start the daemon, ask it a question
 
 test: ## run every test (PYTEST_ARGS="tests/pool -k evict" runs some)
 	@goal=$@ .ci/venv test
+	@.venv/bin/python -m tests.support.starter
 	@.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: ## ruff, mypy --strict, import-linter

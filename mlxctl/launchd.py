@@ -27,12 +27,17 @@ def render(home: Home, python: str) -> bytes:
     import plistlib
 
     template = plistlib.loads((launchd_folder() / f"{LABEL}.plist").read_bytes())
-    paths = {"{python}": python, "{home}": str(home.root), "{log}": str(log_path(home))}
+    paths = {
+        "{python}": python,
+        "{home}": str(home.root),
+        "{log}": str(home.log),
+        "{early_log}": str(early_log_path(home)),
+    }
     return plistlib.dumps(_fill(template, paths), sort_keys=False)
 
 
-def log_path(home: Home) -> Path:
-    """Return where launchd puts what the daemon says before it has a log, and why it could not start."""
+def early_log_path(home: Home) -> Path:
+    """Return where launchd puts what the daemon says before it has its log, and why it could not start."""
     return home.logs / "launchd.log"
 
 
@@ -86,15 +91,24 @@ class LaunchAgent:
 
     def installed_python(self) -> str | None:
         """Return the interpreter that the plist in place names, or None when there is none to read."""
+        arguments = self._read_plist().get("ProgramArguments")
+        return str(arguments[0]) if isinstance(arguments, list) and arguments else None
+
+    @property
+    def owns_home(self) -> bool:
+        """Whether the plist in place is for this home, so that its daemon is launchd's to start."""
+        variables = self._read_plist().get("EnvironmentVariables")
+        return isinstance(variables, dict) and variables.get("MLXD_HOME") == str(self.home.root)
+
+    def _read_plist(self) -> dict[str, Any]:
         import plistlib
         from xml.parsers.expat import ExpatError
 
         try:
             document = plistlib.loads(self.plist.read_bytes())
         except (OSError, plistlib.InvalidFileException, ExpatError):
-            return None
-        arguments = document.get("ProgramArguments") if isinstance(document, dict) else None
-        return str(arguments[0]) if isinstance(arguments, list) and arguments else None
+            return {}
+        return document if isinstance(document, dict) else {}
 
     def install(self) -> None:
         """Write the plist, load it and wait until the daemon listens; a repeat with nothing changed only starts it.

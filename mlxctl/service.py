@@ -14,7 +14,7 @@ import typer
 from mlxctl.call import Call, Document
 from mlxctl.client import is_running
 from mlxctl.launchctl import run
-from mlxctl.launchd import LABEL, LaunchAgent, log_path, render
+from mlxctl.launchd import LABEL, LaunchAgent, early_log_path, render
 from mlxctl.output import format_pairs
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_UNREACHABLE, EXIT_USAGE, ControlError
@@ -133,7 +133,8 @@ def _describe(agent: LaunchAgent) -> Document:
         "plist": str(agent.plist),
         "python": python,
         "current": agent.is_current,
-        "log": str(log_path(agent.home)),
+        "log": str(agent.home.log),
+        "early_log": str(early_log_path(agent.home)),
         "problem": _find_problem(agent, python),
     }
 
@@ -158,6 +159,7 @@ def _format(document: Document) -> str:
             ("plist", document["plist"] if document["installed"] else None),
             ("python", document["python"]),
             ("log", document["log"]),
+            ("early log", document["early_log"]),
             ("problem", document["problem"]),
         ]
     )

@@ -39,7 +39,7 @@ def test_plist_is_what_launchd_needs(tmp_path: Path) -> None:
 
     assert plist == {
         "Label": "local.mlxd",
-        "ProgramArguments": [PYTHON, "-P", "-m", "mlxd"],
+        "ProgramArguments": [PYTHON, "-P", "-m", "mlxd", "--log-file", str(home / "logs" / "mlxd.log")],
         "EnvironmentVariables": {"MLXD_HOME": str(home)},
         "RunAtLoad": True,
         "KeepAlive": {"SuccessfulExit": False},
