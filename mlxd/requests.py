@@ -1,0 +1,146 @@
+"""The running requests, local and cloud: list them, cancel them, wait for their end.
+
+Owns the set of requests that are being answered and the gate that shuts when the daemon drains. Must not import
+aiohttp, the pool or the cloud: it knows a request as an asyncio task with a name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+
+from mlxd.protocol.errors import Draining, NotFound, RequestCancelled
+
+# What a client is told to wait while a daemon goes away and its successor comes up.
+_RESTART_S = 5.0
+
+
+class RequestState(Enum):
+    """How far a request is."""
+
+    WAITING = "waiting"  # for a place, a load, the prefill or an upstream
+    ANSWERING = "answering"  # its first text was made
+
+
+@dataclass(slots=True)
+class RunningRequest:
+    """One request, as `mlxctl ps` shows it."""
+
+    id: str
+    endpoint: str
+    model: str
+    route: str  # "local" or "cloud"
+    started_at_s: float  # unix time
+    state: RequestState = RequestState.WAITING
+
+
+class RunningRequests:
+    """All requests between their admission and their last byte."""
+
+    def __init__(self, now: Callable[[], float] = time.time) -> None:
+        """Take the clock that `started_at_s` is read from."""
+        self._now = now
+        self._tracked: dict[int, TrackedRequest] = {}
+        self._next_key = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._closed = False
+
+    def track(self, request_id: str, *, endpoint: str, model: str, route: str) -> TrackedRequest:
+        """Return a context manager; the current task counts as this request inside of it.
+
+        Raises:
+            Draining: `close` was called.
+        """
+        if self._closed:
+            raise Draining("the daemon is shutting down", retry_after_s=_RESTART_S)
+        return TrackedRequest(self, RunningRequest(request_id, endpoint, model, route, self._now()))
+
+    def list(self) -> tuple[RunningRequest, ...]:
+        """Return a snapshot, oldest first."""
+        return tuple(dataclasses.replace(tracked.request) for tracked in self._tracked.values())
+
+    def cancel(self, request_id: str, reason: str = "the request was cancelled by an operator") -> int:
+        """End the requests with this id (a client may use one twice) with `RequestCancelled`; return how many.
+
+        Raises:
+            NotFound: no running request has this id.
+        """
+        found = [tracked for tracked in self._tracked.values() if tracked.request.id == request_id]
+        if not found:
+            raise NotFound(f"there is no running request {request_id!r}", hint="mlxctl ps")
+        for tracked in found:
+            tracked.cancel(reason)
+        return len(found)
+
+    def cancel_all(self, reason: str) -> int:
+        """End every request with `RequestCancelled`; return how many."""
+        for tracked in self._tracked.values():
+            tracked.cancel(reason)
+        return len(self._tracked)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether new requests are refused."""
+        return self._closed
+
+    def close(self) -> None:
+        """Refuse new requests from now on."""
+        self._closed = True
+
+    async def wait_idle(self) -> None:
+        """Return when no request runs."""
+        await self._idle.wait()
+
+    def _add(self, tracked: TrackedRequest) -> int:
+        key = self._next_key
+        self._next_key += 1
+        self._tracked[key] = tracked
+        self._idle.clear()
+        return key
+
+    def _remove(self, key: int) -> None:
+        del self._tracked[key]
+        if not self._tracked:
+            self._idle.set()
+
+
+class TrackedRequest:
+    """One request that runs in the task that entered this context."""
+
+    def __init__(self, owner: RunningRequests, request: RunningRequest) -> None:
+        """Made by `RunningRequests.track` only."""
+        self.request = request
+        self._owner = owner
+        self._key = -1
+        self._task: asyncio.Task[object] | None = None
+        self._cancels_before = 0
+        self._reason: str | None = None
+
+    def cancel(self, reason: str) -> None:
+        """Interrupt the task; a second call changes nothing."""
+        if self._reason is None and self._task is not None:
+            self._reason = reason
+            self._task.cancel()
+
+    def __enter__(self) -> RunningRequest:
+        self._task = asyncio.current_task()
+        self._cancels_before = self._task.cancelling() if self._task is not None else 0
+        self._key = self._owner._add(self)  # noqa: SLF001  (two halves of one module)
+        return self.request
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._owner._remove(self._key)  # noqa: SLF001
+        task, self._task = self._task, None
+        # As in asyncio.timeout: our own cancel becomes an error with words, one from outside (the client went) stays.
+        if task is None or self._reason is None or task.uncancel() > self._cancels_before:
+            return
+        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
+            raise RequestCancelled(self._reason) from error
