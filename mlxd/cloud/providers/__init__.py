@@ -1,0 +1,1 @@
+"""One module per wire protocol that an upstream may speak."""
