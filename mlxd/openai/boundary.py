@@ -1,0 +1,80 @@
+"""The outermost middleware: request id, top-level renderer of errors, headers of every answer, log line."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import uuid
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+import mlxd
+from mlxd.openai import errors
+from mlxd.openai.context import CONTEXT, EXCHANGE, Exchange
+from mlxd.openai.guard import cors_headers
+from mlxd.protocol.errors import MlxdError
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# nginx's status for a client that closed the connection; it is only ever logged.
+_CLIENT_GONE = 499
+
+
+@web.middleware
+async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every request, whatever happens, in the envelope."""
+    given = request.headers.get("x-request-id", "")
+    exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
+    request[EXCHANGE] = exchange
+    clock = request.app[CONTEXT].clock
+    started_s = clock.now()
+    status = _CLIENT_GONE
+    try:
+        response = await _answer(request, handler)
+        status = response.status
+    finally:
+        _log.info(
+            "%s %s %d in %.3f s, %s%s%s",
+            request.method,
+            request.path,
+            status,
+            clock.now() - started_s,
+            exchange.request_id,
+            "" if exchange.model is None else f", model {exchange.model} ({exchange.target or exchange.route})",
+            f", ignored fields {', '.join(exchange.ignored)}" if exchange.ignored else "",
+        )
+    return response
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        response = errors.render(errors.from_http(error, request, _nearest_route(request)))
+        if hdrs.ALLOW in error.headers:
+            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        return response
+    except MlxdError as error:
+        return errors.render(error)
+    except ConnectionError:
+        raise  # the client is gone: aiohttp closes, there is nobody to answer
+    except Exception:  # noqa: BLE001  (the top-level renderer)
+        _log.exception("request %s failed", request[EXCHANGE].request_id)
+        return errors.render(errors.internal_error())
+
+
+async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put onto every response, streams too, what `Exchange` and CORS have to say (an `on_response_prepare` signal)."""
+    response.headers[hdrs.SERVER] = f"mlxd/{mlxd.__version__}"
+    exchange = request.get(EXCHANGE)
+    if exchange is not None:
+        response.headers.update(exchange.headers())
+        response.headers.update(cors_headers(request))
+
+
+def _nearest_route(request: web.Request) -> str | None:
+    known = [resource.canonical for resource in request.app.router.resources()]
+    near = difflib.get_close_matches(request.path, known, n=1)
+    return near[0] if near else None

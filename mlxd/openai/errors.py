@@ -1,0 +1,75 @@
+"""The one renderer of errors on TCP: OpenAI's envelope, status and retry headers. Knows no route."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from mlxd.protocol.errors import InvalidRequest, MethodNotAllowed, MlxdError, NotFound, PayloadTooLarge, UpstreamError
+
+# SDKs ignore a Retry-After over 60 s and fall back to hammering.
+_RETRY_AFTER_S = (1, 60)
+_BUSY = frozenset({429, 503})
+
+
+def envelope(error: MlxdError) -> bytes:
+    """Return `{"error": {message, type, param, code}}` as JSON."""
+    message = error.message if error.hint is None else f"{error.message}. Try: {error.hint}"
+    body = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code}
+    return orjson.dumps({"error": body})
+
+
+def status_of(error: MlxdError) -> int:
+    """Return the HTTP status; an upstream's error keeps its own."""
+    status: Any = error.data.get("status") if isinstance(error, UpstreamError) else None
+    return status if isinstance(status, int) else error.http_status
+
+
+def headers_of(error: MlxdError) -> dict[str, str]:
+    """Return `Retry-After` and `x-should-retry`, where the error has something to say to them."""
+    headers = {}
+    low, high = _RETRY_AFTER_S
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(min(max(math.ceil(error.retry_after_s), low), high))
+    elif status_of(error) in _BUSY:
+        headers["Retry-After"] = str(low)
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return headers
+
+
+def render(error: MlxdError) -> web.Response:
+    """Return the whole response for an error that happened before the first byte."""
+    response = web.Response(
+        body=envelope(error),
+        status=status_of(error),
+        content_type="application/json",
+        headers=headers_of(error),
+    )
+    if isinstance(error, PayloadTooLarge):
+        response.force_close()  # the rest of the body is not worth reading
+    return response
+
+
+def internal_error() -> MlxdError:
+    """Return what a client is told of an unexpected exception: nothing but that it happened."""
+    return MlxdError("an internal error happened; the daemon's log has the details", hint="mlxctl status")
+
+
+def from_http(error: web.HTTPException, request: web.Request, nearest: str | None) -> MlxdError:
+    """Return our error for one that aiohttp raised: an unknown path, a wrong method."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{request.path} does not take {request.method}, only {allowed}")
+    if error.status == web.HTTPNotFound.status_code:
+        message = f"there is no route {request.method} {request.path}"
+        return NotFound(message if nearest is None else f"{message}; the nearest is {nearest}")
+    return InvalidRequest(f"the request was refused: {error.reason}")
+
+
+def event(error: MlxdError) -> bytes:
+    """Return the error as the last event of a stream; no `[DONE]` follows it."""
+    return b"data: " + envelope(error) + b"\n\n"

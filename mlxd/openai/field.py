@@ -1,0 +1,121 @@
+"""Checks of single body fields: strict types, bounds, and messages that name the field. Knows no particular field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from mlxd.protocol.errors import InvalidRequest
+
+Check = Callable[[str, Any], Any]
+_SHOWN_CHARACTERS = 60
+_MAX_STOPS = 4
+_MAX_BIASES = 1024
+_BIAS_LIMIT = 100
+# Token ids are 32-bit in MLX.
+_MAX_TOKEN = 2**31 - 1
+
+
+def shown(value: object) -> str:
+    """Return the start of *value* as JSON, for a message."""
+    whole = orjson.dumps(value).decode()
+    return whole if len(whole) <= _SHOWN_CHARACTERS else whole[:_SHOWN_CHARACTERS] + "…"
+
+
+def wrong(name: str, value: object, expected: str) -> InvalidRequest:
+    """Return the error that says what *name* must be and what it was."""
+    return InvalidRequest(f"{name} must be {expected}, not {shown(value)}", param=name)
+
+
+def number(minimum: float, maximum: float, *, above_minimum: bool = False) -> Check:
+    """Return a check for a number within bounds; *above_minimum* leaves the lower bound out."""
+    bounds = f"above {minimum:g} and at most {maximum:g}" if above_minimum else f"from {minimum:g} to {maximum:g}"
+    words = f"a number {bounds}"
+
+    def check(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise wrong(name, value, words)
+        if not minimum <= value <= maximum or (above_minimum and value == minimum):
+            raise wrong(name, value, words)
+        return float(value)
+
+    return check
+
+
+def integer(minimum: int, maximum: int) -> Check:
+    """Return a check for a whole number within bounds."""
+    words = f"a whole number from {minimum} to {maximum}"
+
+    def check(name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise wrong(name, value, words)
+        return value
+
+    return check
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Accept true and false."""
+    if not isinstance(value, bool):
+        raise wrong(name, value, "true or false")
+    return value
+
+
+def text(name: str, value: Any) -> str:
+    """Accept a string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise wrong(name, value, "a text that is not empty")
+    return value
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """Accept an object."""
+    if not isinstance(value, dict):
+        raise wrong(name, value, "an object")
+    return value
+
+
+def sequence(name: str, value: Any) -> list[Any]:
+    """Accept a list that is not empty."""
+    if not isinstance(value, list) or not value:
+        raise wrong(name, value, "a list that is not empty")
+    return value
+
+
+def anything(name: str, value: Any) -> Any:  # noqa: ARG001
+    """Accept every value; its reader checks it."""
+    return value
+
+
+def stop(name: str, value: Any) -> tuple[str, ...]:
+    """Accept a text or a list of up to four; an empty list stops nowhere."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or len(texts) > _MAX_STOPS:
+        raise wrong(name, value, f"a text or a list of 1 to {_MAX_STOPS} texts")
+    for item in texts:
+        if not isinstance(item, str) or not item:
+            raise wrong(name, value, "texts that are not empty")
+    return tuple(texts)
+
+
+def logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Accept a map of token id (as JSON has it: in quotes) to a number from -100 to 100."""
+    if not isinstance(value, dict) or len(value) > _MAX_BIASES:
+        raise wrong(name, value, f"an object of up to {_MAX_BIASES} token ids")
+    bias = number(-_BIAS_LIMIT, _BIAS_LIMIT)
+    pairs = []
+    for key, amount in value.items():
+        if not (key.isascii() and key.isdecimal() and int(key[:11]) <= _MAX_TOKEN):
+            raise wrong(name, key, "an object whose keys are token ids")
+        pairs.append((int(key[:11]), bias(f"{name}.{key}", amount)))
+    return tuple(sorted(pairs))
+
+
+def tokens(name: str, value: list[Any]) -> tuple[int, ...]:
+    """Accept a list of token ids; whether the model has them is checked by the engine."""
+    for token in value:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= _MAX_TOKEN:
+            raise wrong(name, token, "made of token ids, whole numbers of at least 0")
+    return tuple(value)

@@ -1,0 +1,90 @@
+"""Who may call: the Host header against DNS rebinding, the Origin header against web pages, CORS for the allowed ones.
+
+Runs before any route, so that nothing is parsed or loaded for a caller that is turned away.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.parse
+from collections.abc import Iterable
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+
+from mlxd.openai.context import CONTEXT
+from mlxd.protocol.errors import Forbidden
+
+_EXPOSED = (
+    "x-request-id, x-mlxd-route, x-mlxd-model, x-mlxd-rule, x-mlxd-target, x-mlxd-ignored-fields, "
+    "retry-after, x-should-retry"
+)
+_PREFLIGHT_AGE_S = 600
+_PROBES = frozenset({"/health", "/ready"})
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Let the request through, answer a preflight, or raise.
+
+    Raises:
+        Forbidden: the Host or the Origin is not allowed.
+        FileInvalid: the daemon came up without its settings.
+    """
+    store = request.app[CONTEXT].store
+    http = store.current.http
+    if not is_allowed_host(request.headers.get(hdrs.HOST, ""), http.allowed_hosts):
+        raise Forbidden(
+            f"the host {request.headers.get(hdrs.HOST, '')[:100]!r} is not allowed",
+            hint="mlxctl config set http.allowed_hosts=NAME",
+        )
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is not None:
+        if origin not in http.allowed_origins:
+            raise Forbidden(
+                f"the origin {origin[:100]!r} is not allowed", hint="mlxctl config set http.allowed_origins=ORIGIN"
+            )
+        if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            return _preflight(request)
+    if store.boot_problem is not None and request.path not in _PROBES:
+        raise store.boot_problem
+    return await handler(request)
+
+
+def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:
+    """Tell whether a Host header names this machine's loopback or one of the *allowed* names, with any port."""
+    try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname
+    except ValueError:
+        return False
+    if name is None:
+        return False
+    if name == "localhost" or name in {entry.lower() for entry in allowed}:
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def cors_headers(request: web.Request) -> dict[str, str]:
+    """Return the headers that let an allowed page read the answer; none for anybody else."""
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None or origin not in request.app[CONTEXT].store.current.http.allowed_origins:
+        return {}
+    return {
+        hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin,
+        hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: _EXPOSED,
+        hdrs.VARY: hdrs.ORIGIN,
+    }
+
+
+def _preflight(request: web.Request) -> web.Response:
+    headers: dict[str, str] = {
+        hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+        hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ""),
+        hdrs.ACCESS_CONTROL_MAX_AGE: str(_PREFLIGHT_AGE_S),
+    }
+    if request.headers.get("Access-Control-Request-Private-Network") == "true":
+        headers["Access-Control-Allow-Private-Network"] = "true"
+    return web.Response(status=204, headers=headers)

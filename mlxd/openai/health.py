@@ -1,0 +1,32 @@
+"""GET /health (it runs) and /ready (it can serve)."""
+
+from __future__ import annotations
+
+import orjson
+from aiohttp import web
+
+from mlxd.openai.context import CONTEXT
+
+
+async def get_health(request: web.Request) -> web.Response:  # noqa: ARG001  (all handlers take it)
+    """Say that the event loop turns."""
+    return web.Response(body=b'{"status":"ok"}', content_type="application/json")
+
+
+async def get_ready(request: web.Request) -> web.Response:
+    """Say whether requests are served: the settings are valid, the preload list is done with, no shutdown."""
+    context = request.app[CONTEXT]
+    problem = context.store.boot_problem
+    reasons = []
+    if problem is not None:
+        reasons.append(f"{problem.code}: {problem.message}")
+    if context.requests.is_closed:
+        reasons.append("draining: the daemon is shutting down")
+    elif not context.pool.ready:
+        reasons.append("preload: models of the preload list are still loading")
+    status = "not_ready" if reasons else "ready"
+    body = {"status": status, "reasons": reasons, "queue_length": context.pool.queue_length}
+    headers = {"Retry-After": "1"} if reasons else {}
+    return web.Response(
+        body=orjson.dumps(body), status=503 if reasons else 200, content_type="application/json", headers=headers
+    )

@@ -1,0 +1,81 @@
+"""GET /v1/models and /v1/models/{id}: what can be asked for, local and by exact cloud rules."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from mlxd.catalog import ModelEntry
+from mlxd.cloud.router import CloudRoute
+from mlxd.openai.context import CONTEXT, AppContext
+from mlxd.protocol.errors import ModelNotFound
+
+
+async def get_models(request: web.Request) -> web.Response:
+    """List all models by id."""
+    context = request.app[CONTEXT]
+    servable = [entry for entry in context.catalog.entries() if entry.problem is None]
+    listed = await _describe(context, servable)
+    listed |= {name: _cloud_model(name, route) for name, route in context.router.exact_names().items()}
+    return _json({"object": "list", "data": [listed[name] for name in sorted(listed)]})
+
+
+async def get_model(request: web.Request) -> web.Response:
+    """Describe one model.
+
+    Raises:
+        ModelNotFound: with the nearest names, or with why the model on disk cannot be served.
+    """
+    context = request.app[CONTEXT]
+    name = request.match_info["id"]
+    route = context.router.exact_names().get(name)
+    if route is not None:
+        return _json(_cloud_model(name, route))
+    entry = context.catalog.get(name)
+    if entry.problem is not None:
+        hint = f"mlxctl model show {name}"
+        raise ModelNotFound(f"{name!r} cannot be served: {entry.problem}", param="model", hint=hint)
+    return _json((await _describe(context, [entry]))[name])
+
+
+async def _describe(context: AppContext, entries: list[ModelEntry]) -> dict[str, dict[str, Any]]:
+    states = {model.id: model.state for model in context.pool.status().models}
+    # On a thread: the models may lie on a disk that sleeps.
+    created = await asyncio.to_thread(lambda: [_changed_s(entry) for entry in entries])
+    return {
+        entry.id: {
+            "id": entry.id,
+            "object": "model",
+            "created": created_s,
+            "owned_by": entry.id.partition("/")[0] if "/" in entry.id else "local",
+            "state": states.get(entry.id, "unloaded"),
+            "context_length": entry.context_length,
+            "size_bytes": entry.disk_bytes,
+        }
+        for entry, created_s in zip(entries, created, strict=True)
+    }
+
+
+def _changed_s(entry: ModelEntry) -> int:
+    try:
+        return int(entry.path.stat().st_mtime)
+    except OSError:
+        return 0  # it went away just now
+
+
+def _cloud_model(name: str, route: CloudRoute) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": route.provider_id,
+        "state": "cloud",
+        "target": route.target,
+    }
+
+
+def _json(body: dict[str, Any]) -> web.Response:
+    return web.Response(body=orjson.dumps(body), content_type="application/json")

@@ -1,0 +1,218 @@
+"""Body → `GenerationRequest`, or an error that names the field. THE table of what each documented field does here.
+
+A field works, or is refused at any value that would change the answer, or changes nothing anywhere and is accepted. A
+field that OpenAI does not define is ignored in the open (named in a response header) or refused: `http.unknown_fields`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
+from mlxd.openai import field
+from mlxd.openai.message import parse_messages
+from mlxd.openai.unknown import UnknownFields
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+_MAX_TOKENS = 2**31 - 1
+_MAX_PROMPTS = 128
+# What OpenAI documents for /v1/completions when max_tokens is left out.
+_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """Acted upon; the check returns the typed value."""
+
+    check: field.Check
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Documented and not acted upon: accepted only at values that change nothing. Null always is one."""
+
+    neutral: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Habit:
+    """Changes nothing on a local server, and SDKs and apps send it by habit: accepted at any value."""
+
+
+Table = Mapping[str, Works | Refused | Habit]
+
+SAMPLING: Table = {
+    "temperature": Works(field.number(0, 2)),
+    "top_p": Works(field.number(0, 1)),
+    "top_k": Works(field.integer(0, _MAX_TOKENS)),
+    "min_p": Works(field.number(0, 1)),
+    "repetition_penalty": Works(field.number(0, 10, above_minimum=True)),
+    "presence_penalty": Works(field.number(-2, 2)),
+    "frequency_penalty": Works(field.number(-2, 2)),
+    "xtc_probability": Works(field.number(0, 1)),
+    "xtc_threshold": Works(field.number(0, 0.5)),
+    "logit_bias": Works(field.logit_bias),
+    "seed": Works(field.integer(-(2**63), 2**63 - 1)),
+}
+_COMMON: Table = {
+    **SAMPLING,
+    "model": Works(field.text),
+    "max_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "stop": Works(field.stop),
+    "stream": Works(field.boolean),
+    "stream_options": Works(field.mapping),
+    "n": Refused((1,)),
+    "user": Habit(),
+    "metadata": Habit(),
+    "store": Habit(),
+    "service_tier": Habit(),
+    "safety_identifier": Habit(),
+    "prompt_cache_key": Habit(),
+    "prompt_cache_options": Habit(),
+    "prompt_cache_retention": Habit(),
+}
+CHAT: Table = {
+    **_COMMON,
+    "messages": Works(field.sequence),
+    "max_completion_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "audio": Refused(),
+    "chat_template_kwargs": Refused(({},)),
+    "function_call": Refused(("none", "auto")),
+    "functions": Refused(([],)),
+    "logprobs": Refused((False,)),
+    "modalities": Refused((["text"],)),
+    "moderation": Refused(),
+    # Without tools it says nothing; tools are refused.
+    "parallel_tool_calls": Refused((True, False)),
+    "prediction": Refused(),
+    "reasoning_effort": Refused(),
+    "response_format": Refused(({"type": "text"},)),
+    "tool_choice": Refused(("none", "auto")),
+    "tools": Refused(([],)),
+    "top_logprobs": Refused((0,)),
+    "verbosity": Refused(("medium",)),
+    "web_search_options": Refused(),
+}
+COMPLETION: Table = {
+    **_COMMON,
+    "prompt": Works(field.anything),
+    "best_of": Refused((1,)),
+    "echo": Refused((False,)),
+    "logprobs": Refused(),  # 0 asks for the chosen tokens' logprobs
+    "suffix": Refused(("",)),
+}
+_STREAM_OPTIONS: Table = {"include_usage": Works(field.boolean), "include_obfuscation": Refused((False,))}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedBody:
+    """A body that can be answered."""
+
+    requests: tuple[GenerationRequest, ...]  # one for chat; one per prompt for completions
+    stream: bool
+    include_usage: bool
+    ignored: tuple[str, ...]  # names of fields that are not OpenAI's
+
+
+def model_of(body: Mapping[str, Any]) -> str:
+    """Return the model asked for: all that routing needs to know of a body."""
+    return field.text("model", body.get("model"))
+
+
+def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
+    """Read the body of /v1/chat/completions.
+
+    Raises:
+        UnsupportedParameter: a documented field at a value that this server does not act upon.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
+    """
+    unknown = UnknownFields(reject=reject_unknown)
+    values = _read(CHAT, body, unknown)
+    if "messages" not in values:
+        raise InvalidRequest("messages is required: a list of messages, the oldest first", param="messages")
+    prompt = ChatPrompt(parse_messages(values["messages"], unknown))
+    return _parsed(values, [prompt], _chat_max_tokens(values), unknown)
+
+
+def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
+    """Read the body of /v1/completions; raises as `parse_chat` does."""
+    unknown = UnknownFields(reject=reject_unknown)
+    values = _read(COMPLETION, body, unknown)
+    if "prompt" not in values:
+        raise InvalidRequest("prompt is required: a text, a list of texts, or lists of tokens", param="prompt")
+    return _parsed(values, _prompts(values["prompt"]), values.get("max_tokens", _COMPLETION_TOKENS), unknown)
+
+
+def _read(table: Table, body: Mapping[str, Any], unknown: UnknownFields, path: str = "") -> dict[str, Any]:
+    """Return the checked values of the fields that work and are not null."""
+    unknown.note(path, body, table)
+    values = {}
+    for key, value in body.items():
+        treatment = table.get(key)
+        if value is None or treatment is None or isinstance(treatment, Habit):
+            continue
+        name = f"{path}.{key}" if path else key
+        if isinstance(treatment, Works):
+            values[key] = treatment.check(name, value)
+        elif not any(type(value) is type(neutral) and value == neutral for neutral in treatment.neutral):
+            raise UnsupportedParameter(f"{name} is not supported; {_remedy(treatment)}", param=name)
+    return values
+
+
+def _remedy(refused: Refused) -> str:
+    if not refused.neutral:
+        return "leave it out"
+    return "leave it out or send " + " or ".join(field.shown(value) for value in refused.neutral)
+
+
+def _chat_max_tokens(values: Mapping[str, Any]) -> int | None:
+    given = {values[name] for name in ("max_tokens", "max_completion_tokens") if name in values}
+    if len(given) > 1:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens mean the same and differ; send one", param="max_completion_tokens"
+        )
+    return given.pop() if given else None
+
+
+def _prompts(value: Any) -> list[TextPrompt | TokenPrompt]:
+    if isinstance(value, str):
+        return [TextPrompt(value)]
+    expected = "a text, a list of texts, a list of tokens, or a list of lists of tokens"
+    if not isinstance(value, list) or not value:
+        raise field.wrong("prompt", value, expected)
+    if not isinstance(value[0], (str, list)):
+        return [TokenPrompt(field.tokens("prompt", value))]
+    if len(value) > _MAX_PROMPTS:
+        raise InvalidRequest(f"prompt holds {len(value)} prompts; at most {_MAX_PROMPTS} are answered", param="prompt")
+    return [_one_of_many(f"prompt[{index}]", item, type(value[0])) for index, item in enumerate(value)]
+
+
+def _one_of_many(name: str, item: Any, kind: type) -> TextPrompt | TokenPrompt:
+    if not isinstance(item, kind):
+        raise field.wrong(name, item, "of the same kind as the first prompt")
+    return TextPrompt(item) if isinstance(item, str) else TokenPrompt(field.tokens(name, item))
+
+
+def _parsed(
+    values: Mapping[str, Any],
+    prompts: Iterable[ChatPrompt | TextPrompt | TokenPrompt],
+    max_tokens: int | None,
+    unknown: UnknownFields,
+) -> ParsedBody:
+    sampling = SamplingParams(**{name: values[name] for name in SAMPLING if name in values})
+    stream = values.get("stream", False)
+    include_usage = _include_usage(values, unknown, stream=stream)
+    stop = values.get("stop", ())
+    requests = tuple(GenerationRequest(prompt, sampling, max_tokens, stop) for prompt in prompts)
+    return ParsedBody(requests, stream, include_usage, unknown.names)
+
+
+def _include_usage(values: Mapping[str, Any], unknown: UnknownFields, *, stream: bool) -> bool:
+    options = values.get("stream_options")
+    if options is None:
+        return False
+    if not stream:
+        raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
+    return bool(_read(_STREAM_OPTIONS, options, unknown, "stream_options").get("include_usage", False))

@@ -1,0 +1,210 @@
+"""The listening TCP socket: opened, moved while requests run, and retried while another program has the port.
+
+Owns the sockets and nothing of what is answered on them. A taken port never ends the daemon: `state` says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+from enum import Enum
+
+from aiohttp import web
+
+from mlxd.pool.clock import Clock, Timer
+from mlxd.protocol.errors import InvalidValue
+from mlxd.protocol.settings import Settings
+
+_log = logging.getLogger(__name__)
+RETRY_S = 3.0
+_BACKLOG = 512
+# Requests have been drained or cancelled by then; this is for connections that hang.
+_CLOSE_S = 1.0
+
+
+class ServerStatus(Enum):
+    """What the socket does."""
+
+    LISTENING = "listening"
+    PORT_TAKEN = "port_taken"  # tried again every few seconds
+    CANNOT_LISTEN = "cannot_listen"  # for another reason; tried again too
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What `status` shows of the socket."""
+
+    status: ServerStatus
+    address: str | None  # host:port while it listens
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    servers: tuple[asyncio.Server, ...]
+    host: str
+    port: int  # the real one, when 0 was asked for
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def close(self) -> None:
+        """Accept no more connections; those that are open live on."""
+        for server in self.servers:
+            server.close()
+
+
+class HttpServer:
+    """Serves the application on one address. A settings participant for `http.host` and `http.port`."""
+
+    def __init__(self, app: web.Application, host: str, port: int, *, clock: Clock) -> None:
+        """Take what to serve and where; nothing is opened before `start`."""
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_S)
+        self._host, self._port = host, port
+        self._clock = clock
+        self._listener: _Listener | None = None
+        self._prepared: _Listener | None = None
+        self._retry: Timer | None = None
+        self._retrying: asyncio.Task[None] | None = None
+        self._state = ServerState(ServerStatus.STOPPED, None, None)
+
+    @property
+    def state(self) -> ServerState:
+        """Whether it listens, where, and why not."""
+        return self._state
+
+    async def start(self) -> None:
+        """Listen; when the port cannot be had, say so in `state` and try again every few seconds."""
+        await self._runner.setup()
+        await self._try_listen()
+
+    async def rebind(self, host: str, port: int) -> None:
+        """Listen on another address from now on; requests that run are not touched.
+
+        Raises:
+            InvalidValue: it cannot be had; the old address stays.
+        """
+        await self._prepare(host, port)
+        self._commit(host, port)
+
+    async def prepare(self, old: Settings, new: Settings) -> None:
+        """Open the new address beside the old one, when it changes; raises as `rebind`."""
+        if (old.http.host, old.http.port) != (new.http.host, new.http.port):
+            await self._prepare(new.http.host, new.http.port)
+
+    def abandon(self) -> None:
+        """Close what `prepare` opened: the change was not committed."""
+        if self._prepared is not None:
+            self._prepared.close()
+            self._prepared = None
+
+    def apply(self, new: Settings) -> None:
+        """Move to what `prepare` opened."""
+        if self._prepared is not None:
+            self._commit(new.http.host, new.http.port)
+
+    async def close(self) -> None:
+        """Stop listening, cancel what still runs, close all connections."""
+        self._stop_retrying()
+        self.abandon()
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        self._state = ServerState(ServerStatus.STOPPED, None, None)
+        await self._runner.cleanup()
+
+    async def _prepare(self, host: str, port: int) -> None:
+        self.abandon()
+        try:
+            self._prepared = await self._listen(host, port)
+        except OSError as error:
+            raise InvalidValue(f"http.port: {_in_words(error, host, port)}", param="http.port") from error
+
+    def _commit(self, host: str, port: int) -> None:
+        self._stop_retrying()
+        if self._listener is not None:
+            self._listener.close()
+        self._host, self._port = host, port
+        self._listener, self._prepared = self._prepared, None
+        self._note_listening()
+
+    async def _listen(self, host: str, port: int) -> _Listener:
+        loop = asyncio.get_running_loop()
+        sockets = _bind(host, port)
+        serve = self._runner.server
+        assert serve is not None, "start was called"  # noqa: S101  (for the type checker)
+        servers = [await loop.create_server(serve, sock=sock, backlog=_BACKLOG) for sock in sockets]
+        return _Listener(tuple(servers), host, sockets[0].getsockname()[1])
+
+    async def _try_listen(self) -> None:
+        try:
+            self._listener = await self._listen(self._host, self._port)
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            status = ServerStatus.PORT_TAKEN if taken else ServerStatus.CANNOT_LISTEN
+            if self._state.status is not status:
+                _log.error("%s; trying again every %g s", _in_words(error, self._host, self._port), RETRY_S)
+            self._state = ServerState(status, None, _in_words(error, self._host, self._port))
+            self._retry = self._clock.call_later(RETRY_S, self._on_retry)
+        else:
+            self._note_listening()
+
+    def _note_listening(self) -> None:
+        if self._listener is not None:
+            self._state = ServerState(ServerStatus.LISTENING, self._listener.address, None)
+            _log.info("listening on http://%s", self._listener.address)
+
+    def _on_retry(self) -> None:
+        self._retrying = asyncio.create_task(self._try_listen())
+
+    def _stop_retrying(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._retrying is not None:
+            self._retrying.cancel()
+            self._retrying = None
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """Return bound sockets; `localhost` is both loopback addresses, where the machine has both.
+
+    Raises:
+        OSError: the first address cannot be had, or the second is taken by another program.
+    """
+    if host != "localhost":
+        return [_bind_one(host, port)]
+    first = _bind_one("127.0.0.1", port)
+    try:
+        return [first, _bind_one("::1", first.getsockname()[1])]
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            first.close()
+            raise
+        return [first]  # a machine without IPv6
+
+
+def _bind_one(host: str, port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((host, port))
+        # Listening now, not later: two programs may bind one port, and only the second to listen is told.
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _in_words(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is taken by another program; free it, or mlxctl config set http.port=N"
+    return f"cannot listen on {host} port {port}: {error.strerror}"

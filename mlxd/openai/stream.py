@@ -1,0 +1,96 @@
+"""Writing server-sent events: opened by the first bytes, kept alive by comments, ended by [DONE] or by one error event.
+
+Owns one response. Until its first bytes an error is the caller's to render with a status; after them it is an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from types import TracebackType
+from typing import Self
+
+from aiohttp import web
+
+from mlxd.openai import errors
+from mlxd.openai.context import CONTEXT, EXCHANGE
+from mlxd.pool.clock import Timer
+from mlxd.protocol.errors import MlxdError
+
+_log = logging.getLogger(__name__)
+_COMMENT = b": keep-alive\n\n"
+# A client that takes nothing for this long is cut off, so that it does not hold a model for ever.
+STALLED_S = 60.0
+
+
+class EventStream:
+    """One response of type text/event-stream, as an async context: its end stops the timer and tells of errors."""
+
+    def __init__(self, request: web.Request) -> None:
+        """Take the request; nothing is sent before `send`."""
+        context = request.app[CONTEXT]
+        self._request = request
+        self._clock = context.clock
+        self._keepalive_s = context.store.current.http.keepalive
+        self._response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        )
+        self._last_s = self._clock.now()
+        self._is_writing = False
+        self._timer: Timer | None = None
+        self._comment: asyncio.Task[None] | None = None
+
+    @property
+    def response(self) -> web.StreamResponse:
+        """What the handler returns."""
+        return self._response
+
+    async def send(self, data: bytes) -> None:
+        """Write *data* at once; the first call sends the headers. Waits only while the client reads too slowly."""
+        self._last_s = self._clock.now()
+        self._is_writing = True
+        try:
+            if not self._response.prepared:
+                await self._response.prepare(self._request)
+            await self._response.write(data)
+        finally:
+            self._is_writing = False
+
+    async def __aenter__(self) -> Self:
+        self._timer = self._clock.call_later(self._keepalive_s, self._on_timer)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+        if not isinstance(error, Exception) or isinstance(error, ConnectionError) or not self._response.prepared:
+            return False
+        if not isinstance(error, MlxdError):
+            _log.error("request %s failed in its stream", self._request[EXCHANGE].request_id, exc_info=error)
+            error = errors.internal_error()
+        await self.send(errors.event(error))
+        return True
+
+    def _on_timer(self) -> None:
+        idle_s = self._clock.now() - self._last_s
+        wait_s = self._keepalive_s
+        if self._is_writing:
+            if idle_s >= STALLED_S and self._request.transport is not None:
+                _log.warning("request %s: the client reads nothing, cut off", self._request[EXCHANGE].request_id)
+                self._request.transport.abort()  # the handler is cancelled by it
+                return
+        elif idle_s >= self._keepalive_s:
+            self._comment = asyncio.create_task(self._send_comment())
+        else:
+            wait_s -= idle_s
+        self._timer = self._clock.call_later(wait_s, self._on_timer)
+
+    async def _send_comment(self) -> None:
+        # A client that went away is noticed by the handler itself.
+        with contextlib.suppress(ConnectionError):
+            await self.send(_COMMENT)
