@@ -122,12 +122,12 @@ class ProgressLine:
 
     def __init__(self, *, is_shown: bool = True) -> None:
         """Show nothing yet."""
-        self._is_shown = is_shown and sys.stderr.isatty()
+        self.is_shown = is_shown and sys.stderr.isatty()
         self._length = 0
 
     def update(self, phase: str | None, done: int | None, total: int | None) -> None:
         """Show how far it is; sizes are bytes."""
-        if not self._is_shown:
+        if not self.is_shown:
             return
         text = format_progress(phase, done, total)
         print("\r" + text.ljust(self._length), end="", file=sys.stderr, flush=True)

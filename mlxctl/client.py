@@ -150,6 +150,17 @@ class Client:
             elif answer.get("t") == "res":
                 return _read_answer(answer)
 
+    def wait_closed(self, timeout_s: float) -> bool:
+        """Return True when the daemon has ended the connection; False when it has not within *timeout_s*."""
+        deadline_s = time.monotonic() + timeout_s
+        try:
+            while True:
+                self._receive(deadline_s)
+        except TimeoutError:
+            return False
+        except ControlError:
+            return True
+
     def _greet(self) -> dict[str, Any]:
         deadline_s = time.monotonic() + self.timeout_s
         self._send(framing.make_hello(__version__))

@@ -1,0 +1,64 @@
+"""What a change of settings came to, in words: what changed, what goes, what comes, what goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlxctl.call import Call, Document
+from mlxctl.output import count, show_size
+
+
+def show_change(call: Call, document: Document) -> None:
+    """Print the reply to a change; its warnings go to stderr."""
+    if not call.options.json:
+        for warning in document.get("warnings", []):
+            call.note(f"warning: {warning}")
+    call.show(document, lambda shown: "\n".join(_lines(shown, is_dry=call.options.dry_run)))
+
+
+def show_value(value: object) -> str:
+    """Return a setting's value as `config set` takes it."""
+    if value is None:
+        return "(unset)"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return ",".join(str(item) for item in value) or "(empty)"
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {show_value(item)}" for key, item in value.items()) + " }"
+    return str(value)
+
+
+def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
+    changed = document.get("changed", [])
+    if not changed:
+        yield "unchanged"
+    for change in changed:
+        yield f"{change['key']}: {show_value(change.get('old'))} -> {show_value(change.get('new'))}"
+    memory = document.get("memory")
+    if memory and any(str(change["key"]).startswith("pool.") for change in changed):
+        yield f"limit {show_size(memory['limit_bytes'])}, {show_size(memory['reserved_bytes'])} reserved"
+    yield from effect_lines(document)
+    if is_dry:
+        yield "dry run: nothing was changed"
+    elif "gen" in document:
+        yield f"generation {document['gen']}"
+
+
+def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the change moves: a line for each model, and how to watch it."""
+    for victim in document.get("evicting", []):
+        yield f"evicting {victim['id']}: {show_size(victim['bytes'])}"
+    for model in document.get("draining", []):
+        yield f"draining {model['id']}: {show_size(model['bytes'])}, {count(model['requests'], 'request')} to end"
+    for model in document.get("loading", []):
+        yield f"loading {model}"
+    for model in document.get("deferred", []):
+        yield f"deferred {model['id']}: {model['reason']}"
+    if document.get("over_limit"):
+        yield f"over limit: {document['over_limit']}"
+    if "operation" in document:
+        yield f"done ({document['op']})"
+    elif document.get("op") is not None:
+        yield f"{document['op']} goes on: mlxctl ps shows it, --wait waits for it"

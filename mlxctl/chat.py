@@ -1,0 +1,169 @@
+"""`mlxctl chat`: one question, answered as it is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from mlxctl import output
+from mlxctl.call import Call, Document
+from mlxctl.completion import Answer, list_models, stream_chat
+from mlxctl.verb import Verb, make_app
+from mlxd.protocol.errors import EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
+
+app = make_app("Talk to a model.")
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] [PROMPT]", help="A model is chosen where none is named, the prompt read from stdin."
+    ),
+]
+System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", metavar="T", help="0 is greedy.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", metavar="N", help="Longest answer, in tokens.")]
+
+
+@app.command("chat", cls=Verb)
+def chat(
+    ctx: typer.Context,
+    words: Words = None,
+    system: System = None,
+    temperature: Temperature = None,
+    max_tokens: MaxTokens = None,
+) -> None:
+    """Ask a model and print its answer as it comes. Ctrl-C ends the answer."""
+    call = Call.of(ctx)
+    with call.connect() as daemon:
+        url = find_url(daemon.hello)
+    model, prompt = choose(list(words or []), list_models(url, call.options.timeout_s))
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": prompt if prompt is not None else _read_prompt(call)})
+    given = {"temperature": temperature, "max_tokens": max_tokens}
+    body = {"model": model, "messages": messages, **{key: value for key, value in given.items() if value is not None}}
+    answer = print_answer(call, url, body)
+    if call.options.json:
+        output.print_json(_describe(answer))
+
+
+def print_answer(call: Call, url: str, body: Mapping[str, Any]) -> Answer:
+    """Stream the answer to stdout, what the model thinks aloud to stderr, and the figures after it to stderr.
+
+    Raises:
+        ControlError: as `stream_chat`; what had come is printed.
+    """
+    answer = Answer(model=str(body["model"]))
+
+    def write(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def think(text: str) -> None:
+        if not call.options.quiet:
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+    try:
+        if call.options.json:
+            stream_chat(url, body, answer)
+        else:
+            stream_chat(url, body, answer, on_content=write, on_reasoning=think)
+    finally:
+        if answer.content and not call.options.json:
+            output.print_text("")
+    call.note(format_figures(answer))
+    return answer
+
+
+def choose(words: Sequence[str], models: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """Return the model and the prompt that the words stand for; None where the prompt is to be read from stdin.
+
+    One word that is no model is a prompt; the first of several is a model, also when only a cloud rule knows its name.
+
+    Raises:
+        ControlError: no model is named, and there is not one that goes without saying.
+    """
+    is_named = bool(words) and (words[0] in {model["id"] for model in models} or len(words) > 1)
+    model = words[0] if is_named else _default_model(models)
+    prompt = " ".join(words[1:] if is_named else words)
+    return model, prompt or None
+
+
+def find_url(hello: Mapping[str, Any]) -> str:
+    """Return the address of the HTTP server that the daemon's hello names.
+
+    Raises:
+        ControlError: it does not listen.
+    """
+    url = hello.get("http")
+    if not isinstance(url, str):
+        raise ControlError(
+            "the daemon's HTTP server does not listen",
+            exit_code=EXIT_UNREACHABLE,
+            code="http.not_listening",
+            hint="mlxctl status, which says why",
+        )
+    return url
+
+
+def format_figures(answer: Answer) -> str:
+    """Return usage and times: `[tiny: 36 prompt tokens (0 cached), 8 tokens, stop; first after 0.31 s, 9 tokens/s]`."""
+    usage = answer.usage
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    text = f"{answer.model}: {usage.get('prompt_tokens', '?')} prompt tokens ({cached} cached)"
+    text += f", {usage.get('completion_tokens', '?')} tokens, {answer.finish_reason}"
+    if answer.ttft_s is not None:
+        text += f"; first after {answer.ttft_s:.2f} s"
+    if answer.tokens_per_s is not None:
+        text += f", {answer.tokens_per_s:.1f} tokens/s"
+    return f"[{text}]"
+
+
+def _default_model(models: Sequence[Mapping[str, Any]]) -> str:
+    usable = [model for model in models if model.get("state") != "cloud"]
+    loaded = [model for model in usable if model.get("state") == "ready"]
+    if len(loaded) == 1 or len(usable) == 1:
+        return str((loaded if len(loaded) == 1 else usable)[0]["id"])
+    if not usable:
+        raise ControlError(
+            "there is no model on this machine",
+            exit_code=EXIT_NOT_FOUND,
+            code="model_not_found",
+            hint="mlxctl model pull starter",
+        )
+    names = [str(model["id"]) for model in (loaded or usable)]
+    raise ControlError(
+        f"which model? There are {len(names)}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
+        exit_code=EXIT_USAGE,
+        code="usage",
+        hint=f"mlxctl chat {names[0]} PROMPT",
+    )
+
+
+def _read_prompt(call: Call) -> str:
+    if sys.stdin.isatty():
+        call.note("Type the prompt; Ctrl-D on a line of its own sends it.")
+    text = sys.stdin.read().strip()
+    if not text:
+        raise ControlError(
+            "there is no prompt",
+            exit_code=EXIT_USAGE,
+            code="usage",
+            hint='mlxctl chat "What is the capital of France?"',
+        )
+    return text
+
+
+def _describe(answer: Answer) -> Document:
+    return {
+        "model": answer.model,
+        "content": answer.content,
+        "reasoning_content": answer.reasoning or None,
+        "finish_reason": answer.finish_reason,
+        "usage": answer.usage,
+        "ttft_ms": None if answer.ttft_s is None else round(answer.ttft_s * 1000),
+        "duration_ms": round(answer.duration_s * 1000),
+    }

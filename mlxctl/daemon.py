@@ -1,0 +1,139 @@
+"""`mlxctl start`, `stop`, `restart` and `version`."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mlxctl import process
+from mlxctl.call import Call, Document
+from mlxctl.client import Client
+from mlxctl.verb import Verb, make_app
+from mlxd import __version__
+from mlxd.protocol.errors import ControlError
+
+if TYPE_CHECKING:
+    from mlxctl.launchd import LaunchAgent
+
+app = make_app("The daemon's process.")
+
+Now = Annotated[bool, typer.Option("--now", help="Cancel running requests instead of waiting for their end.")]
+
+
+@app.command("start", cls=Verb)
+def start(ctx: typer.Context) -> None:
+    """Start the daemon in the background and wait until it answers; nothing happens when one runs."""
+    call = Call.of(ctx)
+    running = process.find_daemon(call.socket, call.options.timeout_s)
+    if running is not None:
+        with running:
+            call.show(_describe(running, "already running"), _format_started)
+        return
+    with begin(call) as daemon:
+        call.show(_describe(daemon, "started"), _format_started)
+        note_problems(call, daemon)
+
+
+@app.command("stop", cls=Verb)
+def stop(ctx: typer.Context, now: Now = False) -> None:
+    """End the daemon once running requests have ended, and wait until it is gone."""
+    call = Call.of(ctx)
+    pid = end(call, now=now)
+    document = {"was_running": pid is not None, "pid": pid}
+    call.show(document, lambda _: "not running" if pid is None else f"stopped (pid {pid})")
+
+
+@app.command("restart", cls=Verb)
+def restart(ctx: typer.Context, now: Now = False) -> None:
+    """Stop the daemon as `stop` does, if one runs, and start the installed version."""
+    call = Call.of(ctx)
+    end(call, now=now)
+    with begin(call) as daemon:
+        call.show(_describe(daemon, "started"), _format_started)
+        note_problems(call, daemon)
+
+
+@app.command("version", cls=Verb)
+def version(ctx: typer.Context) -> None:
+    """The installed version, and that of the running daemon."""
+    call = Call.of(ctx)
+    document: Document = {"installed": __version__, "running": None, "python": platform.python_version()}
+    try:
+        running = process.find_daemon(call.socket, call.options.timeout_s)
+    except ControlError as error:
+        call.note(f"note: {error.message}")
+    else:
+        if running is not None:
+            with running:
+                document["running"] = running.version
+    call.show(document, _format_version)
+
+
+def begin(call: Call) -> Client:
+    """Start the daemon, through launchd when that owns it, and return a connection.
+
+    Raises:
+        ControlError: it does not come up.
+    """
+    agent = find_agent(call)
+    timeout_s = max(process.START_TIMEOUT_S, call.options.timeout_s)
+    if agent is None:
+        return process.start_detached(call.home, call.socket, timeout_s)
+    agent.start()
+    return Client(call.socket, timeout_s)
+
+
+def end(call: Call, *, now: bool) -> int | None:
+    """Stop the daemon and return its pid; None when none ran. launchd leaves a daemon alone that ended in peace.
+
+    Raises:
+        ControlError: it does not end.
+    """
+    daemon = process.find_daemon(call.socket, call.options.timeout_s)
+    if daemon is None:
+        return None
+    with daemon:
+        process.stop(daemon, call.home, now=now)
+        return daemon.pid
+
+
+def find_agent(call: Call) -> LaunchAgent | None:
+    """Return the LaunchAgent that owns the daemon of this home; None where there is none."""
+    if not has_launchd() or call.options.socket is not None:
+        return None
+    from mlxctl.client import is_running
+    from mlxctl.launchd import LaunchAgent
+
+    agent = LaunchAgent(call.home, lambda path: is_running(path, call.options.timeout_s))
+    return agent if agent.owns_home else None
+
+
+def has_launchd() -> bool:
+    """Tell whether this is a Mac."""
+    return sys.platform == "darwin"
+
+
+def note_problems(call: Call, daemon: Client) -> None:
+    """Say what keeps a daemon that came up from serving."""
+    for problem in daemon.request("status").result.get("problems", []):
+        call.note(f"warning: {problem}")
+
+
+def _describe(daemon: Client, what: str) -> Document:
+    return {"result": what, "pid": daemon.pid, "version": daemon.version, "http": daemon.hello.get("http")}
+
+
+def _format_started(document: Document) -> str:
+    return f"{document['result']} (pid {document['pid']}), mlxd {document['version']}"
+
+
+def _format_version(document: Document) -> str:
+    running = document["running"]
+    if running is None:
+        return f"mlxd {document['installed']} installed, not running"
+    if running == document["installed"]:
+        return f"mlxd {running} installed and running"
+    return f"mlxd {document['installed']} installed, {running} running: mlxctl restart"

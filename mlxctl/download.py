@@ -1,0 +1,93 @@
+"""`python -m mlxd.download` as a child: its progress on the terminal, its errors as ours.
+
+The child has the user's environment (token, proxy, pip's settings), so that nothing of it goes through the daemon.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlxd
+from mlxctl.call import Call, Document, ProgressLine, format_progress
+from mlxd.protocol.errors import EXIT_OTHER, EXIT_UNREACHABLE, ControlError
+
+# Where there is no terminal, a line now and then shows that it goes on.
+_LINE_INTERVAL_S = 5.0
+
+
+def pull(call: Call, arguments: Sequence[str]) -> Document:
+    """Fetch a model, tell a running daemon of it, and return {id, path, already}.
+
+    Raises:
+        ControlError: as the download program failed.
+    """
+    command = [sys.executable, "-m", "mlxd.download", "pull", *arguments]
+    folder = Path(mlxd.__file__).parent.parent  # -m puts it first on the path, so that it is this very mlxd
+    child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        last = _follow(call, child)
+    except BaseException:
+        child.terminate()  # it takes away what is half-made
+        child.wait()
+        raise
+    status = child.wait()
+    if last.get("event") == "done":
+        _rescan(call)
+        return {key: value for key, value in last.items() if key != "event"}
+    if last.get("event") == "error":
+        raise ControlError.from_wire(last)
+    raise ControlError(f"the download program ended with status {status}", exit_code=EXIT_OTHER, code="download.failed")
+
+
+def _follow(call: Call, child: subprocess.Popen[str]) -> dict[str, Any]:
+    """Show what the child says until it ends, and return the last that it said."""
+    show = Progress(call)
+    event: dict[str, Any] = {}
+    assert child.stdout is not None  # noqa: S101  (asked for with PIPE)
+    try:
+        for line in child.stdout:
+            event = json.loads(line)
+            if event["event"] == "progress":
+                show.update(event["phase"], event["done"], event["total"])
+            elif event["event"] == "note":
+                show.line.clear()
+                call.note(f"note: {event['msg']}")
+    finally:
+        show.line.clear()
+    return event
+
+
+class Progress:
+    """A line that is written over on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, call: Call) -> None:
+        """Show nothing yet."""
+        self._call = call
+        self.line = ProgressLine(is_shown=not call.options.quiet)
+        self._phase: str | None = None
+        self._next_s = 0.0
+
+    def update(self, phase: str, done: int, total: int | None) -> None:
+        """Show how far the phase is."""
+        if self.line.is_shown:
+            self.line.update(phase, done, total)
+            return
+        now_s = time.monotonic()
+        if phase != self._phase or now_s >= self._next_s:
+            self._phase, self._next_s = phase, now_s + _LINE_INTERVAL_S
+            self._call.note(format_progress(phase, done, total))
+
+
+def _rescan(call: Call) -> None:
+    try:
+        with call.connect() as daemon:
+            daemon.request("catalog.rescan")
+    except ControlError as error:
+        if error.exit_code != EXIT_UNREACHABLE:  # without a daemon there is nothing to tell
+            raise

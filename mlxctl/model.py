@@ -1,0 +1,95 @@
+"""`mlxctl model`: the models on disk, which of them are loaded, and which stay."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mlxctl import download
+from mlxctl.call import Call, Document
+from mlxctl.change import effect_lines, show_change
+from mlxctl.question import confirm
+from mlxctl.verb import Verb, changes, make_app
+from mlxctl.view import format_model, format_models
+
+app = make_app("Models on disk: fetch, load, unload, pin.")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it.")]
+Source = Annotated[str, typer.Argument(metavar="starter|ORG/NAME", help="The starter model, or one of the hub.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="float32", help="Also a dequantized copy (starter only).")
+]
+Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit (hub only).")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command("list", cls=Verb)
+def list_models(ctx: typer.Context) -> None:
+    """All models on disk with their state."""
+    call = Call.of(ctx)
+    call.show(call.ask("model.list"), format_models)
+
+
+@app.command("show", cls=Verb)
+def show(ctx: typer.Context, model: Model) -> None:
+    """One model: where it lies, what it needs, its state."""
+    call = Call.of(ctx)
+    call.show(call.ask("model.show", model=model), format_model)
+
+
+@app.command("pull", cls=Verb)
+def pull(ctx: typer.Context, source: Source, dtype: Dtype = None, revision: Revision = None) -> None:
+    """Fetch a model; needs no daemon, and tells a running one."""
+    call = Call.of(ctx)
+    options = [
+        *(["--dtype", dtype] if dtype is not None else []),
+        *(["--revision", revision] if revision is not None else []),
+    ]
+    call.show(download.pull(call, [source, *options]), format_pulled)
+
+
+@app.command("load", cls=changes("model.load"))
+def load(ctx: typer.Context, model: Model) -> None:
+    """Load a model now."""
+    call = Call.of(ctx)
+    call.show(call.change("model.load", model=model), lambda shown: _format_effects(shown, f"{model} is loaded"))
+
+
+@app.command("unload", cls=changes("model.unload"))
+def unload(ctx: typer.Context, model: Model) -> None:
+    """Unload a model once its requests have ended."""
+    call = Call.of(ctx)
+    call.show(call.change("model.unload", model=model), lambda shown: _format_effects(shown, f"{model} is not loaded"))
+
+
+@app.command("pin", cls=changes("model.pin"))
+def pin(ctx: typer.Context, model: Model) -> None:
+    """Never evict the model and never unload it when idle."""
+    call = Call.of(ctx)
+    show_change(call, call.change("model.pin", model=model))
+
+
+@app.command("unpin", cls=changes("model.unpin"))
+def unpin(ctx: typer.Context, model: Model) -> None:
+    """Make the model ordinary again."""
+    call = Call.of(ctx)
+    show_change(call, call.change("model.unpin", model=model))
+
+
+@app.command("remove", cls=changes("model.remove"))
+def remove(ctx: typer.Context, model: Model, yes: Yes = False) -> None:
+    """Delete a model's files."""
+    call = Call.of(ctx)
+    entry = call.ask("model.show", model=model)
+    confirm(f"Delete {entry.get('path', model)}?", yes=yes)
+    call.show(call.change("model.remove", model=model), lambda _: f"removed {model}")
+
+
+def format_pulled(document: Document) -> str:
+    """Return where a pulled model is."""
+    return f"{document['id']} is {'already there' if document.get('already') else 'ready'}: {document['path']}"
+
+
+def _format_effects(document: Document, when_nothing: str) -> str:
+    return "\n".join(effect_lines(document)) or when_nothing

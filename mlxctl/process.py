@@ -1,0 +1,137 @@
+"""The daemon's process: start it detached and wait until it answers, stop it and wait until it is gone.
+
+Owns the words for a start that fails. Knows no terminal and no launchd.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlxd
+from mlxctl.client import Client
+from mlxd.protocol.errors import EXIT_CONFLICT, EXIT_OTHER, EXIT_WAIT_TIMEOUT, ControlError
+from mlxd.protocol.paths import Home
+from mlxd.protocol.units import format_duration
+
+# It listens in well under a second; a machine that has just booted, or is swapping, is slower.
+START_TIMEOUT_S = 30.0
+# Over daemon.drain_timeout, which is 50 s at most.
+STOP_TIMEOUT_S = 70.0
+
+# What a daemon that comes up, goes down or is not there at all looks like from outside.
+_NOT_THERE = frozenset({"control.not_running", "control.stale_socket", "control.closed"})
+_POLL_S = 0.05
+_LOG_LINES = 15
+
+
+def find_daemon(socket: Path, timeout_s: float) -> Client | None:
+    """Return a connection to the daemon at *socket*; None when none runs."""
+    try:
+        return Client(socket, timeout_s)
+    except ControlError as error:
+        if error.code in _NOT_THERE:
+            return None
+        raise
+
+
+def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
+    """Start a daemon that outlives this process and return a connection to it.
+
+    Another one that is being started for the same home is as good.
+
+    Raises:
+        ControlError: it ended, or did not answer in time; the message has the last lines of its log.
+    """
+    home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log_start = home.log.stat().st_size if home.log.exists() else 0
+    child = _spawn(home, socket)
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        status = child.poll()
+        daemon = find_daemon(socket, timeout_s)
+        if daemon is not None:
+            return daemon
+        if status == EXIT_CONFLICT:  # another holds the lock: it is coming up, or about to end
+            child = _spawn(home, socket)
+        elif status is not None:
+            raise _start_failed(home, f"the daemon ended with status {status} before it answered", log_start)
+        time.sleep(_POLL_S)
+    raise _start_failed(home, f"the daemon did not answer within {format_duration(timeout_s)}", log_start)
+
+
+def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Ask the daemon to end and return when it has.
+
+    Raises:
+        ControlError: running requests keep it longer than *timeout_s*.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    daemon.request("daemon.stop", {"now": now})
+    ended = daemon.wait_closed(timeout_s)
+    while ended and _is_held(home.lock):
+        ended = time.monotonic() < deadline_s
+        time.sleep(_POLL_S)
+    if not ended:
+        raise ControlError(
+            f"the daemon (pid {daemon.pid}) has not ended within {format_duration(timeout_s)}; it is still about to",
+            exit_code=EXIT_WAIT_TIMEOUT,
+            code="daemon.stop_timeout",
+            hint="mlxctl stop --now, which cancels the running requests",
+        )
+
+
+def last_lines(path: Path, start: int = 0, count: int = _LOG_LINES) -> list[str]:
+    """Return the last *count* lines that stand in the file from byte *start* on; none when there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read().decode(errors="replace").splitlines()[-count:]
+    except OSError:
+        return []
+
+
+def _spawn(home: Home, socket: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlxd", "--log-file", str(home.log)]
+    if socket != home.socket:
+        command += ["--socket", str(socket.absolute())]
+    # -m puts the working folder first on the path: there lies this very mlxd, and nothing of the user's.
+    folder = Path(mlxd.__file__).parent.parent
+    with home.log.open("ab") as log:  # what it says before it has a log, and why it could not start
+        home.log.chmod(0o600)
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "MLXD_HOME": str(home.root)},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _is_held(lock: Path) -> bool:
+    """Tell whether a daemon holds the single-instance lock; a process keeps it until it has ended."""
+    try:
+        with lock.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def _start_failed(home: Home, what: str, log_start: int) -> ControlError:
+    lines = last_lines(home.log, log_start)
+    said = [f"the last lines of {home.log}:", *(f"  {line}" for line in lines)] if lines else []
+    return ControlError(
+        "\n".join([what, *said]),
+        exit_code=EXIT_OTHER,
+        code="daemon.start_failed",
+        hint=f"mlxd, which runs it in the foreground, or read {home.log}",
+    )

@@ -1,0 +1,56 @@
+"""How a command line names settings and values. Values stay text: the daemon's parser knows the kinds and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlxd.protocol.errors import EXIT_USAGE, ControlError
+from mlxd.protocol.settings import find_row, parse_path
+
+
+def parse_changes(words: Sequence[str], table: str | None = None) -> dict[str, str]:
+    """Return key → value of `KEY=VALUE` words; a key without a dot is of *table*.
+
+    Raises:
+        ControlError: a word is no pair, or a key stands twice.
+    """
+    changes: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise _usage(f"{word!r} is no KEY=VALUE")
+        key = normalize_key(name if table is None or "." in name else f"{table}.{name}")
+        if key in changes:
+            raise _usage(f"{key} is given twice")
+        changes[key] = value
+    return changes
+
+
+def parse_one_or_more(words: Sequence[str]) -> dict[str, str]:
+    """Return key → value of `KEY VALUE` or of `KEY=VALUE...`.
+
+    Raises:
+        ControlError: the words are neither.
+    """
+    if len(words) == 2 and "=" not in words[0]:
+        return {normalize_key(words[0]): words[1]}
+    return parse_changes(words)
+
+
+def normalize_key(key: str) -> str:
+    """Return the key that people mean who write it as the verbs are written: `pool.keep-alive` is `pool.keep_alive`."""
+    with_underscores = key.replace("-", "_")
+    return key if _is_known(key) or not _is_known(with_underscores) else with_underscores
+
+
+def _is_known(key: str) -> bool:
+    try:
+        return find_row(parse_path(key)) is not None
+    except ValueError:
+        return False
+
+
+def _usage(message: str) -> ControlError:
+    return ControlError(
+        message, exit_code=EXIT_USAGE, code="usage", hint="mlxctl config set KEY VALUE, or KEY=VALUE..."
+    )

@@ -1,0 +1,215 @@
+"""The pool, its models and the running requests as text: what status, ps, pool and model show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mlxctl.output import count, format_pairs, format_table, show_duration, show_size
+
+Map = Mapping[str, Any]
+
+
+def format_status(document: Map) -> str:
+    """Return `mlxctl status`."""
+    pool, http, config = document["pool"], document["http"], document["config"]
+    requests = document.get("requests", [])
+    cloud = document.get("cloud")
+    lines = [
+        f"mlxd {document['version']}, pid {document['pid']}, up {show_duration(document['uptime_ms'] / 1000)}",
+        "",
+        format_pairs(
+            [
+                ("http", http["url"] if http.get("problem") is None else http["problem"]),
+                ("memory", _format_memory(pool)),
+                ("models", _format_counts(pool)),
+                ("requests", f"{len(requests)} running, {len(pool['queue'])} waiting"),
+                ("cloud", None if cloud is None else _format_cloud(cloud)),
+                ("settings", f"{config['path']}, generation {document['gen']}"),
+            ]
+        ),
+        *(f"problem: {problem}" for problem in document.get("problems", [])),
+    ]
+    if pool["models"]:
+        lines += ["", _format_residents(pool["models"])]
+    return "\n".join(lines)
+
+
+def format_ps(document: Map) -> str:
+    """Return `mlxctl ps`."""
+    parts = [_format_residents(document["models"]) if document["models"] else "no model is loaded"]
+    if document.get("requests"):
+        parts.append(_format_requests(document["requests"]))
+    if document.get("queue"):
+        parts.append(_format_queue(document["queue"]))
+    if document.get("operations"):
+        parts.append(_format_operations(document["operations"]))
+    return "\n\n".join(parts)
+
+
+def format_pool(document: Map) -> str:
+    """Return `mlxctl pool show`."""
+    memory = document["memory"]
+    parts = [
+        format_pairs(
+            [
+                ("limit", show_size(memory["limit_bytes"])),
+                ("reserved", show_size(memory["reserved_bytes"])),
+                ("  weights", show_size(memory["weights_bytes"])),
+                ("  KV", show_size(memory["kv_bytes"])),
+                ("  prompt caches", show_size(memory["prompt_cache_bytes"])),
+                ("  loading", show_size(memory["loading_bytes"])),
+                ("  margin", show_size(memory["margin_bytes"])),
+                ("free", show_size(memory["free_bytes"])),
+                ("pinned", show_size(memory["pinned_bytes"])),
+                ("over limit", document.get("over_limit")),
+                ("models", _format_counts(document)),
+                ("waiting", count(len(document["queue"]), "request")),
+            ]
+        )
+    ]
+    if document["models"]:
+        parts.append(_format_residents(document["models"]))
+    if document["queue"]:
+        parts.append(_format_queue(document["queue"]))
+    return "\n\n".join(parts)
+
+
+def format_models(document: Map) -> str:
+    """Return `mlxctl model list`."""
+    models = document["models"]
+    if not models:
+        return "no model on this disk; mlxctl model pull starter"
+    return format_table(
+        ["MODEL", "STATE", "WEIGHTS", "CONTEXT", "QUANTIZATION", "SOURCE", "NOTE"],
+        [
+            (
+                model["id"],
+                model.get("state"),
+                show_size(model.get("weights_bytes")),
+                model.get("context_length"),
+                model.get("quantization"),
+                model.get("source"),
+                model.get("problem") or _marks(model),
+            )
+            for model in models
+        ],
+    )
+
+
+def format_model(document: Map) -> str:
+    """Return `mlxctl model show`: all that is known, a line each."""
+    return format_pairs(
+        (name.removesuffix("_bytes").removesuffix("_s"), _show(name, value)) for name, value in document.items()
+    )
+
+
+def _format_memory(pool: Map) -> str:
+    memory = pool["memory"]
+    text = f"{show_size(memory['reserved_bytes'])} of {show_size(memory['limit_bytes'])}"
+    return text if pool.get("over_limit") is None else f"{text}; over limit: {pool['over_limit']}"
+
+
+def _format_counts(pool: Map) -> str:
+    loaded = sum(model["state"] == "ready" for model in pool["models"])
+    bound = pool.get("max_models")
+    return f"{loaded} loaded" + ("" if bound is None else f" of at most {bound}")
+
+
+def _format_cloud(cloud: Map) -> str:
+    providers, rules = (
+        cloud[name] if isinstance(cloud[name], int) else len(cloud[name]) for name in ("providers", "rules")
+    )
+    return f"{'on' if cloud['enabled'] else 'off'}, {count(providers, 'provider')}, {count(rules, 'rule')}"
+
+
+def _format_residents(models: Iterable[Map]) -> str:
+    return format_table(
+        ["MODEL", "STATE", "MEMORY", "RUNNING", "WAITING", "EXPIRES", "NOTE"],
+        [
+            (
+                model["id"],
+                model["state"],
+                show_size(model["weights_bytes"] + model["kv_bytes"] + model["prompt_cache_bytes"]),
+                model["running"] + model["paused"],
+                model["waiting"],
+                _format_expiry(model),
+                _format_note(model),
+            )
+            for model in models
+        ],
+    )
+
+
+def _format_expiry(model: Map) -> str | None:
+    if model["state"] != "ready" or model["running"] or model["paused"] or model["leases"]:
+        return None
+    return "never" if model["expires_in_s"] is None else f"in {show_duration(model['expires_in_s'])}"
+
+
+def _format_note(model: Map) -> str | None:
+    if model["state"] == "loading" and model["load_total_bytes"]:
+        return f"{100 * model['load_done_bytes'] // model['load_total_bytes']} % loaded"
+    paused = f"{count(model['paused'], 'sequence')} paused" if model["paused"] else None
+    notes = [model.get("last_error") or model.get("reason"), paused, _marks(model)]
+    return "; ".join(note for note in notes if note) or None
+
+
+def _marks(model: Map) -> str | None:
+    marks = [word for key, word in (("pinned", "pinned"), ("preload", "preload")) if model.get(key)]
+    return ", ".join(marks) or None
+
+
+def _format_requests(requests: Iterable[Map]) -> str:
+    now_s = time.time()
+    return format_table(
+        ["REQUEST", "MODEL", "ROUTE", "STATE", "ENDPOINT", "AGE"],
+        [
+            (
+                request["id"],
+                request["model"],
+                request["route"],
+                request["state"],
+                request["endpoint"],
+                show_duration(max(0.0, now_s - request["started_at_ms"] / 1000)),
+            )
+            for request in requests
+        ],
+    )
+
+
+def _format_queue(queue: Iterable[Map]) -> str:
+    return format_table(
+        ["WAITING", "MODEL", "FOR", "REASON"],
+        [(wait["request_id"], wait["model"], show_duration(wait["waited_s"]), wait["reason"]) for wait in queue],
+    )
+
+
+def _format_operations(operations: Iterable[Map]) -> str:
+    return format_table(
+        ["OPERATION", "KIND", "PHASE", "DONE"],
+        [
+            (
+                operation["op"],
+                operation["kind"],
+                operation.get("phase"),
+                f"{100 * operation['done'] // operation['total']} %" if operation.get("total") else None,
+            )
+            for operation in operations
+        ],
+    )
+
+
+def _show(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name.endswith("_bytes"):
+        return show_size(value)
+    if name.endswith("_s"):
+        return show_duration(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_show(key, item)}" for key, item in value.items())
+    return str(value)
