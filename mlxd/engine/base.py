@@ -1,9 +1,9 @@
 """What the event loop and the device thread say to each other: plain data and two protocols, no mlx.
 
-`Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once (or are
-awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of the device
-thread in one call, in order. Per sequence the order is: `Prefilling`*, then `Delta`* with `KvLow` and `Paused` between them,
-then exactly one of `Finished` or `Failed`, after which the device thread holds nothing of that sequence.
+`Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once
+(or are awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of
+the device thread in one call, in order. Per sequence the order is: `Prefilling`*, then `Delta`* with `KvLow` and `Paused`
+between them, then exactly one of `Finished` or `Failed`, after which the device thread holds nothing of that sequence.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class PreparedPrompt:
     tokens: tuple[int, ...]
     max_tokens: int  # resolved against the context, ≥ 1
     initial_kind: TextKind = TextKind.CONTENT  # REASONING where the template ends with an open thinking tag
+    is_continuation: bool = False  # the answer goes on in the prompt's own text: its leading space is part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +175,8 @@ Listener = Callable[[SequenceEvent], None]
 class KvShape:
     """What the KV of one sequence costs.
 
-    `groups` are (bytes per token, most tokens kept or None) of the layers that share a cache kind: full attention has no cap, a
-    sliding window has one. `fixed_bytes` is what a sequence holds whatever its length (state-space layers).
+    `groups` are (bytes per token, most tokens kept or None) of the layers that share a cache kind: full attention has
+    no cap, a sliding window has one. `fixed_bytes` is what a sequence holds whatever its length (state-space layers).
     Source: 2 · kv_heads · head_dim · itemsize per attention layer.
     """
 
@@ -242,7 +243,7 @@ class Engine(Protocol):
         """Raise the sequence's grant to *kv_tokens*; ignored when it has ended or paused."""
 
     def pause(self, sequence_id: int) -> None:
-        """Take the sequence out of the batch and drop its KV; answered by `Paused`, or by its end if that came first."""
+        """Take the sequence out of the batch and drop its KV; answered by `Paused`, or by its end if that was first."""
 
     def resume(self, sequence_id: int, kv_tokens: int) -> None:
         """Go on with a paused sequence; no text is lost or repeated."""
@@ -254,7 +255,7 @@ class Engine(Protocol):
         """Bound the prompt cache from now on; shrinks it when it is over."""
 
     async def trim_prompt_cache(self, max_bytes: int) -> int:
-        """Shrink the prompt cache to *max_bytes* once, least recently used first, and free the memory; return bytes left."""
+        """Shrink the prompt cache to *max_bytes* once, oldest first, and free the memory; return the bytes left."""
 
 
 LoadProgress = Callable[[int, int], None]
@@ -291,8 +292,8 @@ class Backend(Protocol):
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         """Load a model in slices between decode steps; *on_progress* gets (done, total) bytes on the event loop.
 
-        A started load completes even when the awaiting task is cancelled; its engine is then unloaded again by the caller's
-        owner (the pool awaits through `asyncio.shield`).
+        A started load completes even when the awaiting task is cancelled; its engine is then unloaded again by the
+        caller's owner (the pool awaits through `asyncio.shield`).
 
         Raises:
             LoadFailed: with the cause in words; nothing of the model stays resident.

@@ -1,9 +1,9 @@
 """A tiny random llama on disk, in the layout of an MLX-LM folder: config, weights, tokenizer and chat template.
 
-Written with numpy alone in about 0.1 s, so that tests without MLX can use it too. Every printable ASCII character and the newline
-is one token. The special tokens have so low a logit that the model never makes one on its own: it never ends before its
-`max_tokens`. A `logit_bias` of 100 on `token_id("<|im_end|>", ...)` forces it to. One dimension of the residual stream is held
-constant for this.
+Written with numpy alone in about 0.1 s, so that tests without MLX can use it too. Every printable ASCII character and
+the newline is one token. The special tokens have so low a logit that the model never makes one on its own: it never
+ends before its `max_tokens`. A `logit_bias` of 100 on `token_id("<|im_end|>", ...)` forces it to. One dimension of the
+residual stream is held constant for this.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def write_tiny_model(
         heads: attention heads.
         kv_heads: key and value heads; divides *heads*.
         thinking: adds the tokens `<think>` and `</think>`.
-        open_thinking: the chat template ends with an open `<think>` unless `enable_thinking` is false; implies *thinking*.
+        open_thinking: the chat template ends with an open `<think>`, but not with `enable_thinking` false; implies
+            *thinking*.
         tools: adds the tokens `<tool_call>` and `</tool_call>` and lets mlx-lm infer its JSON tool parser.
         all_bytes: every byte is a token, so that any Unicode text can be encoded (and answers may be invalid UTF-8).
         sliding_window: every second layer attends to this many tokens only.
@@ -172,7 +173,8 @@ def _weights(shape: _Shape, vocab_size: int, n_special: int, seed: int) -> Weigh
     rng = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
-        return (rng.standard_normal((rows, columns)) * scale / np.sqrt(columns)).astype(np.float32)
+        values: NDArray[np.float32] = (rng.standard_normal((rows, columns)) * scale / columns**0.5).astype(np.float32)
+        return values
 
     width, kv_width = shape.width, shape.kv_heads * shape.head_dim
     norm = np.ones(width, np.float32)

@@ -1,0 +1,147 @@
+"""What the event loop tells the device thread: one plain record per command, taken in the order they were put.
+
+Together they are a log: what the device thread decides depends on their order and on its steps. No mlx here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxd.engine.base import BackendLimits, Listener, LoadProgress, LoadSpec, SchedulingParams, Submit
+
+# Called on the event loop with the result, or with the `MlxdError` that came instead.
+Reply = Callable[[Any], None]
+# What the device thread hands over after a pass: these calls, in this order.
+Post = tuple[Callable[[Any], None], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """What a worker thread has read of a model's folder before the device thread loads the weights."""
+
+    path: Path
+    config: dict[str, Any]
+    tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Import mlx-lm now."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a model, known as *key* from then on; the reply is its `EngineFacts`."""
+
+    key: int
+    spec: LoadSpec
+    files: ModelFiles
+    on_progress: LoadProgress
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Fail the model's sequences and free it."""
+
+    key: int
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin a sequence."""
+
+    key: int
+    submit: Submit
+    listener: Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Let a sequence grow to so many tokens."""
+
+    key: int
+    sequence_id: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Drop a sequence's KV and keep its text."""
+
+    key: int
+    sequence_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with a paused sequence."""
+
+    key: int
+    sequence_id: int
+    kv_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End a sequence."""
+
+    key: int
+    sequence_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetPromptCacheLimit:
+    """Bound a model's prompt cache from now on."""
+
+    key: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrimPromptCache:
+    """Shrink a model's prompt cache once; the reply is the bytes left."""
+
+    key: int
+    max_bytes: int
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimits:
+    """Pass limits on to MLX."""
+
+    limits: BackendLimits
+
+
+@dataclass(frozen=True, slots=True)
+class SetScheduling:
+    """Change how prefill shares the device."""
+
+    params: SchedulingParams
+
+
+@dataclass(frozen=True, slots=True)
+class ReadMemory:
+    """Read MLX's counters; the reply is a `BackendMemory`."""
+
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Unload everything and end the thread."""
+
+
+# These name a loaded model by its key and are answered by events of its sequences.
+SequenceCommand = Start | Grant | Pause | Resume | Cancel
+Command = (
+    WarmUp | Load | Unload | SequenceCommand | SetPromptCacheLimit | TrimPromptCache
+    | SetLimits | SetScheduling | ReadMemory | Close
+)  # fmt: skip

@@ -1,0 +1,192 @@
+"""The device as the event loop sees it: starts the one thread that touches MLX, sends it commands, delivers its posts.
+
+Imports no mlx, so that the daemon's sockets answer at once: mlx-lm is imported on the device thread at `warm_up`, or
+at the first load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import itertools
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from mlxd.engine.base import (
+    BackendLimits,
+    BackendMemory,
+    Engine,
+    EngineFacts,
+    Failed,
+    LoadProgress,
+    LoadSpec,
+    SchedulingParams,
+)
+from mlxd.engine.command import (
+    Close,
+    Command,
+    Load,
+    ModelFiles,
+    Post,
+    ReadMemory,
+    SetLimits,
+    SetScheduling,
+    Start,
+    TrimPromptCache,
+    Unload,
+    WarmUp,
+)
+from mlxd.engine.fault import in_words, load_failure
+from mlxd.engine.handle import TextEngine
+from mlxd.engine.inbox import Inbox
+from mlxd.engine.prompt import PromptRenderer
+from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed, MlxdError
+
+_log = logging.getLogger(__name__)
+
+# Rendering and tokenizing hold the GIL for the most part: more threads would only take turns.
+_WORKERS = 2
+
+
+class Device:
+    """Implements `base.Backend`; one per process, because MLX's limits and the device are."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limits: BackendLimits, scheduling: SchedulingParams) -> None:
+        """Start the device thread, which waits; everything is called on, and delivered to, *loop*."""
+        self._loop = loop
+        self._inbox = Inbox()
+        self._keys = itertools.count()
+        self._engines: dict[int, TextEngine] = {}
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
+        # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
+        # aborts a process that exits around a thread of its own.
+        self._thread = threading.Thread(target=self._run, args=(limits, scheduling), name="mlxd-device", daemon=True)
+        self._thread.start()
+        atexit.register(self._end_thread)
+
+    def warm_up(self) -> None:
+        """Begin to import mlx-lm (a second); for when the sockets are open."""
+        self._inbox.put(WarmUp(lambda _: None))
+
+    async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
+        """Load a model; see `base.Backend.load`."""
+        await self._inbox.ask(WarmUp)
+        files = await self._loop.run_in_executor(self._workers, _read_files, spec)
+        key = next(self._keys)
+        loading = self._loop.create_task(self._inbox.ask(lambda reply: Load(key, spec, files, on_progress, reply)))
+        try:
+            facts: EngineFacts = await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            # The load goes on, and nobody will get its engine.
+            loading.add_done_callback(lambda done: self._drop(key, done))
+            raise
+        renderer = PromptRenderer(spec.model_id, files.tokenizer, facts)
+        engine = TextEngine(key, spec.model_id, facts, renderer, self._inbox, self._workers)
+        self._engines[key] = engine
+        return engine
+
+    async def unload(self, engine: Engine) -> None:
+        """Free a model; see `base.Backend.unload`."""
+        if not isinstance(engine, TextEngine):
+            raise TypeError(f"{engine!r} is not of this device")
+        await self._inbox.ask(lambda reply: Unload(engine.key, reply))
+        self._engines.pop(engine.key, None)
+
+    def set_limits(self, limits: BackendLimits) -> None:
+        """Pass the limits on to MLX."""
+        self._inbox.put(SetLimits(limits))
+
+    def set_scheduling(self, params: SchedulingParams) -> None:
+        """Change how prefill shares the device."""
+        self._inbox.put(SetScheduling(params))
+
+    async def memory(self) -> BackendMemory:
+        """Read MLX's counters; zeros before mlx was imported."""
+        memory: BackendMemory = await self._inbox.ask(ReadMemory)
+        return memory
+
+    async def close(self) -> None:
+        """Unload everything and join the thread."""
+        await asyncio.to_thread(self._end_thread)
+        self._engines.clear()
+
+    def _drop(self, key: int, loading: asyncio.Task[EngineFacts]) -> None:
+        if not loading.cancelled() and loading.exception() is None:
+            self._inbox.put(Unload(key, lambda _: None))
+
+    def _end_thread(self) -> None:
+        atexit.unregister(self._end_thread)
+        self._inbox.close()
+        self._thread.join()
+        self._workers.shutdown()
+
+    # On the device thread
+
+    def _run(self, limits: BackendLimits, scheduling: SchedulingParams) -> None:
+        """Wait until MLX is needed, import it, and run."""
+        while not isinstance(command := self._inbox.get(), WarmUp):
+            match command:
+                case SetLimits():
+                    limits = command.limits
+                case SetScheduling():
+                    scheduling = command.params
+                case ReadMemory():
+                    self._hand_over([(command.reply, BackendMemory(0, 0, 0))])
+                case Unload():
+                    self._hand_over([(command.reply, None)])
+                case Close():
+                    return
+        try:
+            from mlxd.engine.runner import Runner
+        except Exception as error:  # noqa: BLE001 a broken installation can fail in any way
+            _log.exception("mlx-lm cannot be imported")
+            self._refuse(command, LoadFailed(f"mlx-lm cannot be imported: {in_words(error)}"))
+            return
+        self._hand_over([(command.reply, None)])
+        try:
+            Runner(self._inbox, self._hand_over, self._on_prompt_cache, limits, scheduling).run()
+        except Exception as error:  # noqa: BLE001 a bug in the run loop; models' failures do not get here
+            _log.critical("the device thread failed", exc_info=error)
+            self._refuse(self._inbox.get(), GenerationFailed(f"the device thread failed: {in_words(error)}"))
+
+    def _refuse(self, command: Command, error: EngineError) -> None:
+        """Answer everything with *error*, until `Close`."""
+        while not isinstance(command, Close):
+            match command:
+                case WarmUp() | Load() | Unload() | ReadMemory() | TrimPromptCache():
+                    self._hand_over([(command.reply, error)])
+                case Start():
+                    self._hand_over([(command.listener, Failed(command.submit.sequence_id, error))])
+            command = self._inbox.get()
+
+    def _hand_over(self, posts: list[Post]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._on_posts, posts)
+
+    # On the event loop
+
+    def _on_posts(self, posts: list[Post]) -> None:
+        for receive, value in posts:
+            try:
+                receive(value)
+            except Exception:  # noqa: BLE001 one listener's failure is none of the others' business
+                _log.exception("a listener failed on %r", value)
+
+    def _on_prompt_cache(self, key_bytes: tuple[int, int]) -> None:
+        key, stored_bytes = key_bytes
+        if key in self._engines:
+            self._engines[key]._on_prompt_cache(stored_bytes)  # noqa: SLF001 its other half
+
+
+def _read_files(spec: LoadSpec) -> ModelFiles:
+    """Read the folder, on a worker thread."""
+    from mlxd.engine.source import read_model_files
+
+    try:
+        return read_model_files(spec)
+    except MlxdError:
+        raise
+    except Exception as error:  # the engine's edge
+        raise load_failure(spec.model_id, error) from error

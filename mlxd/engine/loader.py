@@ -1,0 +1,80 @@
+"""Loads weights in slices, so that running streams go on between them. Used on the device thread only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load_model
+
+from mlxd.engine.base import EngineFacts, LoadSpec
+from mlxd.engine.command import ModelFiles
+from mlxd.engine.kv import probe_kv
+from mlxd.engine.source import context_length
+
+# Measured: 8 MB take 5 ms, which a stream does not notice; 64 MB take 29 ms and load twice as fast.
+BUSY_SLICE_BYTES = 8_000_000
+IDLE_SLICE_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model whose weights are in memory."""
+
+    model_id: str
+    model: Any  # mlx.nn.Module
+    tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
+    facts: EngineFacts
+
+
+class SlicedLoad:
+    """A load in progress."""
+
+    def __init__(self, spec: LoadSpec, files: ModelFiles) -> None:
+        """Begin with nothing read."""
+        self._spec = spec
+        self._files = files
+        self._model: Any = None
+        self._waiting: list[mx.array] = []
+        self.done_bytes = 0
+        self.total_bytes = 0
+
+    def advance(self, slice_bytes: int) -> LoadedModel | None:
+        """Load the next *slice_bytes*, at least one array; return the model when it is complete.
+
+        Raises:
+            LoadFailed: the model cannot be served.
+            Exception: whatever MLX and mlx-lm raise on damaged or unknown files.
+        """
+        if self._model is None:
+            self._model, _ = load_model(self._files.path, lazy=True)
+            flat = cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters()))
+            self._waiting = [array for _, array in reversed(flat)]
+            self.total_bytes = sum(array.nbytes for array in self._waiting)
+        elif self._waiting:
+            arrays = [self._waiting.pop()]
+            taken_bytes = arrays[0].nbytes
+            while self._waiting and taken_bytes + self._waiting[-1].nbytes <= slice_bytes:
+                arrays.append(self._waiting.pop())
+                taken_bytes += arrays[-1].nbytes
+            mx.eval(arrays)
+            self.done_bytes += taken_bytes
+        else:
+            return self._measured()
+        return None
+
+    def _measured(self) -> LoadedModel:
+        kv, vocab_size = probe_kv(self._model)
+        tokenizer = self._files.tokenizer
+        facts = EngineFacts(
+            weights_bytes=self.total_bytes,
+            kv=kv,
+            context_length=context_length(self._spec, self._files),
+            vocab_size=vocab_size,
+            has_thinking=bool(tokenizer.has_thinking),
+            has_tool_calling=bool(tokenizer.has_tool_calling),
+            chat_template=bool(tokenizer.has_chat_template),
+        )
+        return LoadedModel(self._spec.model_id, self._model, tokenizer, facts)

@@ -1,0 +1,91 @@
+"""From tokens to pieces of text: detokenizing, stop strings, and the split into content, reasoning and tool calls.
+
+Stop strings and tags are matched in the text, across token borders, by mlx-lm's state machines; what may be the
+beginning of one is held back until it is decided. At the end all that is held back comes out: no text is lost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlx_lm.generate import TextStateMachine, make_text_state_machine
+
+from mlxd.engine.base import PreparedPrompt, TextKind
+
+Piece = tuple[TextKind, str]
+
+# mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
+_KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING, "tool": TextKind.TOOL}
+
+
+class Markup:
+    """The tags that one model's tokenizer declares."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Take mlx-lm's `TokenizerWrapper`."""
+        self._tokenizer = tokenizer
+        declares = tokenizer.has_thinking or tokenizer.has_tool_calling or tokenizer.response_transitions
+        self._machine = make_text_state_machine(tokenizer) if declares or tokenizer.structural_markers else None
+
+    def output(self, prompt: PreparedPrompt, stop: tuple[str, ...]) -> Output:
+        """Return the output of a new sequence."""
+        tags = None
+        if self._machine is not None:
+            first = self._tokenizer.response_initial_state or "normal"
+            tags = self._machine.make_state("reasoning" if prompt.initial_kind is TextKind.REASONING else first)
+        stops = TextStateMachine({"normal": [(text, None) for text in stop]}).make_state() if stop else None
+        detokenizer = self._tokenizer.detokenizer
+        if prompt.is_continuation and "text" in vars(detokenizer):
+            # It strips a leading space from the first text it makes; this is not the first.
+            detokenizer.text = "\n"
+            detokenizer.offset = 1
+        return Output(detokenizer, stops, tags)
+
+
+class Output:
+    """The text of one sequence, as it comes."""
+
+    __slots__ = ("_detokenizer", "_stops", "_tags", "stopped")
+
+    def __init__(self, detokenizer: Any, stops: Any, tags: Any) -> None:
+        """Take a detokenizer of its own, and the states of the matchers where there are any."""
+        self._detokenizer = detokenizer
+        self._stops = stops
+        self._tags = tags
+        self.stopped = False  # a stop string was matched; nothing comes after it
+
+    def push(self, token: int) -> list[Piece]:
+        """Return the text that *token* makes known; at least one piece, which may be empty."""
+        self._detokenizer.add_token(token)
+        return self._split(self._detokenizer.last_segment)
+
+    def finish(self) -> list[Piece]:
+        """Return what was held back, without empty pieces."""
+        pieces = []
+        if not self.stopped:
+            self._detokenizer.finalize()
+            pieces = self._split(self._detokenizer.last_segment)
+            if self._stops is not None and not self.stopped:
+                self._stops, rest, _ = TextStateMachine.flush(self._stops)
+                pieces += self._tagged(rest)
+        if self._tags is not None:
+            self._tags, rest, state = TextStateMachine.flush(self._tags)
+            pieces += _pieces([(state, rest)])
+        return [(kind, text) for kind, text in pieces if text]
+
+    def _split(self, text: str) -> list[Piece]:
+        if self._stops is None:
+            return self._tagged(text)
+        self._stops, segments = TextStateMachine.split(self._stops, text)
+        self.stopped = self._stops[0] is None
+        return self._tagged("".join(text for _, text in segments))
+
+    def _tagged(self, text: str) -> list[Piece]:
+        if self._tags is None:
+            return [(TextKind.CONTENT, text)]
+        self._tags, segments = TextStateMachine.split(self._tags, text)
+        return _pieces(segments) or [(TextKind.CONTENT, "")]
+
+
+def _pieces(segments: list[tuple[str, str]]) -> list[Piece]:
+    return [(_KINDS[state], text) for state, text in segments if state in _KINDS]

@@ -1,0 +1,136 @@
+"""From a request to tokens: checks, chat template, tokenizer, context. Runs on worker threads and touches no mlx."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from mlxd.engine.base import (
+    ChatPrompt,
+    EngineFacts,
+    GenerationRequest,
+    PreparedPrompt,
+    SamplingParams,
+    TextKind,
+    TextPrompt,
+)
+from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
+
+_log = logging.getLogger(__name__)
+
+
+class PromptRenderer:
+    """Prepares the prompts of one model."""
+
+    def __init__(self, model_id: str, tokenizer: Any, facts: EngineFacts) -> None:
+        """Take mlx-lm's `TokenizerWrapper` and what was measured at the load."""
+        self._model_id = model_id
+        self._tokenizer = tokenizer
+        self._facts = facts
+
+    def prepare(self, request: GenerationRequest) -> PreparedPrompt:
+        """Render, tokenize and check against the context.
+
+        Raises:
+            InvalidRequest: a sampling parameter is out of its range, the template refuses the messages, the prompt is
+                empty, or a token id is out of range.
+            ContextLengthExceeded: prompt + max_tokens is over the context.
+        """
+        check_sampling(request.sampling, self._facts.vocab_size)
+        kind, is_continuation = TextKind.CONTENT, not isinstance(request.prompt, ChatPrompt)
+        match request.prompt:
+            case ChatPrompt():
+                text = self._render(request.prompt)
+                tokens = self._tokenizer.encode(text, add_special_tokens=False)
+                # A template that opens the thinking itself: the answer begins inside it, without the tag.
+                if self._tokenizer.has_thinking and text.rstrip().endswith(self._tokenizer.think_start):
+                    kind = TextKind.REASONING
+            case TextPrompt(text=text):
+                bos = self._tokenizer.bos_token
+                tokens = self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+            case _:
+                tokens = list(request.prompt.tokens)
+                self._check_range(tokens)
+        return PreparedPrompt(tuple(tokens), self._max_tokens(len(tokens), request.max_tokens), kind, is_continuation)
+
+    def _render(self, prompt: ChatPrompt) -> str:
+        if not self._facts.chat_template:
+            raise InvalidRequest(
+                f"model '{self._model_id}' has no chat template",
+                hint="send the text to /v1/completions",
+                param="messages",
+            )
+        messages = [dict(message) for message in prompt.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **prompt.template_kwargs
+            )
+        except Exception as error:  # a program that came with the model, on data that came with the request
+            _log.debug("the chat template of %s failed", self._model_id, exc_info=True)
+            raise InvalidRequest(
+                f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
+            ) from error
+        return str(text)
+
+    def _check_range(self, tokens: list[int]) -> None:
+        wrong = next((token for token in tokens if not 0 <= token < self._facts.vocab_size), None)
+        if wrong is not None:
+            raise InvalidRequest(
+                f"token {wrong} is not one of '{self._model_id}': 0..{self._facts.vocab_size - 1}", param="prompt"
+            )
+
+    def _max_tokens(self, prompt_tokens: int, wanted: int | None) -> int:
+        if prompt_tokens == 0:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        context = self._facts.context_length
+        room = context - prompt_tokens
+        if wanted is None and room < 1:
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt_tokens} tokens, which leaves no room in the context of {context} tokens"
+                f" of '{self._model_id}'",
+                param="messages",
+            )
+        if wanted is not None and wanted > room:
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt_tokens} tokens and max_tokens is {wanted}: together {prompt_tokens + wanted},"
+                f" more than the context of {context} tokens of '{self._model_id}'",
+                param="max_tokens" if room > 0 else "messages",
+            )
+        if wanted is not None and wanted < 1:
+            raise InvalidRequest(f"max_tokens is {wanted}; the least is 1", param="max_tokens")
+        return room if wanted is None else wanted
+
+
+def check_sampling(params: SamplingParams, vocab_size: int) -> None:
+    """Refuse what a sampler would fail on: an exception inside a batch costs other rows their tokens.
+
+    Raises:
+        InvalidRequest: names the parameter and its bounds.
+    """
+    bounds = {
+        "temperature": (0.0, math.inf),
+        "top_p": (0.0, 1.0),
+        "min_p": (0.0, 1.0),
+        "top_k": (0, math.inf),
+        "xtc_probability": (0.0, 1.0),
+        "xtc_threshold": (0.0, 0.5),
+        "presence_penalty": (-math.inf, math.inf),
+        "frequency_penalty": (-math.inf, math.inf),
+    }
+    for name, (least, most) in bounds.items():
+        value = getattr(params, name)
+        if not (math.isfinite(value) and least <= value <= most):
+            at_most = f" and at most {most:g}" if math.isfinite(most) else ""
+            raise InvalidRequest(f"{name} is {value}; it is a number of at least {least:g}{at_most}", param=name)
+    if not (math.isfinite(params.repetition_penalty) and params.repetition_penalty > 0):
+        raise InvalidRequest(
+            f"repetition_penalty is {params.repetition_penalty}; it is a number above 0", param="repetition_penalty"
+        )
+    for token, bias in params.logit_bias:
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest(
+                f"logit_bias names token {token}; the tokens are 0..{vocab_size - 1}", param="logit_bias"
+            )
+        if not math.isfinite(bias):
+            raise InvalidRequest(f"logit_bias gives token {token} the bias {bias}", param="logit_bias")

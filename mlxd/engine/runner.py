@@ -1,0 +1,231 @@
+"""The run loop of the device thread, the sole owner of weights, KV, prompt caches, batches and MLX's limits.
+
+A pass: take the commands that lie in the inbox, give each busy model one step, give a pending load one slice, hand this
+pass's posts to the event loop in one call. With nothing to do it blocks on the inbox. What is decided here depends on
+the order of the commands and on steps, never on the clock (`pace.py` sizes chunks by it, which changes no result).
+
+Importing this module imports mlx-lm, which takes a second: `device.py` does it on the device thread.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import deque
+from collections.abc import Callable
+
+import mlx.core as mx
+
+from mlxd.engine.base import BackendLimits, Failed, Listener, SchedulingParams, SequenceEvent
+from mlxd.engine.command import (
+    Cancel,
+    Close,
+    Command,
+    Grant,
+    Load,
+    Pause,
+    Post,
+    ReadMemory,
+    Resume,
+    SequenceCommand,
+    SetLimits,
+    SetPromptCacheLimit,
+    SetScheduling,
+    Start,
+    TrimPromptCache,
+    Unload,
+    WarmUp,
+)
+from mlxd.engine.fault import generation_failure, in_words, load_failure
+from mlxd.engine.inbox import Inbox
+from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, LoadedModel, SlicedLoad
+from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
+from mlxd.engine.text import TextModel
+from mlxd.protocol.errors import GenerationFailed, MlxdError, RequestCancelled
+
+_log = logging.getLogger(__name__)
+
+
+class Runner:
+    """All models, on the thread that calls `run`."""
+
+    def __init__(
+        self,
+        inbox: Inbox,
+        deliver: Callable[[list[Post]], None],
+        on_prompt_cache: Callable[[tuple[int, int]], None],
+        limits: BackendLimits,
+        scheduling: SchedulingParams,
+    ) -> None:
+        """Take commands from *inbox*, hand posts to *deliver*; *on_prompt_cache* gets (key, bytes) when they change."""
+        self._inbox = inbox
+        self._deliver = deliver
+        self._on_prompt_cache = on_prompt_cache
+        self._limits = MemoryLimits(limits)
+        self._scheduling = scheduling
+        self._models: dict[int, TextModel] = {}
+        self._cache_bytes: dict[int, int] = {}  # as posted
+        self._loads: deque[tuple[Load, SlicedLoad]] = deque()
+        self._posts: list[Post] = []
+        self._open = True
+
+    def run(self) -> None:
+        """Run until `Close`; then nothing of MLX is left on this thread."""
+        # Without this every collection after an unload walks through all of transformers, 30 ms in which no row moves.
+        gc.freeze()
+        error: MlxdError = RequestCancelled("the daemon is shutting down")
+        try:
+            while self._open:
+                self._run_pass()
+        except Exception as bug:
+            error = GenerationFailed(f"the device thread failed: {in_words(bug)}")
+            raise
+        finally:
+            self._end_all(error)
+            free_memory()
+            # Last: a process that ends while a thread still has streams may abort.
+            mx.clear_streams()
+
+    def _run_pass(self) -> None:
+        self._take_commands()
+        decoding = {key for key, model in self._models.items() if model.is_decoding}
+        for key, model in self._models.items():
+            if model.is_busy:
+                self._step(model, others_decode=bool(decoding - {key}))
+        if self._loads:
+            self._load_slice(busy=bool(decoding))
+        self._hand_over()
+
+    def _take_commands(self) -> None:
+        """Carry out what lies in the inbox; wait for the first command when there is nothing else to do."""
+        if not self._loads and not any(model.is_busy for model in self._models.values()):
+            self._carry_out(self._inbox.get())
+        while self._open and not self._inbox.is_empty():
+            self._carry_out(self._inbox.get())
+
+    def _carry_out(self, command: Command) -> None:  # noqa: C901 one case per command
+        match command:
+            case Start() | Grant() | Pause() | Resume() | Cancel():
+                self._carry_out_for_sequence(command)
+            case Load():
+                self._loads.append((command, SlicedLoad(command.spec, command.files)))
+            case Unload():
+                self._unload(command)
+            case SetPromptCacheLimit():
+                if command.key in self._models:
+                    self._models[command.key].prompts.set_limit(command.max_bytes)
+                    mx.clear_cache()
+            case TrimPromptCache():
+                self._trim(command)
+            case SetLimits():
+                self._limits.apply(command.limits)
+            case SetScheduling():
+                self._scheduling = command.params
+                for model in self._models.values():
+                    model.set_scheduling(command.params)
+            case ReadMemory():
+                self._posts.append((command.reply, read_memory()))
+            case WarmUp():
+                self._posts.append((command.reply, None))
+            case Close():
+                self._open = False
+
+    def _carry_out_for_sequence(self, command: SequenceCommand) -> None:
+        model = self._models.get(command.key)
+        if model is None:  # unloaded meanwhile: its sequences have failed already
+            if isinstance(command, Start):
+                error = RequestCancelled("the model was unloaded before the request began")
+                self._post_event(command.listener, Failed(command.submit.sequence_id, error))
+            return
+        try:
+            match command:
+                case Start():
+                    model.submit(command.submit, command.listener)
+                case Grant():
+                    model.grant(command.sequence_id, command.kv_tokens)
+                case Pause():
+                    model.pause(command.sequence_id)
+                case Resume():
+                    model.resume(command.sequence_id, command.kv_tokens)
+                case Cancel():
+                    model.cancel(command.sequence_id)
+        except Exception as error:  # noqa: BLE001 the engine's edge: mlx-lm refused, and its batch is in an unknown state
+            self._fail(model, error)
+
+    def _step(self, model: TextModel, *, others_decode: bool) -> None:
+        try:
+            model.step(others_decode=others_decode)
+        except Exception as error:  # noqa: BLE001 the engine's edge: anything that MLX, mlx-lm or a model raises
+            self._fail(model, error)
+
+    def _fail(self, model: TextModel, error: Exception) -> None:
+        _log.error("a step of %s failed", model.model_id, exc_info=error)
+        model.fail_batch(generation_failure(model.model_id, error))
+        error.__traceback__ = None  # its frames hold the batch
+        free_memory()
+
+    def _load_slice(self, *, busy: bool) -> None:
+        """Load the next slice of the first pending load."""
+        command, load = self._loads[0]
+        try:
+            loaded = load.advance(BUSY_SLICE_BYTES if busy else IDLE_SLICE_BYTES)
+            progress = (load.done_bytes, load.total_bytes)
+            self._posts.append((lambda done_total: command.on_progress(*done_total), progress))
+            if loaded is not None:
+                self._add(command, loaded)
+                self._loads.popleft()
+        except Exception as error:  # noqa: BLE001 the engine's edge: damaged files, unknown models, no memory
+            self._loads.popleft()
+            del load
+            _log.warning("load of %s failed", command.spec.model_id, exc_info=error)
+            self._posts.append((command.reply, load_failure(command.spec.model_id, error)))
+            error.__traceback__ = None  # its frames hold weights
+            free_memory()
+
+    def _add(self, command: Load, loaded: LoadedModel) -> None:
+        self._models[command.key] = TextModel(
+            loaded, command.spec.prompt_cache_limit_bytes, self._scheduling, self._limits, self._post_event
+        )
+        self._cache_bytes[command.key] = 0
+        self._posts.append((command.reply, loaded.facts))
+
+    def _unload(self, command: Unload) -> None:
+        model = self._models.pop(command.key, None)
+        if model is not None:
+            del self._cache_bytes[command.key]
+            model.close(RequestCancelled(f"model '{model.model_id}' was unloaded"))
+            free_memory()
+        self._posts.append((command.reply, None))
+
+    def _trim(self, command: TrimPromptCache) -> None:
+        left_bytes = 0
+        if command.key in self._models:
+            prompts = self._models[command.key].prompts
+            prompts.trim(command.max_bytes)
+            left_bytes = prompts.stored_bytes
+            mx.clear_cache()
+        self._posts.append((command.reply, left_bytes))
+
+    def _end_all(self, error: MlxdError) -> None:
+        """End all sequences and loads with *error*, and let go of every model."""
+        for command, _ in self._loads:
+            self._posts.append((command.reply, error))
+        self._loads.clear()
+        for model in self._models.values():
+            model.close(error)
+        self._models.clear()
+        self._hand_over()
+
+    def _post_event(self, listener: Listener, event: SequenceEvent) -> None:
+        self._posts.append((listener, event))
+
+    def _hand_over(self) -> None:
+        """Hand this pass's posts to the event loop, the sizes of changed prompt caches first."""
+        for key, model in self._models.items():
+            stored_bytes = model.prompts.stored_bytes
+            if stored_bytes != self._cache_bytes[key]:
+                self._cache_bytes[key] = stored_bytes
+                self._posts.insert(0, (self._on_prompt_cache, (key, stored_bytes)))
+        if self._posts:
+            self._deliver(self._posts)
+            self._posts = []

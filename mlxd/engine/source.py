@@ -1,0 +1,72 @@
+"""What a worker thread reads of a model's folder before the device thread loads it: configuration and tokenizer.
+
+Takes a second for a large tokenizer and touches no array. Nothing is fetched: a folder is complete or the load fails.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_lm.utils import load_config, load_tokenizer
+
+from mlxd.engine.base import LoadSpec
+from mlxd.engine.command import ModelFiles
+from mlxd.engine.fault import in_words
+from mlxd.protocol.errors import LoadFailed
+
+# Where configurations state their context, in the order of preference.
+_CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions", "n_ctx")
+# For a model that states none anywhere.
+_DEFAULT_CONTEXT_TOKENS = 4096
+# transformers writes 10^30 for "unknown".
+_UNKNOWN_CONTEXT_TOKENS = 10**9
+
+
+def read_model_files(spec: LoadSpec) -> ModelFiles:
+    """Read configuration and tokenizer.
+
+    Raises:
+        LoadFailed: something is missing or damaged.
+    """
+    config = _read_config(spec)
+    if not any(spec.path.glob("model*.safetensors")):
+        raise LoadFailed(f"model '{spec.model_id}': no weights (model*.safetensors) in {spec.path}")
+    try:
+        tokenizer = load_tokenizer(
+            spec.path,
+            # A folder that brings its own code is not run, and nothing is asked of the network or of a terminal.
+            {"trust_remote_code": False, "local_files_only": True},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+        # The first call settles the tokenizer's mode; later calls only read it, from several threads at once.
+        tokenizer.encode("a", add_special_tokens=False)
+    except Exception as error:  # tokenizers raise bare Exception
+        raise LoadFailed(f"model '{spec.model_id}': the tokenizer cannot be read: {in_words(error)}") from error
+    return ModelFiles(spec.path, config, tokenizer)
+
+
+def context_length(spec: LoadSpec, files: ModelFiles) -> int:
+    """Return the context in tokens: the setting's, else the model's own, else the tokenizer's, else 4096."""
+    if spec.context_length is not None:
+        return spec.context_length
+    for config in (files.config, files.config.get("text_config") or {}):
+        for key in _CONTEXT_KEYS:
+            if isinstance(config.get(key), int):
+                return int(config[key])
+    length = files.tokenizer.model_max_length
+    return int(length) if length < _UNKNOWN_CONTEXT_TOKENS else _DEFAULT_CONTEXT_TOKENS
+
+
+def _read_config(spec: LoadSpec) -> dict[str, Any]:
+    path: Path = spec.path / "config.json"
+    try:
+        config: Any = load_config(spec.path)
+    except FileNotFoundError as error:
+        raise LoadFailed(f"model '{spec.model_id}': {path} is missing") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LoadFailed(f"model '{spec.model_id}': {path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise LoadFailed(f"model '{spec.model_id}': {path} names no model_type")
+    return dict(config)
