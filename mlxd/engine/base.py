@@ -2,8 +2,9 @@
 
 `Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once
 (or are awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of
-the device thread in one call, in order. Per sequence the order is: `Prefilling`*, then `Delta`* with `KvLow` and `Paused`
-between them, then exactly one of `Finished` or `Failed`, after which the device thread holds nothing of that sequence.
+the device thread in one call, in order. Per sequence the order is: `Prefilling`*, then `Delta`* with `KvLow` and
+`Paused` between them, then exactly one of `Finished` or `Failed`, after which the device thread holds nothing of that
+sequence.
 """
 
 from __future__ import annotations
