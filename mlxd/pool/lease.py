@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from mlxd.engine.base import Delta, EngineFacts, Finished, GenerationRequest, Prefilling, PreparedPrompt
+from mlxd.pool.scheduler import Scheduler
+from mlxd.pool.sequence import Ticket
 
 GenerateEvent = Prefilling | Delta | Finished
 
@@ -12,24 +14,32 @@ GenerateEvent = Prefilling | Delta | Finished
 class Lease:
     """The right of one request to use one model; made by `Pool.lease`, given back when its `async with` ends.
 
-    While it prepares or generates, the model stays loaded. While all it does is wait for a slot or for KV memory, the model
-    may be unloaded and loaded again beneath it: a `PreparedPrompt` outlives that.
+    While it prepares or generates, the model stays loaded. While all it does is wait for a slot or for KV memory,
+    the model may be unloaded and loaded again beneath it: a `PreparedPrompt` outlives that.
     """
+
+    def __init__(self, ticket: Ticket, scheduler: Scheduler) -> None:
+        """Wrap a granted ticket; called by `Pool.lease` only."""
+        self._ticket = ticket
+        self._scheduler = scheduler
 
     @property
     def model_id(self) -> str:
         """The model it is a lease of."""
-        raise NotImplementedError
+        return self._ticket.resident.id
 
     @property
     def request_id(self) -> str:
         """The request that holds it."""
-        raise NotImplementedError
+        return self._ticket.request_id
 
     @property
     def facts(self) -> EngineFacts:
         """What was measured when the model was loaded (context length, thinking, tools, template)."""
-        raise NotImplementedError
+        facts = self._ticket.resident.facts
+        if facts is None:
+            raise RuntimeError(f"a lease of {self.model_id} was granted before its load")
+        return facts
 
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render, tokenize and check the prompt.
@@ -37,20 +47,38 @@ class Lease:
         Raises:
             InvalidRequest: the template refuses the messages, the prompt is empty, or a token id is out of range.
             ContextLengthExceeded: prompt + max_tokens is over the context.
+            RequestCancelled: aborted by an operator.
         """
-        raise NotImplementedError
+        engine = await self._scheduler.attach(self._ticket)
+        self._ticket.preparing += 1
+        try:
+            return await engine.prepare(request)
+        finally:
+            self._ticket.preparing -= 1
+            if not self._ticket.holds:
+                self._scheduler.pump()
 
-    def generate(self, request: GenerationRequest, prompt: PreparedPrompt) -> AsyncIterator[GenerateEvent]:
+    async def generate(self, request: GenerationRequest, prompt: PreparedPrompt) -> AsyncGenerator[GenerateEvent, None]:
         """Generate one sequence: `Prefilling`*, then `Delta`*, then one `Finished`. Several may run at once.
 
-        It waits for a slot and for KV memory before the first event. Being paused for memory is invisible but for the time.
-        Closing the iterator, or leaving the lease, cancels the sequence within one step.
+        It waits for a slot and for KV memory before the first event. Being paused for memory is invisible but for the
+        time. Closing the generator, or leaving the lease, cancels the sequence within one step.
 
         Raises:
             DoesNotFit: the prompt can never fit beside the weights under the memory limit.
             QueueTimeout: there was no slot or memory for `queue.timeout`.
+            LoadFailed, LoadTimeout: the model was unloaded while it waited, and did not come back.
             ModelUnloaded, Draining: unloaded by command, or shutdown, before it could start.
             RequestCancelled: aborted by an operator.
             EngineError: the engine failed.
         """
-        raise NotImplementedError
+        sequence = self._scheduler.begin(self._ticket, request, prompt)
+        try:
+            while True:
+                event = await sequence.events.get()
+                if isinstance(event, Prefilling | Delta | Finished):
+                    yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            self._scheduler.drop(sequence)

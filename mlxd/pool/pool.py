@@ -5,30 +5,22 @@ Owns residents, leases, the wait queue and the memory ledger. Must not import ml
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 
-from mlxd.catalog import ModelEntry
-from mlxd.engine.base import Backend
+from mlxd.engine.base import Backend, SchedulingParams
+from mlxd.pool import change, report
+from mlxd.pool.admission import retry_after_s
 from mlxd.pool.clock import Clock
 from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease
+from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
+from mlxd.pool.scheduler import Scheduler
+from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import PoolPlan, PoolStatus
+from mlxd.protocol.errors import Draining, ModelNotFound, ModelUnloaded, RequestCancelled
 from mlxd.protocol.settings import Settings
-
-
-class Models(Protocol):
-    """What the pool asks of the catalog."""
-
-    def entries(self) -> tuple[ModelEntry, ...]:
-        """Return all models."""
-
-    def get(self, model_id: str) -> ModelEntry:
-        """Return the model or raise `ModelNotFound`."""
-
-    def nearest(self, name: str) -> list[str]:
-        """Return the ids most like *name*."""
 
 
 class Pool:
@@ -45,13 +37,20 @@ class Pool:
         on_event: OnEvent,
     ) -> None:
         """Take all collaborators; nothing happens before `start`."""
+        self._backend = backend
+        self._usable_bytes = usable_bytes
+        self._state = PoolState(catalog, settings, clock, on_event)
+        self._scheduler = Scheduler(self._state, backend)
 
     async def start(self) -> None:
         """Tell the backend its limits and begin with the preload list, in order; returns at once and never fails."""
-        raise NotImplementedError
+        self._backend.set_limits(self._state.limits())
+        self._backend.set_scheduling(_scheduling(self._state.settings))
+        self._scheduler.pump()
 
-    def lease(self, model_id: str, *, request_id: str) -> AbstractAsyncContextManager[Lease]:
-        """Return a context manager that waits for the model to be ready and holds it: now, or queued, evicting, loading.
+    @asynccontextmanager
+    async def lease(self, model_id: str, *, request_id: str) -> AsyncIterator[Lease]:
+        """Wait for the model to be ready and hold it: now, or after queueing, evicting, loading.
 
         Raises (on entering):
             ModelNotFound: no such model on disk, or it cannot be served; with the nearest names.
@@ -62,7 +61,13 @@ class Pool:
             ModelUnloaded: the model was unloaded by command meanwhile.
             Draining: the daemon is shutting down.
         """
-        raise NotImplementedError
+        ticket = self._scheduler.join(model_id, request_id)
+        try:
+            await ticket.granted
+            yield Lease(ticket, self._scheduler)
+        finally:
+            # Also for a task that is cancelled after its ticket was granted and before it could run.
+            self._scheduler.leave(ticket)
 
     async def load(self, model_id: str, *, force: bool = False) -> None:
         """Load the model and return when it is ready; a load that runs already is joined.
@@ -72,9 +77,13 @@ class Pool:
             force: load it although its estimate does not fit under the limit; it then stays until it is unloaded.
 
         Raises:
-            as `lease`, but for QueueFull.
+            ModelNotFound, QueueTimeout, LoadTimeout, LoadFailed, DoesNotFit, ModelUnloaded, Draining: as `lease`.
         """
-        raise NotImplementedError
+        ticket = self._scheduler.join(model_id, "model load", is_command=True, force=force)
+        try:
+            await ticket.granted
+        finally:
+            self._scheduler.leave(ticket)
 
     async def unload(self, model_id: str, *, force: bool = False) -> bool:
         """Unload the model when its requests have ended and return when it is gone; False if it was not loaded.
@@ -82,31 +91,45 @@ class Pool:
         Requests that have not started get `ModelUnloaded`. A preloaded model stays away until something asks for it.
 
         Args:
-            model_id: a model of the catalog.
+            model_id: a model of the catalog, or one that is loaded and has left it.
             force: end its running requests with `RequestCancelled` instead of waiting for them.
 
         Raises:
             ModelNotFound: no such model.
         """
-        raise NotImplementedError
-
-    def evict_idle(self) -> PoolPlan:
-        """Begin to unload every idle model that is neither pinned nor preloaded; return what was begun."""
-        raise NotImplementedError
+        resident = self._state.residents.get(model_id)
+        if resident is None or resident.state not in PRESENT:
+            resident = self._state.resident(model_id)
+        resident.fail_waiting(
+            ModelUnloaded(
+                f"{model_id} was unloaded by command while the request waited for it",
+                retry_after_s=retry_after_s(self._state, resident.holders),
+            )
+        )
+        resident.is_dismissed = True
+        was_present = resident.state in PRESENT
+        unloads = resident.unloads
+        self._let_go(resident, "unloaded by command")
+        if force:
+            self._scheduler.revoke(resident, RequestCancelled(f"{model_id} was unloaded by force"))
+        self._scheduler.pump()
+        await self._scheduler.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
+        return was_present
 
     def status(self) -> PoolStatus:
         """Return a snapshot."""
-        raise NotImplementedError
+        return report.build_status(self._state)
 
     @property
     def queue_length(self) -> int:
         """How many requests wait that could not start at once."""
-        raise NotImplementedError
+        return sum(1 for _ in self._state.waiting_tickets())
 
     @property
     def ready(self) -> bool:
         """Whether the preload list is done with (loaded, deferred or failed) and the daemon is not shutting down."""
-        raise NotImplementedError
+        loading = (preload.state == "loading" for preload in self.status().preload)
+        return not self._state.is_draining and not any(loading)
 
     def check(self, new: Settings, *, force: bool) -> list[str]:
         """Refuse settings that the pool cannot honour, and return warnings for those that it can with a reservation.
@@ -114,32 +137,71 @@ class Pool:
         Only what differs from the live settings is judged, so that an old trouble does not block another change.
 
         Raises:
-            InsufficientCapacity: a limit below the pinned models, above usable memory, or a preload list that cannot fit;
-                *force* passes the first two and turns them into warnings, and defers the tail of the list.
+            InsufficientCapacity: a limit below the pinned models, above usable memory, or a preload list that cannot
+                fit; *force* turns these into warnings (pins stay, the tail of the list is deferred).
             InvalidValue: an unknown model in `pool.preload` or pinned in `[models]`, with the nearest names.
         """
-        raise NotImplementedError
+        return change.check(self._state, new, self._usable_bytes, force=force)
 
-    def plan(self, old: Settings, new: Settings) -> PoolPlan:
+    def plan(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (every settings participant gets both)
         """Return what `apply(new)` would begin now; changes nothing."""
-        raise NotImplementedError
+        return change.plan(self._state, new)
 
     def apply(self, new: Settings) -> PoolPlan:
         """Take *new* as the live settings and begin what follows from them. Synchronous; cannot fail."""
-        raise NotImplementedError
+        state = self._state
+        begun = change.plan(state, new)
+        old, state.settings = state.settings, new
+        for model_id in new.pool.preload:
+            resident = state.residents.get(model_id)
+            if resident is not None and model_id not in old.pool.preload:
+                resident.is_dismissed = False
+        if new.pool.memory != old.pool.memory:
+            self._backend.set_limits(state.limits())
+        if _scheduling(new) != _scheduling(old):
+            self._backend.set_scheduling(_scheduling(new))
+        if new.engine.prompt_cache != old.engine.prompt_cache:
+            for resident in state.present:
+                if resident.engine is not None and resident.state is not ModelState.UNLOADING:
+                    resident.engine.set_prompt_cache_limit(new.engine.prompt_cache)
+        self._scheduler.pump()
+        return begun
 
-    async def wait_settled(self, change: PoolPlan, timeout_s: float | None = None) -> tuple[str, ...]:
-        """Wait until the evictions, drains and loads of *change* are done; return what is still busy, in words.
+    async def wait_settled(self, begun: PoolPlan, timeout_s: float | None = None) -> tuple[str, ...]:
+        """Wait until the evictions, drains and loads of a change are done; return what is still busy, in words.
 
         Args:
-            change: what `apply` returned.
+            begun: what `apply` returned.
             timeout_s: how long; None takes `pool.drain_timeout`.
         """
-        raise NotImplementedError
+        residents = self._state.residents
+        unloads = {model_id: residents[model_id].unloads for model_id in begun.model_ids}
+
+        def busy() -> list[Resident]:
+            leaving = set(begun.model_ids) - set(begun.loading)
+            found = [
+                residents[model_id]
+                for model_id in leaving
+                if residents[model_id].state in LEAVING and residents[model_id].unloads == unloads[model_id]
+            ]
+            wanted = set(begun.loading) & set(self._state.settings.pool.preload)
+            ended = {ModelState.READY, ModelState.FAILED}
+            return found + [residents[model_id] for model_id in wanted if residents[model_id].state not in ended]
+
+        if timeout_s is None:
+            timeout_s = self._state.settings.pool.drain_timeout
+        await self._scheduler.wait_until(lambda: not busy(), timeout_s)
+        return tuple(sorted(report.reason_busy(self._state, resident) for resident in busy()))
 
     def force_drain(self, model_ids: Iterable[str]) -> int:
         """End the sequences that hold draining models with `RequestCancelled`; return how many."""
-        raise NotImplementedError
+        ended = 0
+        for model_id in model_ids:
+            resident = self._state.residents.get(model_id)
+            if resident is not None and resident.state is ModelState.DRAINING:
+                error = RequestCancelled(f"{model_id} was unloaded by force: {resident.drain_reason}")
+                ended += self._scheduler.revoke(resident, error)
+        return ended
 
     async def drain(self, timeout_s: float) -> int:
         """Stop admissions (`Draining`) and wait until all requests have ended; after *timeout_s* cancel the rest.
@@ -147,12 +209,58 @@ class Pool:
         Returns:
             how many sequences were cancelled.
         """
-        raise NotImplementedError
+        state = self._state
+        state.is_draining = True
+        error = Draining("the server is shutting down", retry_after_s=state.settings.daemon.drain_timeout)
+        for resident in state.residents.values():
+            for ticket in resident.queue.values():
+                ticket.fail(error)
+            resident.queue.clear()
+            for sequence in list(resident.waiting.values()):
+                if not sequence.ticket.started:
+                    sequence.fail(error)
+        self._scheduler.pump()
+        if await self._scheduler.wait_until(self._is_quiet, timeout_s):
+            return 0
+        cancelled = RequestCancelled("the server is shutting down")
+        ended = sum(self._scheduler.revoke(resident, cancelled) for resident in list(state.residents.values()))
+        await self._scheduler.wait_until(lambda: not any(resident.active for resident in state.residents.values()))
+        return ended
 
     async def close(self) -> None:
         """Drop timers and loads in progress; the backend is closed by its owner afterwards."""
-        raise NotImplementedError
+        self._scheduler.stop()
+        await asyncio.gather(*self._scheduler.mover.cancel_all(), return_exceptions=True)
 
     def rescan(self) -> None:
         """Look at the catalog again: models that are gone drain and unload; new ones of the preload list load."""
-        raise NotImplementedError
+        for model_id, resident in list(self._state.residents.items()):
+            try:
+                entry = self._state.catalog.get(model_id)
+            except ModelNotFound as error:
+                resident.fail_waiting(error)
+                self._let_go(resident, "it is no longer on disk")
+                if resident.state not in PRESENT:
+                    del self._state.residents[model_id]
+                continue
+            if entry != resident.entry and resident.state not in PRESENT:
+                resident.facts = None  # other files: what was measured, and why they failed, is void
+                resident.failures, resident.retry_s = 0, 0.0
+            resident.entry = entry
+        self._scheduler.pump()
+
+    def _let_go(self, resident: Resident, reason: str) -> None:
+        """Drain the model now, or when its load has ended."""
+        if resident.state is ModelState.READY:
+            self._scheduler.mover.drain(resident, reason)
+        elif resident.state is ModelState.LOADING:
+            resident.is_unwanted = True
+
+    def _is_quiet(self) -> bool:
+        return not self._state.tickets and not any(resident.active for resident in self._state.residents.values())
+
+
+def _scheduling(settings: Settings) -> SchedulingParams:
+    return SchedulingParams(
+        prefill_step_tokens=settings.engine.prefill_step, target_gap_ms=round(settings.engine.target_gap * 1000)
+    )

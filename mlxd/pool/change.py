@@ -1,0 +1,214 @@
+"""Judges and plans a change of settings. Reads the pool's state, changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Container, Iterable
+
+from mlxd.pool import ledger, policy
+from mlxd.pool.policy import Candidate, Demand, Outcome, Rank, View
+from mlxd.pool.resident import PRESENT, Resident
+from mlxd.pool.state import PoolState
+from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
+from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, ModelNotFound
+from mlxd.protocol.settings import Settings, format_path
+from mlxd.protocol.units import show_bytes
+
+
+def check(state: PoolState, new: Settings, usable_bytes: int, *, force: bool) -> list[str]:
+    """Refuse what the pool cannot honour and return warnings; `Pool.check` has the rules."""
+    old = state.settings
+    for model_id in _added(old.pool.preload, new.pool.preload):
+        _check_known(state, model_id, "pool.preload")
+    for model_id in _added(_pins(old), _pins(new)):
+        _check_known(state, model_id, format_path(("models", model_id, "pin")))
+    troubles: list[InsufficientCapacity] = []
+    if new.pool.memory != old.pool.memory:
+        troubles += _judge_memory(new, usable_bytes)
+    if (new.pool.memory, new.pool.max_models, _pins(new)) != (old.pool.memory, old.pool.max_models, _pins(old)):
+        troubles += _judge_pins(state, new)
+    if _added(old.pool.preload, new.pool.preload):
+        troubles += _judge_preload(state, new)
+    if troubles and not force:
+        raise troubles[0]
+    return [trouble.message for trouble in troubles]
+
+
+def plan(state: PoolState, new: Settings) -> PoolPlan:
+    """Return what the pool would begin under *new*, by the policy functions that the live path uses."""
+    now = state.clock.now()
+    expired = [resident.id for resident in state.present if state.expiry_s(resident, new) <= now]
+    view = _leaving(state.view(new), expired)
+    gone = policy.plan_limit(view)
+    view = _leaving(view, (*gone.evict, *gone.drain))
+    evicting = [*expired, *gone.evict]
+    loading: list[str] = []
+    deferred: list[DeferredModel] = []
+    for model_id in new.pool.preload:
+        try:
+            resident = state.resident(model_id)
+        except ModelNotFound as error:
+            deferred.append(DeferredModel(model_id, error.message))
+            continue
+        stays_away = resident.is_dismissed and model_id in state.settings.pool.preload
+        is_there = resident.state in PRESENT and model_id not in evicting
+        if stays_away or is_there or resident.is_wanted:
+            continue
+        floor_bytes = ledger.floor_bytes(resident)
+        room = policy.plan_room(view, Demand(model_id, policy.YOUNGEST, floor_bytes, floor_bytes, models=1))
+        if room.outcome in {Outcome.NEVER, Outcome.BLOCKED}:
+            deferred.append(DeferredModel(model_id, f"no room: it needs {show_bytes(floor_bytes)}"))
+            continue
+        evicting += room.evict
+        loading.append(model_id)
+        view = _loading(_leaving(view, room.evict), resident, floor_bytes)
+    residents = state.residents
+    return PoolPlan(
+        evicting=tuple(Victim(model_id, ledger.held_bytes(residents[model_id])) for model_id in evicting),
+        draining=tuple(
+            DrainingModel(model_id, residents[model_id].holders, ledger.held_bytes(residents[model_id]))
+            for model_id in gone.drain
+        ),
+        loading=tuple(loading),
+        deferred=tuple(deferred),
+        limit_bytes=new.pool.memory,
+        reserved_bytes=state.held_bytes,
+        over_limit=_over_limit(state, view, gone.drain),
+    )
+
+
+def _added(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(model_id for model_id in new if model_id not in old)
+
+
+def _pins(settings: Settings) -> tuple[str, ...]:
+    return tuple(model_id for model_id, model in settings.models.items() if model.pin)
+
+
+def _check_known(state: PoolState, model_id: str, key: str) -> None:
+    try:
+        state.resident(model_id)
+    except ModelNotFound as error:
+        raise InvalidValue(
+            f"{key}: {error.message}", hint="mlxctl model list", param=key, data=dict(error.data)
+        ) from error
+
+
+def _judge_memory(new: Settings, usable_bytes: int) -> Iterable[InsufficientCapacity]:
+    if new.pool.memory > usable_bytes:
+        yield InsufficientCapacity(
+            f"memory limit {show_bytes(new.pool.memory)} is above the usable memory, {show_bytes(usable_bytes)}",
+            hint="mlxctl pool set-memory auto | --force (the machine may swap, or end the server)",
+            param="pool.memory",
+            code="pool.memory_exceeds_usable",
+            data={"limit_bytes": new.pool.memory, "usable_bytes": usable_bytes},
+        )
+
+
+def _judge_pins(state: PoolState, new: Settings) -> Iterable[InsufficientCapacity]:
+    sizes = _sizes(state, _pins(new))
+    total_bytes = sum(sizes.values())
+    data = {"pinned": sizes, "pinned_bytes": total_bytes, "limit_bytes": new.pool.memory}
+    if total_bytes > new.pool.memory:
+        yield InsufficientCapacity(
+            f"memory limit {show_bytes(new.pool.memory)} is below the pinned models: {_sum(sizes)}",
+            hint=(
+                f"mlxctl model unpin {next(iter(sizes))} | mlxctl pool set-memory {total_bytes}B"
+                " | --force (keeps pins, blocks other loads)"
+            ),
+            param="pool.memory",
+            code="pool.pinned_exceeds_limit",
+            data=data,
+        )
+    if new.pool.max_models is not None and len(sizes) > new.pool.max_models:
+        yield InsufficientCapacity(
+            f"pool.max_models {new.pool.max_models} is below the {len(sizes)} pinned models: {', '.join(sizes)}",
+            hint=f"mlxctl model unpin {next(iter(sizes))} | --force (keeps pins, blocks other loads)",
+            param="pool.max_models",
+            code="pool.pinned_exceeds_limit",
+            data=data,
+        )
+
+
+def _judge_preload(state: PoolState, new: Settings) -> Iterable[InsufficientCapacity]:
+    sizes = _sizes(state, dict.fromkeys((*new.pool.preload, *_pins(new))))
+    total_bytes = sum(sizes.values())
+    data = {"preload": sizes, "preload_bytes": total_bytes, "limit_bytes": new.pool.memory}
+    if total_bytes > new.pool.memory:
+        yield InsufficientCapacity(
+            f"memory limit {show_bytes(new.pool.memory)} is below the preloaded and pinned models: {_sum(sizes)}",
+            hint=f"mlxctl pool set-memory {total_bytes}B | a shorter list | --force (defers what does not fit)",
+            param="pool.preload",
+            code="pool.preload_exceeds_limit",
+            data=data,
+        )
+    if new.pool.max_models is not None and len(sizes) > new.pool.max_models:
+        yield InsufficientCapacity(
+            f"pool.max_models {new.pool.max_models} is below the {len(sizes)} preloaded and pinned models",
+            hint="mlxctl pool set-max-models N | a shorter list | --force (defers what does not fit)",
+            param="pool.preload",
+            code="pool.preload_exceeds_limit",
+            data=data,
+        )
+
+
+def _sizes(state: PoolState, model_ids: Iterable[str]) -> dict[str, int]:
+    """Return the least that each model needs, without those that are not on disk."""
+    sizes = {}
+    for model_id in model_ids:
+        try:
+            sizes[model_id] = ledger.floor_bytes(state.resident(model_id))
+        except ModelNotFound:
+            continue
+    return sizes
+
+
+def _sum(sizes: dict[str, int]) -> str:
+    parts = " + ".join(f"{model_id} {show_bytes(n_bytes)}" for model_id, n_bytes in sizes.items())
+    return f"{parts} = {show_bytes(sum(sizes.values()))}" if len(sizes) > 1 else parts
+
+
+def _leaving(view: View, model_ids: Container[str]) -> View:
+    """Return the view after the unload of these models has begun."""
+    candidates = tuple(
+        dataclasses.replace(candidate, is_leaving=True, is_ready=False)
+        if candidate.model_id in model_ids
+        else candidate
+        for candidate in view.candidates
+    )
+    return dataclasses.replace(view, candidates=candidates)
+
+
+def _loading(view: View, resident: Resident, floor_bytes: int) -> View:
+    """Return the view after the load of a preloaded model has begun."""
+    loading = Candidate(
+        model_id=resident.id,
+        held_bytes=floor_bytes,
+        settled_bytes=floor_bytes,
+        floor_bytes=floor_bytes,
+        trimmable_bytes=0,
+        rank=Rank.PRELOADED,
+        is_ready=False,
+        is_leaving=False,
+        is_held=False,
+        oldest_wait=None,
+        released_s=0.0,
+        uses=0,
+    )
+    others = tuple(candidate for candidate in view.candidates if candidate.model_id != resident.id)
+    return dataclasses.replace(view, candidates=(*others, loading))
+
+
+def _over_limit(state: PoolState, view: View, draining: tuple[str, ...]) -> str | None:
+    """Return what will keep the pool over its limit once the idle victims are gone."""
+    if draining:
+        return "draining " + ", ".join(
+            f"{model_id} ({state.residents[model_id].holders} requests)" for model_id in draining
+        )
+    staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
+    too_many = view.max_models is not None and len(staying) > view.max_models
+    if not too_many and sum(candidate.floor_bytes for candidate in staying) <= view.limit_bytes:
+        return None
+    return ", ".join(
+        f"{candidate.model_id} is {'pinned' if candidate.rank is Rank.PINNED else 'loading'}" for candidate in staying
+    )

@@ -1,0 +1,259 @@
+"""Hands out memory and slots: growth first, then resumes, starts and loads by age, then the preload list.
+
+It asks the policy what could give way and has it carried out; what cannot be had now is looked at again in the next
+pump.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxd.pool import ledger, policy
+from mlxd.pool.mover import Mover
+from mlxd.pool.policy import YOUNGEST, Age, Demand, Outcome
+from mlxd.pool.report import reason_blocked
+from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.runner import Runner
+from mlxd.pool.sequence import Sequence, SequenceState
+from mlxd.pool.state import PoolState
+from mlxd.protocol.errors import DoesNotFit, ModelNotFound
+from mlxd.protocol.units import show_bytes
+
+NOT_LOADED = frozenset({ModelState.UNLOADED, ModelState.QUEUED, ModelState.FAILED})
+
+
+@dataclass(slots=True)
+class Claims:
+    """What older demands have been promised in this round."""
+
+    bytes: int = 0
+    models: int = 0
+    is_blocked: bool = False  # an older sequence waits for others to end: no younger one may take memory
+
+
+class Granter:
+    """One round over everything that wants memory or a slot."""
+
+    def __init__(self, state: PoolState, runner: Runner, mover: Mover, wake_at: Callable[[float], None]) -> None:
+        """Take the parts, and how to be called again at a later time."""
+        self._state = state
+        self._runner = runner
+        self._mover = mover
+        self._wake_at = wake_at
+
+    def enforce_limit(self) -> None:
+        """Come within the limit and `max_models`, as far as busy models allow."""
+        plan = policy.plan_limit(self._state.view())
+        self._mover.carry_out(plan, "over the limit")
+        if plan.pause_bytes > 0 and self._state.running:
+            self._pause_youngest(plan.pause_bytes, min(sequence.age for sequence in self._state.running))
+
+    def grow(self) -> None:
+        """Answer the running sequences that near their grant, oldest first; the oldest of all is never refused."""
+        running = sorted(self._state.running, key=lambda sequence: sequence.age)
+        claimed_bytes = 0
+        for sequence in [sequence for sequence in running if sequence.wanted_tokens is not None]:
+            if sequence.wanted_tokens is None:  # paused for an older one in this very loop
+                continue
+            n_bytes = ledger.growth_bytes(sequence, sequence.wanted_tokens)
+            view = self._state.view()
+            if n_bytes <= max(0, view.free_bytes - claimed_bytes):
+                self._runner.grant(sequence)
+                continue
+            plan = policy.plan_growth(view, sequence.resident.id, sequence.age, n_bytes + claimed_bytes)
+            self._mover.carry_out(plan, f"making room for {sequence.resident.id}")
+            paused_bytes = self._pause_youngest(plan.pause_bytes, sequence.age)
+            if paused_bytes < plan.pause_bytes and sequence is running[0]:
+                self._runner.grant(sequence)  # over the limit: there is always progress
+            else:
+                claimed_bytes += n_bytes
+
+    def admit(self) -> None:
+        """Resume, start and load by age, then go on with the preload list."""
+        claims = Claims()
+        for age, want in sorted(self._wants(), key=lambda item: item[0]):
+            if isinstance(want, Sequence):
+                self._admit_sequence(want, claims)
+            else:
+                self._admit_load(want, age, claims)
+        self._preload(claims)
+
+    def _pause_youngest(self, n_bytes: int, than: Age) -> int:
+        """Pause sequences younger than *than*, youngest first, until *n_bytes* are coming; return how many are."""
+        freed_bytes = 0
+        for sequence in sorted(self._state.running, key=lambda sequence: sequence.age, reverse=True):
+            if freed_bytes >= n_bytes or sequence.age <= than:
+                break
+            resident = sequence.resident
+            gain_bytes = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=sequence)
+            if gain_bytes > 0:
+                self._runner.pause(sequence)
+                freed_bytes += gain_bytes
+        return freed_bytes
+
+    def _wants(self) -> list[tuple[Age, Sequence | Resident]]:
+        """Return what waits: sequences for a slot or KV, and models for their load, each with its age."""
+        wants: list[tuple[Age, Sequence | Resident]] = []
+        for resident in self._state.residents.values():
+            if resident.state in {ModelState.READY, ModelState.DRAINING}:
+                wants += [
+                    (sequence.age, sequence)
+                    for sequence in resident.active.values()
+                    if sequence.state is SequenceState.PAUSED
+                ]
+                wants += [
+                    (sequence.age, sequence)
+                    for sequence in resident.waiting.values()
+                    if resident.state is ModelState.READY or sequence.is_fresh
+                ]
+            elif resident.state in NOT_LOADED and resident.oldest_wait is not None:
+                wants.append((resident.oldest_wait, resident))
+        return wants
+
+    def _admit_sequence(self, sequence: Sequence, claims: Claims) -> None:
+        resident = sequence.resident
+        sequence.waits_for_slot = resident.slots_taken >= self._state.settings.engine.max_sequences
+        if sequence.waits_for_slot:
+            return
+        tokens = sequence.first_grant_tokens
+        n_bytes = ledger.admission_bytes(resident, tokens)
+        if n_bytes <= max(0, self._state.view().free_bytes - claims.bytes):
+            self._runner.start(sequence)
+            return
+        # What has begun must go on when nothing else does, over the limit if need be: there is always progress.
+        may_overrun = sequence.ticket.started and not any(other.granted_tokens for other in self._active())
+        if resident.state is ModelState.DRAINING and sequence.state is SequenceState.WAITING:
+            return
+        if claims.is_blocked and not sequence.is_fresh and not may_overrun:
+            return
+        demand = self._demand(resident, sequence.age, sequence.since_s, claims, tokens)
+        plan = policy.plan_room(self._state.view(target=resident, tokens=tokens), demand)
+        if plan.outcome is Outcome.NEVER and sequence.state is SequenceState.WAITING:
+            sequence.fail(self._does_not_fit(resident, tokens))
+        elif plan.outcome is Outcome.FREEING:
+            self._mover.carry_out(plan, f"making room for {resident.id}")
+            claims.bytes += demand.bytes
+        elif may_overrun:
+            self._runner.start(sequence)
+        else:
+            claims.bytes += demand.bytes
+            claims.is_blocked = True
+            self._wake_for_patience(demand, sequence.since_s)
+
+    def _admit_load(self, resident: Resident, age: Age, claims: Claims) -> None:
+        since_s = resident.oldest_wait_since_s
+        force = any(ticket.force for ticket in resident.queue.values())
+        demand = self._demand(resident, age, since_s, claims)
+        view = self._state.view()
+        if force and policy.never_fits(view, demand):
+            demand = self._forced(view, demand)
+        plan = policy.plan_room(view, demand)
+        if plan.outcome is Outcome.NEVER:
+            resident.fail_waiting(self._does_not_fit(resident))
+        elif plan.outcome is Outcome.FITS:
+            self._mover.load(resident, force=force)
+        elif plan.outcome is Outcome.FREEING:
+            resident.blocked_reason = f"making room for {resident.id}"
+            self._mover.carry_out(plan, f"making room for {resident.id}")
+            claims.bytes += demand.bytes
+            claims.models += 1
+        else:
+            resident.blocked_reason = reason_blocked(self._state, resident)
+            self._wake_for_patience(demand, since_s)
+
+    def _preload(self, claims: Claims) -> None:
+        """Begin the next load of the preload list that has room, if no request's load is under way or wanted."""
+        state = self._state
+        state.deferred = {}
+        is_behind = any(
+            resident.state is ModelState.LOADING or (resident.state in NOT_LOADED and resident.is_wanted)
+            for resident in state.residents.values()
+        )
+        for place, model_id in enumerate(state.settings.pool.preload):
+            try:
+                resident = state.resident(model_id)
+            except ModelNotFound as error:
+                state.deferred[model_id] = error.message
+                continue
+            if resident.state not in NOT_LOADED or resident.is_wanted:
+                continue
+            if resident.is_dismissed:
+                state.deferred[model_id] = "it was unloaded by command; a request or `mlxctl model load` brings it back"
+            elif resident.failures and state.clock.now() < resident.retry_s:
+                self._wake_at(resident.retry_s)
+            elif is_behind or state.is_draining:
+                state.deferred[model_id] = "it waits for other loads"
+            else:
+                is_behind = self._preload_one(resident, place, claims)
+
+    def _preload_one(self, resident: Resident, place: int, claims: Claims) -> bool:
+        """Load it or make room for it; return False when there is none to be had."""
+        demand = self._demand(resident, (YOUNGEST[0], place), self._state.clock.now(), claims)
+        plan = policy.plan_room(self._state.view(), demand)
+        if plan.outcome is Outcome.FITS:
+            self._mover.load(resident)
+        elif plan.outcome is Outcome.FREEING:
+            self._state.deferred[resident.id] = "room is being made for it"
+            self._mover.carry_out(plan, f"making room for {resident.id}")
+        elif plan.outcome is Outcome.NEVER:
+            self._state.deferred[resident.id] = self._does_not_fit(resident).message
+            return False
+        else:
+            self._state.deferred[resident.id] = reason_blocked(self._state, resident)
+            return False
+        return True
+
+    def _demand(self, resident: Resident, age: Age, since_s: float, claims: Claims, tokens: int = 0) -> Demand:
+        """Return the demand of a sequence that is to get *tokens*, or, without, of a load."""
+        footprint_bytes = ledger.floor_bytes(resident, tokens)
+        patience_s = self._state.settings.pool.evict_patience
+        return Demand(
+            target=resident.id,
+            age=age,
+            bytes=ledger.admission_bytes(resident, tokens) if tokens else footprint_bytes,
+            footprint_bytes=footprint_bytes,
+            models=0 if tokens else 1,
+            claimed_bytes=claims.bytes,
+            claimed_models=claims.models,
+            may_drain=age < YOUNGEST and self._state.clock.now() >= since_s + patience_s,
+        )
+
+    def _forced(self, view: policy.View, demand: Demand) -> Demand:
+        """Return the demand of a load by force: as much of what it needs as can be had at all."""
+        protected_bytes = sum(
+            candidate.floor_bytes
+            for candidate in view.candidates
+            if candidate.rank is not policy.Rank.ORDINARY and not candidate.is_leaving
+        )
+        n_bytes = min(demand.bytes, max(0, view.limit_bytes - protected_bytes))
+        return dataclasses.replace(demand, bytes=n_bytes, footprint_bytes=n_bytes)
+
+    def _wake_for_patience(self, demand: Demand, since_s: float) -> None:
+        if not demand.may_drain:
+            self._wake_at(since_s + self._state.settings.pool.evict_patience)
+
+    def _active(self) -> list[Sequence]:
+        return [sequence for resident in self._state.residents.values() for sequence in resident.active.values()]
+
+    def _does_not_fit(self, resident: Resident, tokens: int = 0) -> DoesNotFit:
+        view = self._state.view()
+        others = [
+            candidate
+            for candidate in view.candidates
+            if candidate.rank is not policy.Rank.ORDINARY
+            and not candidate.is_leaving
+            and candidate.model_id != resident.id
+        ]
+        need_bytes = ledger.floor_bytes(resident, tokens)
+        what = f"{resident.id} with {tokens} tokens of context" if tokens else resident.id
+        beside = "".join(f", {other.model_id} keeps {show_bytes(other.floor_bytes)}" for other in others)
+        message = f"{what} needs {show_bytes(need_bytes)}; the memory limit is {show_bytes(view.limit_bytes)}{beside}"
+        if view.max_models is not None and not tokens and len(others) >= view.max_models:
+            message += f"; pool.max_models is {view.max_models}"
+        return DoesNotFit(
+            message,
+            hint=f"mlxctl pool set-memory SIZE | mlxctl model load {resident.id} --force (when the estimate is wrong)",
+            data={"need_bytes": need_bytes, "limit_bytes": view.limit_bytes},
+        )

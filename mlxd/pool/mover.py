@@ -1,0 +1,197 @@
+"""Loads, unloads and trims: slow work, each bracketed by two quick events. Decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, TypeVar
+
+from mlxd.engine.base import Backend, Engine, LoadSpec
+from mlxd.pool import ledger
+from mlxd.pool.policy import Plan
+from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.state import PoolState
+from mlxd.protocol.errors import LoadFailed, MlxdError
+from mlxd.protocol.units import show_bytes
+
+# After a failed load: 5 s, doubled with every failure in a row, at most 5 min.
+FIRST_BACKOFF_S = 5.0
+MOST_BACKOFF_S = 300.0
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class Mover:
+    """Moves models in and out of memory."""
+
+    def __init__(self, state: PoolState, backend: Backend, pump: Callable[[], None]) -> None:
+        """Take the state, the device, and what to call when something may have become possible."""
+        self._state = state
+        self._backend = backend
+        self._pump = pump
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def load(self, resident: Resident, *, force: bool = False) -> None:
+        """Begin to load the model; its bytes are reserved from now on."""
+        resident.enter(ModelState.LOADING)
+        resident.is_forced = force
+        resident.is_dismissed = False
+        resident.is_unwanted = False
+        resident.blocked_reason = None
+        resident.load_started_s = self._state.clock.now()
+        resident.load_done_bytes = 0
+        resident.load_total_bytes = resident.weights_bytes
+        spec = LoadSpec(
+            model_id=resident.id,
+            path=resident.entry.path,
+            context_length=None,
+            prompt_cache_limit_bytes=self._state.settings.engine.prompt_cache,
+        )
+        size = show_bytes(resident.weights_bytes)
+        self._state.emit("model.loading", resident.id, f"loading {resident.id}, {size}")
+        work = self._backend.load(spec, partial(self._on_progress, resident))
+        self._run(work, partial(self._on_load_ended, resident, spec))
+
+    def drain(self, resident: Resident, reason: str) -> None:
+        """Let the model go: at once when it is idle, else when its requests have ended."""
+        resident.enter(ModelState.DRAINING)
+        resident.drain_reason = reason
+        resident.drain_started_s = self._state.clock.now()
+        if resident.is_held:
+            requests = resident.holders
+            self._state.emit(
+                "model.draining",
+                resident.id,
+                f"draining {resident.id} ({requests} requests): {reason}",
+                {"requests": requests, "reason": reason},
+            )
+        else:
+            self.unload(resident)
+
+    def unload(self, resident: Resident) -> None:
+        """Begin to free a draining model that nothing holds."""
+        engine = resident.engine
+        if engine is None or resident.is_held:
+            raise RuntimeError(f"{resident.id} is held, or not loaded: it cannot be unloaded")
+        n_bytes = ledger.held_bytes(resident)
+        resident.enter(ModelState.UNLOADING)
+        self._state.emit(
+            "model.evicting",
+            resident.id,
+            f"unloading {resident.id}, {show_bytes(n_bytes)}: {resident.drain_reason}",
+            {"bytes": n_bytes, "reason": resident.drain_reason},
+        )
+        self._run(self._backend.unload(engine), partial(self._on_unloaded, resident))
+
+    def carry_out(self, plan: Plan, reason: str) -> None:
+        """Begin the trims, evictions and drains of a plan."""
+        for trim in plan.trims:
+            self._trim(self._state.residents[trim.model_id], trim.bytes)
+        for model_id in (*plan.evict, *plan.drain):
+            self.drain(self._state.residents[model_id], reason)
+
+    def cancel_all(self) -> list[asyncio.Task[Any]]:
+        """Cancel what is under way and return it, for shutdown."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    def _trim(self, resident: Resident, n_bytes: int) -> None:
+        engine = resident.engine
+        if engine is not None and resident.trim_target_bytes is None:
+            target_bytes = max(0, resident.prompt_cache_bytes - n_bytes)
+            resident.trim_target_bytes = target_bytes
+            self._run(engine.trim_prompt_cache(target_bytes), partial(self._on_trimmed, resident))
+
+    def _run(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Task[T]], None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(on_end)
+
+    def _on_progress(self, resident: Resident, done_bytes: int, total_bytes: int) -> None:
+        resident.load_done_bytes = done_bytes
+        resident.load_total_bytes = total_bytes
+        self._state.emit("model.load_progress", resident.id, "", {"done": done_bytes, "total": total_bytes})
+
+    def _on_load_ended(self, resident: Resident, spec: LoadSpec, task: asyncio.Task[Engine]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._on_loaded(resident, spec, task.result())
+        elif isinstance(error, MlxdError):
+            self._on_load_failed(resident, error)
+        else:
+            _log.error("loading %s failed", resident.id, exc_info=error)
+            self._on_load_failed(resident, LoadFailed(f"{resident.id} could not be loaded: {error!r}"))
+        self._pump()
+
+    def _on_loaded(self, resident: Resident, spec: LoadSpec, engine: Engine) -> None:
+        now = self._state.clock.now()
+        resident.enter(ModelState.READY)
+        resident.engine = engine
+        resident.facts = engine.facts
+        resident.error = None
+        resident.failures = 0
+        resident.released_s = now
+        resident.untrimmable_bytes = 0
+        if self._state.settings.engine.prompt_cache != spec.prompt_cache_limit_bytes:  # changed during the load
+            engine.set_prompt_cache_limit(self._state.settings.engine.prompt_cache)
+        for sequence in resident.waiting.values():
+            sequence.since_s = now  # the load has had its own deadline
+        seconds = now - resident.load_started_s
+        self._state.emit(
+            "model.loaded",
+            resident.id,
+            f"loaded {resident.id}, {show_bytes(resident.weights_bytes)}, in {seconds:.1f} s",
+            {"bytes": resident.weights_bytes, "seconds": seconds},
+        )
+        if resident.is_unwanted:
+            self.drain(resident, "it was unloaded by command, or left the disk, while it loaded")
+
+    def _on_load_failed(self, resident: Resident, error: MlxdError) -> None:
+        resident.enter(ModelState.FAILED)
+        resident.error = error
+        resident.failures += 1
+        backoff_s = min(FIRST_BACKOFF_S * 2 ** (resident.failures - 1), MOST_BACKOFF_S)
+        resident.retry_s = self._state.clock.now() + backoff_s
+        self._state.emit(
+            "model.load_failed",
+            resident.id,
+            f"loading {resident.id} failed: {error.message}; not tried again for {backoff_s:.0f} s",
+            {"error": error.to_wire(), "retry_in_s": backoff_s},
+        )
+        resident.fail_waiting(error)
+
+    def _on_unloaded(self, resident: Resident, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            _log.error("unloading %s failed", resident.id, exc_info=error)
+        resident.enter(ModelState.UNLOADED)
+        resident.engine = None
+        resident.unloads += 1
+        resident.trim_target_bytes = None
+        resident.is_forced = False
+        self._state.emit("model.unloaded", resident.id, f"unloaded {resident.id}: {resident.drain_reason}")
+        self._pump()
+
+    def _on_trimmed(self, resident: Resident, task: asyncio.Task[int]) -> None:
+        if task.cancelled():
+            return
+        target_bytes = resident.trim_target_bytes
+        resident.trim_target_bytes = None
+        error = task.exception()
+        if error is not None:
+            _log.error("trimming the prompt cache of %s failed", resident.id, exc_info=error)
+            resident.untrimmable_bytes = resident.prompt_cache_bytes
+        elif target_bytes is not None and task.result() > target_bytes:
+            resident.untrimmable_bytes = task.result()
+        self._pump()

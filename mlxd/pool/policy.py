@@ -1,0 +1,263 @@
+"""Who gives way: pure functions from a view of the pool to a plan. No clock, log, I/O, settings or state.
+
+Memory is given back in this order: prompt caches, idle models by policy, then (where the caller allows it) busy models,
+which drain. Pinned models never give way. Preloaded ones do so for a lowered limit only, after all others.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+# (number of the request, number of the sequence): lower is older.
+Age = tuple[int, int]
+# Younger than every request: the preload list.
+YOUNGEST: Age = (sys.maxsize, 0)
+
+
+class Rank(IntEnum):
+    """What protects a model."""
+
+    ORDINARY = 0
+    PRELOADED = 1
+    PINNED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model that is loaded, loads or leaves, as the policy sees it."""
+
+    model_id: str
+    held_bytes: int  # reserved now
+    settled_bytes: int  # reserved once the pauses, ends, trims and unloads under way are done
+    floor_bytes: int  # the least that it needs to stay
+    trimmable_bytes: int  # what emptying its prompt cache would free
+    rank: Rank
+    is_ready: bool  # what still loads, or leaves already, is no victim
+    is_leaving: bool
+    is_held: bool  # by requests
+    oldest_wait: Age | None  # of the requests that wait for a slot or KV in it
+    released_s: float
+    uses: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a plan is made from."""
+
+    limit_bytes: int
+    max_models: int | None
+    policy: str  # lru, lfu
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def held_bytes(self) -> int:
+        """The sum of what is reserved."""
+        return sum(candidate.held_bytes for candidate in self.candidates)
+
+    @property
+    def free_bytes(self) -> int:
+        """What can be reserved now; negative when the pool is over its limit."""
+        return self.limit_bytes - self.held_bytes
+
+    def rank_in(self, candidate: Candidate) -> tuple[float, float, str]:
+        """Return the place of a candidate among the victims: the first goes first."""
+        if self.policy == "lfu":
+            return (candidate.uses, candidate.released_s, candidate.model_id)
+        return (candidate.released_s, candidate.uses, candidate.model_id)
+
+    def victims(self, allowed: Callable[[Candidate], bool]) -> list[Candidate]:
+        """Return the loaded models that are allowed to go, in the order in which they go."""
+        found = [candidate for candidate in self.candidates if candidate.is_ready and allowed(candidate)]
+        return sorted(found, key=self.rank_in)
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Room that somebody wants."""
+
+    target: str  # the model it is for: no victim
+    age: Age
+    bytes: int  # by how much the reservation would grow
+    footprint_bytes: int  # all that the target would hold at the least
+    models: int = 0  # 1 for a load
+    claimed_bytes: int = 0  # promised to older demands
+    claimed_models: int = 0
+    may_drain: bool = False
+
+
+class Outcome(Enum):
+    """What can be done for a demand."""
+
+    FITS = "fits"  # now
+    FREEING = "freeing"  # when what is under way, or what the plan begins, is done
+    BLOCKED = "blocked"  # by busy models
+    NEVER = "never"  # too big for what the limit leaves beside pinned and preloaded models
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Free *bytes* of a prompt cache."""
+
+    model_id: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to begin."""
+
+    outcome: Outcome
+    evict: tuple[str, ...] = ()  # idle
+    drain: tuple[str, ...] = ()  # busy
+    trims: tuple[Trim, ...] = ()
+    pause_bytes: int = 0  # still short after that: to be had by pausing the youngest sequences
+
+
+def plan_room(view: View, demand: Demand) -> Plan:
+    """Plan room for a load or for a sequence that starts: all that it takes, or nothing (nobody leaves in vain)."""
+    if never_fits(view, demand):
+        return Plan(Outcome.NEVER)
+    if _fits_now(view, demand):
+        return Plan(Outcome.FITS)
+    staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
+    settled_bytes = sum(candidate.settled_bytes for candidate in staying)
+    choice = _Choice(
+        staying,
+        short_bytes=demand.bytes + demand.claimed_bytes + settled_bytes - view.limit_bytes,
+        short_models=_short(view, len(staying) + demand.claimed_models + demand.models),
+    )
+    choice.take(view.victims(lambda victim: _may_go(victim, demand.target) and _is_idle(victim, demand.age)))
+    if demand.may_drain:
+        choice.take(view.victims(lambda victim: _may_go(victim, demand.target) and not _is_idle(victim, demand.age)))
+    if not choice.is_enough:
+        return Plan(Outcome.BLOCKED)
+    choice.prune()
+    return choice.plan(Outcome.FREEING)
+
+
+def plan_growth(view: View, target: str, age: Age, n_bytes: int) -> Plan:
+    """Plan more KV for a running sequence: idle models go even when that is not enough; the rest is `pause_bytes`."""
+    settled_bytes = sum(candidate.settled_bytes for candidate in view.candidates)
+    choice = _Choice(
+        [candidate for candidate in view.candidates if not candidate.is_leaving],
+        short_bytes=n_bytes + settled_bytes - view.limit_bytes,
+        short_models=0,
+    )
+    choice.take(view.victims(lambda victim: _may_go(victim, target) and _is_idle(victim, age)))
+    choice.prune()
+    return choice.plan(Outcome.FREEING)
+
+
+def plan_limit(view: View) -> Plan:
+    """Plan how to come within the limit and `max_models`.
+
+    Idle models go first. Busy ones drain only where even their least is too much; otherwise sequences pause.
+    """
+    staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
+    choice = _Choice(
+        staying,
+        short_bytes=sum(candidate.settled_bytes for candidate in staying) - view.limit_bytes,
+        short_models=_short(view, len(staying)),
+    )
+    choice.take(view.victims(lambda victim: victim.rank is Rank.ORDINARY and not victim.is_held))
+    choice.prune()
+    busy = view.victims(lambda victim: victim.rank is Rank.ORDINARY and victim.is_held)
+    preloaded = view.victims(lambda victim: victim.rank is Rank.PRELOADED)
+    for victim in (*busy, *sorted(preloaded, key=lambda candidate: candidate.is_held)):
+        if choice.floors_bytes <= view.limit_bytes and choice.short_models <= len(choice.taken):
+            break
+        choice.taken.append(victim)
+    return choice.plan(Outcome.FREEING)
+
+
+def never_fits(view: View, demand: Demand) -> bool:
+    """Whether the demand is too big for what pinned and preloaded models leave."""
+    protected = [
+        candidate
+        for candidate in view.candidates
+        if candidate.rank is not Rank.ORDINARY and not candidate.is_leaving and candidate.model_id != demand.target
+    ]
+    floors_bytes = sum(candidate.floor_bytes for candidate in protected)
+    too_many = view.max_models is not None and len(protected) + 1 > view.max_models
+    return demand.footprint_bytes + floors_bytes > view.limit_bytes or (demand.models > 0 and too_many)
+
+
+def _fits_now(view: View, demand: Demand) -> bool:
+    if _short(view, len(view.candidates) + demand.claimed_models + demand.models) > 0 and demand.models > 0:
+        return False
+    return demand.bytes <= view.free_bytes - demand.claimed_bytes
+
+
+def _may_go(victim: Candidate, target: str) -> bool:
+    return victim.rank is Rank.ORDINARY and victim.model_id != target
+
+
+def _is_idle(victim: Candidate, age: Age) -> bool:
+    """Whether nothing that runs, and no request older than *age*, is in its way."""
+    return not victim.is_held and (victim.oldest_wait is None or victim.oldest_wait > age)
+
+
+def _short(view: View, models: int) -> int:
+    """Return how many models are too many."""
+    return 0 if view.max_models is None else models - view.max_models
+
+
+class _Choice:
+    """Victims, taken one after another until enough is free."""
+
+    def __init__(self, staying: Iterable[Candidate], *, short_bytes: int, short_models: int) -> None:
+        self.staying = list(staying)
+        self.short_bytes = short_bytes
+        self.short_models = short_models
+        self.taken: list[Candidate] = []
+
+    @property
+    def rest(self) -> list[Candidate]:
+        return [candidate for candidate in self.staying if candidate not in self.taken]
+
+    @property
+    def floors_bytes(self) -> int:
+        return sum(candidate.floor_bytes for candidate in self.rest)
+
+    @property
+    def still_short_bytes(self) -> int:
+        return self.short_bytes - sum(candidate.settled_bytes for candidate in self.taken)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether the caches of those that stay cover what is still short."""
+        trimmable_bytes = sum(candidate.trimmable_bytes for candidate in self.rest)
+        return self.still_short_bytes <= trimmable_bytes and self.short_models <= len(self.taken)
+
+    def take(self, victims: Iterable[Candidate]) -> None:
+        for victim in victims:
+            if self.is_enough:
+                return
+            self.taken.append(victim)
+
+    def prune(self) -> None:
+        """Let those stay that turn out not to be needed, the most valuable first."""
+        for victim in reversed(list(self.taken)) if self.is_enough else ():
+            before = self.taken
+            self.taken = [other for other in before if other is not victim]
+            if not self.is_enough:
+                self.taken = before
+
+    def plan(self, outcome: Outcome) -> Plan:
+        short_bytes = max(0, self.still_short_bytes)
+        trims = []
+        for candidate in sorted(self.rest, key=lambda candidate: candidate.released_s):
+            freed_bytes = min(short_bytes, candidate.trimmable_bytes)
+            if freed_bytes > 0:
+                trims.append(Trim(candidate.model_id, freed_bytes))
+                short_bytes -= freed_bytes
+        return Plan(
+            outcome,
+            evict=tuple(victim.model_id for victim in self.taken if not victim.is_held),
+            drain=tuple(victim.model_id for victim in self.taken if victim.is_held),
+            trims=tuple(trims),
+            pause_bytes=short_bytes,
+        )

@@ -1,0 +1,199 @@
+"""Puts the pool's state into words and into status records. Reads only."""
+
+from __future__ import annotations
+
+import math
+
+from mlxd.pool import ledger
+from mlxd.pool.policy import Rank
+from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
+from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from mlxd.pool.state import PoolState
+from mlxd.pool.status import MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, WaitStatus
+from mlxd.protocol.errors import ModelNotFound
+from mlxd.protocol.units import show_bytes
+
+
+def build_status(state: PoolState) -> PoolStatus:
+    """Return a snapshot of the pool."""
+    now = state.clock.now()
+    waiting = sorted(state.waiting_tickets(), key=lambda ticket: ticket.number)
+    return PoolStatus(
+        memory=_memory(state),
+        over_limit=over_limit(state),
+        max_models=state.settings.pool.max_models,
+        models=tuple(_model(state, resident, waiting) for resident in _shown(state)),
+        queue=tuple(
+            WaitStatus(ticket.request_id, ticket.resident.id, now - ticket.arrived_s, reason_waiting(state, ticket))
+            for ticket in waiting
+        ),
+        preload=tuple(_preload(state, model_id) for model_id in state.settings.pool.preload),
+        draining=state.is_draining,
+    )
+
+
+def over_limit(state: PoolState) -> str | None:
+    """Return why more is reserved, or more is loaded, than the settings allow; None when all is within them."""
+    if not state.is_over_limit:
+        return None
+    parts = []
+    for resident in state.present:
+        if resident.state is not ModelState.READY:
+            parts.append(reason_busy(state, resident))
+        elif state.rank(resident) is Rank.PINNED:
+            parts.append(f"{resident.id} is " + ("loaded by force" if resident.is_forced else "pinned"))
+    trimming = [resident.id for resident in state.present if resident.trim_target_bytes is not None]
+    if trimming:
+        parts.append("trimming prompt caches")
+    if not parts:
+        oldest = min(state.running, key=lambda sequence: sequence.age, default=None)
+        parts.append(
+            "waiting for sequences to pause" if oldest is None else f"the oldest sequence, on {oldest.resident.id}"
+        )
+    return ", ".join(parts)
+
+
+def reason_busy(state: PoolState, resident: Resident) -> str:
+    """Return what keeps a change of settings from being settled."""
+    if resident.state is ModelState.DRAINING:
+        seconds = state.clock.now() - resident.drain_started_s
+        return f"draining {resident.id} ({resident.holders} requests, {seconds:.0f} s)"
+    if resident.state in PRESENT:
+        return f"{resident.state.value} {resident.id}"
+    return f"{resident.id} is not loaded: {state.deferred.get(resident.id, 'it waits for room')}"
+
+
+def reason_blocked(state: PoolState, resident: Resident) -> str:
+    """Return why a wanted load does not start."""
+    free_bytes = max(0, state.settings.pool.memory - state.held_bytes)
+    text = f"needs {show_bytes(ledger.floor_bytes(resident))}, {show_bytes(free_bytes)} free"
+    max_models = state.settings.pool.max_models
+    if max_models is not None and len(state.present) >= max_models:
+        text += f", {len(state.present)} of {max_models} models loaded"
+    others = [_activity(state, other) for other in state.present]
+    return f"{text}; {', '.join(others)}" if others else text
+
+
+def reason_waiting(state: PoolState, ticket: Ticket) -> str:
+    """Return what a request that has not started waits for."""
+    resident = ticket.resident
+    if resident.state is ModelState.LOADING:
+        percent = 100 * resident.load_done_bytes // max(1, resident.load_total_bytes)
+        return f"{resident.id} is loading ({percent} %)"
+    if resident.state is ModelState.UNLOADING:
+        return f"{resident.id} is being unloaded and will be loaded again"
+    if resident.state is ModelState.DRAINING:
+        return f"{resident.id} drains ({resident.drain_reason}) and will be loaded again"
+    if resident.state is not ModelState.READY:
+        return f"{resident.id} waits for room" if resident.blocked_reason is None else resident.blocked_reason
+    sequence = next(iter(ticket.sequences.values()), None)
+    if sequence is None:
+        return f"its prompt is being prepared, behind others for {resident.id}"
+    return reason_not_started(state, sequence)
+
+
+def reason_not_started(state: PoolState, sequence: Sequence) -> str:
+    """Return what a sequence on a loaded model waits for."""
+    resident = sequence.resident
+    if sequence.waits_for_slot:
+        return f"all {state.settings.engine.max_sequences} sequences of {resident.id} are taken"
+    tokens = sequence.first_grant_tokens
+    n_bytes = ledger.admission_bytes(resident, tokens)
+    free_bytes = max(0, state.settings.pool.memory - state.held_bytes)
+    return f"the KV of {tokens} tokens on {resident.id} needs {show_bytes(n_bytes)} more, {show_bytes(free_bytes)} free"
+
+
+def _activity(state: PoolState, resident: Resident) -> str:
+    if resident.state in {ModelState.LOADING, ModelState.UNLOADING}:
+        return f"{resident.id} is {resident.state.value}"
+    if resident.is_held:
+        return f"{resident.id} has {resident.holders} requests"
+    rank = state.rank(resident)
+    return f"{resident.id} is {'idle' if rank is Rank.ORDINARY else rank.name.lower()}"
+
+
+def _memory(state: PoolState) -> MemoryStatus:
+    present = state.present
+    loaded = [ledger.footprint(resident) for resident in present if resident.state is not ModelState.LOADING]
+    limit_bytes = state.settings.pool.memory
+    reserved_bytes = state.held_bytes
+    return MemoryStatus(
+        limit_bytes=limit_bytes,
+        reserved_bytes=reserved_bytes,
+        weights_bytes=sum(footprint.weights_bytes for footprint in loaded),
+        kv_bytes=sum(footprint.kv_bytes for footprint in loaded),
+        prompt_cache_bytes=sum(footprint.prompt_cache_bytes for footprint in loaded),
+        loading_bytes=sum(ledger.held_bytes(resident) for resident in present if resident.state is ModelState.LOADING),
+        margin_bytes=sum(footprint.margin_bytes for footprint in loaded),
+        pinned_bytes=sum(ledger.held_bytes(resident) for resident in present if state.rank(resident) is Rank.PINNED),
+        free_bytes=max(0, limit_bytes - reserved_bytes),
+    )
+
+
+def _shown(state: PoolState) -> list[Resident]:
+    """Return the models to list: what is not unloaded, and pinned or preloaded ones in any case."""
+    shown = {
+        resident.id: resident
+        for resident in state.residents.values()
+        if resident.state is not ModelState.UNLOADED or state.rank(resident) is not Rank.ORDINARY
+    }
+    pinned = [model_id for model_id, model in state.settings.models.items() if model.pin]
+    for model_id in (*state.settings.pool.preload, *pinned):
+        try:
+            shown.setdefault(model_id, state.resident(model_id))
+        except ModelNotFound:
+            continue
+    return [shown[model_id] for model_id in sorted(shown)]
+
+
+def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> ModelStatus:
+    footprint = ledger.footprint(resident)
+    keep_alive_s = state.keep_alive_s(resident)
+    expiry_s = state.expiry_s(resident)
+    model = state.settings.models.get(resident.id)
+    paused = sum(sequence.state is SequenceState.PAUSED for sequence in resident.active.values())
+    return ModelStatus(
+        id=resident.id,
+        state=resident.state.value,
+        weights_bytes=resident.weights_bytes,
+        estimated=resident.facts is None,
+        kv_bytes=footprint.kv_bytes,
+        prompt_cache_bytes=footprint.prompt_cache_bytes,
+        context_length=resident.context_length,
+        running=len(resident.active) - paused,
+        paused=paused,
+        waiting=sum(ticket.resident is resident for ticket in waiting),
+        leases=resident.holders,
+        pinned=model is not None and model.pin,
+        preload=resident.id in state.settings.pool.preload,
+        keep_alive_s=None if math.isinf(keep_alive_s) else keep_alive_s,
+        expires_in_s=None if math.isinf(expiry_s) else max(0.0, expiry_s - state.clock.now()),
+        reason=_reason(state, resident),
+        load_done_bytes=resident.load_done_bytes,
+        load_total_bytes=resident.load_total_bytes,
+        last_error=None if resident.error is None else resident.error.message,
+    )
+
+
+def _reason(state: PoolState, resident: Resident) -> str | None:
+    if resident.state in LEAVING:
+        return resident.drain_reason
+    if resident.state is ModelState.QUEUED:
+        return resident.blocked_reason
+    if resident.state is ModelState.FAILED:
+        return f"not tried again for {max(0.0, resident.retry_s - state.clock.now()):.0f} s"
+    return state.deferred.get(resident.id)
+
+
+def _preload(state: PoolState, model_id: str) -> PreloadStatus:
+    resident = state.residents.get(model_id)
+    if resident is None:
+        return PreloadStatus(model_id, "failed", state.deferred.get(model_id, "there is no such model"))
+    if resident.state is ModelState.READY:
+        return PreloadStatus(model_id, "loaded", None)
+    if resident.state is ModelState.LOADING:
+        return PreloadStatus(model_id, "loading", None)
+    if resident.state is ModelState.FAILED and resident.error is not None:
+        return PreloadStatus(model_id, "failed", resident.error.message)
+    reason = state.deferred.get(model_id, resident.drain_reason if resident.state in LEAVING else None)
+    return PreloadStatus(model_id, "deferred", reason)

@@ -1,0 +1,148 @@
+"""The pool's record of one model, and the table of the states it can be in. Data and facts about it, no decisions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import Enum
+
+from mlxd.catalog import ModelEntry
+from mlxd.engine.base import Engine, EngineFacts, KvShape
+from mlxd.pool.policy import Age
+from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from mlxd.protocol.errors import MlxdError
+
+
+class ModelState(Enum):
+    """Where a model is."""
+
+    UNLOADED = "unloaded"
+    QUEUED = "queued"  # wanted, and waiting for room
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"  # grants no leases; goes when its requests have ended
+    UNLOADING = "unloading"  # the device is freeing it
+    FAILED = "failed"  # the load failed; tried again when the backoff is over
+
+
+TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
+    ModelState.UNLOADED: frozenset({ModelState.QUEUED, ModelState.LOADING}),
+    ModelState.QUEUED: frozenset({ModelState.UNLOADED, ModelState.LOADING}),
+    ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED}),
+    ModelState.READY: frozenset({ModelState.DRAINING}),
+    ModelState.DRAINING: frozenset({ModelState.UNLOADING}),
+    ModelState.UNLOADING: frozenset({ModelState.UNLOADED}),
+    ModelState.FAILED: frozenset({ModelState.QUEUED, ModelState.LOADING}),
+}
+# States in which the ledger holds bytes for the model, and in which it counts against `pool.max_models`.
+PRESENT = frozenset({ModelState.LOADING, ModelState.READY, ModelState.DRAINING, ModelState.UNLOADING})
+LEAVING = frozenset({ModelState.DRAINING, ModelState.UNLOADING})
+
+
+@dataclass(slots=True, eq=False)
+class Resident:
+    """One model that the pool has met; the record stays when the model is unloaded, for its uses and measured sizes."""
+
+    entry: ModelEntry
+    state: ModelState = ModelState.UNLOADED
+    engine: Engine | None = None
+    facts: EngineFacts | None = None  # measured at the last load
+    queue: dict[int, Ticket] = field(default_factory=dict)  # requests that wait for the model, oldest first
+    held: dict[int, Ticket] = field(default_factory=dict)  # requests with a lease
+    waiting: dict[int, Sequence] = field(default_factory=dict)  # sequences that the engine does not know yet
+    active: dict[int, Sequence] = field(default_factory=dict)  # sequences that the engine knows
+    released_s: float = 0.0  # when a lease or a sequence last ended
+    uses: int = 0
+    is_forced: bool = False  # loaded against its estimate: no victim until it is unloaded by command
+    is_dismissed: bool = False  # unloaded by command: the preload list does not bring it back
+    is_unwanted: bool = False  # goes as soon as its load has ended
+    drain_reason: str = ""
+    drain_started_s: float = 0.0
+    unloads: int = 0
+    load_started_s: float = 0.0
+    load_done_bytes: int = 0
+    load_total_bytes: int = 0
+    error: MlxdError | None = None  # of the last load; None after a good one
+    failures: int = 0
+    retry_s: float = 0.0  # no load before this, but by command
+    trim_target_bytes: int | None = None  # of the prompt cache, while a trim is under way
+    untrimmable_bytes: int = 0  # what the last trim could not free
+    blocked_reason: str | None = None  # why a wanted load does not start
+
+    @property
+    def id(self) -> str:
+        """The model id."""
+        return self.entry.id
+
+    @property
+    def weights_bytes(self) -> int:
+        """Measured if it was ever loaded, else estimated."""
+        return self.entry.weights_bytes if self.facts is None else self.facts.weights_bytes
+
+    @property
+    def kv(self) -> KvShape:
+        """Measured if it was ever loaded, else estimated."""
+        return self.entry.kv if self.facts is None else self.facts.kv
+
+    @property
+    def context_length(self) -> int | None:
+        """The model's own, as far as it is known."""
+        return self.entry.context_length if self.facts is None else self.facts.context_length
+
+    @property
+    def prompt_cache_bytes(self) -> int:
+        """What the engine's prompt cache holds."""
+        return 0 if self.engine is None else self.engine.prompt_cache_bytes
+
+    @property
+    def holders(self) -> int:
+        """How many requests keep it loaded; one that went away counts until the device has ended its sequences."""
+        tickets = {ticket for ticket in self.held.values() if ticket.holds}
+        return len(tickets | {sequence.ticket for sequence in self.active.values()})
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a request keeps it loaded."""
+        return bool(self.active) or any(ticket.holds for ticket in self.held.values())
+
+    @property
+    def slots_taken(self) -> int:
+        """Sequences that count against `engine.max_sequences`."""
+        return sum(sequence.state is not SequenceState.PAUSED for sequence in self.active.values())
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a request waits for it to be loaded."""
+        return bool(self.queue or self.waiting)
+
+    @property
+    def oldest_wait(self) -> Age | None:
+        """The age of its oldest waiting request."""
+        ages = [(number, 0) for number in self.queue]
+        ages += [sequence.age for sequence in self.waiting.values()]
+        return min(ages, default=None)
+
+    @property
+    def oldest_wait_since_s(self) -> float:
+        """When the longest of its present waits began; infinity without one."""
+        waits = [ticket.since_s for ticket in self.queue.values()]
+        waits += [sequence.since_s for sequence in self.waiting.values()]
+        return min(waits, default=math.inf)
+
+    def fail_waiting(self, error: MlxdError) -> None:
+        """Let every request that waits for the model, or for a place in it, raise *error*."""
+        for ticket in list(self.queue.values()):
+            ticket.fail(error)
+        self.queue.clear()
+        for sequence in list(self.waiting.values()):
+            sequence.fail(error)
+
+    def enter(self, state: ModelState) -> None:
+        """Change the state.
+
+        Raises:
+            RuntimeError: the table does not allow it.
+        """
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"{self.id} cannot go from {self.state.value} to {state.value}")
+        self.state = state

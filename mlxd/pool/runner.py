@@ -1,0 +1,117 @@
+"""Tells engines what sequences shall do and takes their events. What may be granted is decided elsewhere.
+
+A reservation (`granted_tokens`) grows before the engine is told and shrinks only on the device's own word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from mlxd.engine.base import Delta, Engine, Failed, Finished, KvLow, Paused, Prefilling, SequenceEvent, Submit
+from mlxd.pool.sequence import Sequence, SequenceState
+from mlxd.pool.state import PoolState
+from mlxd.protocol.errors import MlxdError
+
+
+class Runner:
+    """The traffic between the pool's sequences and the engines."""
+
+    def __init__(self, state: PoolState, pump: Callable[[], None]) -> None:
+        """Take the state, and what to call when something may have become possible."""
+        self._state = state
+        self._pump = pump
+
+    def start(self, sequence: Sequence) -> None:
+        """Submit or resume the sequence with its first grant."""
+        resident = sequence.resident
+        engine = _engine(sequence)
+        kv_tokens = sequence.first_grant_tokens
+        was_paused = sequence.state is SequenceState.PAUSED
+        sequence.state = SequenceState.RUNNING
+        sequence.granted_tokens = kv_tokens
+        sequence.wanted_tokens = None
+        sequence.ticket.started = True
+        if was_paused:
+            engine.resume(sequence.number, kv_tokens)
+            self._state.emit("sequence.resumed", resident.id, f"{_words(sequence)} goes on")
+            return
+        resident.waiting.pop(sequence.number, None)
+        resident.active[sequence.number] = sequence
+        submit = Submit(
+            sequence.number, sequence.prompt, sequence.request.sampling, tuple(sequence.request.stop), kv_tokens
+        )
+        engine.submit(submit, partial(self._on_event, sequence))
+
+    def grant(self, sequence: Sequence) -> None:
+        """Give a running sequence the tokens that it asked for."""
+        if sequence.wanted_tokens is not None:
+            sequence.granted_tokens = sequence.wanted_tokens
+            sequence.wanted_tokens = None
+            _engine(sequence).grant(sequence.number, sequence.granted_tokens)
+
+    def pause(self, sequence: Sequence) -> None:
+        """Tell a running sequence to give its KV back."""
+        sequence.state = SequenceState.PAUSING
+        sequence.wanted_tokens = None
+        _engine(sequence).pause(sequence.number)
+
+    def drop(self, sequence: Sequence) -> None:
+        """End the sequence because nobody reads it any more."""
+        if sequence.state is SequenceState.WAITING:
+            sequence.end()
+        elif sequence.state not in {SequenceState.ENDING, SequenceState.ENDED}:
+            sequence.state = SequenceState.ENDING
+            _engine(sequence).cancel(sequence.number)
+
+    def abort(self, sequence: Sequence, error: MlxdError) -> None:
+        """End the sequence with an error for its reader, who gets it at once."""
+        sequence.events.put(error)
+        self.drop(sequence)
+
+    def _on_event(self, sequence: Sequence, event: SequenceEvent) -> None:
+        if isinstance(event, Delta):
+            sequence.events.put(event)
+        elif isinstance(event, Prefilling):
+            # A resumed sequence prefills again; its reader is past that.
+            if sequence.tokens == len(sequence.prompt.tokens):
+                sequence.events.put(event)
+        elif isinstance(event, KvLow):
+            self._on_kv_low(sequence, event)
+        elif isinstance(event, Paused):
+            self._on_paused(sequence, event)
+        else:
+            self._on_end(sequence, event)
+
+    def _on_kv_low(self, sequence: Sequence, event: KvLow) -> None:
+        if sequence.state is SequenceState.RUNNING and event.kv_tokens == sequence.granted_tokens:
+            sequence.wanted_tokens = sequence.next_grant_tokens
+            self._pump()
+
+    def _on_paused(self, sequence: Sequence, event: Paused) -> None:
+        sequence.granted_tokens = 0
+        sequence.wanted_tokens = None
+        sequence.tokens = event.tokens
+        if sequence.state is not SequenceState.ENDING:
+            sequence.state = SequenceState.PAUSED
+            sequence.since_s = self._state.clock.now()
+            self._state.emit("sequence.paused", sequence.resident.id, f"{_words(sequence)} pauses for memory")
+        self._pump()
+
+    def _on_end(self, sequence: Sequence, event: Finished | Failed) -> None:
+        sequence.events.put(event.error if isinstance(event, Failed) else event)
+        sequence.end()
+        sequence.resident.released_s = self._state.clock.now()
+        sequence.resident.untrimmable_bytes = 0
+        self._pump()
+
+
+def _engine(sequence: Sequence) -> Engine:
+    engine = sequence.resident.engine
+    if engine is None:
+        raise RuntimeError(f"{sequence.resident.id} was unloaded under sequence {sequence.number}")
+    return engine
+
+
+def _words(sequence: Sequence) -> str:
+    return f"request {sequence.ticket.request_id} on {sequence.resident.id} at {sequence.tokens} tokens"

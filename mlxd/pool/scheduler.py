@@ -1,0 +1,310 @@
+"""The pump: after every event it looks at the whole pool once and begins whatever can begin. No locks, no awaits.
+
+Also the doors through which requests come and go. Slow work ends in `pump`; what is due later sets one timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from functools import partial
+
+from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
+from mlxd.pool import report
+from mlxd.pool.admission import refuse_if_full, retry_after_s
+from mlxd.pool.clock import Timer
+from mlxd.pool.granter import Granter
+from mlxd.pool.mover import Mover
+from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.runner import Runner
+from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
+from mlxd.pool.state import PoolState
+from mlxd.protocol.errors import Draining, LoadFailed, LoadTimeout, MlxdError, QueueTimeout, RequestCancelled
+
+# How much the newest lease counts in the mean service time.
+SERVICE_WEIGHT = 0.2
+
+
+class Scheduler:
+    """Decides when: grants leases, ends drains, expires waits and idle models, and runs the granter."""
+
+    def __init__(self, state: PoolState, backend: Backend) -> None:
+        """Build the parts that act for it."""
+        self._state = state
+        self.runner = Runner(state, self.pump)
+        self.mover = Mover(state, backend, self.pump)
+        self._granter = Granter(state, self.runner, self.mover, self._wake_at)
+        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self._is_pumping = False
+        self._is_due_again = False
+        self._was_over_limit = False
+        self._timer: Timer | None = None
+        self._timer_s = math.inf
+        self._wake_s = math.inf
+
+    def pump(self) -> None:
+        """Begin whatever can begin now."""
+        self._is_due_again = True
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            while self._is_due_again:
+                self._is_due_again = False
+                self._wake_s = math.inf
+                self._run_round()
+        finally:
+            self._is_pumping = False
+        self._set_timer()
+        self._report_limit()
+        for is_true, future in list(self._watchers):
+            if is_true():
+                _wake(future)
+
+    async def wait_until(self, is_true: Callable[[], bool], timeout_s: float = math.inf) -> bool:
+        """Wait until the condition holds after some pump; return whether it does."""
+        if is_true():
+            return True
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        watcher = (is_true, future)
+        timer = None
+        if not math.isinf(timeout_s):
+            timer = self._state.clock.call_later(timeout_s, partial(_wake, future))
+        self._watchers.append(watcher)
+        try:
+            await future
+        finally:
+            self._watchers.remove(watcher)
+            if timer is not None:
+                timer.cancel()
+        return is_true()
+
+    def stop(self) -> None:
+        """Drop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_s = None, math.inf
+
+    # Doors
+
+    def join(self, model_id: str, request_id: str, *, is_command: bool = False, force: bool = False) -> Ticket:
+        """Let a request wait for the model; its ticket is granted at once when the model is ready.
+
+        Raises:
+            ModelNotFound, QueueFull, LoadFailed, Draining: as `Pool.lease` says.
+        """
+        state = self._state
+        if state.is_draining:
+            raise Draining("the server is shutting down", retry_after_s=state.settings.daemon.drain_timeout)
+        resident = state.resident(model_id)
+        now = state.clock.now()
+        if resident.state is ModelState.FAILED and now < resident.retry_s and not is_command:
+            raise _in_backoff(resident, now)
+        ticket = Ticket(
+            number=state.next_number(),
+            request_id=request_id,
+            resident=resident,
+            since_s=now,
+            granted=asyncio.get_running_loop().create_future(),
+            arrived_s=now,
+            is_command=is_command,
+            force=force,
+        )
+        resident.queue[ticket.number] = ticket
+        if not is_command:
+            try:
+                refuse_if_full(state, resident)
+            except MlxdError:
+                del resident.queue[ticket.number]
+                raise
+        self.pump()
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Take the request out of the queue, or take its lease back; does nothing the second time."""
+        resident = ticket.resident
+        resident.queue.pop(ticket.number, None)
+        for sequence in list(ticket.sequences.values()):
+            self.runner.abort(sequence, RequestCancelled("the lease was given back"))
+        if resident.held.pop(ticket.number, None) is not None and ticket.granted_s is not None:
+            now = self._state.clock.now()
+            resident.released_s = now
+            service_s = now - ticket.granted_s
+            self._state.mean_service_s += SERVICE_WEIGHT * (service_s - self._state.mean_service_s)
+        self.pump()
+
+    async def attach(self, ticket: Ticket) -> Engine:
+        """Return the engine; wait for it when the model was unloaded while the request only waited for a place."""
+        resident = ticket.resident
+        while True:
+            _check_open(ticket)
+            is_there = resident.state is ModelState.READY or (resident.state is ModelState.DRAINING and ticket.holds)
+            if is_there and resident.engine is not None:
+                return resident.engine
+            ticket.granted = asyncio.get_running_loop().create_future()
+            ticket.since_s = self._state.clock.now()
+            resident.queue[ticket.number] = ticket
+            self.pump()
+            try:
+                await ticket.granted
+            finally:
+                resident.queue.pop(ticket.number, None)
+
+    def begin(self, ticket: Ticket, request: GenerationRequest, prompt: PreparedPrompt) -> Sequence:
+        """Start a sequence if there is a slot and memory for it, else let it wait for them."""
+        _check_open(ticket)
+        sequence = Sequence(
+            number=self._state.next_number(),
+            ticket=ticket,
+            request=request,
+            prompt=prompt,
+            tokens=len(prompt.tokens),
+            since_s=self._state.clock.now(),
+        )
+        ticket.sequences[sequence.number] = sequence
+        ticket.resident.waiting[sequence.number] = sequence
+        self.pump()
+        sequence.is_fresh = False
+        if sequence.state is SequenceState.WAITING:
+            self.pump()  # it holds nothing any more
+        return sequence
+
+    def drop(self, sequence: Sequence) -> None:
+        """End a sequence that nobody reads any more."""
+        if sequence.state is not SequenceState.ENDED:
+            self.runner.drop(sequence)
+            self.pump()
+
+    def revoke(self, resident: Resident, error: MlxdError) -> int:
+        """End everything that holds the model with *error*; return how many sequences that were."""
+        ended = 0
+        for ticket in resident.held.values():
+            ticket.revoked = error
+            for sequence in list(ticket.sequences.values()):
+                self.runner.abort(sequence, error)
+                ended += 1
+        self.pump()
+        return ended
+
+    # One round
+
+    def _run_round(self) -> None:
+        residents = list(self._state.residents.values())
+        for resident in residents:
+            if resident.state is ModelState.DRAINING and not resident.is_held:
+                self.mover.unload(resident)
+            if resident.state is ModelState.READY:
+                self._grant_leases(resident)
+        self._expire_idle()
+        self._granter.enforce_limit()
+        self._granter.grow()
+        self._granter.admit()
+        for resident in residents:
+            self._mark_queued(resident)
+            self._expire_waits(resident)
+
+    def _grant_leases(self, resident: Resident) -> None:
+        for ticket in resident.queue.values():
+            if not ticket.is_command:
+                if ticket.granted_s is None:
+                    resident.uses += 1
+                    ticket.granted_s = self._state.clock.now()
+                resident.held[ticket.number] = ticket
+            ticket.grant()
+        resident.queue.clear()
+
+    def _expire_idle(self) -> None:
+        for resident in self._state.present:
+            expiry_s = self._state.expiry_s(resident)
+            if self._state.clock.now() >= expiry_s:
+                self.mover.drain(resident, "idle for its keep_alive")
+            else:
+                self._wake_at(expiry_s)
+
+    def _mark_queued(self, resident: Resident) -> None:
+        if resident.is_wanted and resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
+            resident.enter(ModelState.QUEUED)
+        elif not resident.is_wanted and resident.state is ModelState.QUEUED:
+            resident.enter(ModelState.UNLOADED)
+
+    def _expire_waits(self, resident: Resident) -> None:
+        """Fail the requests that have waited too long: for a place, or for the load once that has begun."""
+        now = self._state.clock.now()
+        for ticket in list(resident.queue.values()):
+            deadline_s = self._deadline_s(resident, ticket.since_s)
+            if now >= deadline_s:
+                del resident.queue[ticket.number]
+                ticket.fail(self._timeout(resident, report.reason_waiting(self._state, ticket)))
+                self._is_due_again = True
+            else:
+                self._wake_at(deadline_s)
+        for sequence in list(resident.waiting.values()):
+            deadline_s = self._deadline_s(resident, sequence.since_s)
+            if sequence.ticket.started:
+                continue  # its siblings have begun to answer: it goes on when they end
+            if now >= deadline_s:
+                sequence.fail(self._timeout(resident, report.reason_waiting(self._state, sequence.ticket)))
+                self._is_due_again = True
+            else:
+                self._wake_at(deadline_s)
+
+    def _deadline_s(self, resident: Resident, since_s: float) -> float:
+        if resident.state is ModelState.LOADING:
+            return max(since_s, resident.load_started_s) + self._state.settings.pool.load_timeout
+        return since_s + self._state.settings.queue.timeout
+
+    def _timeout(self, resident: Resident, reason: str) -> MlxdError:
+        waiting = sum(ticket.resident is resident for ticket in self._state.waiting_tickets())
+        retry_after = retry_after_s(self._state, waiting)
+        if resident.state is ModelState.LOADING:
+            seconds = self._state.settings.pool.load_timeout
+            return LoadTimeout(f"{resident.id} has not loaded within {seconds:g} s", retry_after_s=retry_after)
+        seconds = self._state.settings.queue.timeout
+        return QueueTimeout(f"waited {seconds:g} s for {resident.id}: {reason}", retry_after_s=retry_after)
+
+    def _wake_at(self, moment_s: float) -> None:
+        self._wake_s = min(self._wake_s, moment_s)
+
+    def _set_timer(self) -> None:
+        if self._wake_s == self._timer_s:
+            return
+        self.stop()
+        if not math.isinf(self._wake_s):
+            self._timer_s = self._wake_s
+            delay_s = max(0.0, self._wake_s - self._state.clock.now())
+            self._timer = self._state.clock.call_later(delay_s, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer, self._timer_s = None, math.inf
+        self.pump()
+
+    def _report_limit(self) -> None:
+        reason = report.over_limit(self._state)
+        if reason is not None and not self._was_over_limit:
+            self._state.emit("pool.over_limit", None, f"over the limit: {reason}", {"reason": reason})
+        elif reason is None and self._was_over_limit:
+            self._state.emit("pool.within_limit", None, "within the limit again")
+        self._was_over_limit = reason is not None
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _check_open(ticket: Ticket) -> None:
+    if ticket.revoked is not None:
+        raise copy_error(ticket.revoked)
+    if ticket.number not in ticket.resident.held:
+        raise RuntimeError("the lease was given back already")
+
+
+def _in_backoff(resident: Resident, now: float) -> LoadFailed:
+    left_s = resident.retry_s - now
+    cause = "its load failed" if resident.error is None else resident.error.message
+    return LoadFailed(
+        f"{resident.id} could not be loaded: {cause}; it is not tried again for {left_s:.0f} s",
+        hint=f"mlxctl model load {resident.id} tries at once",
+        retry_after_s=left_s,
+    )

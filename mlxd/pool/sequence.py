@@ -1,0 +1,168 @@
+"""The pool's records of a request (`Ticket`) and of what it generates (`Sequence`). Data and facts, no decisions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from mlxd.engine.base import GenerationRequest, PreparedPrompt, SequenceEvent
+from mlxd.pool.policy import Age
+from mlxd.protocol.errors import MlxdError
+
+if TYPE_CHECKING:
+    from mlxd.pool.resident import Resident
+
+# KV is granted for the prompt and this many tokens, and grown by as many.
+STEP_TOKENS = 1024
+
+
+class SequenceState(Enum):
+    """Where a sequence is. Only the device's own word moves it to PAUSED and ENDED."""
+
+    WAITING = "waiting"  # for a slot or for KV; the engine does not know it
+    RUNNING = "running"
+    PAUSING = "pausing"  # told to give its KV back
+    PAUSED = "paused"
+    ENDING = "ending"  # told to end
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request at one model, from its arrival until its lease is given back."""
+
+    number: int  # its age: lower is older
+    request_id: str
+    resident: Resident
+    since_s: float  # when its present wait began
+    granted: asyncio.Future[None]
+    arrived_s: float
+    is_command: bool = False  # `model load`: wants the model loaded, not leased
+    force: bool = False  # a command that passes an estimate which does not fit
+    granted_s: float | None = None
+    preparing: int = 0
+    started: bool = False  # a sequence of it has been submitted
+    revoked: MlxdError | None = None  # aborted by an operator: holds nothing any more
+    sequences: dict[int, Sequence] = field(default_factory=dict)  # not ended
+
+    @property
+    def is_waiting_only(self) -> bool:
+        """Whether all it does is wait for a slot or KV, so that its model may be unloaded beneath it."""
+        if self.preparing > 0 or not self.sequences:
+            return False
+        return all(
+            sequence.state is SequenceState.WAITING and not sequence.is_fresh for sequence in self.sequences.values()
+        )
+
+    @property
+    def holds(self) -> bool:
+        """Whether it keeps its model loaded."""
+        return self.revoked is None and not self.is_waiting_only
+
+    def grant(self) -> None:
+        """Let the waiting task go on."""
+        if not self.granted.done():
+            self.granted.set_result(None)
+
+    def fail(self, error: MlxdError) -> None:
+        """Let the waiting task raise."""
+        if not self.granted.done():
+            self.granted.set_exception(copy_error(error))
+            self.granted.exception()  # the task may have been cancelled: nobody is left to look
+
+
+class EventBuffer:
+    """What a sequence's reader has not taken yet; one reader."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._items: deque[SequenceEvent | MlxdError] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, item: SequenceEvent | MlxdError) -> None:
+        """Add an event, or the error to end with."""
+        self._items.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> SequenceEvent:
+        """Return the next event, or raise the error."""
+        while not self._items:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        item = self._items.popleft()
+        if isinstance(item, MlxdError):
+            raise item
+        return item
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One generation."""
+
+    number: int
+    ticket: Ticket
+    request: GenerationRequest
+    prompt: PreparedPrompt
+    tokens: int  # prompt + generated, as far as it matters: what the next prefill has to process
+    since_s: float  # when its present wait began
+    events: EventBuffer = field(default_factory=EventBuffer)
+    state: SequenceState = SequenceState.WAITING
+    granted_tokens: int = 0  # what the ledger holds for it; 0 when the device holds nothing
+    wanted_tokens: int | None = None  # asked for by KvLow and not granted yet
+    is_fresh: bool = True  # in its first pump: it may still start on a model that drains
+    waits_for_slot: bool = False  # else for memory
+
+    @property
+    def age(self) -> Age:
+        """By the request's arrival, then its own; lower is older."""
+        return (self.ticket.number, self.number)
+
+    @property
+    def resident(self) -> Resident:
+        """Its model."""
+        return self.ticket.resident
+
+    @property
+    def final_tokens(self) -> int:
+        """The greatest length it can reach."""
+        return len(self.prompt.tokens) + self.prompt.max_tokens
+
+    @property
+    def first_grant_tokens(self) -> int:
+        """What to grant when it starts or resumes."""
+        return min(self.tokens + STEP_TOKENS, self.final_tokens)
+
+    @property
+    def next_grant_tokens(self) -> int:
+        """What to grant when it nears its grant."""
+        return min(self.granted_tokens + STEP_TOKENS, self.final_tokens)
+
+    def end(self) -> None:
+        """Forget it everywhere: the device holds nothing of it, or never did."""
+        self.state = SequenceState.ENDED
+        self.granted_tokens = 0
+        self.wanted_tokens = None
+        self.resident.waiting.pop(self.number, None)
+        self.resident.active.pop(self.number, None)
+        self.ticket.sequences.pop(self.number, None)
+
+    def fail(self, error: MlxdError) -> None:
+        """End it before it has started, with an error for its reader."""
+        self.events.put(copy_error(error))
+        self.end()
+
+
+def copy_error(error: MlxdError) -> MlxdError:
+    """Return an equal error: one instance raised in several tasks would gather all their tracebacks."""
+    return type(error)(
+        error.message,
+        hint=error.hint,
+        param=error.param,
+        code=error.code,
+        retry_after_s=error.retry_after_s,
+        data=dict(error.data),
+    )

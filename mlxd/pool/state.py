@@ -1,0 +1,188 @@
+"""The pool's whole state in one place, and the questions that its parts ask of it. No decisions, no effects."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from mlxd.catalog import ModelEntry
+from mlxd.engine.base import BackendLimits
+from mlxd.pool import ledger
+from mlxd.pool.clock import Clock
+from mlxd.pool.event import OnEvent, PoolEvent
+from mlxd.pool.policy import Candidate, Rank, View
+from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
+from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from mlxd.protocol.errors import ModelNotFound
+from mlxd.protocol.settings import Settings
+
+
+class Models(Protocol):
+    """What the pool asks of the catalog."""
+
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Return all models."""
+
+    def get(self, model_id: str) -> ModelEntry:
+        """Return the model or raise `ModelNotFound`."""
+
+    def nearest(self, name: str) -> list[str]:
+        """Return the ids most like *name*."""
+
+
+class PoolState:
+    """Residents by model id, the live settings, and what was learnt on the way."""
+
+    def __init__(self, catalog: Models, settings: Settings, clock: Clock, on_event: OnEvent) -> None:
+        """Begin with nothing loaded."""
+        self.catalog = catalog
+        self.settings = settings
+        self.clock = clock
+        self.residents: dict[str, Resident] = {}
+        self.is_draining = False  # the daemon is shutting down
+        self.deferred: dict[str, str] = {}  # preloads that wait or cannot be found, and why
+        self.mean_service_s = 1.0  # of recent leases
+        self._on_event = on_event
+        self._numbers = itertools.count(1)
+
+    def next_number(self) -> int:
+        """Return the next number of a request or a sequence; later is younger."""
+        return next(self._numbers)
+
+    def emit(self, kind: str, model_id: str | None, message: str, data: Mapping[str, Any] | None = None) -> None:
+        """Report an event."""
+        self._on_event(PoolEvent(kind, model_id, message, {} if data is None else data))
+
+    def resident(self, model_id: str) -> Resident:
+        """Return the model's record, made at the first request.
+
+        Raises:
+            ModelNotFound: no such model, or one that cannot be served.
+        """
+        entry = self.catalog.get(model_id)
+        if entry.problem is not None:
+            raise ModelNotFound(
+                f"the model {model_id!r} cannot be served: {entry.problem}",
+                param="model",
+                hint=f"mlxctl model show {model_id}",
+            )
+        found = self.residents.get(model_id)
+        if found is None:
+            found = self.residents[model_id] = Resident(entry)
+        return found
+
+    @property
+    def present(self) -> list[Resident]:
+        """Models that the ledger holds bytes for."""
+        return [resident for resident in self.residents.values() if resident.state in PRESENT]
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Sequences that make tokens, of all models."""
+        return [
+            sequence
+            for resident in self.residents.values()
+            for sequence in resident.active.values()
+            if sequence.state is SequenceState.RUNNING
+        ]
+
+    @property
+    def tickets(self) -> set[Ticket]:
+        """All requests of all models."""
+        return {
+            ticket
+            for resident in self.residents.values()
+            for tickets in (resident.queue, resident.held)
+            for ticket in tickets.values()
+        }
+
+    @property
+    def held_bytes(self) -> int:
+        """All that is reserved."""
+        return sum(ledger.held_bytes(resident) for resident in self.present)
+
+    @property
+    def is_over_limit(self) -> bool:
+        """Whether more is reserved, or more models are loaded, than the settings allow."""
+        pool = self.settings.pool
+        return self.held_bytes > pool.memory or (pool.max_models is not None and len(self.present) > pool.max_models)
+
+    def rank(self, resident: Resident, settings: Settings | None = None) -> Rank:
+        """Return what protects a model; *settings* other than the live ones are for plans."""
+        settings = self.settings if settings is None else settings
+        model = settings.models.get(resident.id)
+        if resident.is_forced or (model is not None and model.pin):
+            return Rank.PINNED
+        return Rank.PRELOADED if resident.id in settings.pool.preload else Rank.ORDINARY
+
+    def keep_alive_s(self, resident: Resident, settings: Settings | None = None) -> float:
+        """Return how long it may be idle; infinity means for ever."""
+        settings = self.settings if settings is None else settings
+        model = settings.models.get(resident.id)
+        if model is None or model.keep_alive is None:
+            return settings.pool.keep_alive
+        return model.keep_alive
+
+    def expiry_s(self, resident: Resident, settings: Settings | None = None) -> float:
+        """Return when it expires; infinity when it is busy, protected or kept for ever."""
+        settings = self.settings if settings is None else settings
+        model = settings.models.get(resident.id)
+        protected = resident.id in settings.pool.preload or (model is not None and model.pin)
+        if resident.state is not ModelState.READY or protected or resident.is_held or resident.waiting:
+            return math.inf
+        return resident.released_s + self.keep_alive_s(resident, settings)
+
+    def view(self, settings: Settings | None = None, *, target: Resident | None = None, tokens: int = 0) -> View:
+        """Return what a plan is made from.
+
+        Args:
+            settings: other than the live ones, for plans.
+            target: the model that a sequence of *tokens* is to start in.
+            tokens: what that sequence would be granted.
+        """
+        settings = self.settings if settings is None else settings
+        return View(
+            limit_bytes=settings.pool.memory,
+            max_models=settings.pool.max_models,
+            policy=settings.pool.policy,
+            candidates=tuple(
+                Candidate(
+                    model_id=resident.id,
+                    held_bytes=ledger.held_bytes(resident),
+                    settled_bytes=ledger.settled_bytes(resident),
+                    floor_bytes=ledger.floor_bytes(resident),
+                    trimmable_bytes=ledger.trimmable_bytes(resident, tokens if resident is target else 0),
+                    rank=self.rank(resident, settings),
+                    is_ready=resident.state is ModelState.READY,
+                    is_leaving=resident.state in LEAVING,
+                    is_held=resident.is_held,
+                    oldest_wait=resident.oldest_wait,
+                    released_s=resident.released_s,
+                    uses=resident.uses,
+                )
+                for resident in self.present
+            ),
+        )
+
+    def limits(self) -> BackendLimits:
+        """Return what MLX is told."""
+        limit_bytes = self.settings.pool.memory
+        return BackendLimits(limit_bytes, ledger.free_buffers_bytes(limit_bytes))
+
+    def waiting_tickets(self) -> Iterator[Ticket]:
+        """Yield the requests that have not started and cannot start at once, oldest first within each model."""
+        for resident in self.residents.values():
+            unstarted = [
+                ticket
+                for ticket in {**resident.queue, **resident.held}.values()
+                if not ticket.started and not ticket.is_command and ticket.revoked is None
+            ]
+            yield from sorted(unstarted, key=lambda ticket: ticket.number)[self._free_slots(resident) :]
+
+    def _free_slots(self, resident: Resident) -> int:
+        """Return how many more requests can start at once."""
+        if resident.state is not ModelState.READY or resident.waiting:
+            return 0
+        return max(0, self.settings.engine.max_sequences - resident.slots_taken)
