@@ -1,0 +1,27 @@
+"""Stores over the test's own folder."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxd.config import SettingsStore, StoreEvent
+from tests.support.settings import MACHINE, MakeStore, Owner, StoreFixture
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeStore:
+    """Return a maker of stores over the same folder."""
+
+    def _make(text: str | None = None, **more: Any) -> StoreFixture:
+        path = tmp_path / "config.toml"
+        if text is not None:
+            path.write_text(text)
+        owner = Owner()
+        events: list[StoreEvent] = []
+        store = SettingsStore(path, tmp_path / "history", MACHINE, **more)
+        store.attach("owner", owner)
+        store.subscribe(events.append)
+        return StoreFixture(path, store, owner, events)
+
+    return _make
