@@ -34,5 +34,5 @@ bench: ## compare with mlx_lm.server and a bare BatchGenerator; writes tests/ben
 	@.venv/bin/python -m tests.bench $(BENCH_ARGS)
 
 clean: ## remove caches and build output; .venv and models stay
-	rm -rf build dist .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*
 	find mlxd mlxctl tests -name __pycache__ -type d -prune -exec rm -rf {} +
