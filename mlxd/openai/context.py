@@ -30,8 +30,12 @@ class LiveSettings(Protocol):
         """The snapshot in force."""
 
     @property
-    def boot_problem(self) -> FileInvalid | None:
-        """Why the daemon came up without its settings; it serves nothing until the file is mended."""
+    def has_booted_invalid(self) -> bool:
+        """Whether the daemon came up without its settings; it serves nothing until the file is mended."""
+
+    @property
+    def problem(self) -> FileInvalid | None:
+        """What is wrong with the file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,13 +36,14 @@ class Generation:
         """
         prompt = await self.lease.prepare(request)
         finished: Finished | None = None
-        async for event in self.lease.generate(request, prompt):
-            if isinstance(event, Delta):
-                self.running.state = RequestState.ANSWERING
-                if event.text:
-                    await sink(event.kind, event.text)
-            elif isinstance(event, Finished):
-                finished = event  # and go on: the iterator tidies up at its end
+        async with aclosing(self.lease.generate(request, prompt)) as events:
+            async for event in events:
+                if isinstance(event, Delta):
+                    self.running.state = RequestState.ANSWERING
+                    if event.text:
+                        await sink(event.kind, event.text)
+                elif isinstance(event, Finished):
+                    finished = event
         if finished is None:
             raise GenerationFailed("the model stopped answering without a reason")
         if finished.reason is FinishReason.CANCELLED:

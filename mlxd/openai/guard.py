@@ -46,8 +46,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             )
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return _preflight(request)
-    if store.boot_problem is not None and request.path not in _PROBES:
-        raise store.boot_problem
+    if store.has_booted_invalid and store.problem is not None and request.path not in _PROBES:
+        raise store.problem
     return await handler(request)
 
 

@@ -16,9 +16,9 @@ async def get_health(request: web.Request) -> web.Response:  # noqa: ARG001  (al
 async def get_ready(request: web.Request) -> web.Response:
     """Say whether requests are served: the settings are valid, the preload list is done with, no shutdown."""
     context = request.app[CONTEXT]
-    problem = context.store.boot_problem
+    problem = context.store.problem
     reasons = []
-    if problem is not None:
+    if context.store.has_booted_invalid and problem is not None:
         reasons.append(f"{problem.code}: {problem.message}")
     if context.requests.is_closed:
         reasons.append("draining: the daemon is shutting down")

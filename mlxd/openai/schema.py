@@ -190,7 +190,7 @@ def _prompts(value: Any) -> list[TextPrompt | TokenPrompt]:
 
 
 def _one_of_many(name: str, item: Any, kind: type) -> TextPrompt | TokenPrompt:
-    if not isinstance(item, kind):
+    if not isinstance(item, (str, list)) or not isinstance(item, kind):
         raise field.wrong(name, item, "of the same kind as the first prompt")
     return TextPrompt(item) if isinstance(item, str) else TokenPrompt(field.tokens(name, item))
 

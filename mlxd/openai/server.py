@@ -11,6 +11,7 @@ import logging
 import socket
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from aiohttp import web
 
@@ -51,7 +52,7 @@ class _Listener:
 
     @property
     def address(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return _address(self.host, self.port)
 
     def close(self) -> None:
         """Accept no more connections; those that are open live on."""
@@ -94,7 +95,7 @@ class HttpServer:
 
     async def prepare(self, old: Settings, new: Settings) -> None:
         """Open the new address beside the old one, when it changes; raises as `rebind`."""
-        if (old.http.host, old.http.port) != (new.http.host, new.http.port):
+        if _moves(old, new):
             await self._prepare(new.http.host, new.http.port)
 
     def abandon(self) -> None:
@@ -103,10 +104,22 @@ class HttpServer:
             self._prepared.close()
             self._prepared = None
 
-    def apply(self, new: Settings) -> None:
-        """Move to what `prepare` opened."""
-        if self._prepared is not None:
-            self._commit(new.http.host, new.http.port)
+    def check(self, new: Settings, *, force: bool = False) -> list[str]:  # noqa: ARG002  (there is nothing to force)
+        """Accept: whether an address can be had shows in `prepare`."""
+        return []
+
+    def plan(self, old: Settings, new: Settings) -> dict[str, Any]:
+        """Return where the server would move."""
+        if not _moves(old, new):
+            return {}
+        return {"listening": _address(new.http.host, new.http.port)}
+
+    def apply(self, old: Settings, new: Settings) -> dict[str, Any]:  # noqa: ARG002
+        """Move to what `prepare` opened; return where that is."""
+        if self._prepared is None:
+            return {}
+        self._commit(new.http.host, new.http.port)
+        return {"listening": self._state.address}
 
     async def close(self) -> None:
         """Stop listening, cancel what still runs, close all connections."""
@@ -169,6 +182,14 @@ class HttpServer:
         if self._retrying is not None:
             self._retrying.cancel()
             self._retrying = None
+
+
+def _moves(old: Settings, new: Settings) -> bool:
+    return (old.http.host, old.http.port) != (new.http.host, new.http.port)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:

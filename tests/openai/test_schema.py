@@ -1,0 +1,343 @@
+"""What every body field does: works, is refused by name, or changes nothing and is accepted."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import pytest
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
+from mlxd.openai.schema import CHAT, COMPLETION, Habit, ParsedBody, Refused, Works, parse_chat, parse_completion
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: Any) -> ParsedBody:
+    """Parse a chat body with these fields."""
+    return parse_chat({"model": "m", "messages": HI} | fields, reject_unknown=False)
+
+
+def completion(**fields: Any) -> ParsedBody:
+    """Parse a completion body with these fields."""
+    return parse_completion({"model": "m", "prompt": "hi"} | fields, reject_unknown=False)
+
+
+def only(parsed: ParsedBody) -> GenerationRequest:
+    """Return the one request."""
+    (request,) = parsed.requests
+    return request
+
+
+@pytest.mark.parametrize(
+    ("table", "params"),
+    [
+        (CHAT, chat_create_params.CompletionCreateParamsStreaming),
+        (COMPLETION, completion_create_params.CompletionCreateParamsStreaming),
+    ],
+)
+def test_every_field_of_the_official_client_is_in_the_table(table: dict[str, Any], params: type) -> None:
+    """A field that OpenAI documents is never treated as unknown."""
+    assert set(typing.get_type_hints(params)) - set(table) == set()
+
+
+def test_defaults_are_neutral() -> None:
+    """A body with nothing but a prompt asks for plain sampling up to the end of the context."""
+    assert chat() == ParsedBody(
+        (GenerationRequest(ChatPrompt(({"role": "user", "content": "hi"},))),),
+        stream=False,
+        include_usage=False,
+        ignored=(),
+    )
+
+
+def test_zero_is_a_value() -> None:
+    """0 is never taken for "left out"."""
+    names = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed")
+    sampling = only(chat(**dict.fromkeys(names, 0), xtc_probability=0, xtc_threshold=0)).sampling
+    assert sampling == SamplingParams(temperature=0.0, top_p=0.0, seed=0)
+
+
+def test_all_sampling_fields_arrive() -> None:
+    """Each sampling field lands under its own name."""
+    fields: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.1,
+        "seed": -(2**63),
+    }
+    for parse in (chat, completion):
+        sampling = only(parse(**fields, logit_bias={"7": -100, "3": 2.5})).sampling
+        assert sampling == SamplingParams(**fields, logit_bias=((3, 2.5), (7, -100.0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("temperature", 2.1, "temperature must be a number from 0 to 2, not 2.1"),
+        ("temperature", -0.1, "from 0 to 2"),
+        ("temperature", "0.5", 'a number from 0 to 2, not "0.5"'),
+        ("temperature", True, "not true"),
+        ("temperature", [], "not []"),
+        ("top_p", 1.01, "from 0 to 1"),
+        ("top_k", -1, "a whole number from 0"),
+        ("top_k", 1.0, "a whole number"),
+        ("min_p", 2, "from 0 to 1"),
+        ("repetition_penalty", 0, "above 0"),
+        ("presence_penalty", 2.5, "from -2 to 2"),
+        ("frequency_penalty", -3, "from -2 to 2"),
+        ("xtc_threshold", 0.6, "from 0 to 0.5"),
+        ("seed", 2**63, "a whole number from"),
+        ("seed", 1.5, "a whole number from"),
+        ("max_tokens", 0, "a whole number from 1"),
+        ("max_tokens", True, "a whole number from 1"),
+        ("max_tokens", 16.0, "a whole number from 1"),
+        ("logit_bias", {"a": 1}, "token ids"),
+        ("logit_bias", {"-1": 1}, "token ids"),
+        ("logit_bias", {"1": 101}, "from -100 to 100"),
+        ("logit_bias", [1], "an object"),
+        ("stop", ["a", "b", "c", "d", "e"], "1 to 4 texts"),
+        ("stop", "", "not empty"),
+        ("stop", ["a", ""], "not empty"),
+        ("stop", [1], "not empty"),
+        ("stop", 7, "1 to 4 texts"),
+        ("stream", 1, "true or false"),
+        ("stream", "true", "true or false"),
+        ("stream_options", [], "an object"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_bounds(name: str, value: Any, words: str) -> None:
+    """The error names the field, says what it must be and what it was."""
+    for parse in (chat, completion):
+        with pytest.raises(InvalidRequest, match="must be") as refused:
+            parse(**{name: value})
+        assert words in refused.value.message
+        assert refused.value.param is not None
+        assert refused.value.param.startswith(name)
+        assert refused.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize(("value", "stop"), [("a", ("a",)), (["a", "b"], ("a", "b")), ([], ()), (None, ())])
+def test_stop_is_a_text_or_a_list(value: Any, stop: tuple[str, ...]) -> None:
+    """A text, up to four texts, or nothing."""
+    assert only(chat(stop=value)).stop == stop
+
+
+@pytest.mark.parametrize("table_and_parse", [(CHAT, chat), (COMPLETION, completion)], ids=["chat", "completion"])
+def test_refused_fields_pass_at_neutral_values_only(table_and_parse: tuple[dict[str, Any], Any]) -> None:
+    """Null and the documented neutral values change nothing; any other value is refused by name."""
+    table, parse = table_and_parse
+    plain = parse()
+    for name, treatment in table.items():
+        if isinstance(treatment, Refused):
+            for neutral in (None, *treatment.neutral):
+                assert parse(**{name: neutral}) == plain
+            with pytest.raises(UnsupportedParameter, match=f"^{name} is not supported") as refused:
+                parse(**{name: ["something"]})
+            assert (refused.value.param, refused.value.code) == (name, "unsupported_parameter")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", True),
+        ("n", 2),
+        ("n", 1.0),
+        ("logprobs", True),
+        ("logprobs", 0),
+        ("top_logprobs", 5),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("response_format", {"type": "json_object"}),
+        ("reasoning_effort", "low"),
+        ("parallel_tool_calls", 1),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+    ],
+)
+def test_a_field_that_would_change_the_answer_is_refused(name: str, value: Any) -> None:
+    """Nothing that we do not act upon is taken silently; 1 is not true and 0 is not false."""
+    with pytest.raises(UnsupportedParameter):
+        chat(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("echo", True), ("best_of", 2), ("suffix", "x"), ("logprobs", 0), ("n", 3)]
+)
+def test_a_completion_field_that_would_change_the_answer_is_refused(name: str, value: Any) -> None:
+    """For completions, logprobs 0 asks for logprobs."""
+    with pytest.raises(UnsupportedParameter):
+        completion(**{name: value})
+
+
+def test_habit_fields_are_accepted() -> None:
+    """What SDKs and apps send by habit changes nothing and is not reported as ignored."""
+    habits = {name: "x" for name, treatment in CHAT.items() if isinstance(treatment, Habit)}
+    assert {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"} <= set(habits)
+    assert chat(**habits) == chat()
+
+
+def test_null_is_left_out_for_every_field_that_works() -> None:
+    """Null means the default, but for the two fields that have none."""
+    for name, treatment in CHAT.items():
+        if isinstance(treatment, Works) and name != "messages":
+            assert chat(**{name: None}) == chat()
+    with pytest.raises(InvalidRequest, match="messages is required"):
+        chat(messages=None)
+
+
+def test_unknown_fields_are_named() -> None:
+    """Fields of other servers are ignored in the open, wherever they stand, each once."""
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "x": 1}], "y": 1}],
+        "top_a": 1,
+        "stream": True,
+        "stream_options": {"z": 1},
+    }
+    ignored = parse_chat(body, reject_unknown=False).ignored
+    assert ignored == ("top_a", "messages[0].y", "messages[0].content[0].x", "stream_options.z")
+
+
+def test_unknown_fields_may_be_refused_with_the_nearest_name() -> None:
+    """With http.unknown_fields = "reject" a typo is told what it may have meant."""
+    with pytest.raises(InvalidRequest, match="'temprature'; the nearest is temperature") as refused:
+        parse_chat({"model": "m", "messages": HI, "temprature": 1}, reject_unknown=True)
+    assert refused.value.param == "temprature"
+
+
+def test_the_list_of_unknown_fields_is_bounded() -> None:
+    """A body of ten thousand unknown fields makes no header of ten thousand names."""
+    assert len(chat(**{f"x{number}": 1 for number in range(10_000)}).ignored) == 20
+
+
+def test_roles_and_parts_become_what_a_template_wants() -> None:
+    """The role developer is system, parts are joined as they are, names and reasoning are kept."""
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}], "name": "Ann"},
+        {"role": "assistant", "content": "c", "reasoning_content": "r", "refusal": None, "tool_calls": []},
+        {"role": "user", "content": ""},
+    ]
+    assert only(chat(messages=messages)).prompt == ChatPrompt(
+        (
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "a b", "name": "Ann"},
+            {"role": "assistant", "content": "c", "reasoning_content": "r"},
+            {"role": "user", "content": ""},
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "code"),
+    [
+        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].role", "unsupported_parameter"),
+        ({"role": "function", "content": "x"}, "messages[0].role", "unsupported_parameter"),
+        ({"role": "boss", "content": "x"}, "messages[0].role", "invalid_request"),
+        ({"content": "x"}, "messages[0].role", "invalid_request"),
+        ({"role": ["user"], "content": "x"}, "messages[0].role", "invalid_request"),
+        ({"role": "user"}, "messages[0].content", "invalid_request"),
+        ({"role": "user", "content": []}, "messages[0].content", "invalid_request"),
+        ({"role": "assistant", "content": None}, "messages[0].content", "invalid_request"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "messages[0].content[0].type",
+            "unsupported_parameter",
+        ),
+        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text", "invalid_request"),
+        ({"role": "user", "content": ["x"]}, "messages[0].content[0]", "invalid_request"),
+        (
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
+            "messages[0].tool_calls",
+            "unsupported_parameter",
+        ),
+        ({"role": "user", "content": "x", "name": 5}, "messages[0].name", "invalid_request"),
+        ("hello", "messages[0]", "invalid_request"),
+    ],
+)
+def test_a_message_that_cannot_be_used_is_named(message: Any, param: str, code: str) -> None:
+    """The error leads to the very part of the message."""
+    with pytest.raises(InvalidRequest) as refused:
+        chat(messages=[message])
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
+@pytest.mark.parametrize("messages", [[], {}, "hi", 5])
+def test_messages_are_a_list_that_is_not_empty(messages: Any) -> None:
+    """Anything else is refused."""
+    with pytest.raises(InvalidRequest, match="messages must be a list that is not empty"):
+        chat(messages=messages)
+
+
+def test_max_completion_tokens_is_max_tokens() -> None:
+    """Either name works, both with one value too; two different values are refused."""
+    assert only(chat(max_tokens=5)).max_tokens == 5
+    assert only(chat(max_completion_tokens=5)).max_tokens == 5
+    assert only(chat(max_tokens=5, max_completion_tokens=5)).max_tokens == 5
+    with pytest.raises(InvalidRequest, match="send one"):
+        chat(max_tokens=5, max_completion_tokens=6)
+
+
+def test_usage_in_a_stream_is_asked_for() -> None:
+    """stream_options works in a stream, and is refused without one, as OpenAI does."""
+    assert chat(stream=True, stream_options={"include_usage": True}).include_usage
+    assert not chat(stream=True, stream_options={"include_usage": False, "include_obfuscation": False}).include_usage
+    assert not chat(stream=True, stream_options={}).include_usage
+    with pytest.raises(InvalidRequest, match="allowed only when stream is true"):
+        chat(stream_options={"include_usage": True})
+    with pytest.raises(InvalidRequest, match=r"stream_options\.include_usage must be true or false"):
+        chat(stream=True, stream_options={"include_usage": 1})
+    with pytest.raises(UnsupportedParameter, match=r"^stream_options\.include_obfuscation"):
+        chat(stream=True, stream_options={"include_obfuscation": True})
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("hi", [TextPrompt("hi")]),
+        (["a", "b"], [TextPrompt("a"), TextPrompt("b")]),
+        ([1, 0], [TokenPrompt((1, 0))]),
+        ([[1], [2, 3]], [TokenPrompt((1,)), TokenPrompt((2, 3))]),
+    ],
+)
+def test_the_four_shapes_of_a_completion_prompt(prompt: Any, prompts: list[Any]) -> None:
+    """A text, texts, tokens, lists of tokens: one generation each."""
+    assert [request.prompt for request in completion(prompt=prompt).requests] == prompts
+
+
+@pytest.mark.parametrize(
+    ("prompt", "param"),
+    [
+        ([], "prompt"),
+        (5, "prompt"),
+        ({"a": 1}, "prompt"),
+        ([1, "a"], "prompt"),
+        ([True], "prompt"),
+        ([-1], "prompt"),
+        (["a", 1], "prompt[1]"),
+        (["a", [1]], "prompt[1]"),
+        ([[1], ["a"]], "prompt[1]"),
+        (["a"] * 129, "prompt"),
+    ],
+)
+def test_other_shapes_of_a_prompt_are_refused(prompt: Any, param: str) -> None:
+    """The error names the item."""
+    with pytest.raises(InvalidRequest) as refused:
+        completion(prompt=prompt)
+    assert refused.value.param == param
+
+
+def test_a_completion_is_16_tokens_when_nothing_is_said() -> None:
+    """That is OpenAI's documented default of /v1/completions."""
+    assert only(completion()).max_tokens == 16
+    with pytest.raises(InvalidRequest, match="prompt is required"):
+        completion(prompt=None)

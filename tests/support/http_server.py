@@ -1,0 +1,106 @@
+"""The real HTTP server on a free port, with whatever pool, catalog and settings a test gives it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from mlxd.catalog import Catalog
+from mlxd.cloud.providers.openai import OpenAIProvider, Timeouts, open_session
+from mlxd.cloud.router import Router
+from mlxd.openai.app import make_app
+from mlxd.openai.context import AppContext
+from mlxd.openai.server import HttpServer
+from mlxd.pool.clock import Clock
+from mlxd.pool.pool import Pool
+from mlxd.protocol.errors import FileInvalid, ModelNotFound
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.settings import Settings, decode
+from mlxd.requests import RunningRequests
+from tests.support.clock import FakeClock
+
+CREATED_S = 1700000000
+
+
+def settings_of(document: Mapping[str, Any] | None = None) -> Settings:
+    """Return the settings of a document; what it leaves out has its default."""
+    return decode({} if document is None else document, Machine(usable_bytes=16 * 10**9))
+
+
+@dataclass
+class SimpleStore:
+    """Settings that a test swaps by assignment."""
+
+    current: Settings
+    has_booted_invalid: bool = False
+    problem: FileInvalid | None = None
+
+
+@dataclass
+class Served:
+    """A running server and all that it is made of."""
+
+    url: str
+    context: AppContext
+    store: SimpleStore
+    server: HttpServer
+    http: aiohttp.ClientSession
+
+    async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a JSON body; return status, headers and body of the answer."""
+        async with self.http.post(self.url + path, json=body, headers=_dashed(headers)) as response:
+            return response.status, response.headers, await response.read()
+
+    async def get(self, path: str, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
+        """Return status, headers and body of the answer."""
+        async with self.http.get(self.url + path, headers=_dashed(headers)) as response:
+            return response.status, response.headers, await response.read()
+
+
+def _dashed(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@asynccontextmanager
+async def serving(
+    pool: Pool,
+    *,
+    catalog: Catalog | None = None,
+    document: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+    environ: Mapping[str, str] = os.environ,
+    timeouts: Timeouts | None = None,
+) -> AsyncIterator[Served]:
+    """Serve *pool* on a free port until the end of the context."""
+    models = Catalog([]) if catalog is None else catalog
+    store = SimpleStore(settings_of(document))
+    time = FakeClock() if clock is None else clock
+
+    def is_local(name: str) -> bool:
+        try:
+            return models.get(name).problem is None
+        except ModelNotFound:
+            return False
+
+    async with open_session() as upstreams, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
+        context = AppContext(
+            pool=pool,
+            catalog=models,
+            router=Router(store, is_local, environ),
+            provider=OpenAIProvider(upstreams, environ, timeouts),
+            requests=RunningRequests(),
+            store=store,
+            clock=time,
+            now=lambda: CREATED_S,
+        )
+        server = HttpServer(make_app(context), "127.0.0.1", 0, clock=time)
+        await server.start()
+        try:
+            yield Served(f"http://{server.state.address}", context, store, server, http)
+        finally:
+            await server.close()
