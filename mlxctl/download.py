@@ -29,20 +29,28 @@ def pull(call: Call, arguments: Sequence[str]) -> Document:
     """
     command = [sys.executable, "-m", "mlxd.download", "pull", *arguments]
     folder = Path(mlxd.__file__).parent.parent  # -m puts it first on the path, so that it is this very mlxd
-    child = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    try:
-        last = _follow(call, child)
-    except BaseException:
-        child.terminate()  # it takes away what is half-made
-        child.wait()
-        raise
-    status = child.wait()
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,  # Ctrl-C comes to it once, from here: a second would hit it while it clears up
+    ) as child:
+        try:
+            last = _follow(call, child)
+        except BaseException:
+            child.terminate()  # it takes away what is half-made
+            child.wait()
+            raise
     if last.get("event") == "done":
         _rescan(call)
         return {key: value for key, value in last.items() if key != "event"}
     if last.get("event") == "error":
         raise ControlError.from_wire(last)
-    raise ControlError(f"the download program ended with status {status}", exit_code=EXIT_OTHER, code="download.failed")
+    raise ControlError(
+        f"the download program ended with status {child.returncode}", exit_code=EXIT_OTHER, code="download.failed"
+    )
 
 
 def _follow(call: Call, child: subprocess.Popen[str]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ STOP_TIMEOUT_S = 70.0
 # What a daemon that comes up, goes down or is not there at all looks like from outside.
 _NOT_THERE = frozenset({"control.not_running", "control.stale_socket", "control.closed"})
 _POLL_S = 0.05
+_END_TIMEOUT_S = 5.0
 _LOG_LINES = 15
 
 
@@ -61,6 +62,7 @@ def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
         elif status is not None:
             raise _start_failed(home, f"the daemon ended with status {status} before it answered", log_start)
         time.sleep(_POLL_S)
+    _end(child)  # a command that failed leaves nothing behind
     raise _start_failed(home, f"the daemon did not answer within {format_duration(timeout_s)}", log_start)
 
 
@@ -71,7 +73,11 @@ def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEO
         ControlError: running requests keep it longer than *timeout_s*.
     """
     deadline_s = time.monotonic() + timeout_s
-    daemon.request("daemon.stop", {"now": now})
+    try:
+        daemon.request("daemon.stop", {"now": now})
+    except ControlError as error:
+        if error.code != "control.closed":  # it may be gone before its answer
+            raise
     ended = daemon.wait_closed(timeout_s)
     while ended and _is_held(home.lock):
         ended = time.monotonic() < deadline_s
@@ -95,16 +101,19 @@ def last_lines(path: Path, start: int = 0, count: int = _LOG_LINES) -> list[str]
         return []
 
 
-def _spawn(home: Home, socket: Path) -> subprocess.Popen[bytes]:
+def daemon_command(home: Home, socket: Path) -> list[str]:
+    """Return the command line that runs the daemon in the foreground of its process."""
     command = [sys.executable, "-m", "mlxd", "--log-file", str(home.log)]
-    if socket != home.socket:
-        command += ["--socket", str(socket.absolute())]
+    return command if socket == home.socket else [*command, "--socket", str(socket.absolute())]
+
+
+def _spawn(home: Home, socket: Path) -> subprocess.Popen[bytes]:
     # -m puts the working folder first on the path: there lies this very mlxd, and nothing of the user's.
     folder = Path(mlxd.__file__).parent.parent
     with home.log.open("ab") as log:  # what it says before it has a log, and why it could not start
         home.log.chmod(0o600)
         return subprocess.Popen(
-            command,
+            daemon_command(home, socket),
             cwd=folder,
             env={**os.environ, "MLXD_HOME": str(home.root)},
             stdin=subprocess.DEVNULL,
@@ -112,6 +121,15 @@ def _spawn(home: Home, socket: Path) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(_END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _is_held(lock: Path) -> bool:

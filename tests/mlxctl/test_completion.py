@@ -3,72 +3,25 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 from mlxctl.completion import Answer, list_models, stream_chat
 from mlxd.protocol.errors import ControlError
+from tests.support.fake_openai import DONE, FakeHTTP, delta, running_openai, sse
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
-
-
-class FakeHTTP:
-    """An OpenAI server with one canned answer."""
-
-    def __init__(self) -> None:
-        self.status = 200
-        self.answer = b""
-        self.bodies: list[Any] = []
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.reply()
-
-            def do_POST(self) -> None:
-                fake.bodies.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-                self.reply()
-
-            def reply(self) -> None:
-                self.send_response(fake.status)
-                self.end_headers()
-                self.wfile.write(fake.answer)
-
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture
 def http() -> Iterator[FakeHTTP]:
     """A server that runs."""
-    fake = FakeHTTP()
-    thread = threading.Thread(target=fake.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield fake
-    fake.server.shutdown()
-    thread.join()
-    fake.server.server_close()
-
-
-def sse(*chunks: object) -> bytes:
-    """Return chunks as server-sent events, with a comment before each."""
-    return b"".join(b": keep-alive\n\ndata: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
-
-
-def delta(finish_reason: str | None = None, **delta: str) -> dict[str, Any]:
-    """Return one chunk."""
-    return {"model": "tiny", "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+    with running_openai() as fake:
+        yield fake
 
 
 USAGE = {"model": "tiny", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 3}}
-DONE = b"data: [DONE]\n\n"
 
 
 def test_pieces_come_as_they_are_made(http: FakeHTTP) -> None:
@@ -161,6 +114,6 @@ def test_nobody_listens(http: FakeHTTP) -> None:
 
 def test_list_models(http: FakeHTTP) -> None:
     """The models are those of the route."""
-    http.answer = b'{"object": "list", "data": [{"id": "tiny", "state": "ready"}]}'
+    http.models = [{"id": "tiny", "state": "ready"}]
 
     assert list_models(http.url, 10.0) == [{"id": "tiny", "state": "ready"}]

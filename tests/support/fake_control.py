@@ -49,8 +49,10 @@ class FakeControl:
         self._listener.bind(str(path))
         self._listener.listen()
         self._connections: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, name="fake-control")]
-        self._threads[0].start()
+        self._closing = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, name="fake-control")
+        self._servers: list[threading.Thread] = []
+        self._acceptor.start()
 
     def __enter__(self) -> Self:
         return self
@@ -65,28 +67,31 @@ class FakeControl:
         return [frame["p"] for frame in self.requests if frame["m"] == operation]
 
     def close(self) -> None:
-        """Hang up on everybody, take the socket away and end the threads."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        """Take the socket away, hang up on everybody and end the threads."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as wake:
+            wake.connect(str(self.path))
+        self._acceptor.join()
         self._listener.close()
         self.path.unlink(missing_ok=True)
         for connection in self._connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(10)
+        for server in self._servers:
+            server.join()
 
     def _accept(self) -> None:
         while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
+            connection, _ = self._listener.accept()
+            if self._closing.is_set():
+                connection.close()
                 return
             self._connections.append(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,), name="fake-control-connection")
-            self._threads.append(thread)
-            thread.start()
+            server = threading.Thread(target=self._serve, args=(connection,), name="fake-control-connection")
+            self._servers.append(server)
+            server.start()
 
     def _serve(self, connection: socket.socket) -> None:
         decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
