@@ -1,6 +1,6 @@
 """The settings file and the one owner of the settings: `SettingsStore`. Imports the protocol only, and no owner."""
 
-from mlxd.config.participant import CommitResult, Edit, Participant, Preparer, StoreEvent
+from mlxd.config.participant import CommitResult, Edit, Edits, Participant, Preparer, StoreEvent
 from mlxd.config.store import SettingsStore
 
-__all__ = ["CommitResult", "Edit", "Participant", "Preparer", "SettingsStore", "StoreEvent"]
+__all__ = ["CommitResult", "Edit", "Edits", "Participant", "Preparer", "SettingsStore", "StoreEvent"]

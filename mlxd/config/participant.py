@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,10 @@ class Edit:
 
     path: tuple[str, ...]
     value: Any
+
+
+# Edits that depend on what they change (an element of a list) are made from the settings that the commit begins with.
+Edits = Sequence[Edit] | Callable[[Settings], Sequence[Edit]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from mlxd.config.draft import draft
 from mlxd.config.edit import is_same
 from mlxd.config.file import ConfigFile, Content, StagedFile, SystemCalls
 from mlxd.config.history import History
-from mlxd.config.participant import CommitResult, Edit, Participant, Preparer, StoreEvent
+from mlxd.config.participant import CommitResult, Edits, Participant, Preparer, StoreEvent
 from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, SettingsError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
@@ -118,7 +118,7 @@ class SettingsStore:
 
     async def commit(
         self,
-        edits: Sequence[Edit],
+        edits: Edits,
         *,
         source: str,
         if_gen: int | None = None,
@@ -130,7 +130,7 @@ class SettingsStore:
         A caller that is cancelled while it waits for its turn changes nothing; later the commit goes on without it.
 
         Args:
-            edits: in order.
+            edits: in order; or a function that makes them of the settings, when it is this commit's turn.
             source: who asks, for the log and the event.
             if_gen: refuse when the settings are of another generation.
             dry_run: check and plan, and change nothing.
@@ -188,7 +188,7 @@ class SettingsStore:
     # To here the face; from here the pipeline, which runs under the lock.
 
     async def _commit(
-        self, edits: Sequence[Edit], source: str, if_gen: int | None, *, dry_run: bool, force: bool
+        self, edits: Edits, source: str, if_gen: int | None, *, dry_run: bool, force: bool
     ) -> CommitResult:
         for _ in range(_ATTEMPTS):
             await self._absorb("file")
@@ -198,7 +198,8 @@ class SettingsStore:
                     hint="look again, then repeat",
                     data={"gen": self.generation},
                 )
-            new = draft(self._version if self._file.signature() is not None else None, edits, self.machine)
+            base = self._version if self._file.signature() is not None else None
+            new = draft(base, edits(self.current) if callable(edits) else edits, self.machine)
             self._validate(new.settings)
             changed = document.differences(self._version.document, new.document)
             if is_same(self._version.document, new.document):

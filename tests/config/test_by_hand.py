@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.config import Edit
 from mlxd.protocol.errors import (
     Conflict,
     FileInvalid,
@@ -24,6 +25,14 @@ async def test_an_edit_by_hand_is_committed_first(make: MakeStore) -> None:
     assert fixture.store.current.pool.max_models == 3
     assert "# by hand" in fixture.path.read_text()
     assert [event.data["source"] for event in fixture.events] == ["file", "test"]
+
+
+async def test_an_edit_that_depends_on_what_it_changes_sees_the_edit_by_hand(make: MakeStore) -> None:
+    """An element that is added to a list keeps those that a person has added a moment ago."""
+    fixture = make(TEXT)
+    fixture.path.write_text(TEXT + 'preload = ["a"]\n')
+    await fixture.store.commit(lambda current: [Edit(("pool", "preload"), [*current.pool.preload, "b"])], source="test")
+    assert fixture.store.current.pool.preload == ("a", "b")
 
 
 async def test_an_edit_by_hand_conflicts_with_if_gen(make: MakeStore) -> None:
