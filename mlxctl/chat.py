@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -10,11 +11,14 @@ import typer
 
 from mlxctl import output
 from mlxctl.call import Call, Document
+from mlxctl.client import Client
 from mlxctl.completion import Answer, list_models, stream_chat
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
 
 app = make_app("Talk to a model.")
+
+_POLL_S = 0.1
 
 Words = Annotated[
     list[str] | None,
@@ -38,7 +42,7 @@ def chat(
     """Ask a model and print its answer as it comes. Ctrl-C ends the answer."""
     call = Call.of(ctx)
     with call.connect() as daemon:
-        url = find_url(daemon.hello)
+        url = find_url(daemon)
     model, prompt = choose(list(words or []), list_models(url, call.options.timeout_s))
     messages = [] if system is None else [{"role": "system", "content": system}]
     messages.append({"role": "user", "content": prompt if prompt is not None else _read_prompt(call)})
@@ -92,20 +96,26 @@ def choose(words: Sequence[str], models: Sequence[Mapping[str, Any]]) -> tuple[s
     return model, prompt or None
 
 
-def find_url(hello: Mapping[str, Any]) -> str:
-    """Return the address of the HTTP server that the daemon's hello names.
+def find_url(daemon: Client) -> str:
+    """Return the address of the daemon's HTTP server, waiting a moment for one that is just being opened.
 
     Raises:
-        ControlError: it does not listen.
+        ControlError: it does not listen; the message says why.
     """
-    url = hello.get("http")
-    if not isinstance(url, str):
-        raise ControlError(
-            "the daemon's HTTP server does not listen",
-            exit_code=EXIT_UNREACHABLE,
-            code="http.not_listening",
-            hint="mlxctl status, which says why",
-        )
+    url = daemon.hello.get("http")
+    deadline_s = time.monotonic() + daemon.timeout_s
+    while not isinstance(url, str):
+        http = daemon.request("status").result["http"]
+        url, problem = http.get("url"), http.get("problem")
+        if problem is not None or (url is None and time.monotonic() >= deadline_s):
+            raise ControlError(
+                f"the daemon's HTTP server does not listen\n{problem or 'it is not open yet'}",
+                exit_code=EXIT_UNREACHABLE,
+                code="http.not_listening",
+                hint="mlxctl config set http.port N" if problem is not None else "mlxctl status",
+            )
+        if url is None:
+            time.sleep(_POLL_S)
     return url
 
 

@@ -34,7 +34,7 @@ def quickstart(ctx: typer.Context) -> None:
     call.note(f"    {format_pulled(pulled)}")
     call.note("2/4 daemon")
     with _ensure_daemon(call) as daemon:
-        url = find_url(daemon.hello)
+        url = find_url(daemon)
         call.note(f"    pid {daemon.pid}, {url}/v1")
         answer = _ask(call, url, str(pulled["id"]))
         status = daemon.request("status").result

@@ -127,10 +127,24 @@ def test_error_in_the_stream_keeps_what_came(http: FakeHTTP, capsys: pytest.Capt
 
 
 def test_http_that_does_not_listen(own_home: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """A daemon whose port is taken is reported as that, exit 3."""
-    with FakeControl(Home.from_environment().socket, http=None):
+    """A daemon whose port is taken is reported with its own words, exit 3."""
+    status = {"http": {"url": None, "problem": "port 6593 is taken by another program"}}
+    with FakeControl(Home.from_environment().socket, {"status": status}, http=None):
         assert main(["chat", "Hello"]) == 3
-    assert "  try: mlxctl status, which says why" in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[:3] == [
+        "error: the daemon's HTTP server does not listen",
+        "  port 6593 is taken by another program",
+        "  try: mlxctl config set http.port N",
+    ]
+
+
+def test_http_that_is_just_opening(http: FakeHTTP, capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon that answers before its HTTP server listens is given a moment."""
+    answers = iter([None, None, http.url])
+    status = lambda frame: {"http": {"url": next(answers), "problem": None}}  # noqa: E731
+    with FakeControl(Home.from_environment().root / "s", {"status": status}, http=None) as opening:
+        assert main(["chat", "Hello", "--socket", str(opening.path)]) == 0
+    assert capsys.readouterr().out == "Paris.\n"
 
 
 def test_ctrl_c_ends_the_answer(own_home: None) -> None:

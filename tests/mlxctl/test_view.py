@@ -1,0 +1,190 @@
+"""Status, ps, pool and model as text: golden outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mlxctl import view
+
+GB = 10**9
+
+
+def model(**more: Any) -> dict[str, Any]:
+    """Return one resident as the daemon sends it."""
+    return {
+        "id": "org/big",
+        "state": "ready",
+        "weights_bytes": 16 * GB,
+        "estimated": False,
+        "kv_bytes": GB,
+        "prompt_cache_bytes": 0,
+        "context_length": 32768,
+        "running": 0,
+        "paused": 0,
+        "waiting": 0,
+        "leases": 0,
+        "pinned": False,
+        "preload": False,
+        "keep_alive_s": 1800.0,
+        "expires_in_s": 1500.0,
+        "reason": None,
+        "load_done_bytes": 0,
+        "load_total_bytes": 0,
+        "last_error": None,
+        **more,
+    }
+
+
+MODELS = [
+    model(),
+    model(id="busy", running=2, paused=1, waiting=3, leases=3, pinned=True, expires_in_s=None),
+    model(id="coming", state="loading", load_done_bytes=GB, load_total_bytes=4 * GB, preload=True, kv_bytes=0),
+    model(id="broken", state="failed", last_error="no tokenizer", weights_bytes=0, kv_bytes=0),
+    model(id="going", state="draining", running=1, leases=1, reason="pool.memory was lowered"),
+    model(id="kept", expires_in_s=None, preload=True),
+]
+MEMORY = {
+    "limit_bytes": 24 * GB,
+    "reserved_bytes": 18 * GB,
+    "weights_bytes": 16 * GB,
+    "kv_bytes": GB,
+    "prompt_cache_bytes": GB // 2,
+    "loading_bytes": 0,
+    "margin_bytes": GB // 2,
+    "pinned_bytes": 0,
+    "free_bytes": 6 * GB,
+}
+POOL = {"memory": MEMORY, "over_limit": None, "max_models": 2, "models": MODELS, "queue": [], "preload": []}
+WAIT = {"request_id": "req-9", "model": "coming", "waited_s": 75.0, "reason": "coming is loading: 25 %"}
+STATUS = [
+    "mlxd 0.1.0, pid 4711, up 2h3m",
+    "",
+    "http:     http://127.0.0.1:6593",
+    "memory:   18.0 GB (16.8 GiB) of 24.0 GB (22.4 GiB)",
+    "models:   1 loaded of at most 2",
+    "requests: 1 running, 0 waiting",
+    "cloud:    off, 1 provider, 2 rules",
+    "settings: /home/ada/.mlxd/config.toml, generation 12",
+    "problem: port 6593 is taken; mlxctl config set http.port 6594",
+    "",
+    "MODEL    STATE              MEMORY  RUNNING  WAITING  EXPIRES  NOTE",
+    "org/big  ready  17.0 GB (15.8 GiB)        0        0  in 25m   -",
+]
+POOL_LINES = [
+    "limit:           24.0 GB (22.4 GiB)",
+    "reserved:        18.0 GB (16.8 GiB)",
+    "  weights:       16.0 GB (14.9 GiB)",
+    "  KV:            1.0 GB (0.9 GiB)",
+    "  prompt caches: 500.0 MB (476.8 MiB)",
+    "  loading:       0 B",
+    "  margin:        500.0 MB (476.8 MiB)",
+    "free:            6.0 GB (5.6 GiB)",
+    "pinned:          0 B",
+    "models:          0 loaded of at most 2",
+    "waiting:         1 request",
+    "",
+    "WAITING  MODEL     FOR  REASON",
+    "req-9    coming  1m15s  coming is loading: 25 %",
+]
+MODEL_LINES = [
+    "MODEL  STATE               WEIGHTS  CONTEXT  QUANTIZATION  SOURCE       NOTE",
+    "tiny   ready  270.0 MB (257.5 MiB)     8192  -             mlxd         pinned",
+    "org/x  -                       0 B        -  -             huggingface  a shard is missing",
+]
+
+
+def test_models_golden() -> None:
+    """A line for each resident: what it holds, who uses it, when it goes, and why it is in its state."""
+    assert view.format_ps({"models": MODELS}).splitlines() == [
+        "MODEL    STATE                 MEMORY  RUNNING  WAITING  EXPIRES  NOTE",
+        "org/big  ready     17.0 GB (15.8 GiB)        0        0  in 25m   -",
+        "busy     ready     17.0 GB (15.8 GiB)        3        3  -        1 sequence paused; pinned",
+        "coming   loading   16.0 GB (14.9 GiB)        0        0  -        25 % loaded",
+        "broken   failed                   0 B        0        0  -        no tokenizer",
+        "going    draining  17.0 GB (15.8 GiB)        1        0  -        pool.memory was lowered",
+        "kept     ready     17.0 GB (15.8 GiB)        0        0  never    preload",
+    ]
+
+
+def test_ps_shows_requests_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running requests, waiting ones with their reason, and operations follow the models, each where there are any."""
+    monkeypatch.setattr("mlxctl.view.time.time", lambda: 1000.0)
+    request = {"id": "req-1", "model": "org/big", "route": "local", "state": "answering", "endpoint": "/v1/completions"}
+    operation = {"op": "op-3", "kind": "model.load", "phase": "loading", "done": 1, "total": 4}
+
+    assert view.format_ps(
+        {
+            "models": [],
+            "requests": [{**request, "started_at_ms": 995_000}],
+            "queue": [WAIT],
+            "operations": [operation],
+        }
+    ).splitlines() == [
+        "no model is loaded",
+        "",
+        "REQUEST  MODEL    ROUTE  STATE      ENDPOINT         AGE",
+        "req-1    org/big  local  answering  /v1/completions   5s",
+        "",
+        "WAITING  MODEL     FOR  REASON",
+        "req-9    coming  1m15s  coming is loading: 25 %",
+        "",
+        "OPERATION  KIND        PHASE    DONE",
+        "op-3       model.load  loading  25 %",
+    ]
+
+
+def test_status_golden() -> None:
+    """Everything at a glance: process, sockets, memory in both units, counts, settings, problems, residents."""
+    document = {
+        "version": "0.1.0",
+        "pid": 4711,
+        "uptime_ms": 7_384_000,
+        "gen": 12,
+        "config": {"path": "/home/ada/.mlxd/config.toml", "problem": None},
+        "http": {"url": "http://127.0.0.1:6593", "problem": None},
+        "pool": {**POOL, "models": MODELS[:1]},
+        "requests": [{}],
+        "cloud": {"enabled": False, "providers": 1, "rules": 2},
+        "problems": ["port 6593 is taken; mlxctl config set http.port 6594"],
+    }
+
+    assert view.format_status(document).splitlines() == STATUS
+    assert "over limit: draining busy" in view.format_status(
+        {**document, "pool": {**POOL, "over_limit": "draining busy (2 requests, 31 s)"}}
+    )
+
+
+def test_pool_golden() -> None:
+    """The ledger, what the limit is, and who waits for what."""
+    assert view.format_pool({**POOL, "models": [], "queue": [WAIT]}).splitlines() == POOL_LINES
+
+
+def test_model_list_golden() -> None:
+    """Models on disk with their state; those that cannot be served say why."""
+    entry = {"id": "tiny", "state": "ready", "weights_bytes": 270_000_000, "context_length": 8192, "source": "mlxd"}
+    broken = {
+        "id": "org/x",
+        "state": None,
+        "weights_bytes": 0,
+        "source": "huggingface",
+        "problem": "a shard is missing",
+    }
+
+    assert view.format_models({"models": [{**entry, "pinned": True}, broken]}).splitlines() == MODEL_LINES
+    assert view.format_models({"models": []}) == "no model on this disk; mlxctl model pull starter"
+
+
+def test_model_shows_all_that_is_known() -> None:
+    """One model is shown key by key, sizes in both units, without what is not known."""
+    shown = view.format_model(
+        {"id": "tiny", "weights_bytes": 270_000_000, "problem": None, "pinned": True, "kv": {"layers": 4}}
+    )
+
+    assert shown.splitlines() == [
+        "id:      tiny",
+        "weights: 270.0 MB (257.5 MiB)",
+        "pinned:  yes",
+        "kv:      layers 4",
+    ]
