@@ -6,6 +6,7 @@
       - UnsupportedParameter     400 unsupported_parameter
       - ContextLengthExceeded    400 context_length_exceeded
     + Forbidden                  403 forbidden
+    + InUse                      409 in_use: a loaded model's files, a running operation
     + NotFound                   404 not_found
       - ModelNotFound            404 model_not_found, with the nearest names
     + MethodNotAllowed           405 method_not_allowed
@@ -18,6 +19,7 @@
     + Draining                   503 draining
     + ModelUnloaded              503 model_unloaded
     + DoesNotFit                 507 does_not_fit
+    + WaitEnded                  exit 7: a deadline came before what was waited for
   x EngineError                  MLX or mlx-lm failed (500)
     + LoadFailed                 500 load_failed
     + OutOfMemory                500 oom
@@ -39,7 +41,7 @@
     + InsufficientCapacity       exit 6: pinned models, preload sum, ...
     + CommitFailed               config.commit_failed: disk full, permission, ...
   x ProtocolError                the control connection broke the rules
-  x ControlError                 raised in mlxctl only: an error as it was received, or the daemon is not reachable
+  x ControlError                 mlxctl only: an error as it was received, or no daemon to be reached
 
 Code, HTTP status, OpenAI type, exit status and retryability sit on the class. There are two renderers of these: the
 HTTP envelope (`openai/errors.py`) and the control reply (`to_wire`).
@@ -60,7 +62,6 @@ EXIT_WAIT_TIMEOUT = 7
 EXIT_DENIED = 8
 EXIT_PROTOCOL = 9
 EXIT_INVALID = 10
-EXIT_PARTIAL = 11
 EXIT_INTERRUPTED = 130
 
 
@@ -84,15 +85,9 @@ class MlxdError(Exception):
         retry_after_s: float | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Take what happened (*message*), the next command (*hint*), the field (*param*) and details (*data*).
+        """Take what happened, with the numbers; *hint* is the next command, *param* the field or setting at fault.
 
-        Args:
-            message: one or two sentences with the numbers in them.
-            hint: what to do next, a command where there is one.
-            param: the request field or setting at fault.
-            code: overrides the class's code where one class serves several.
-            retry_after_s: seconds for `Retry-After`; rendered as 1..60.
-            data: plain values for `--json` and for clients that branch on them.
+        *data* holds plain values for clients that branch on them, *code* is for classes that serve several.
         """
         super().__init__(message)
         self.message = message
@@ -105,14 +100,9 @@ class MlxdError(Exception):
 
     def to_wire(self) -> dict[str, Any]:
         """Return the control plane's `e` map: {code, msg, exit, hint?, field?, data?}."""
-        wire: dict[str, Any] = {"code": self.code, "msg": self.message, "exit": self.exit_code}
-        if self.hint is not None:
-            wire["hint"] = self.hint
-        if self.param is not None:
-            wire["field"] = self.param
-        if self.data:
-            wire["data"] = self.data
-        return wire
+        more = {"hint": self.hint, "field": self.param, "data": self.data or None}
+        given = {name: value for name, value in more.items() if value is not None}
+        return {"code": self.code, "msg": self.message, "exit": self.exit_code, **given}
 
 
 class RequestError(MlxdError):
@@ -148,6 +138,14 @@ class Forbidden(RequestError):
     http_status = 403
     openai_type = "permission_error"
     exit_code = EXIT_DENIED
+
+
+class InUse(RequestError):
+    """Something holds what the request would take away."""
+
+    code = "in_use"
+    http_status = 409
+    exit_code = EXIT_CONFLICT
 
 
 class NotFound(RequestError):
@@ -190,7 +188,6 @@ class CapacityError(MlxdError):
 
     code = "capacity"
     http_status = 503
-    openai_type = "server_error"
     exit_code = EXIT_CAPACITY
 
 
@@ -234,6 +231,13 @@ class DoesNotFit(CapacityError):
     should_retry = False
 
 
+class WaitEnded(CapacityError):
+    """A deadline came before what was waited for; the message says whether that goes on."""
+
+    code = "wait_ended"
+    exit_code = EXIT_WAIT_TIMEOUT
+
+
 class EngineError(MlxdError):
     """MLX or mlx-lm failed."""
 
@@ -256,8 +260,6 @@ class OutOfMemory(EngineError):
 
 class GenerationFailed(EngineError):
     """The model failed while it was answering."""
-
-    code = "error"
 
 
 class RequestCancelled(EngineError):
@@ -289,8 +291,6 @@ class UpstreamTimeout(CloudError):
 
 class UpstreamError(CloudError):
     """The upstream answered with an error; `data` carries its status and body."""
-
-    code = "upstream_error"
 
 
 class AuthFailed(CloudError):

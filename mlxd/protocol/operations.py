@@ -62,12 +62,14 @@ class Operation:
         help: one sentence.
         params: name → type.
         mutates: True when it changes something; such operations run one at a time, in the order of their arrival.
+        commits: True when it changes settings; such operations take `dry` and `if_gen`.
     """
 
     name: str
     help: str
     params: Mapping[str, Param] = field(default_factory=dict)
     mutates: bool = False
+    commits: bool = False
 
 
 def _text(help_text: str, *, required: bool = True) -> Param:
@@ -97,6 +99,7 @@ _TABLE = (
         "Change settings, all or none.",
         {"changes": Param(ParamType.CHANGES, "Key → value; null unsets it."), "force": _FORCE},
         mutates=True,
+        commits=True,
     ),
     Operation(
         "settings.validate",
@@ -119,8 +122,8 @@ _TABLE = (
         {"model": _MODEL, "force": _flag("End its requests with an error instead of waiting for them.")},
         mutates=True,
     ),
-    Operation("model.pin", "Never evict the model.", {"model": _MODEL, "force": _FORCE}, mutates=True),
-    Operation("model.unpin", "Make the model ordinary again.", {"model": _MODEL}, mutates=True),
+    Operation("model.pin", "Never evict the model.", {"model": _MODEL, "force": _FORCE}, mutates=True, commits=True),
+    Operation("model.unpin", "Make the model ordinary again.", {"model": _MODEL}, mutates=True, commits=True),
     Operation("model.remove", "Delete the model's files under MLXD_HOME/models.", {"model": _MODEL}, mutates=True),
     Operation("catalog.rescan", "Look for models on disk now.", mutates=True),
     Operation("preload.list", "The models that are kept loaded, with their state."),
@@ -129,22 +132,25 @@ _TABLE = (
         "Keep a model loaded.",
         {"model": _MODEL, "at": _count("Place in the list, from 0; the end when left out."), "force": _FORCE},
         mutates=True,
+        commits=True,
     ),
     Operation(
         "preload.remove",
         "Take a model off the list.",
         {"model": _MODEL, "unload": _flag("Unload it as well.")},
         mutates=True,
+        commits=True,
     ),
     Operation(
         "preload.set",
         "Replace the list.",
         {"models": Param(ParamType.TEXTS, "Model ids in order."), "force": _FORCE},
         mutates=True,
+        commits=True,
     ),
     Operation("cloud.show", "Providers and rules, and whether the cloud is on."),
-    Operation("cloud.enable", "Let rules send requests to providers.", mutates=True),
-    Operation("cloud.disable", "Send nothing to providers from now on.", mutates=True),
+    Operation("cloud.enable", "Let rules send requests to providers.", mutates=True, commits=True),
+    Operation("cloud.disable", "Send nothing to providers from now on.", mutates=True, commits=True),
     Operation(
         "cloud.provider.add",
         "Add an upstream server.",
@@ -155,6 +161,7 @@ _TABLE = (
             "auth_env": _text("Environment variable of the daemon that holds the key.", required=False),
         },
         mutates=True,
+        commits=True,
     ),
     Operation("cloud.provider.list", "The upstream servers."),
     Operation(
@@ -162,6 +169,7 @@ _TABLE = (
         "Remove an upstream server that no rule uses.",
         {"id": _text("Its name.")},
         mutates=True,
+        commits=True,
     ),
     Operation(
         "cloud.rule.add",
@@ -174,9 +182,10 @@ _TABLE = (
             "priority": Param(ParamType.INTEGER, "Higher goes first; 100 when left out.", required=False),
         },
         mutates=True,
+        commits=True,
     ),
     Operation("cloud.rule.list", "The rules in the order in which they are tried."),
-    Operation("cloud.rule.remove", "Remove a rule.", {"id": _text("Its name.")}, mutates=True),
+    Operation("cloud.rule.remove", "Remove a rule.", {"id": _text("Its name.")}, mutates=True, commits=True),
     Operation(
         "cloud.rule.explain",
         "Say where a request for a name would go, and why.",
@@ -189,12 +198,11 @@ _TABLE = (
         "Answer when the operation has ended or the timeout has passed, with `prog` frames until then.",
         {"op": _text("Operation id."), "timeout_ms": _count("Longest wait; without end when left out.")},
     ),
-    Operation("op.cancel", "Give an operation up.", {"op": _text("Operation id.")}, mutates=True),
+    Operation("op.cancel", "Give an operation up.", {"op": _text("Operation id.")}),
     Operation(
         "daemon.stop",
         "End the daemon once running requests have ended.",
         {"now": _flag("Cancel the running requests.")},
-        mutates=True,
     ),
 )
 
