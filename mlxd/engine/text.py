@@ -153,7 +153,8 @@ class TextModel:
         """Run the generator's step at the pace of the prefills."""
         prefilling = [row.unprocessed_tokens for row in self._batch.values() if row.phase is Phase.PREFILL]
         chunked = [tokens - 1 for tokens in prefilling if tokens > 1]  # the last token is a step of its own
-        decoding = len(prefilling) < len(self._batch)
+        # A row whose prompt is done but for its last token waits for its first token as others do for their next.
+        decoding = len(chunked) < len(self._batch)
         step_tokens = 0
         if chunked:
             step_tokens = self._pace.step_tokens(chunked, others_decode=decoding or others_decode)

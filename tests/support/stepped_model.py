@@ -1,0 +1,105 @@
+"""A text model that a test steps by hand, on its own thread, with the events kept per sequence."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+from mlxd.engine.base import (
+    BackendLimits,
+    GenerationRequest,
+    Listener,
+    LoadSpec,
+    PreparedPrompt,
+    SamplingParams,
+    SchedulingParams,
+    SequenceEvent,
+    Submit,
+    TextPrompt,
+)
+from mlxd.engine.loader import LoadedModel, SlicedLoad
+from mlxd.engine.memory import MemoryLimits
+from mlxd.engine.prompt import PromptRenderer
+from mlxd.engine.source import read_model_files
+from mlxd.engine.text import TextModel
+from tests.support.sequence import GREEDY, Recorder
+
+_LIMITS = BackendLimits(memory_bytes=4_000_000_000, cache_bytes=100_000_000)
+
+
+def load_now(path: Path) -> LoadedModel:
+    """Load a model in one go."""
+    spec = LoadSpec("tiny", path, None, 0)
+    load = SlicedLoad(spec, read_model_files(spec))
+    loaded = None
+    while loaded is None:
+        loaded = load.advance(2**62)
+    return loaded
+
+
+class SteppedModel:
+    """One `TextModel` and its sequences."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        prompt_cache_bytes: int = 0,
+        prefill_step_tokens: int = 2048,
+        target_gap_ms: int = 30,
+    ) -> None:
+        self.loaded = loaded
+        self.renderer = PromptRenderer("tiny", loaded.tokenizer, loaded.facts)
+        scheduling = SchedulingParams(prefill_step_tokens, target_gap_ms)
+        self.model = TextModel(loaded, prompt_cache_bytes, scheduling, MemoryLimits(_LIMITS), self._post)
+        self._ids = itertools.count(1)
+
+    @property
+    def generator(self) -> Any:
+        """mlx-lm's generator, for a look inside."""
+        return self.model._generator
+
+    @property
+    def decoding_rows(self) -> int:
+        """How many rows the next token is made for, in one batch."""
+        return len(self.generator._generation_batch)
+
+    def prompt(self, text: str, max_tokens: int | None = 20) -> PreparedPrompt:
+        return self.renderer.prepare(GenerationRequest(TextPrompt(text), max_tokens=max_tokens))
+
+    def start(
+        self,
+        prompt: PreparedPrompt | str,
+        sampling: SamplingParams = GREEDY,
+        *,
+        stop: tuple[str, ...] = (),
+        kv_tokens: int | None = None,
+        max_tokens: int = 20,
+    ) -> Recorder:
+        """Submit a sequence; without *kv_tokens* its grant holds all of it."""
+        if isinstance(prompt, str):
+            prompt = self.prompt(prompt, max_tokens)
+        recorder = Recorder(next(self._ids))
+        grant = len(prompt.tokens) + prompt.max_tokens if kv_tokens is None else kv_tokens
+        self.model.submit(Submit(recorder.sequence_id, prompt, sampling, stop, grant), recorder)
+        return recorder
+
+    def step(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.model.step(others_decode=False)
+
+    def run(self, *sequences: Recorder) -> None:
+        """Step until nothing is left to do; *sequences* must have ended then."""
+        while self.model.is_busy:
+            self.step()
+        assert all(sequence.has_ended for sequence in sequences)
+
+    def say(self, prompt: PreparedPrompt | str, sampling: SamplingParams = GREEDY, **options: Any) -> Recorder:
+        """Run one sequence to its end, with whatever else runs."""
+        sequence = self.start(prompt, sampling, **options)
+        self.run(sequence)
+        return sequence
+
+    def _post(self, listener: Listener, event: SequenceEvent) -> None:
+        listener(event)
