@@ -179,7 +179,7 @@ class Reply:
         if rest:
             yield rest
         if not cutter.is_complete:
-            message = f"{self._route.target} ended its stream without [DONE]"
+            message = f"{self._route.target} ended its stream before its answer was whole"
             raise StreamInterrupted(message) if cutter.has_data else UpstreamUnreachable(message)
 
     async def _next_chunk(self, cutter: EventCutter) -> bytes:

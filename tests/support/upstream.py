@@ -1,0 +1,141 @@
+"""A real upstream server on a loopback socket that speaks OpenAI's protocol and misbehaves on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+
+KEY = "sk-upstream-0123456789"
+PIECES = ("Hel", "lo ", "from ", "afar")
+
+
+@dataclass
+class Seen:
+    """One request as it arrived."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Upstream:
+    """What the upstream does next, and what it got."""
+
+    url: str = ""  # up to and including /v1
+    behaviour: str = "answer"  # answer, refuse, hang, hang_after_content, die, die_after_content, no_done, ...
+    status: int = 400
+    reply: bytes = b""  # the body of a refusal
+    reply_headers: dict[str, str] = field(default_factory=dict)
+    seen: list[Seen] = field(default_factory=list)
+    open_requests: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)  # a client left before its answer was whole
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        self.seen.append(Seen(request.path, dict(request.headers), body))
+        self.open_requests += 1
+        self.arrived.set()
+        try:
+            return await self._respond(request, json.loads(body))
+        except (asyncio.CancelledError, ConnectionError):
+            self.gone.set()
+            raise
+        finally:
+            self.open_requests -= 1
+
+    async def _respond(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        if self.behaviour == "refuse":
+            return web.Response(status=self.status, body=self.reply, headers=self.reply_headers)
+        if self.behaviour == "hang":
+            await asyncio.Event().wait()
+        if self.behaviour == "die":
+            _cut(request)
+        is_chat = request.path.endswith("/chat/completions")
+        if not body.get("stream"):
+            return web.json_response(_whole(body["model"], is_chat=is_chat))
+        return await self._stream(request, body["model"], is_chat=is_chat)
+
+    async def _stream(self, request: web.Request, model: str, *, is_chat: bool) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(b": PROCESSING\n\n")
+        if self.behaviour == "hang_before_content":
+            await asyncio.Event().wait()
+        for number, piece in enumerate(PIECES):
+            event = _event(model, piece, is_chat=is_chat)
+            # Cut in two, to be put together again.
+            await response.write(event[:20])
+            if number == 2 and self.behaviour in {"die_after_content", "hang_after_content", "end_after_content"}:
+                if self.behaviour == "die_after_content":
+                    _cut(request)
+                if self.behaviour == "hang_after_content":
+                    await asyncio.Event().wait()
+                return response
+            await response.write(event[20:])
+        if self.behaviour == "error_event":
+            await response.write(b'data: {"error":{"message":"overloaded","code":"x"}}\n\n')
+        else:
+            await response.write(b"data: [DONE]\n\n")
+        return response
+
+
+def _cut(request: web.Request) -> None:
+    """Break the connection, as a crash does."""
+    assert request.transport is not None
+    request.transport.abort()
+    raise ConnectionResetError
+
+
+def _whole(model: str, *, is_chat: bool) -> dict[str, Any]:
+    text = "".join(PIECES)
+    answer = {"message": {"role": "assistant", "content": text}} if is_chat else {"text": text, "logprobs": None}
+    return {
+        "id": "up-1",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": 5,
+        "model": model,
+        "choices": [{"index": 0, "finish_reason": "stop", **answer}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
+        "odd_field": {"kept": True},
+    }
+
+
+def _event(model: str, piece: str, *, is_chat: bool) -> bytes:
+    choice = {"delta": {"content": piece}} if is_chat else {"text": piece}
+    body = {
+        "id": "up-1",
+        "object": "chat.completion.chunk" if is_chat else "text_completion",
+        "created": 5,
+        "model": model,
+        "choices": [{"index": 0, "finish_reason": None, **choice}],
+    }
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+@asynccontextmanager
+async def upstream() -> AsyncIterator[Upstream]:
+    """Run an upstream until the end of the context."""
+    server = Upstream()
+    app = web.Application()
+    app.router.add_post("/v1/{path:.*}", server.handle)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
