@@ -39,6 +39,8 @@ def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
     memory = document.get("memory")
     if memory and any(str(change["key"]).startswith("pool.") for change in changed):
         yield f"limit {show_size(memory['limit_bytes'])}, {show_size(memory['reserved_bytes'])} reserved"
+    if document.get("listening") is not None:
+        yield f"listening on {document['listening']}"
     yield from effect_lines(document)
     if is_dry:
         yield "dry run: nothing was changed"

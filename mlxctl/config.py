@@ -70,6 +70,8 @@ def validate(ctx: typer.Context, file: File = None) -> None:
     call = Call.of(ctx)
     text = None if file is None else {"text": _read(file)}
     document = call.ask("settings.validate", **(text or {}))
+    for warning in document.get("warnings", []):
+        call.note(f"warning: {warning}")
     call.show(document, lambda shown: f"{file if file is not None else shown['path']} is valid")
 
 

@@ -9,6 +9,7 @@ import typer
 from mlxctl import download
 from mlxctl.call import Call, Document
 from mlxctl.change import effect_lines, show_change
+from mlxctl.output import show_size
 from mlxctl.question import confirm
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models
@@ -83,12 +84,16 @@ def remove(ctx: typer.Context, model: Model, yes: Yes = False) -> None:
     call = Call.of(ctx)
     entry = call.ask("model.show", model=model)
     confirm(f"Delete {entry.get('path', model)}?", yes=yes)
-    call.show(call.change("model.remove", model=model), lambda _: f"removed {model}")
+    call.show(call.change("model.remove", model=model), _format_removed)
 
 
 def format_pulled(document: Document) -> str:
     """Return where a pulled model is."""
     return f"{document['id']} is {'already there' if document.get('already') else 'ready'}: {document['path']}"
+
+
+def _format_removed(document: Document) -> str:
+    return f"removed {document['model']}: {show_size(document['freed_bytes'])} freed"
 
 
 def _format_effects(document: Document, when_nothing: str) -> str:

@@ -21,7 +21,7 @@ def format_status(document: Map) -> str:
         "",
         format_pairs(
             [
-                ("http", http["url"] if http.get("problem") is None else http["problem"]),
+                ("http", f"{http['url']}/v1" if http["url"] is not None else "not listening"),
                 ("memory", _format_memory(pool)),
                 ("models", _format_counts(pool)),
                 ("requests", f"{len(requests)} running, {len(pool['queue'])} waiting"),
@@ -100,9 +100,7 @@ def format_models(document: Map) -> str:
 
 def format_model(document: Map) -> str:
     """Return `mlxctl model show`: all that is known, a line each."""
-    return format_pairs(
-        (name.removesuffix("_bytes").removesuffix("_s"), _show(name, value)) for name, value in document.items()
-    )
+    return format_pairs((_label(name), _show(name, value)) for name, value in document.items())
 
 
 def _format_memory(pool: Map) -> str:
@@ -201,12 +199,16 @@ def _format_operations(operations: Iterable[Map]) -> str:
     )
 
 
+def _label(name: str) -> str:
+    return name.replace("_bytes", "").removesuffix("_s").replace("_", " ")
+
+
 def _show(name: str, value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name.endswith("_bytes"):
+    if "_bytes" in name:
         return show_size(value)
     if name.endswith("_s"):
         return show_duration(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -270,3 +271,27 @@ def children_s() -> float:
     """Return the CPU time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
+
+
+def test_hints_name_commands_that_exist() -> None:
+    """Every command that an error of either program tells people to try is one of this program."""
+    hints = [
+        line
+        for package in ("mlxd", "mlxctl")
+        for path in (Path(cli.__file__).parent.parent / package).rglob("*.py")
+        for line in re.findall(r"hint=.*", path.read_text())
+    ]
+    named = {found for line in hints for found in re.findall(r"mlxctl ((?!than)[a-z][a-z-]*(?: [a-z][a-z-]*)*)", line)}
+
+    assert len(named) > 10
+    assert {command for command in named if not exists(command.split())} == set()
+
+
+def exists(words: list[str]) -> bool:
+    """Tell whether the words begin with a verb of the program, its noun before it."""
+    root = cli.make_root()
+    with root.make_context("mlxctl", ["status"]) as ctx:
+        found = root.get_command(ctx, words[0])
+        for word in words[1:]:
+            found = found.get_command(ctx, word) if isinstance(found, Noun) else found
+    return found is not None

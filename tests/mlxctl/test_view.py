@@ -61,7 +61,7 @@ WAIT = {"request_id": "req-9", "model": "coming", "waited_s": 75.0, "reason": "c
 STATUS = [
     "mlxd 0.1.0, pid 4711, up 2h3m",
     "",
-    "http:     http://127.0.0.1:6593",
+    "http:     http://127.0.0.1:6593/v1",
     "memory:   18.0 GB (16.8 GiB) of 24.0 GB (22.4 GiB)",
     "models:   1 loaded of at most 2",
     "requests: 1 running, 0 waiting",
