@@ -1,0 +1,95 @@
+"""The event bus: everything that happens, numbered, to subscribers that may be slow.
+
+A publisher never waits. Each subscriber has a bounded queue; when it overflows, the subscriber is told which numbers it
+missed. Nothing is lost silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+QUEUE_LENGTH = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. *data* holds plain values."""
+
+    seq: int
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that a slow subscriber has missed, both ends included."""
+
+    first: int
+    last: int
+
+
+class Subscription:
+    """One subscriber's queue."""
+
+    def __init__(self, length: int) -> None:
+        """Made by `Bus.subscribe` only."""
+        self._length = length
+        self._queue: deque[Event | Gap] = deque()
+        self._filled = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Queue the event, or widen the gap."""
+        last = self._queue[-1] if self._queue else None
+        if len(self._queue) < self._length:
+            self._queue.append(event)
+        elif isinstance(last, Gap):
+            self._queue[-1] = Gap(last.first, event.seq)
+        else:
+            self._queue.append(Gap(event.seq, event.seq))
+        self._filled.set()
+
+    async def next(self) -> Event | Gap:
+        """Return what comes next, when it comes."""
+        await self._filled.wait()
+        item = self._queue.popleft()
+        if not self._queue:
+            self._filled.clear()
+        return item
+
+
+class Bus:
+    """Numbers events and hands them on."""
+
+    def __init__(self, queue_length: int = QUEUE_LENGTH) -> None:
+        """Take how many events a subscriber may be behind."""
+        self._queue_length = queue_length
+        self._subscriptions: set[Subscription] = set()
+        self._listeners: list[Callable[[Event], None]] = []
+        self.seq = 0
+
+    def publish(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Hand an event to all."""
+        self.seq += 1
+        event = Event(self.seq, kind, data)
+        for listener in self._listeners:
+            listener(event)
+        for subscription in self._subscriptions:
+            subscription.put(event)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Call *listener* with every event, at once."""
+        self._listeners.append(listener)
+
+    def subscribe(self) -> Subscription:
+        """Return a queue of all events after `seq`."""
+        subscription = Subscription(self._queue_length)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Give the queue up."""
+        self._subscriptions.discard(subscription)

@@ -1,0 +1,87 @@
+"""What the handlers of control operations have at hand, and what they are asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxd.catalog import Catalog
+from mlxd.cloud.router import Router
+from mlxd.config import SettingsStore
+from mlxd.control.bus import Bus
+from mlxd.control.operation import Operations
+from mlxd.pool.pool import Pool
+from mlxd.protocol.paths import Home
+from mlxd.requests import RunningRequests
+
+
+@dataclass(frozen=True, slots=True)
+class HttpState:
+    """Where the HTTP server listens, and why not."""
+
+    url: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonInfo:
+    """What the daemon says of itself.
+
+    Attributes:
+        version: of the running code.
+        boot_id: another one after each start.
+        pid: of the process.
+        home: its folders.
+        http: asked whenever somebody wants to know.
+        started_s: unix time.
+    """
+
+    version: str
+    boot_id: str
+    pid: int
+    home: Home
+    http: Callable[[], HttpState]
+    started_s: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True)
+class ControlContext:
+    """All that control operations read and change."""
+
+    info: DaemonInfo
+    store: SettingsStore
+    pool: Pool
+    catalog: Catalog
+    requests: RunningRequests
+    router: Router
+    operations: Operations
+    bus: Bus
+    on_stop: Callable[[bool], None]  # True: cancel the running requests; must return at once
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request, its params checked by the table of operations.
+
+    Attributes:
+        params: the known ones; optional ones that were left out are missing.
+        dry: say what would happen.
+        if_gen: refuse when the settings are of another generation.
+        progress: sends a `prog` frame to the client.
+    """
+
+    params: Mapping[str, Any]
+    dry: bool
+    if_gen: int | None
+    progress: Callable[[Mapping[str, Any]], Awaitable[None]]
+
+    @property
+    def force(self) -> bool:
+        """Whether checks that can be passed are passed."""
+        return bool(self.params.get("force", False))
+
+
+Reply = dict[str, Any]
+Handler = Callable[[ControlContext, Request], Awaitable[Reply]]

@@ -1,0 +1,86 @@
+"""The one map of operation → handler. A test holds it against the table of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mlxd.control import cloud, model, preload, report, setting
+from mlxd.control.context import ControlContext, Handler, Reply, Request
+
+
+async def list_operations(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return the operations that run and the last that ended."""
+    return {"operations": context.operations.list()}
+
+
+async def show_operation(context: ControlContext, request: Request) -> Reply:
+    """Return one operation."""
+    return context.operations.get(request.params["op"]).show()
+
+
+async def wait_operation(context: ControlContext, request: Request) -> Reply:
+    """Return the operation when it has ended or the timeout has passed; sends its progress until then."""
+    timeout_ms = request.params.get("timeout_ms")
+    timeout_s = None if timeout_ms is None else timeout_ms / 1000
+    shown: Reply = {}
+    async for shown in context.operations.follow(request.params["op"], timeout_s):
+        if shown["state"] == "running":
+            await request.progress({name: shown[name] for name in ("op", "phase", "done", "total")})
+    return shown
+
+
+async def cancel_operation(context: ControlContext, request: Request) -> Reply:
+    """Give an operation up; what it began in the pool may go on."""
+    return context.operations.cancel(request.params["op"]).show()
+
+
+async def stop_daemon(context: ControlContext, request: Request) -> Reply:
+    """Begin to shut down; the connection ends when the daemon has."""
+    is_now = bool(request.params.get("now", False))
+    running = len(context.requests.list())
+    context.on_stop(is_now)
+    return {"stopping": True, "now": is_now, "requests": running}
+
+
+HANDLERS: Mapping[str, Handler] = MappingProxyType(
+    {
+        "ping": report.ping,
+        "status": report.status,
+        "ps": report.ps,
+        "pool.show": report.show_pool,
+        "settings.get": setting.get,
+        "settings.list": setting.list_all,
+        "settings.set": setting.set_many,
+        "settings.validate": setting.validate,
+        "settings.path": setting.path,
+        "settings.reload": setting.reload,
+        "model.list": model.list_all,
+        "model.show": model.show,
+        "model.load": model.load,
+        "model.unload": model.unload,
+        "model.pin": model.pin,
+        "model.unpin": model.unpin,
+        "model.remove": model.remove,
+        "catalog.rescan": model.rescan,
+        "preload.list": preload.list_all,
+        "preload.add": preload.add,
+        "preload.remove": preload.remove,
+        "preload.set": preload.set_all,
+        "cloud.show": cloud.show,
+        "cloud.enable": cloud.enable,
+        "cloud.disable": cloud.disable,
+        "cloud.provider.add": cloud.add_provider,
+        "cloud.provider.list": cloud.list_providers,
+        "cloud.provider.remove": cloud.remove_provider,
+        "cloud.rule.add": cloud.add_rule,
+        "cloud.rule.list": cloud.list_rules,
+        "cloud.rule.remove": cloud.remove_rule,
+        "cloud.rule.explain": cloud.explain_rule,
+        "op.list": list_operations,
+        "op.show": show_operation,
+        "op.wait": wait_operation,
+        "op.cancel": cancel_operation,
+        "daemon.stop": stop_daemon,
+    }
+)

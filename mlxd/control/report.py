@@ -1,0 +1,93 @@
+"""What `status`, `ps` and `pool.show` answer: snapshots, made in one turn of the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.pool.status import PoolStatus
+
+
+async def ping(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Answer."""
+    return {"boot_id": context.info.boot_id}
+
+
+async def status(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return everything at a glance, and in `problems` each thing that somebody should look at, in words."""
+    info, store = context.info, context.store
+    pool, http, cloud = context.pool.status(), info.http(), store.current.cloud
+    return {
+        "version": info.version,
+        "pid": info.pid,
+        "boot_id": info.boot_id,
+        "started_at_ms": int(info.started_s * 1000),
+        "uptime_ms": int((time.time() - info.started_s) * 1000),
+        "gen": store.generation,
+        "ready": context.pool.ready,
+        "home": str(info.home.root),
+        "http": dataclasses.asdict(http),
+        "config": {"path": str(store.path), "problem": None if store.problem is None else store.problem.to_wire()},
+        "pool": dataclasses.asdict(pool),
+        "requests": _requests(context),
+        "operations": context.operations.running(),
+        "cloud": {"enabled": cloud.enabled, "providers": len(cloud.providers), "rules": len(cloud.rules)},
+        "problems": list(_problems(context, pool)),
+    }
+
+
+def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
+    store, http = context.store, context.info.http()
+    if store.problem is not None:
+        in_force = "the defaults hold" if store.has_booted_invalid else "the settings before hold"
+        yield f"{store.problem.message}; {in_force} until it is mended"
+    if http.problem is not None:
+        yield http.problem
+    if pool.over_limit is not None:
+        yield f"over the memory limit: {pool.over_limit}"
+    for preload in pool.preload:
+        if preload.state in {"failed", "deferred"}:
+            yield f"preload {preload.id} is {preload.state}" + ("" if preload.reason is None else f": {preload.reason}")
+    yield from context.router.check(store.current)
+
+
+async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return the models that the pool has to do with, and what runs and waits."""
+    pool = dataclasses.asdict(context.pool.status())
+    return {
+        "models": pool["models"],
+        "queue": pool["queue"],
+        "requests": _requests(context),
+        "operations": context.operations.running(),
+    }
+
+
+async def show_pool(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return the pool's own snapshot."""
+    return dataclasses.asdict(context.pool.status())
+
+
+def _requests(context: ControlContext) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": request.id,
+            "endpoint": request.endpoint,
+            "model": request.model,
+            "route": request.route,
+            "started_at_ms": int(request.started_at_s * 1000),
+            "state": request.state.value,
+        }
+        for request in context.requests.list()
+    ]
+
+
+def snapshot(context: ControlContext) -> dict[str, Any]:
+    """Return what a subscription to `events` begins with."""
+    return {
+        "gen": context.store.generation,
+        "pool": dataclasses.asdict(context.pool.status()),
+        "operations": context.operations.running(),
+    }
