@@ -94,6 +94,16 @@ class Mover:
         for model_id in (*plan.evict, *plan.drain):
             self.drain(self._state.residents[model_id], reason)
 
+    def bound_prompt_caches(self) -> None:
+        """Pass the setting `engine.prompt_cache` on to all loaded models."""
+        limit_bytes = self._state.settings.engine.prompt_cache
+        for resident in self._state.present:
+            if resident.engine is not None and resident.state is not ModelState.UNLOADING:
+                resident.engine.set_prompt_cache_limit(limit_bytes)
+                # The engine shrinks by itself, but only the end of a trim tells us so.
+                if resident.prompt_cache_bytes > limit_bytes:
+                    self._trim(resident, resident.prompt_cache_bytes - limit_bytes)
+
     def cancel_all(self) -> list[asyncio.Task[Any]]:
         """Cancel what is under way and return it, for shutdown."""
         tasks = list(self._tasks)

@@ -122,7 +122,10 @@ def plan_room(view: View, demand: Demand) -> Plan:
         return Plan(Outcome.NEVER)
     if _fits_now(view, demand):
         return Plan(Outcome.FITS)
-    staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
+    # A draining model goes only when its paused sequences have had their memory: for them it stays.
+    staying = [
+        candidate for candidate in view.candidates if not candidate.is_leaving or candidate.model_id == demand.target
+    ]
     settled_bytes = sum(candidate.settled_bytes for candidate in staying)
     choice = _Choice(
         staying,

@@ -161,9 +161,7 @@ class Pool:
         if _scheduling(new) != _scheduling(old):
             self._backend.set_scheduling(_scheduling(new))
         if new.engine.prompt_cache != old.engine.prompt_cache:
-            for resident in state.present:
-                if resident.engine is not None and resident.state is not ModelState.UNLOADING:
-                    resident.engine.set_prompt_cache_limit(new.engine.prompt_cache)
+            self._scheduler.mover.bound_prompt_caches()
         self._scheduler.pump()
         return begun
 

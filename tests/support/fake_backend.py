@@ -47,6 +47,7 @@ class FakeBackend:
         load_s: float = 1.0,
         unload_s: float = 0.1,
         step_s: float = 0.01,
+        pass_tokens: int = 1,
     ) -> None:
         """Take the clock and what each model id turns out to be; ids that are not named are `DEFAULT_FACTS`."""
         self.clock = clock
@@ -54,6 +55,7 @@ class FakeBackend:
         self.load_s = load_s
         self.unload_s = unload_s
         self.step_s = step_s
+        self.pass_tokens = pass_tokens  # what a running row makes in one pass; long histories take more than one
         self.engines: list[FakeEngine] = []  # resident, the ones in unload included
         self.calls: list[str] = []  # "load a", "unload a", in order
         self.limits: BackendLimits | None = None
@@ -75,7 +77,7 @@ class FakeBackend:
     def fail_sequences(self, model_id: str, error: MlxdError) -> None:
         """Let all sequences that the model runs fail at the next pass."""
         for engine in self.engines:
-            if engine.model_id == model_id:
+            if engine.model_id == model_id and not engine.closed:
                 engine.fail(error)
 
     def hold_loads(self, *, hold: bool) -> None:
@@ -177,7 +179,7 @@ class FakeBackend:
         self._pass = None
         posts: list[Post] = []
         for engine in self.engines:
-            engine.step(posts)
+            engine.step(posts, self.pass_tokens)
         self._measure()
         if self.running or any(engine.has_commands for engine in self.engines):
             self._wake()

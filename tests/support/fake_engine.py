@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -42,6 +42,7 @@ class Row:
     submit: Submit
     listener: Listener
     granted_tokens: int
+    key: int
     generated: int = 0
     prefilled: bool = False
     asked: bool = False  # KvLow was posted for this grant
@@ -60,10 +61,20 @@ class Row:
         return len(self.submit.prompt.tokens) + self.submit.prompt.max_tokens
 
 
-def token_text(submit: Submit, position: int) -> str:
-    """Return the letter at *position* of the answer to this prompt and seed."""
-    seed = f"{submit.prompt.tokens}{submit.sampling.seed}{position}"
-    return chr(ord("a") + hashlib.blake2b(seed.encode(), digest_size=1).digest()[0] % 26)
+def answer_key(prompt_tokens: tuple[int, ...], seed: int | None) -> int:
+    """Return what decides the answer."""
+    return zlib.crc32(f"{prompt_tokens}{seed}".encode())
+
+
+def answer_letter(key: int, position: int) -> str:
+    """Return the letter at *position* of the answer."""
+    return chr(ord("a") + (key + position * 2654435761 >> 5) % 26)
+
+
+def answer_text(prompt: str, seed: int | None, tokens: int) -> str:
+    """Return the answer of an unhurried run."""
+    key = answer_key(tuple(ord(letter) for letter in prompt), seed)
+    return "".join(answer_letter(key, position) for position in range(tokens))
 
 
 class FakeEngine:
@@ -153,7 +164,8 @@ class FakeEngine:
         assert submit.kv_tokens > len(submit.prompt.tokens)
 
         def run(posts: list[Post]) -> None:
-            self._rows[submit.sequence_id] = Row(submit, listener, submit.kv_tokens)
+            key = answer_key(submit.prompt.tokens, submit.sampling.seed)
+            self._rows[submit.sequence_id] = Row(submit, listener, submit.kv_tokens, key)
 
         self._post(run)
 
@@ -222,14 +234,15 @@ class FakeEngine:
         self.fail(RequestCancelled(f"{self.model_id} was unloaded"))
         self.closed = True
 
-    def step(self, posts: list[Post]) -> None:
-        """Run the commands, then make one token per row."""
+    def step(self, posts: list[Post], pass_tokens: int) -> None:
+        """Run the commands, then make tokens for every row."""
         commands, self._commands = self._commands, []
         for command in commands:
             command(posts)
-        for row in list(self._rows.values()):
-            if not row.paused:
-                self._advance(row, posts)
+        for _ in range(pass_tokens):
+            for row in list(self._rows.values()):
+                if not row.paused:
+                    self._advance(row, posts)
 
     def _post(self, command: Callable[[list[Post]], None]) -> None:
         assert not self.closed, f"{self.model_id} was used after its unload"
@@ -247,7 +260,7 @@ class FakeEngine:
         if row.tokens >= row.granted_tokens:
             self._pause(row, posts)
             return
-        row.pending += token_text(row.submit, row.generated)
+        row.pending += answer_letter(row.key, row.generated)
         row.generated += 1
         text, ended = self._release(row)
         posts.append((row.listener, Delta(number, text, TextKind.CONTENT, row.generated)))

@@ -1,0 +1,225 @@
+"""Random histories of requests, loads, failures, limits, pins, preloads and drops, with the promises checked throughout."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import strategies as st
+
+from mlxd.protocol.errors import (
+    DoesNotFit,
+    InsufficientCapacity,
+    LoadFailed,
+    LoadTimeout,
+    MlxdError,
+    ModelUnloaded,
+    QueueFull,
+    QueueTimeout,
+    RequestCancelled,
+)
+from tests.support.fake_engine import answer_text
+from tests.support.pool_invariants import Invariants
+from tests.support.pool_world import Client, World, facts
+
+MODELS = ("a", "b", "c", "huge")
+SIZES_MB = {"a": 20, "b": 30, "c": 45, "huge": 400}
+LIMITS_MB = (40, 60, 80, 100, 150)
+
+model_ids = st.sampled_from(MODELS)
+some_models = st.lists(st.sampled_from(("a", "b", "c")), unique=True, max_size=2)
+
+operations = st.one_of(
+    st.tuples(
+        st.just("send"),
+        model_ids,
+        st.sampled_from((1, 40, 1200, 3000, 6000)),
+        st.sampled_from((5, 200, 2500)),
+    ),
+    st.tuples(st.just("send"), st.sampled_from(("a", "b", "c")), st.just(1500), st.just(300)),
+    st.tuples(st.just("drop"), st.integers(0, 30)),
+    st.tuples(st.just("turns"), st.integers(0, 4)),
+    st.tuples(st.just("advance"), st.sampled_from((0.02, 0.3, 1.1, 6.0, 35.0))),
+    st.tuples(st.just("advance"), st.just(0.3)),
+    st.tuples(st.just("limit"), st.sampled_from(LIMITS_MB)),
+    st.tuples(st.just("max_models"), st.sampled_from((1, 2, "none"))),
+    st.tuples(st.just("preload"), some_models),
+    st.tuples(st.just("pins"), some_models),
+    st.tuples(st.just("keep_alive"), st.sampled_from(("0s", "2s", "30m", "never"))),
+    st.tuples(st.just("policy"), st.sampled_from(("lru", "lfu"))),
+    st.tuples(st.just("queue"), st.sampled_from((0, 2, 64))),
+    st.tuples(st.just("slots"), st.sampled_from((1, 2, 32))),
+    st.tuples(st.just("prompt_cache"), st.sampled_from((0, 2_000_000, 2**30))),
+    st.tuples(st.just("load"), model_ids),
+    st.tuples(st.just("unload"), model_ids, st.booleans()),
+    st.tuples(st.just("fail_load"), st.sampled_from(("a", "b", "c"))),
+    st.tuples(st.just("fail_sequences"), st.sampled_from(("a", "b", "c"))),
+)
+
+
+class Watched(World):
+    """A world that checks the promises whenever it is quiet."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        super().__init__({name: facts(SIZES_MB[name] * 1_000_000, per_token=3000) for name in MODELS}, document)
+        self.backend.pass_tokens = 60
+        self.backend.step_s = 0.05
+        self.backend.unload_s = 0.3
+        self.invariants = Invariants(self)
+        self.pool._state._on_event = self._on_event
+
+    def _on_event(self, happened: Any) -> None:
+        self.events.append(happened)
+        self.invariants.on_event(happened)
+
+    async def settle(self) -> None:
+        await super().settle()
+        self.invariants.check()
+
+
+class History:
+    """Carries out operations and remembers what each request may end with."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.world = watched
+        self.clients: list[tuple[Client, str]] = []
+        self.commands: list[asyncio.Task[Any]] = []
+        self.dropped: set[int] = set()
+        self.may_end_with: set[type[MlxdError]] = {QueueFull, QueueTimeout, LoadTimeout, DoesNotFit}
+
+    async def do(self, name: str, *arguments: Any) -> None:
+        handler: Callable[..., Any] = getattr(self, f"do_{name}")
+        result = handler(*arguments)
+        if asyncio.iscoroutine(result):
+            await result
+
+    def do_send(self, model_id: str, tokens: int, prompt_length: int) -> None:
+        number = len(self.clients)
+        prompt = (f"{number}:" + "x" * prompt_length)[:prompt_length]
+        client = self.world.send(model_id, tokens=tokens, prompt=prompt, seed=number)
+        self.clients.append((client, answer_text(prompt, number, tokens)))
+
+    def do_drop(self, place: int) -> None:
+        if place < len(self.clients):
+            self.clients[place][0].task.cancel()
+            self.dropped.add(place)
+
+    async def do_turns(self, turns: int) -> None:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    async def do_advance(self, seconds: float) -> None:
+        await self.world.advance(seconds)
+
+    def do_limit(self, megabytes: int) -> None:
+        self._change({"pool": {"memory": megabytes * 1_000_000}})
+
+    def do_max_models(self, count: int | str) -> None:
+        self._change({"pool": {"max_models": count}})
+
+    def do_preload(self, chosen: list[str]) -> None:
+        self._change({"pool": {"preload": chosen}})
+
+    def do_pins(self, chosen: list[str]) -> None:
+        self._change({"models": {name: {"pin": name in chosen} for name in MODELS}})
+
+    def do_keep_alive(self, value: str) -> None:
+        self._change({"pool": {"keep_alive": value}})
+
+    def do_policy(self, value: str) -> None:
+        self._change({"pool": {"policy": value}})
+
+    def do_queue(self, size: int) -> None:
+        self._change({"queue": {"size": size, "per_model": max(1, size // 2)}})
+
+    def do_slots(self, count: int) -> None:
+        self._change({"engine": {"max_sequences": count}})
+
+    def do_prompt_cache(self, n_bytes: int) -> None:
+        self._change({"engine": {"prompt_cache": n_bytes}})
+
+    def do_load(self, model_id: str) -> None:
+        self.commands.append(self.world.task(self.world.pool.load(model_id)))
+
+    def do_unload(self, model_id: str, force: bool) -> None:
+        self.may_end_with.add(ModelUnloaded)
+        if force:
+            self.may_end_with.add(RequestCancelled)
+        self.commands.append(self.world.task(self.world.pool.unload(model_id, force=force)))
+
+    def do_fail_load(self, model_id: str) -> None:
+        self.may_end_with.add(LoadFailed)
+        self.world.backend.fail_load(model_id, LoadFailed("the disk is on fire"))
+
+    def do_fail_sequences(self, model_id: str) -> None:
+        self.may_end_with.add(Made)
+        self.world.backend.fail_sequences(model_id, Made("made to fail"))
+
+    def _change(self, document: dict[str, Any]) -> None:
+        self.world.invariants.limit_was_lowered = True  # or pins, or max_models
+        try:
+            begun = self.world.change(document)
+        except InsufficientCapacity:
+            return
+        for victim in begun.evicting if not begun.loading else ():  # loads evict one after another
+            assert self.world.state(victim.id) in {"unloading", "queued", "unloaded"}, "the plan is what was begun"
+        for model in begun.draining:
+            assert self.world.state(model.id) == "draining", "the plan is what was begun"
+
+    async def finish(self) -> None:
+        """Let all waits run out, and judge how each request ended."""
+        self._change({"pool": {"keep_alive": "never"}})
+        for _ in range(60):
+            await self.world.advance(60)
+            if all(client.done for client, _ in self.clients) and all(task.done() for task in self.commands):
+                break
+        await self.world.advance(1)
+        for place, (client, expected) in enumerate(self.clients):
+            assert client.done, f"P6: request {place} never ended: {self.world.pool.status().queue}"
+            if client.error is not None:
+                assert type(client.error) in self.may_end_with, repr(client.error)
+            elif not client.task.cancelled():
+                assert client.text == expected, f"request {place} is not whole"
+            else:
+                assert place in self.dropped
+        for task in self.commands:
+            assert task.done(), "P6: a command never ended"
+            assert task.exception() is None or isinstance(task.exception(), MlxdError), repr(task.exception())
+        self.world.invariants.check_end()
+
+
+class Made(MlxdError):
+    """The fault that `fail_sequences` makes."""
+
+    code = "error"
+
+
+async def live(document: dict[str, Any], history: list[tuple[Any, ...]]) -> None:
+    """Run one history to its end."""
+    watched = Watched(document)
+    await watched.pool.start()
+    played = History(watched)
+    try:
+        for name, *arguments in history:
+            await played.do(name, *arguments)
+        await played.finish()
+        for kind in {happened.kind for happened in watched.events}:
+            event(kind)
+    finally:
+        watched.invariants.check = lambda: None  # type: ignore[method-assign]
+        await watched.close()
+
+
+@settings(
+    max_examples=120,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(history=st.lists(operations, min_size=5, max_size=40))
+def test_promises_hold_in_random_histories(history: list[tuple[Any, ...]]) -> None:
+    """P1-P3, P5-P7 and P10 hold at every quiet moment, every request ends in a stated way, and nothing leaks."""
+    asyncio.run(live({"queue": {"timeout": "20s"}, "pool": {"memory": 100_000_000}}, history))
