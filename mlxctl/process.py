@@ -56,6 +56,8 @@ def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
         status = child.poll()
         daemon = find_daemon(socket, timeout_s)
         if daemon is not None:
+            if daemon.pid != child.pid:
+                _end(child)  # too late, or it would come up as soon as the other one is stopped
             return daemon
         if status == EXIT_CONFLICT:  # another holds the lock: it is coming up, or about to end
             child = _spawn(home, socket)
