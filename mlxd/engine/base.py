@@ -298,6 +298,7 @@ class Backend(Protocol):
 
         Raises:
             LoadFailed: with the cause in words; nothing of the model stays resident.
+            OutOfMemory: an allocation failed; likewise.
         """
 
     async def unload(self, engine: Engine) -> None:

@@ -51,7 +51,7 @@ class PromptRenderer:
                 tokens = self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
             case _:
                 tokens = list(request.prompt.tokens)
-                self._check_range(tokens)
+        self._check_range(tokens)
         return PreparedPrompt(tuple(tokens), self._max_tokens(len(tokens), request.max_tokens), kind, is_continuation)
 
     def _render(self, prompt: ChatPrompt) -> str:
@@ -74,8 +74,9 @@ class PromptRenderer:
         return str(text)
 
     def _check_range(self, tokens: list[int]) -> None:
-        wrong = next((token for token in tokens if not 0 <= token < self._facts.vocab_size), None)
-        if wrong is not None:
+        # Of every prompt: a tokenizer may know more tokens than its model, and MLX reads past the end of the embedding.
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._facts.vocab_size:
+            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
             raise InvalidRequest(
                 f"token {wrong} is not one of '{self._model_id}': 0..{self._facts.vocab_size - 1}", param="prompt"
             )

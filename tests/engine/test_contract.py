@@ -220,20 +220,20 @@ async def test_commands_for_ended_sequences_are_ignored(bench: Bench, loaded: En
 
 async def test_kv_low_comes_once_per_grant(bench: Bench, loaded: Engine) -> None:
     """A sequence asks for more while fewer than 128 tokens remain, and goes on without a pause when it gets it."""
-    prompt = await bench.wait(prepare(loaded, max_tokens=600))
+    prompt = await bench.wait(prepare(loaded, max_tokens=300))
     unhurried = (await bench.wait(start(loaded, prompt).ended())).text()
-    sequence = start(loaded, prompt, kv_tokens=16 + 200)
+    sequence = start(loaded, prompt, kv_tokens=16 + 150)
     asked_at: list[int] = []
 
     def on_event(event: object) -> None:
         if event in sequence.lows:
             asked_at.append(sequence.deltas[-1].completion_tokens)
-            loaded.grant(sequence.sequence_id, sequence.lows[-1].kv_tokens + 200)
+            loaded.grant(sequence.sequence_id, sequence.lows[-1].kv_tokens + 100)
 
     sequence.on_event = on_event
     await bench.wait(sequence.ended())
-    assert [low.kv_tokens for low in sequence.lows] == [216, 416]  # 616 holds all of it
-    assert asked_at == [216 - 16 - 127, 416 - 16 - 127]
+    assert [low.kv_tokens for low in sequence.lows] == [166, 266]  # 366 holds all of it
+    assert asked_at == [166 - 16 - 127, 266 - 16 - 127]
     assert sequence.pauses == []
     assert sequence.text() == unhurried
 

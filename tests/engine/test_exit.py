@@ -1,0 +1,72 @@
+"""Processes that end around the device thread: no abort, whatever it was doing; and what a start imports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.engine.conftest import WriteModel
+
+PREAMBLE = """
+import asyncio, sys
+from pathlib import Path
+from mlxd.engine.base import *
+from mlxd.engine.device import Device
+
+async def streaming(device):
+    engine = await device.load(LoadSpec("tiny", Path(sys.argv[1]), None, 10**8), lambda done, total: None)
+    tokens = asyncio.Event()
+    prompt = PreparedPrompt((1, 2, 3), 1500)
+    engine.submit(
+        Submit(1, prompt, SamplingParams(), (), 2000),
+        lambda event: tokens.set() if isinstance(event, Delta) else None,
+    )
+    await tokens.wait()
+    return engine
+
+def new_device():
+    return Device(asyncio.get_running_loop(), BackendLimits(10**9, 10**8), SchedulingParams(2048, 30))
+"""
+ENDS = {
+    "closed": """
+async def main():
+    device = new_device()
+    await streaming(device)
+    await device.close()
+""",
+    "forgotten": """
+async def main():
+    await streaming(new_device())
+""",
+    "exception": """
+async def main():
+    engine = await streaming(new_device())
+    raise SystemExit(3)
+""",
+    "never used": """
+async def main():
+    device = new_device()
+    await device.memory()
+    assert not {"mlx", "mlx.core", "mlx_lm", "transformers"} & set(sys.modules), "imported too early"
+""",
+    "import in progress": """
+async def main():
+    new_device().warm_up()
+""",
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_process_ends_in_order(write_model: WriteModel, end: str) -> None:
+    """The exit status is the program's own, and nothing is on stderr."""
+    program = PREAMBLE + ENDS[end] + "\nasyncio.run(main())\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(write_model())],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3 if end == "exception" else 0, "", "")

@@ -1,0 +1,197 @@
+"""Loading: facts as measured, slices, and what is said when it fails."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlxd.engine.base import KvShape
+from mlxd.engine.device import Device
+from mlxd.engine.fault import in_words
+from mlxd.engine.kv import probe_kv
+from mlxd.engine.loader import SlicedLoad
+from mlxd.engine.source import context_length, read_model_files
+from mlxd.protocol.errors import LoadFailed
+from tests.engine.conftest import WriteModel, load_spec
+from tests.support.sequence import prepare, start
+from tests.support.stepped_model import load_now
+from tests.support.tiny_model import write_tiny_model
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    """Change keys of config.json; None removes one."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+def test_facts_are_measured(write_model: WriteModel) -> None:
+    """Weights are what the arrays take, the vocabulary is that of the logits, the rest is what the files declare."""
+    path = write_model(thinking=True, tools=True, context=777)
+    facts = load_now(path).facts
+    assert facts.weights_bytes == pytest.approx((path / "model.safetensors").stat().st_size, rel=0.02)
+    assert (facts.vocab_size, facts.context_length) == (96 + 3 + 4, 777)
+    assert (facts.has_thinking, facts.has_tool_calling, facts.chat_template) == (True, True, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"layers": 3}, KvShape(((3 * 2 * 2 * 16 * 4, None),))),
+        ({"layers": 2, "kv_heads": 4}, KvShape(((2 * 2 * 4 * 16 * 4, None),))),
+        ({"layers": 4, "sliding_window": 32}, KvShape(((2 * 2 * 2 * 16 * 4, None), (2 * 2 * 2 * 16 * 4, 32)))),
+    ],
+)
+def test_kv_shape_is_read_off_the_caches(write_model: WriteModel, options: dict[str, int], expected: KvShape) -> None:
+    """2 · kv_heads · head_dim · itemsize per layer; layers with a window are capped."""
+    assert load_now(write_model(**options)).facts.kv == expected
+
+
+def test_fixed_state_is_counted_once() -> None:
+    """State-space layers hold the same whatever the length."""
+    from mlx_lm.models.cache import ArraysCache, CacheList, KVCache
+
+    class Hybrid:
+        def make_cache(self) -> list[Any]:
+            return [CacheList(ArraysCache(size=1), KVCache())]
+
+        def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+            state, attention = cache[0].caches
+            state[0] = mx.zeros((1, 10), mx.float32)
+            attention.update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
+            return mx.zeros((1, 1, 50))
+
+    assert probe_kv(Hybrid()) == (KvShape(((2 * 8 * 4, None),), fixed_bytes=40), 50)
+
+
+def test_model_that_cannot_be_batched_is_refused() -> None:
+    """A cache without `merge` would fail at the first request."""
+    from mlx_lm.models.cache import ChunkedKVCache
+
+    class Chunked:
+        def make_cache(self) -> list[Any]:
+            return [ChunkedKVCache(16)]
+
+        def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+            cache[0].update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
+            return mx.zeros((1, 1, 50))
+
+    with pytest.raises(LoadFailed, match="ChunkedKVCache"):
+        probe_kv(Chunked())
+
+
+@pytest.mark.parametrize(
+    ("setting", "changes", "expected"),
+    [
+        (None, {}, 2048),
+        (500, {}, 500),
+        (4096, {}, 4096),
+        (None, {"max_position_embeddings": None}, 2048),  # the tokenizer's
+        (None, {"max_position_embeddings": None, "text_config": {"max_position_embeddings": 300}}, 300),
+    ],
+)
+def test_context_comes_from_the_first_that_knows(
+    tmp_path: Path, setting: int | None, changes: dict[str, Any], expected: int
+) -> None:
+    """The setting counts first, then the model's configuration, then the tokenizer's."""
+    change_config(write_tiny_model(tmp_path), **changes)
+    spec = load_spec(tmp_path, context_length=setting)
+    assert context_length(spec, read_model_files(spec)) == expected
+
+
+def test_load_is_sliced(write_model: WriteModel) -> None:
+    """A slice is as large as it may be, and at least one array; the sum is the whole."""
+    spec = load_spec(write_model())
+    load = SlicedLoad(spec, read_model_files(spec))
+    assert load.advance(50_000) is None
+    done = [0]
+    while load.advance(50_000) is None:
+        done.append(load.done_bytes)
+    largest = max(after - before for before, after in itertools.pairwise(done))
+    assert largest <= 50_000
+    assert len(done) > load.total_bytes // 50_000
+    assert done[-1] == load.total_bytes
+
+
+def _truncate(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5000])
+
+
+def _remove_tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights cut short": (_truncate, "exceeding the size of the file"),
+    "weights are garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 500), "header"),
+    "weights are empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "read"),
+    "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+    "configuration missing": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
+    "configuration damaged": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
+    "configuration is a list": (lambda folder: (folder / "config.json").write_text("[]"), "names no model_type"),
+    "unknown model": (lambda folder: change_config(folder, model_type="nosuch"), "Model type nosuch not supported"),
+    "a layer too many": (lambda folder: change_config(folder, num_hidden_layers=3), "Missing 9 parameters"),
+    "a layer too few": (lambda folder: change_config(folder, num_hidden_layers=1), "9 parameters not in model"),
+    "tokenizer missing": (_remove_tokenizer, "the tokenizer cannot be read"),
+    "tokenizer damaged": (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer cannot be read"),
+    "folder missing": (lambda folder: folder.rename(folder.with_name("elsewhere")), "is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_failed_load_says_why_and_leaves_nothing(device: Device, tmp_path: Path, damage: str) -> None:
+    """The error names the model and the cause in words, without a traceback, and no byte stays resident."""
+    folder = write_tiny_model(tmp_path / "model")
+    hurt, words = DAMAGES[damage]
+    hurt(folder)
+    with pytest.raises(LoadFailed, match=words) as error:
+        await device.load(load_spec(folder, model_id="hurt"), lambda done, total: None)
+    assert "'hurt'" in error.value.message
+    assert "Traceback" not in error.value.message
+    assert len(error.value.message) < 500
+    assert (await device.memory()).active_bytes < 1000
+
+
+async def test_failed_load_disturbs_no_stream(device: Device, write_model: WriteModel, tmp_path: Path) -> None:
+    """A stream of another model goes on to its whole answer."""
+    engine = await device.load(load_spec(write_model()), lambda done, total: None)
+    prompt = await prepare(engine, max_tokens=200)
+    alone = (await start(engine, prompt).ended()).text()
+    stream = start(engine, prompt)
+    await stream.until(lambda: bool(stream.deltas))
+    _truncate(write_tiny_model(tmp_path))
+    with pytest.raises(LoadFailed):
+        await device.load(load_spec(tmp_path), lambda done, total: None)
+    assert (await stream.ended()).text() == alone
+
+
+async def test_code_that_comes_with_a_model_is_not_run(device: Device, tmp_path: Path) -> None:
+    """A folder that asks for its own Python is refused, and nothing is asked on a terminal."""
+    folder = write_tiny_model(tmp_path)
+    (folder / "evil.py").write_text("raise SystemExit('it ran')")
+    change_config(folder, model_file="evil.py")
+    with pytest.raises(LoadFailed, match="custom module"):
+        await device.load(load_spec(folder), lambda done, total: None)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ValueError("too\n  many   spaces"), "too many spaces"),
+        (KeyError("name"), "KeyError: 'name'"),
+        (RuntimeError(""), "RuntimeError: "),
+        (ValueError("x" * 1000), "x" * 300 + " …"),
+        (LoadFailed("ours"), "ours"),
+    ],
+)
+def test_foreign_errors_in_words(error: Exception, words: str) -> None:
+    """One short line, with the type where the text says nothing."""
+    assert in_words(error) == words

@@ -1,0 +1,161 @@
+"""`engine.prompt`: rendering, tokenizing, and every refusal before anything reaches the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from mlx_lm.utils import load_tokenizer
+
+from mlxd.engine.base import (
+    ChatPrompt,
+    EngineFacts,
+    GenerationRequest,
+    KvShape,
+    SamplingParams,
+    TextKind,
+    TextPrompt,
+    TokenPrompt,
+)
+from mlxd.engine.prompt import PromptRenderer
+from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
+from tests.engine.conftest import WriteModel
+
+CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
+FACTS = EngineFacts(
+    weights_bytes=1,
+    kv=KvShape(()),
+    context_length=100,
+    vocab_size=99,
+    has_thinking=False,
+    has_tool_calling=False,
+    chat_template=True,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(write_model: WriteModel) -> Any:
+    """The tiny model's."""
+    return load_tokenizer(write_model())
+
+
+@pytest.fixture
+def renderer(tokenizer: Any) -> PromptRenderer:
+    """A context of 100 tokens."""
+    return PromptRenderer("tiny", tokenizer, FACTS)
+
+
+def test_chat_goes_through_the_template(renderer: PromptRenderer, tokenizer: Any) -> None:
+    """The messages are rendered with the beginning of the answer, and special tokens are one token each."""
+    prompt = renderer.prepare(GenerationRequest(CHAT))
+    assert tokenizer.decode(prompt.tokens) == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert len(prompt.tokens) == 1 + 5 + 2 + 1 + 1 + 1 + 10
+    assert (prompt.max_tokens, prompt.initial_kind) == (100 - 21, TextKind.CONTENT)
+    assert not prompt.is_continuation
+
+
+def test_text_and_tokens_are_taken_as_they_are(renderer: PromptRenderer, tokenizer: Any) -> None:
+    """No template touches them, and the answer continues them."""
+    prompts = [renderer.prepare(GenerationRequest(prompt)) for prompt in (TextPrompt("Hi"), TokenPrompt((40, 73)))]
+    assert [tokenizer.decode(prompt.tokens) for prompt in prompts] == ["Hi", "Hi"]
+    assert all(prompt.is_continuation for prompt in prompts)
+
+
+@pytest.mark.parametrize(("kwargs", "kind"), [({}, TextKind.REASONING), ({"enable_thinking": False}, TextKind.CONTENT)])
+def test_template_that_opens_the_thinking_is_noticed(
+    write_model: WriteModel, kwargs: dict[str, bool], kind: TextKind
+) -> None:
+    """The answer then begins as reasoning, and template arguments reach the template."""
+    renderer = PromptRenderer("tiny", load_tokenizer(write_model(open_thinking=True)), FACTS)
+    assert renderer.prepare(GenerationRequest(replace(CHAT, template_kwargs=kwargs))).initial_kind is kind
+
+
+def test_tag_in_a_message_opens_nothing(write_model: WriteModel) -> None:
+    """A user may write about tags."""
+    renderer = PromptRenderer("tiny", load_tokenizer(write_model(thinking=True)), FACTS)
+    chat = ChatPrompt(({"role": "user", "content": "what is <think>"},))
+    assert renderer.prepare(GenerationRequest(chat)).initial_kind is TextKind.CONTENT
+
+
+def test_context_is_checked_with_both_numbers(renderer: PromptRenderer) -> None:
+    """The message names prompt, max_tokens and context; what just fits is taken."""
+    request = GenerationRequest(TextPrompt("x" * 90), max_tokens=10)
+    assert renderer.prepare(request).max_tokens == 10
+    with pytest.raises(ContextLengthExceeded, match=r"90 tokens and max_tokens is 11.* 101,.* 100 tokens") as error:
+        renderer.prepare(replace(request, max_tokens=11))
+    assert error.value.param == "max_tokens"
+    with pytest.raises(ContextLengthExceeded, match=r"100 tokens.*no room.*100 tokens"):
+        renderer.prepare(GenerationRequest(TextPrompt("x" * 100)))
+
+
+@pytest.mark.parametrize("prompt", [TextPrompt(""), TokenPrompt(())])
+def test_empty_prompt_is_refused(renderer: PromptRenderer, prompt: TextPrompt | TokenPrompt) -> None:
+    """A model needs a token to begin with."""
+    with pytest.raises(InvalidRequest, match="empty"):
+        renderer.prepare(GenerationRequest(prompt))
+
+
+@pytest.mark.parametrize("token", [99, -1, 2**40])
+def test_unknown_token_is_refused(renderer: PromptRenderer, token: int) -> None:
+    """An index outside the embedding would read foreign memory."""
+    with pytest.raises(InvalidRequest, match=f"token {token} .*0..98"):
+        renderer.prepare(GenerationRequest(TokenPrompt((1, token))))
+
+
+def test_model_without_a_template_refuses_chat(tokenizer: Any) -> None:
+    """The error names the way that works."""
+    renderer = PromptRenderer("tiny", tokenizer, replace(FACTS, chat_template=False))
+    with pytest.raises(InvalidRequest, match="no chat template") as error:
+        renderer.prepare(GenerationRequest(CHAT))
+    assert "/v1/completions" in str(error.value.hint)
+
+
+def test_template_that_refuses_is_the_requests_fault(tokenizer: Any) -> None:
+    """What the template says is passed on."""
+
+    class Refusing:
+        has_thinking = False
+
+        def apply_chat_template(self, *args: object, **kwargs: object) -> str:
+            raise ValueError("roles must alternate")
+
+    with pytest.raises(InvalidRequest, match="roles must alternate") as error:
+        PromptRenderer("tiny", Refusing(), FACTS).prepare(GenerationRequest(CHAT))
+    assert error.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_p": -0.1}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"xtc_probability": 2.0}, "xtc_probability"),
+        ({"xtc_threshold": 0.6}, "xtc_threshold"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"presence_penalty": math.nan}, "presence_penalty"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty"),
+        ({"logit_bias": ((99, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((1, math.nan),)}, "logit_bias"),
+    ],
+)
+def test_sampling_that_would_fail_in_a_batch_is_refused(
+    renderer: PromptRenderer, changes: dict[str, Any], param: str
+) -> None:
+    """An exception in a sampler costs other rows their tokens, so it is prevented here; the field is named."""
+    request = GenerationRequest(TextPrompt("Hi"), replace(SamplingParams(), **changes))
+    with pytest.raises(InvalidRequest) as error:
+        renderer.prepare(request)
+    assert error.value.param == param
+
+
+def test_max_tokens_below_one_is_refused(renderer: PromptRenderer) -> None:
+    """0 is a value, and not one that can be done."""
+    with pytest.raises(InvalidRequest, match="least is 1"):
+        renderer.prepare(GenerationRequest(TextPrompt("Hi"), max_tokens=0))
