@@ -14,16 +14,16 @@ from mlxd.protocol.errors import LoadFailed
 
 
 def probe_kv(model: Any) -> tuple[KvShape, int]:
-    """Run one token through *model*; return the shape of its KV and the size of its vocabulary (the logits' last axis).
+    """Return the shape of the KV of *model*, and the size of its vocabulary (the logits' last axis).
 
-    Item sizes are those of the activations, which the files do not tell: 4-bit weights may have float32 KV.
+    Item sizes are those of the activations, which the files do not tell: 4-bit weights may have float32 KV. One token is
+    sent through the model and nothing is evaluated: shapes and types are known without.
 
     Raises:
         LoadFailed: the model has a cache that mlx-lm cannot batch.
     """
     cache = make_prompt_cache(model)
     logits = model(mx.array([[0]]), cache=cache)
-    mx.eval(logits, [part.state for part in cache])
     per_token_bytes: Counter[int | None] = Counter()
     fixed_bytes = 0
     for part in _leaves(cache):

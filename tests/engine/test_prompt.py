@@ -28,7 +28,7 @@ FACTS = EngineFacts(
     weights_bytes=1,
     kv=KvShape(()),
     context_length=100,
-    vocab_size=99,
+    vocab_size=110,
     has_thinking=False,
     has_tool_calling=False,
     chat_template=True,
@@ -97,10 +97,10 @@ def test_empty_prompt_is_refused(renderer: PromptRenderer, prompt: TextPrompt | 
         renderer.prepare(GenerationRequest(prompt))
 
 
-@pytest.mark.parametrize("token", [99, -1, 2**40])
+@pytest.mark.parametrize("token", [110, -1, 2**40])
 def test_unknown_token_is_refused(renderer: PromptRenderer, token: int) -> None:
     """An index outside the embedding would read foreign memory."""
-    with pytest.raises(InvalidRequest, match=f"token {token} .*0..98"):
+    with pytest.raises(InvalidRequest, match=f"token {token} .*0..109"):
         renderer.prepare(GenerationRequest(TokenPrompt((1, token))))
 
 
@@ -141,7 +141,7 @@ def test_template_that_refuses_is_the_requests_fault(tokenizer: Any) -> None:
         ({"repetition_penalty": 0.0}, "repetition_penalty"),
         ({"presence_penalty": math.nan}, "presence_penalty"),
         ({"frequency_penalty": math.inf}, "frequency_penalty"),
-        ({"logit_bias": ((99, 1.0),)}, "logit_bias"),
+        ({"logit_bias": ((110, 1.0),)}, "logit_bias"),
         ({"logit_bias": ((1, math.nan),)}, "logit_bias"),
     ],
 )
