@@ -1,0 +1,188 @@
+"""The listening socket: a taken port, a move while requests run, both loopback addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from mlxd.openai.server import RETRY_S, HttpServer, ServerStatus
+from mlxd.protocol.errors import InvalidValue
+from tests.support.clock import FakeClock
+from tests.support.http_server import settings_of
+
+
+class Gate:
+    """An application whose one route waits until it is told to answer."""
+
+    def __init__(self) -> None:
+        self.entered, self.open = asyncio.Event(), asyncio.Event()
+        self.cancelled = False
+        self.app = web.Application()
+        self.app.router.add_get("/", self.wait)
+        self.app.router.add_get("/now", self.now)
+
+    async def wait(self, request: web.Request) -> web.Response:
+        self.entered.set()
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return web.Response(text="done")
+
+    async def now(self, request: web.Request) -> web.Response:
+        return web.Response(text="now")
+
+
+@asynccontextmanager
+async def _server(port: int, host: str = "127.0.0.1") -> AsyncIterator[tuple[HttpServer, Gate, FakeClock]]:
+    gate, clock = Gate(), FakeClock()
+    server = HttpServer(gate.app, host, port, clock=clock)
+    await server.start()
+    try:
+        yield server, gate, clock
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def _taken() -> AsyncIterator[socket.socket]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock
+
+
+async def _get(address: str | None, path: str = "/now") -> str:
+    async with aiohttp.ClientSession() as http, http.get(f"http://{address}{path}") as response:
+        return await response.text()
+
+
+async def test_port_0_takes_a_free_one() -> None:
+    """The state has the real address."""
+    async with _server(0) as (server, _, _):
+        assert server.state.status is ServerStatus.LISTENING
+        assert await _get(server.state.address) == "now"
+    assert server.state.status is ServerStatus.STOPPED
+
+
+async def test_a_taken_port_is_retried_until_it_is_free() -> None:
+    """Start does not fail; the state names the port and the remedy, and once the port is free it listens."""
+    async with _taken() as other:
+        port = other.getsockname()[1]
+        async with _server(port) as (server, _, clock):
+            assert server.state.status is ServerStatus.PORT_TAKEN
+            assert f"port {port} on 127.0.0.1 is taken" in str(server.state.reason)
+            assert "mlxctl config set http.port" in str(server.state.reason)
+            assert clock.next_s == clock.now() + RETRY_S
+            await _retry(server, clock)
+            assert server.state.status is ServerStatus.PORT_TAKEN
+            other.close()
+            await _retry(server, clock)
+            assert server.state.status is ServerStatus.LISTENING
+            assert server.state.address == f"127.0.0.1:{port}"
+            assert clock.next_s is None
+
+
+async def _retry(server: HttpServer, clock: FakeClock) -> None:
+    clock.run_next()
+    retrying = server._retrying
+    assert retrying is not None
+    await retrying
+
+
+async def test_a_move_leaves_running_requests_alone() -> None:
+    """The new port answers at once, the old one no more, and what ran on the old one ends whole."""
+    async with _server(0) as (server, gate, _):
+        old = server.state.address
+        asking = asyncio.create_task(_get(old, "/"))
+        await gate.entered.wait()
+        await server.rebind("127.0.0.1", 0)
+        assert server.state.address != old
+        assert await _get(server.state.address) == "now"
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await _get(old)
+        gate.open.set()
+        assert await asking == "done"
+
+
+async def test_a_move_to_a_taken_port_changes_nothing() -> None:
+    """The change is refused with the port in words, and the old address answers on."""
+    async with _taken() as other, _server(0) as (server, _, _):
+        before = server.state
+        port = other.getsockname()[1]
+        with pytest.raises(InvalidValue, match=f"port {port} on 127.0.0.1 is taken") as refused:
+            await server.rebind("127.0.0.1", port)
+        assert refused.value.param == "http.port"
+        assert server.state == before
+        assert await _get(before.address) == "now"
+
+
+async def test_a_move_ends_the_retrying() -> None:
+    """A daemon that found its port taken can be given another one."""
+    async with _taken() as other, _server(other.getsockname()[1]) as (server, _, clock):
+        await server.rebind("127.0.0.1", 0)
+        assert server.state.status is ServerStatus.LISTENING
+        assert clock.next_s is None
+
+
+async def test_as_a_participant_it_moves_with_the_settings() -> None:
+    """Prepare opens, abandon closes again, apply moves; settings that leave the address alone do nothing."""
+    async with _server(0) as (server, _, _), _taken() as free:
+        port = free.getsockname()[1]
+        free.close()
+        old, new = settings_of(), settings_of({"http": {"port": port}})
+        first = server.state
+        assert server.check(new, force=False) == []
+        assert (server.plan(old, old), server.plan(old, new)) == ({}, {"listening": f"127.0.0.1:{port}"})
+        await server.prepare(old, new)
+        server.abandon()
+        assert server.state == first
+        await server.prepare(old, old)
+        assert server.apply(old, old) == {}
+        assert server.state == first
+        await server.prepare(old, new)
+        assert server.apply(old, new) == {"listening": f"127.0.0.1:{port}"}
+        assert await _get(f"127.0.0.1:{port}") == "now"
+
+
+async def test_localhost_is_both_loopback_addresses() -> None:
+    """Clients resolve localhost to either; both have the same port."""
+    async with _server(0, "localhost") as (server, _, _):
+        address = server.state.address
+        assert address is not None
+        port = address.rpartition(":")[2]
+        assert address == f"localhost:{port}"
+        assert await _get(f"127.0.0.1:{port}") == "now"
+        try:
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+        except OSError:
+            return  # this machine has no IPv6
+        assert await _get(f"[::1]:{port}") == "now"
+
+
+async def test_the_loopback_of_ipv6_is_written_in_brackets() -> None:
+    """The address can be put into a URL as it is."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with _server(0, "::1") as (server, _, _):
+        assert str(server.state.address).startswith("[::1]:")
+        assert await _get(server.state.address) == "now"
+
+
+async def test_a_client_that_disconnects_cancels_its_handler() -> None:
+    """`handler_cancellation` is on: everything else stands on it."""
+    async with _server(0) as (server, gate, _):
+        asking = asyncio.create_task(_get(server.state.address, "/"))
+        await gate.entered.wait()
+        asking.cancel()
+        while not gate.cancelled:
+            await asyncio.sleep(0)
