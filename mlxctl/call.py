@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlxctl import output
-from mlxctl.client import Client
+from mlxctl.client import Client, Reply
 from mlxctl.verb import Options
 from mlxd import __version__
-from mlxd.protocol.errors import EXIT_WAIT_TIMEOUT, ControlError
+from mlxd.protocol.errors import EXIT_INVALID, EXIT_WAIT_TIMEOUT, ControlError
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import format_duration
 
@@ -30,16 +30,17 @@ _WAIT_SLICE_S = 5.0
 class Call:
     """What a verb has at hand."""
 
-    def __init__(self, options: Options) -> None:
-        """Take the options; nothing is opened yet."""
+    def __init__(self, options: Options, command: str = "mlxctl") -> None:
+        """Take the options and the command as it was called; nothing is opened yet."""
         self.options = options
+        self.command = command
         self.home = Home.from_environment()
         self.socket = options.socket if options.socket is not None else self.home.socket
 
     @classmethod
     def of(cls, ctx: typer.Context) -> Call:
         """Return the call that typer's context stands for."""
-        return cls(ctx.obj if isinstance(ctx.obj, Options) else Options())
+        return cls(ctx.obj if isinstance(ctx.obj, Options) else Options(), ctx.command_path)
 
     def connect(self) -> Client:
         """Return a greeted connection; a daemon of another version is noted."""
@@ -62,9 +63,7 @@ class Call:
         if self.options.force:
             params["force"] = True
         with self.connect() as client:
-            reply = client.request(
-                operation, params, dry=self.options.dry_run, if_generation=self.options.if_generation
-            )
+            reply = self._request(client, operation, params)
             if reply.ignored:
                 self.note(
                     f"note: the running {client.version} does not know {', '.join(reply.ignored)}: mlxctl restart"
@@ -73,6 +72,14 @@ class Call:
             if self.options.wait_s is not None and document.get("op") is not None:
                 document["operation"] = self._wait(client, document["op"], self.options.wait_s)
         return document
+
+    def _request(self, client: Client, operation: str, params: Document) -> Reply:
+        try:
+            return client.request(operation, params, dry=self.options.dry_run, if_generation=self.options.if_generation)
+        except ControlError as error:
+            if error.hint is None and error.exit_code == EXIT_INVALID:
+                error.hint = f"{self.command} --help"
+            raise
 
     def show(self, document: Mapping[str, Any], render: Callable[[Any], str]) -> None:
         """Print the document, as JSON if asked for, else as text."""

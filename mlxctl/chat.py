@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from mlxctl import output
+from mlxctl.address import find_address
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
 from mlxctl.completion import Answer, list_models, stream_chat
@@ -17,8 +17,6 @@ from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
 
 app = make_app("Talk to a model.")
-
-_POLL_S = 0.1
 
 Words = Annotated[
     list[str] | None,
@@ -97,26 +95,20 @@ def choose(words: Sequence[str], models: Sequence[Mapping[str, Any]]) -> tuple[s
 
 
 def find_url(daemon: Client) -> str:
-    """Return the address of the daemon's HTTP server, waiting a moment for one that is just being opened.
+    """Return the address of the daemon's HTTP server.
 
     Raises:
         ControlError: it does not listen; the message says why.
     """
-    url = daemon.hello.get("http")
-    deadline_s = time.monotonic() + daemon.timeout_s
-    while not isinstance(url, str):
-        http = daemon.request("status").result["http"]
-        url, problem = http.get("url"), http.get("problem")
-        if problem is not None or (url is None and time.monotonic() >= deadline_s):
-            raise ControlError(
-                f"the daemon's HTTP server does not listen\n{problem or 'it is not open yet'}",
-                exit_code=EXIT_UNREACHABLE,
-                code="http.not_listening",
-                hint="mlxctl config set http.port N" if problem is not None else "mlxctl status",
-            )
-        if url is None:
-            time.sleep(_POLL_S)
-    return url
+    address = find_address(daemon)
+    if address.url is None:
+        raise ControlError(
+            f"the daemon's HTTP server does not listen\n{address.problem}",
+            exit_code=EXIT_UNREACHABLE,
+            code="http.not_listening",
+            hint="mlxctl config set http.port N",
+        )
+    return address.url
 
 
 def format_figures(answer: Answer) -> str:

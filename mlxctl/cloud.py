@@ -132,7 +132,7 @@ def _format(document: Document) -> str:
 
 def _format_providers(document: Document) -> str:
     if not document["providers"]:
-        return "no provider; mlxctl cloud provider add ID BASE_URL"
+        return "no provider; mlxctl cloud provider add ID --base-url URL"
     return format_table(
         ["PROVIDER", "KIND", "BASE URL", "KEY FROM"],
         [(item["id"], item["kind"], item["base_url"], item.get("auth_env")) for item in document["providers"]],

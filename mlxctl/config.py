@@ -92,14 +92,6 @@ def _format_value(document: Document) -> str:
 
 def _format_list(document: Document) -> str:
     return format_table(
-        ["SETTING", "VALUE", "ORIGIN", ""],
-        [
-            (
-                setting["key"],
-                _format_value(setting),
-                setting["origin"],
-                None if setting.get("live", True) else "needs restart",
-            )
-            for setting in document["settings"]
-        ],
+        ["SETTING", "VALUE", "ORIGIN"],
+        [(setting["key"], _format_value(setting), setting["origin"]) for setting in document["settings"]],
     )

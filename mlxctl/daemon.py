@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxctl import process
+from mlxctl.address import find_address
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
 from mlxctl.verb import Verb, make_app
@@ -30,11 +31,10 @@ def start(ctx: typer.Context) -> None:
     running = process.find_daemon(call.socket, call.options.timeout_s)
     if running is not None:
         with running:
-            call.show(_describe(running, "already running"), _format_started)
+            _show_running(call, running, "already running")
         return
     with begin(call) as daemon:
-        call.show(_describe(daemon, "started"), _format_started)
-        note_problems(call, daemon)
+        _show_running(call, daemon, "started")
 
 
 @app.command("stop", cls=Verb)
@@ -52,8 +52,7 @@ def restart(ctx: typer.Context, now: Now = False) -> None:
     call = Call.of(ctx)
     end(call, now=now)
     with begin(call) as daemon:
-        call.show(_describe(daemon, "started"), _format_started)
-        note_problems(call, daemon)
+        _show_running(call, daemon, "started")
 
 
 @app.command("version", cls=Verb)
@@ -116,18 +115,21 @@ def has_launchd() -> bool:
     return sys.platform == "darwin"
 
 
-def note_problems(call: Call, daemon: Client) -> None:
-    """Say what keeps a daemon that came up from serving."""
-    for problem in daemon.request("status").result.get("problems", []):
+def _show_running(call: Call, daemon: Client, what: str) -> None:
+    """Print that it runs and where, and note what keeps it from serving."""
+    address = find_address(daemon)
+    problems = daemon.request("status").result["problems"]
+    document = {
+        "result": what,
+        "pid": daemon.pid,
+        "version": daemon.version,
+        "http": address.url,
+        "problems": problems,
+    }
+    where = "" if address.url is None else f": {address.url}/v1"
+    call.show(document, lambda _: f"{what} (pid {daemon.pid}){where}")
+    for problem in [] if call.options.json else problems:
         call.note(f"warning: {problem}")
-
-
-def _describe(daemon: Client, what: str) -> Document:
-    return {"result": what, "pid": daemon.pid, "version": daemon.version, "http": daemon.hello.get("http")}
-
-
-def _format_started(document: Document) -> str:
-    return f"{document['result']} (pid {document['pid']}), mlxd {document['version']}"
 
 
 def _format_version(document: Document) -> str:

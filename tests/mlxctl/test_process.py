@@ -67,12 +67,12 @@ def test_start_and_stop(home: Home, behave: Callable[[str], None], capsys: pytes
 
     pid = said[0].out.split("pid ")[1].split(")")[0]
     assert [part.out for part in said] == [
-        f"started (pid {pid}), mlxd 0.1.0\n",
-        f"already running (pid {pid}), mlxd 0.1.0\n",
+        f"started (pid {pid}): http://127.0.0.1:6593/v1\n",
+        f"already running (pid {pid}): http://127.0.0.1:6593/v1\n",
         f"stopped (pid {pid})\n",
         "not running\n",
     ]
-    assert said[0].err == "warning: port 6593 is taken\n"
+    assert said[0].err == "warning: the settings file is beyond me\n"
 
 
 def test_daemon_is_detached(home: Home, behave: Callable[[str], None]) -> None:

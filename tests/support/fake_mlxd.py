@@ -43,7 +43,9 @@ def main() -> int:
             ended.set()
             return {}
 
-        with FakeControl(home.socket, {"daemon.stop": stop, "status": {"problems": ["port 6593 is taken"]}}):
+        with FakeControl(
+            home.socket, {"daemon.stop": stop, "status": {"problems": ["the settings file is beyond me"]}}
+        ):
             ended.wait()
     return 0
 
