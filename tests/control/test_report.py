@@ -1,0 +1,67 @@
+"""What status, ps and pool.show say."""
+
+from mlxd.control.context import HttpState
+from tests.support.control import Client, Plane
+
+
+async def test_status_of_a_quiet_daemon(plane: Plane, client: Client) -> None:
+    """Version, uptime, address, settings, memory: all is there, and there is nothing to look at."""
+    status = await client.ask("status")
+    assert status["version"] == "1.2.3"
+    assert status["uptime_ms"] >= 0
+    assert status["gen"] == 1
+    assert status["ready"] is True
+    assert status["http"] == {"url": "http://127.0.0.1:6593", "problem": None}
+    assert status["config"] == {"path": str(plane.home.config), "problem": None}
+    assert status["pool"]["memory"]["limit_bytes"] == 16 * 10**6
+    assert status["pool"]["models"] == status["pool"]["queue"] == status["requests"] == status["operations"] == []
+    assert status["cloud"] == {"enabled": False, "providers": 0, "rules": 0}
+    assert status["problems"] == []
+
+
+async def test_status_names_every_problem_in_words(plane: Plane, client: Client) -> None:
+    """A bad file, a taken port, a missing key and a preload that cannot be had each have a line."""
+    await client.ask("preload.set", models=["a"])
+    await client.ask("cloud.provider.add", id="p", base_url="https://host/v1", auth_env="MISSING_KEY")
+    plane.http = HttpState(None, "port 6593 on 127.0.0.1 is taken by another program")
+    (plane.home.models / "a" / "model.safetensors").unlink()
+    await client.ask("catalog.rescan")
+    plane.home.config.write_text(plane.home.config.read_text() + "nonsense\n")
+    await client.refused("settings.reload")
+    status = await client.ask("status")
+    words = "\n".join(status["problems"])
+    assert "config.toml:" in words
+    assert "the settings before hold" in words
+    assert "port 6593" in words
+    assert "MISSING_KEY" in words
+    assert status["http"]["url"] is None
+    assert status["config"]["problem"]["code"] == "config.file_invalid"
+
+
+async def test_ps_has_models_requests_waits_and_operations(plane: Plane, client: Client) -> None:
+    """Whatever runs or waits is listed, with what the client's program needs to show it."""
+    plane.backend.hold_loads(hold=True)
+    loading = await client.ask("model.load", model="a")
+    with plane.requests.track("req-1", endpoint="chat", model="a", route="local"):
+        ps = await client.ask("ps")
+    assert [(model["id"], model["state"]) for model in ps["models"]] == [("a", "loading")]
+    assert [(request["id"], request["route"]) for request in ps["requests"]] == [("req-1", "local")]
+    assert isinstance(ps["requests"][0]["started_at_ms"], int)
+    assert [operation["op"] for operation in ps["operations"]] == [loading["op"]]
+    plane.backend.hold_loads(hold=False)
+    assert (await client.wait(loading["op"]))["state"] == "done"
+
+
+async def test_pool_show_is_the_pools_snapshot(plane: Plane, client: Client) -> None:
+    """The ledger adds up in the reply as it does in the pool."""
+    await client.wait((await client.ask("model.load", model="a"))["op"])
+    shown = await client.ask("pool.show")
+    memory = shown["memory"]
+    parts = ("weights_bytes", "kv_bytes", "prompt_cache_bytes", "loading_bytes", "margin_bytes")
+    assert memory["reserved_bytes"] == sum(memory[part] for part in parts)
+    assert shown["models"][0]["id"] == "a"
+
+
+async def test_ping(plane: Plane, client: Client) -> None:
+    """A ping names the boot, so that a client notices a restart."""
+    assert await client.ask("ping") == {"boot_id": "boot-1"}

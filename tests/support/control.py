@@ -1,0 +1,214 @@
+"""A whole control plane in the test's loop: real sockets, store, pool, catalog, router; only the device is made up."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mlxd.catalog import Catalog, resolve_roots
+from mlxd.cloud.router import Router
+from mlxd.cloud.rules import compile_rules
+from mlxd.config import SettingsStore
+from mlxd.control.bus import Bus
+from mlxd.control.context import ControlContext, DaemonInfo, HttpState
+from mlxd.control.follow import CatalogFollower, PoolFollower
+from mlxd.control.listen import ListeningSocket
+from mlxd.control.operation import Operations
+from mlxd.control.relay import relay_pool_event, relay_store_event
+from mlxd.control.server import ControlServer
+from mlxd.pool.clock import LoopClock
+from mlxd.pool.pool import Pool
+from mlxd.protocol import framing
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.paths import Home
+from mlxd.requests import RunningRequests
+from tests.support.fake_backend import FakeBackend
+from tests.support.model_folder import write_model
+
+USABLE_BYTES = 32 * 10**6
+CONFIG = '# mine\n[pool]\nmemory = "16MB"  # for two\n[catalog]\npaths = ["models"]\n'
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until the condition holds."""
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110  (what is waited for has no event)
+            await asyncio.sleep(0)
+
+
+class Client:
+    """A control client that speaks frame by frame."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.hello: dict[str, Any] = {}
+        self._decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
+        self._frames: deque[dict[str, Any]] = deque()
+        self._last_id = 0
+
+    @classmethod
+    async def connect(cls, path: Path, *, greet: bool = True) -> Client:
+        """Connect, and exchange hellos unless told not to."""
+        client = cls(*await asyncio.open_unix_connection(str(path)))
+        if greet:
+            await client.send(framing.make_hello("9.9"))
+            client.hello = await client.receive()
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Hang up."""
+        self.writer.close()
+        await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
+
+    async def send(self, frame: Mapping[str, Any]) -> None:
+        """Send one frame."""
+        self.writer.write(framing.encode(frame, framing.MAX_REPLY_BYTES))
+        await self.writer.drain()
+
+    async def receive(self) -> dict[str, Any]:
+        """Return the next frame; EOFError when the daemon has hung up."""
+        async with asyncio.timeout(30):
+            while not self._frames:
+                data = await self.reader.read(65536)
+                if not data:
+                    raise EOFError
+                self._frames.extend(self._decoder.feed(data))
+            return self._frames.popleft()
+
+    async def receive_of(self, *types: str) -> dict[str, Any]:
+        """Return the next frame of one of these types."""
+        while (frame := await self.receive())["t"] not in types:
+            pass
+        return frame
+
+    async def request(self, operation: str, frame: Mapping[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+        """Ask for an operation and return the whole `res` frame."""
+        self._last_id += 1
+        await self.send({"t": "req", "id": self._last_id, "m": operation, "p": params, **(frame or {})})
+        return await self.receive_of("res")
+
+    async def ask(self, operation: str, frame: Mapping[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+        """Ask for an operation that must succeed and return its result."""
+        answer = await self.request(operation, frame, **params)
+        assert answer["ok"], answer
+        result: dict[str, Any] = answer["r"]
+        return result
+
+    async def refused(self, operation: str, frame: Mapping[str, Any] | None = None, **params: Any) -> dict[str, Any]:
+        """Ask for an operation that must be refused and return the error."""
+        answer = await self.request(operation, frame, **params)
+        assert not answer["ok"], answer
+        error: dict[str, Any] = answer["e"]
+        return error
+
+    async def wait(self, op: str) -> dict[str, Any]:
+        """Wait for an operation's end and return it."""
+        return await self.ask("op.wait", op=op, timeout_ms=30_000)
+
+
+class Plane:
+    """A daemon's control side, and what it stands on."""
+
+    def __init__(self, home: Home, *, text: str | None = CONFIG, **options: Any) -> None:
+        """Take the home; *options* go to the server. Models `a`, `b` and `org/c` lie in the home."""
+        self.home = home
+        home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if text is not None:
+            home.config.write_text(text)
+        for name in ("a", "b", "org/c"):
+            if not (home.models / name).exists():
+                write_model(home.models / name)
+        self.clock = LoopClock(asyncio.get_running_loop())
+        self.backend = FakeBackend(self.clock, load_s=0, unload_s=0, step_s=0.001)
+        self.store = SettingsStore(
+            home.config, home.history, Machine(USABLE_BYTES), validate=lambda settings: compile_rules(settings.cloud)
+        )
+        self.catalog = Catalog(resolve_roots(self.store.current.catalog.paths, home), home.models)
+        self.bus = Bus()
+        self.pool = Pool(
+            self.backend,
+            self.catalog,
+            self.store.current,
+            clock=self.clock,
+            usable_bytes=USABLE_BYTES,
+            on_event=lambda event: relay_pool_event(self.bus, event),
+        )
+        self.operations = Operations(self.bus)
+        self.requests = RunningRequests()
+        self.environ = {"KEY": "secret"}
+        self.router = Router(
+            self.store,
+            lambda name: any(entry.id == name for entry in self.catalog.entries()),
+            self.environ,
+        )
+        self.store.attach("pool", PoolFollower(self.pool))
+        self.store.attach("cloud", self.router)
+        self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, self.store.current.catalog.paths)
+        self.store.attach("catalog", self.catalog_follower)
+        self.store.subscribe(lambda event: relay_store_event(self.bus, event))
+        self.http = HttpState("http://127.0.0.1:6593", None)
+        self.stops: list[bool] = []
+        info = DaemonInfo("1.2.3", "boot-1", os.getpid(), home, lambda: self.http, time.time())
+        context = ControlContext(
+            info,
+            self.store,
+            self.pool,
+            self.catalog,
+            self.requests,
+            self.router,
+            self.operations,
+            self.bus,
+            self.stops.append,
+        )
+        self.server = ControlServer(context, **options)
+        self.listening = ListeningSocket(home.socket)
+
+    async def start(self) -> None:
+        """Find the models and accept clients."""
+        self.catalog.scan()
+        await self.pool.start()
+        await self.server.start(self.listening.socket)
+
+    async def close(self) -> None:
+        """End everything in the daemon's order."""
+        await self.server.close()
+        self.listening.close()
+        await self.operations.close()
+        await self.pool.close()
+        await self.backend.close()
+
+    async def connect(self, *, greet: bool = True) -> Client:
+        """Return a client."""
+        return await Client.connect(self.home.socket, greet=greet)
+
+    def state(self, model_id: str) -> str:
+        """Return a model's state in the pool."""
+        states = {model.id: model.state for model in self.pool.status().models}
+        return states.get(model_id, "unloaded")
+
+
+@asynccontextmanager
+async def running_plane(home: Home, **options: Any) -> AsyncIterator[Plane]:
+    """Run a control plane."""
+    plane = Plane(home, **options)
+    await plane.start()
+    try:
+        yield plane
+    finally:
+        await plane.close()
