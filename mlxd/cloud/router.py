@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from mlxd.cloud.rules import MatchKind, Mode, Rule, RuleSet, compile_rules
 from mlxd.cloud.secret import read_secret
 from mlxd.protocol.errors import CloudDisabled, InvalidValue, SecretMissing
-from mlxd.protocol.settings import CloudSettings, ProviderSettings, Settings
+from mlxd.protocol.settings import CloudSettings, ProviderSettings, Settings, format_path
 
 
 class LiveSettings(Protocol):
@@ -174,7 +174,13 @@ class Router:
         """
         self._check_removed(new.cloud)
         compile_rules(new.cloud)
-        return list(self._warnings(new.cloud))
+        if new.cloud == self._store.current.cloud:
+            return []  # another setting changes
+        return list(self._missing_keys(new.cloud))
+
+    def problems(self) -> list[str]:
+        """Return a sentence for each provider in force whose key is not there."""
+        return list(self._missing_keys(self._store.current.cloud))
 
     def plan(self, old: Settings, new: Settings) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing: a new rule takes effect with the next request, and running ones end as they began."""
@@ -192,12 +198,12 @@ class Router:
             if users:
                 raise InvalidValue(
                     f"provider {provider_id!r} is used by {', '.join(users)}; remove the rules first",
-                    param=f"cloud.providers.{provider_id}",
+                    param=format_path(("cloud", "providers", provider_id)),
                     hint=f"mlxctl cloud rule remove {users[0]}",
                     data={"rules": users},
                 )
 
-    def _warnings(self, cloud: CloudSettings) -> Iterator[str]:
+    def _missing_keys(self, cloud: CloudSettings) -> Iterator[str]:
         for provider_id, provider in cloud.providers.items():
             try:
                 read_secret(provider_id, provider.auth, self._environ)

@@ -200,11 +200,11 @@ class SettingsStore:
                 )
             base = self._version if self._file.signature() is not None else None
             new = draft(base, edits(self.current) if callable(edits) else edits, self.machine)
-            self._validate(new.settings)
             changed = document.differences(self._version.document, new.document)
             if is_same(self._version.document, new.document):
                 return CommitResult(self.generation, [], [], {}, dry_run)
             warnings = self._check(new, force=force)
+            self._validate(new.settings)
             if dry_run:
                 plans = {name: part.plan(self.current, new.settings) for name, part in self._participants.items()}
                 return CommitResult(self.generation, changed, warnings, plans, dry_run)

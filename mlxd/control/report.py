@@ -51,7 +51,7 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
     for preload in pool.preload:
         if preload.state in {"failed", "deferred"}:
             yield f"preload {preload.id} is {preload.state}" + ("" if preload.reason is None else f": {preload.reason}")
-    yield from context.router.check(store.current)
+    yield from context.router.problems()
 
 
 async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
