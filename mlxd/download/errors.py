@@ -71,6 +71,13 @@ class CannotConvert(DownloadError):
     exit_code = EXIT_INVALID
 
 
+class NoWeights(DownloadError):
+    """The repository holds nothing that MLX could load."""
+
+    code = "download.no_weights"
+    exit_code = EXIT_INVALID
+
+
 class RepositoryNotFound(DownloadError):
     """The hub has no such repository or revision, or shows it to others only."""
 

@@ -14,6 +14,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -21,8 +22,18 @@ from mlxd.protocol.errors import MlxdError
 from mlxd.protocol.units import show_bytes
 
 PHASES = ("downloading", "checking", "unpacking", "converting")
-# Ten lines a second are smooth for the eye and nothing for a pipe.
+# Ten lines a second are smooth for the eye and nothing for a pipe; a big step shows at once, as the next may be far.
 INTERVAL_S = 0.1
+BIG_STEP = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """The model that is there now."""
+
+    model_id: str
+    path: Path
+    already: bool  # it was there before
 
 
 class Reporter(Protocol):
@@ -34,8 +45,8 @@ class Reporter(Protocol):
     def note(self, message: str) -> None:
         """Say something worth knowing."""
 
-    def done(self, model_id: str, path: Path, *, already: bool) -> None:
-        """Say that the model is there; *already*: it was before."""
+    def done(self, pulled: Pulled) -> None:
+        """Say that the model is there."""
 
     def error(self, error: MlxdError) -> None:
         """Say why there is none."""
@@ -44,29 +55,37 @@ class Reporter(Protocol):
 class _Throttle:
     """Lets the first, the last and a few of the calls in between through."""
 
-    def __init__(self, interval_s: float, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], interval_s: float = INTERVAL_S, *, shows_steps: bool = True) -> None:
         self._interval_s = interval_s
+        self._shows_steps = shows_steps
         self._clock = clock
         self._phase: str | None = None
         self._next_s = 0.0
+        self._shown_bytes = 0
 
     def lets_through(self, phase: str, done_bytes: int, total_bytes: int | None) -> bool:
         now_s = self._clock()
-        if phase == self._phase and done_bytes != total_bytes and now_s < self._next_s:
+        is_early = phase == self._phase and done_bytes != total_bytes and now_s < self._next_s
+        is_small = total_bytes is None or abs(done_bytes - self._shown_bytes) < BIG_STEP * total_bytes
+        if is_early and (is_small or not self._shows_steps):
             return False
         self._phase = phase
         self._next_s = now_s + self._interval_s
+        self._shown_bytes = done_bytes
         return True
 
 
 class JsonReporter:
-    """One JSON object a line."""
+    """One JSON object a line.
+
+    The lock may be taken again by its holder, here and in `PlainReporter`: a signal handler may report on top of it.
+    """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         """Write to *stream*, flushed line by line."""
         self._stream = stream
-        self._throttle = _Throttle(INTERVAL_S, clock)
-        self._lock = threading.Lock()
+        self._throttle = _Throttle(clock)
+        self._lock = threading.RLock()
 
     def progress(self, phase: str, done_bytes: int, total_bytes: int | None) -> None:
         """Write a progress line, at most ten a second."""
@@ -79,10 +98,10 @@ class JsonReporter:
         with self._lock:
             self._write({"event": "note", "msg": message})
 
-    def done(self, model_id: str, path: Path, *, already: bool) -> None:
+    def done(self, pulled: Pulled) -> None:
         """Write the last line of a success."""
         with self._lock:
-            self._write({"event": "done", "id": model_id, "path": str(path), "already": already})
+            self._write({"event": "done", "id": pulled.model_id, "path": str(pulled.path), "already": pulled.already})
 
     def error(self, error: MlxdError) -> None:
         """Write the last line of a failure."""
@@ -101,8 +120,8 @@ class PlainReporter:
         """Write to *stream*; whether it is a terminal decides how."""
         self._stream = stream
         self._moves = stream.isatty()
-        self._throttle = _Throttle(INTERVAL_S if self._moves else 5.0, clock)
-        self._lock = threading.Lock()
+        self._throttle = _Throttle(clock) if self._moves else _Throttle(clock, 5.0, shows_steps=False)
+        self._lock = threading.RLock()
         self._unfinished: str | None = None  # the phase whose line has no end yet
 
     def progress(self, phase: str, done_bytes: int, total_bytes: int | None) -> None:
@@ -124,9 +143,9 @@ class PlainReporter:
         """Show a note on a line of its own."""
         self._line(f"note: {message}")
 
-    def done(self, model_id: str, path: Path, *, already: bool) -> None:
+    def done(self, pulled: Pulled) -> None:
         """Show where the model is."""
-        self._line(f"{model_id} is {'already there' if already else 'ready'}: {path}")
+        self._line(f"{pulled.model_id} is {'already there' if pulled.already else 'ready'}: {pulled.path}")
 
     def error(self, error: MlxdError) -> None:
         """Show what happened, what to do next, and the code."""

