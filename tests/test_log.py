@@ -1,0 +1,94 @@
+"""The log: one line per event, to stderr or to a private file that is rotated, at a level that changes live."""
+
+import logging
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlxd import log
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.settings import Settings, decode
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Give the root logger back as it was."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def settings_with(level: str) -> Settings:
+    """Return settings with this level."""
+    return decode({"daemon": {"log_level": level}}, Machine(10**9))
+
+
+def test_the_foreground_logs_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line has the time in UTC, the level and the message; stdout stays clean."""
+    log.configure("info", None)
+    logging.getLogger("mlxd.pool").warning("loading %s failed", "a")
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z warning loading a failed\n", captured.err)
+    assert captured.out == ""
+
+
+def test_an_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Line breaks of a message cannot forge a second event."""
+    log.configure("info", None)
+    logging.getLogger("mlxd").info("first\n2026-01-01T00:00:00.000Z error   second")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_level_decides_and_follows_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is less severe is not written; a changed setting applies to the next line."""
+    log.configure("info", None)
+    follower = log.LevelFollower()
+    assert follower.check(settings_with("debug"), force=False) == []
+    logging.getLogger("mlxd").debug("before")
+    follower.apply(settings_with("info"), settings_with("debug"))
+    logging.getLogger("mlxd").debug("after")
+    follower.apply(settings_with("debug"), settings_with("error"))
+    logging.getLogger("mlxd").warning("too late")
+    assert re.findall(r"before|after|too late", capsys.readouterr().err) == ["after"]
+
+
+def test_libraries_do_not_chat(capsys: pytest.CaptureFixture[str]) -> None:
+    """Their info lines are about themselves; their warnings are heard."""
+    log.configure("debug", None)
+    logging.getLogger("aiohttp.access").info("GET /")
+    logging.getLogger("aiohttp.server").warning("odd")
+    assert re.findall(r"GET|odd", capsys.readouterr().err) == ["odd"]
+
+
+def test_a_log_file_is_private(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder is made, the file is its owner's alone, and stderr gets nothing."""
+    file = tmp_path / "logs" / "mlxd.log"
+    log.configure("info", file)
+    logging.getLogger("mlxd").info("hello")
+    assert file.read_text().endswith("hello\n")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_file_is_rotated_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else rotates it: old files are kept up to a number, and the sum stays small."""
+    monkeypatch.setattr(log, "MAX_FILE_BYTES", 500)
+    file = tmp_path / "mlxd.log"
+    log.configure("info", file)
+    for number in range(100):
+        logging.getLogger("mlxd").info("event %d", number)
+    assert sorted(path.name for path in tmp_path.glob("mlxd.log*")) == [
+        "mlxd.log",
+        *(f"mlxd.log.{n}" for n in (1, 2, 3)),
+    ]
+    assert all(path.stat().st_size <= 500 for path in tmp_path.glob("mlxd.log*"))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert "event 99" in file.read_text()
