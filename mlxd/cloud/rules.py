@@ -13,7 +13,7 @@ from enum import Enum, IntEnum
 import re2
 
 from mlxd.protocol.errors import InvalidValue
-from mlxd.protocol.settings import CloudSettings, RuleSettings
+from mlxd.protocol.settings import CloudSettings, RuleSettings, format_path
 
 _MAX_PATTERN_CHARACTERS = 256
 # Bounds RE2's program and its cache of states; what needs more is refused when it is compiled.
@@ -98,7 +98,7 @@ def _compile_rule(rule_id: str, rule: RuleSettings, provider_ids: Iterable[str])
 
 
 def _refuse(rule_id: str, name: str, reason: str) -> InvalidValue:
-    key = f"cloud.rules.{rule_id}.{name}"
+    key = format_path(("cloud", "rules", rule_id, name))
     return InvalidValue(f"{key}: {reason}", param=key, hint="mlxctl cloud rule list")
 
 

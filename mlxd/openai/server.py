@@ -40,19 +40,19 @@ class ServerState:
     """What `status` shows of the socket."""
 
     status: ServerStatus
-    address: str | None  # host:port while it listens
+    address: str | None  # host:port while it listens; the old one while a new one cannot be had
     reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Listener:
     servers: tuple[asyncio.Server, ...]
-    host: str
+    asked: tuple[str, int]
     port: int  # the real one, when 0 was asked for
 
     @property
     def address(self) -> str:
-        return _address(self.host, self.port)
+        return _address(self.asked[0], self.port)
 
     def close(self) -> None:
         """Accept no more connections; those that are open live on."""
@@ -66,7 +66,7 @@ class HttpServer:
     def __init__(self, app: web.Application, host: str, port: int, *, clock: Clock) -> None:
         """Take what to serve and where; nothing is opened before `start`."""
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_S)
-        self._host, self._port = host, port
+        self._asked = (host, port)
         self._clock = clock
         self._listener: _Listener | None = None
         self._prepared: _Listener | None = None
@@ -90,13 +90,13 @@ class HttpServer:
         Raises:
             InvalidValue: it cannot be had; the old address stays.
         """
-        await self._prepare(host, port)
-        self._commit(host, port)
+        await self._prepare((host, port))
+        self._move((host, port))
 
     async def prepare(self, old: Settings, new: Settings) -> None:
         """Open the new address beside the old one, when it changes; raises as `rebind`."""
-        if _moves(old, new):
-            await self._prepare(new.http.host, new.http.port)
+        if _asked(old) != _asked(new):
+            await self._prepare(_asked(new))
 
     def abandon(self) -> None:
         """Close what `prepare` opened: the change was not committed."""
@@ -110,16 +110,14 @@ class HttpServer:
 
     def plan(self, old: Settings, new: Settings) -> dict[str, Any]:
         """Return where the server would move."""
-        if not _moves(old, new):
-            return {}
-        return {"listening": _address(new.http.host, new.http.port)}
+        return {} if _asked(old) == _asked(new) else {"listening": _address(*_asked(new))}
 
-    def apply(self, old: Settings, new: Settings) -> dict[str, Any]:  # noqa: ARG002
-        """Move to what `prepare` opened; return where that is."""
-        if self._prepared is None:
+    def apply(self, old: Settings, new: Settings) -> dict[str, Any]:
+        """Move to what `prepare` opened, or, after an edit of the file by hand, begin to; return where to."""
+        if _asked(old) == _asked(new):
             return {}
-        self._commit(new.http.host, new.http.port)
-        return {"listening": self._state.address}
+        self._move(_asked(new))
+        return {"listening": self._state.address if self._retrying is None else _address(*_asked(new))}
 
     async def close(self) -> None:
         """Stop listening, cancel what still runs, close all connections."""
@@ -131,46 +129,68 @@ class HttpServer:
         self._state = ServerState(ServerStatus.STOPPED, None, None)
         await self._runner.cleanup()
 
-    async def _prepare(self, host: str, port: int) -> None:
+    async def _prepare(self, asked: tuple[str, int]) -> None:
         self.abandon()
+        if self._is_at(asked):
+            return
         try:
-            self._prepared = await self._listen(host, port)
+            self._prepared = await self._listen(asked)
         except OSError as error:
-            raise InvalidValue(f"http.port: {_in_words(error, host, port)}", param="http.port") from error
+            raise InvalidValue(f"http.port: {_in_words(error, asked)}", param="http.port") from error
 
-    def _commit(self, host: str, port: int) -> None:
+    def _move(self, asked: tuple[str, int]) -> None:
         self._stop_retrying()
-        if self._listener is not None:
-            self._listener.close()
-        self._host, self._port = host, port
-        self._listener, self._prepared = self._prepared, None
-        self._note_listening()
+        self._asked = asked
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self._settle(prepared)
+        elif self._listener is not None and self._is_at(asked):
+            self._settle(self._listener)
+        else:
+            self._retrying = asyncio.create_task(self._try_listen())
 
-    async def _listen(self, host: str, port: int) -> _Listener:
+    def _is_at(self, asked: tuple[str, int]) -> bool:
+        return self._listener is not None and self._listener.asked == asked
+
+    async def _listen(self, asked: tuple[str, int]) -> _Listener:
         loop = asyncio.get_running_loop()
-        sockets = _bind(host, port)
+        sockets = _bind(*asked)
         serve = self._runner.server
         assert serve is not None, "start was called"  # noqa: S101  (for the type checker)
-        servers = [await loop.create_server(serve, sock=sock, backlog=_BACKLOG) for sock in sockets]
-        return _Listener(tuple(servers), host, sockets[0].getsockname()[1])
+        servers = [
+            await loop.create_server(serve, sock=sock, backlog=_BACKLOG, start_serving=False) for sock in sockets
+        ]
+        listener = _Listener(tuple(servers), asked, sockets[0].getsockname()[1])
+        try:
+            for server in servers:
+                await server.start_serving()
+        except BaseException:  # a move that came between
+            listener.close()
+            raise
+        return listener
 
     async def _try_listen(self) -> None:
+        """Listen at the address asked for; until it can be had, the old one, if any, stays open."""
         try:
-            self._listener = await self._listen(self._host, self._port)
+            listener = await self._listen(self._asked)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             status = ServerStatus.PORT_TAKEN if taken else ServerStatus.CANNOT_LISTEN
-            if self._state.status is not status:
-                _log.error("%s; trying again every %g s", _in_words(error, self._host, self._port), RETRY_S)
-            self._state = ServerState(status, None, _in_words(error, self._host, self._port))
+            words = _in_words(error, self._asked)
+            if self._state.reason != words:
+                _log.error("%s; trying again every %g s", words, RETRY_S)
+            address = None if self._listener is None else self._listener.address
+            self._state = ServerState(status, address, words)
             self._retry = self._clock.call_later(RETRY_S, self._on_retry)
         else:
-            self._note_listening()
+            self._settle(listener)
 
-    def _note_listening(self) -> None:
-        if self._listener is not None:
-            self._state = ServerState(ServerStatus.LISTENING, self._listener.address, None)
-            _log.info("listening on http://%s", self._listener.address)
+    def _settle(self, listener: _Listener) -> None:
+        if self._listener is not None and self._listener is not listener:
+            self._listener.close()
+        self._listener = listener
+        self._state = ServerState(ServerStatus.LISTENING, listener.address, None)
+        _log.info("listening on http://%s", listener.address)
 
     def _on_retry(self) -> None:
         self._retrying = asyncio.create_task(self._try_listen())
@@ -184,8 +204,8 @@ class HttpServer:
             self._retrying = None
 
 
-def _moves(old: Settings, new: Settings) -> bool:
-    return (old.http.host, old.http.port) != (new.http.host, new.http.port)
+def _asked(settings: Settings) -> tuple[str, int]:
+    return settings.http.host, settings.http.port
 
 
 def _address(host: str, port: int) -> str:
@@ -225,7 +245,7 @@ def _bind_one(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _in_words(error: OSError, host: str, port: int) -> str:
+def _in_words(error: OSError, asked: tuple[str, int]) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is taken by another program; free it, or mlxctl config set http.port=N"
-    return f"cannot listen on {host} port {port}: {error.strerror}"
+        return f"port {asked[1]} on {asked[0]} is taken by another program; free it, or mlxctl config set http.port=N"
+    return f"cannot listen on {asked[0]} port {asked[1]}: {error.strerror}"

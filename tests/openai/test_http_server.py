@@ -22,7 +22,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.entered, self.open = asyncio.Event(), asyncio.Event()
-        self.cancelled = False
+        self.cancelled = asyncio.Event()
         self.app = web.Application()
         self.app.router.add_get("/", self.wait)
         self.app.router.add_get("/now", self.now)
@@ -32,7 +32,7 @@ class Gate:
         try:
             await self.open.wait()
         except asyncio.CancelledError:
-            self.cancelled = True
+            self.cancelled.set()
             raise
         return web.Response(text="done")
 
@@ -59,6 +59,17 @@ async def _taken() -> AsyncIterator[socket.socket]:
         yield sock
 
 
+def _status(server: HttpServer) -> str:
+    return server.state.status.value
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+    return port
+
+
 async def _get(address: str | None, path: str = "/now") -> str:
     async with aiohttp.ClientSession() as http, http.get(f"http://{address}{path}") as response:
         return await response.text()
@@ -67,9 +78,9 @@ async def _get(address: str | None, path: str = "/now") -> str:
 async def test_port_0_takes_a_free_one() -> None:
     """The state has the real address."""
     async with _server(0) as (server, _, _):
-        assert server.state.status is ServerStatus.LISTENING
+        assert _status(server) == "listening"
         assert await _get(server.state.address) == "now"
-    assert server.state.status is ServerStatus.STOPPED
+    assert _status(server) == "stopped"
 
 
 async def test_a_taken_port_is_retried_until_it_is_free() -> None:
@@ -77,21 +88,25 @@ async def test_a_taken_port_is_retried_until_it_is_free() -> None:
     async with _taken() as other:
         port = other.getsockname()[1]
         async with _server(port) as (server, _, clock):
-            assert server.state.status is ServerStatus.PORT_TAKEN
+            assert _status(server) == "port_taken"
             assert f"port {port} on 127.0.0.1 is taken" in str(server.state.reason)
             assert "mlxctl config set http.port" in str(server.state.reason)
             assert clock.next_s == clock.now() + RETRY_S
             await _retry(server, clock)
-            assert server.state.status is ServerStatus.PORT_TAKEN
+            assert _status(server) == "port_taken"
             other.close()
             await _retry(server, clock)
-            assert server.state.status is ServerStatus.LISTENING
+            assert _status(server) == "listening"
             assert server.state.address == f"127.0.0.1:{port}"
             assert clock.next_s is None
 
 
 async def _retry(server: HttpServer, clock: FakeClock) -> None:
     clock.run_next()
+    await _attempt(server)
+
+
+async def _attempt(server: HttpServer) -> None:
     retrying = server._retrying
     assert retrying is not None
     await retrying
@@ -103,7 +118,7 @@ async def test_a_move_leaves_running_requests_alone() -> None:
         old = server.state.address
         asking = asyncio.create_task(_get(old, "/"))
         await gate.entered.wait()
-        await server.rebind("127.0.0.1", 0)
+        await server.rebind("127.0.0.1", _free_port())
         assert server.state.address != old
         assert await _get(server.state.address) == "now"
         with pytest.raises(aiohttp.ClientConnectorError):
@@ -127,16 +142,15 @@ async def test_a_move_to_a_taken_port_changes_nothing() -> None:
 async def test_a_move_ends_the_retrying() -> None:
     """A daemon that found its port taken can be given another one."""
     async with _taken() as other, _server(other.getsockname()[1]) as (server, _, clock):
-        await server.rebind("127.0.0.1", 0)
+        await server.rebind("127.0.0.1", _free_port())
         assert server.state.status is ServerStatus.LISTENING
         assert clock.next_s is None
 
 
 async def test_as_a_participant_it_moves_with_the_settings() -> None:
     """Prepare opens, abandon closes again, apply moves; settings that leave the address alone do nothing."""
-    async with _server(0) as (server, _, _), _taken() as free:
-        port = free.getsockname()[1]
-        free.close()
+    async with _server(0) as (server, _, _):
+        port = _free_port()
         old, new = settings_of(), settings_of({"http": {"port": port}})
         first = server.state
         assert server.check(new, force=False) == []
@@ -150,6 +164,26 @@ async def test_as_a_participant_it_moves_with_the_settings() -> None:
         await server.prepare(old, new)
         assert server.apply(old, new) == {"listening": f"127.0.0.1:{port}"}
         assert await _get(f"127.0.0.1:{port}") == "now"
+
+
+async def test_an_edit_by_hand_moves_it_without_a_preparation() -> None:
+    """Until the new port can be had the old one answers and the state says why; back again is no move at all."""
+    async with _taken() as other, _server(0) as (server, _, clock):
+        old, new = settings_of({"http": {"port": 0}}), settings_of({"http": {"port": other.getsockname()[1]}})
+        first = server.state
+        assert server.apply(old, new) == {"listening": f"127.0.0.1:{new.http.port}"}
+        await _attempt(server)
+        assert (server.state.status, server.state.address) == (ServerStatus.PORT_TAKEN, first.address)
+        assert await _get(first.address) == "now"
+        assert server.apply(new, old) == {"listening": first.address}
+        assert server.state == first
+        assert clock.next_s is None
+        server.apply(old, new)
+        await _attempt(server)
+        other.close()
+        await _retry(server, clock)
+        assert server.state.address == f"127.0.0.1:{new.http.port}"
+        assert await _get(server.state.address) == "now"
 
 
 async def test_localhost_is_both_loopback_addresses() -> None:
@@ -184,5 +218,4 @@ async def test_a_client_that_disconnects_cancels_its_handler() -> None:
         asking = asyncio.create_task(_get(server.state.address, "/"))
         await gate.entered.wait()
         asking.cancel()
-        while not gate.cancelled:
-            await asyncio.sleep(0)
+        await gate.cancelled.wait()
