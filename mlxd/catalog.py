@@ -94,6 +94,10 @@ class Catalog:
             message += f"; the nearest names are {', '.join(nearest)}"
         raise ModelNotFound(message, hint="mlxctl model list", param="model", data={"nearest": nearest})
 
+    def has(self, model_id: str) -> bool:
+        """Tell whether there is a model with this id."""
+        return model_id in self._index
+
     def nearest(self, name: str) -> list[str]:
         """Return up to three ids that *name* may have meant, the likeliest first."""
         return nearest_names(name, self._index)

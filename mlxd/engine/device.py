@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import itertools
 import logging
+import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,6 +49,16 @@ _log = logging.getLogger(__name__)
 
 # Rendering and tokenizing hold the GIL for the most part: more threads would only take turns.
 _WORKERS = 2
+
+
+def recommended_working_set_bytes() -> int | None:
+    """Return what Metal recommends to keep resident at most; None where there is no Metal."""
+    if platform.system() != "Darwin":
+        return None
+    import mlx.core as mx
+
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return None if recommended is None else int(recommended)
 
 
 class Device:

@@ -1,0 +1,186 @@
+"""The composition root: builds the parts, listens, waits for a signal, drains. Wiring happens here and nowhere else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlxd import __version__, log
+from mlxd.catalog import Catalog, resolve_roots
+from mlxd.cloud.providers.openai import OpenAIProvider, open_session
+from mlxd.cloud.router import Router
+from mlxd.cloud.rules import compile_rules
+from mlxd.config import SettingsStore
+from mlxd.control.bus import Bus
+from mlxd.control.context import ControlContext, DaemonInfo, HttpState
+from mlxd.control.follow import CatalogFollower, PoolFollower
+from mlxd.control.listen import InstanceLock, ListeningSocket
+from mlxd.control.operation import Operations
+from mlxd.control.relay import relay_pool_event, relay_store_event
+from mlxd.control.server import ControlServer
+from mlxd.engine.base import BackendLimits, SchedulingParams
+from mlxd.engine.device import Device, recommended_working_set_bytes
+from mlxd.machine import usable_memory_bytes
+from mlxd.openai.app import make_app
+from mlxd.openai.context import AppContext
+from mlxd.openai.server import HttpServer
+from mlxd.pool.clock import LoopClock
+from mlxd.pool.pool import Pool
+from mlxd.protocol.errors import EXIT_OK, FileInvalid, MlxdError
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.paths import Home
+from mlxd.requests import RunningRequests
+from mlxd.shutdown import Shutdown
+
+_GRACE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line; everything else is a setting."""
+
+    home: Home
+    config: Path
+    socket: Path
+    log_file: Path | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the daemon until it is told to end; return the exit status."""
+    options = _parse(arguments)
+    try:
+        lock = InstanceLock(options.home.lock)
+    except MlxdError as error:
+        print(f"error: {error.message}\n  try: {error.hint}\n  code: {error.code}", file=sys.stderr)
+        return error.exit_code
+    try:
+        return asyncio.run(_run(options))
+    except MlxdError as error:
+        print(f"error: {error.message}\n  try: {error.hint}\n  code: {error.code}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        lock.release()
+
+
+def _parse(arguments: Sequence[str] | None) -> Options:
+    parser = argparse.ArgumentParser(
+        prog="mlxd",
+        description="A local model server, in the foreground. `mlxctl start` runs it in the background.",
+        epilog="MLXD_HOME is the folder of everything it keeps (default ~/.mlxd). All else is a setting: mlxctl config list.",
+    )
+    parser.add_argument("--version", action="version", version=f"mlxd {__version__}")
+    parser.add_argument("--config", type=Path, metavar="PATH", help="settings file, if not config.toml in MLXD_HOME")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="control socket, if not mlxd.sock in MLXD_HOME")
+    parser.add_argument("--log-file", type=Path, metavar="PATH", help="log there, rotated by size, instead of stderr")
+    given = parser.parse_args(arguments)
+    home = Home.from_environment()
+    return Options(
+        home=home,
+        config=home.config if given.config is None else given.config.absolute(),
+        socket=home.socket if given.socket is None else given.socket.absolute(),
+        log_file=given.log_file,
+    )
+
+
+async def _run(options: Options) -> int:
+    """Build, listen, wait for the wish to end, drain, close in the reverse order of building."""
+    loop = asyncio.get_running_loop()
+    shutdown = Shutdown()
+    shutdown.take_signals(loop)
+    async with AsyncExitStack() as stack:
+        usable_bytes = usable_memory_bytes(recommended_working_set_bytes())
+        store = SettingsStore(
+            options.config,
+            options.home.history,
+            Machine(usable_bytes),
+            validate=lambda settings: compile_rules(settings.cloud),
+        )
+        settings = store.current
+        log.configure(settings.daemon.log_level, options.log_file)
+        clock, bus, requests = LoopClock(loop), Bus(), RunningRequests()
+        catalog = Catalog(resolve_roots(settings.catalog.paths, options.home), options.home.models)
+        router = Router(store, catalog.has, os.environ)
+        device = Device(
+            loop,
+            BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
+            SchedulingParams(settings.engine.prefill_step, round(settings.engine.target_gap * 1000)),
+        )
+        stack.push_async_callback(device.close)
+        pool = Pool(
+            device,
+            catalog,
+            settings,
+            clock=clock,
+            usable_bytes=usable_bytes,
+            on_event=lambda event: relay_pool_event(bus, event),
+        )
+        stack.push_async_callback(pool.close)
+        session = await stack.enter_async_context(open_session())
+        app = make_app(AppContext(pool, catalog, router, OpenAIProvider(session, os.environ), requests, store, clock))
+        http = HttpServer(app, settings.http.host, settings.http.port, clock=clock)
+        operations = Operations(bus)
+        info = DaemonInfo(__version__, uuid.uuid4().hex, os.getpid(), options.home, lambda: _http_state(http))
+        control = ControlServer(
+            ControlContext(info, store, pool, catalog, requests, router, operations, bus, shutdown.ask)
+        )
+        store.attach("pool", PoolFollower(pool))
+        store.attach("catalog", CatalogFollower(catalog, pool, options.home, settings.catalog.paths))
+        store.attach("cloud", router)
+        store.attach("http", http, http)
+        store.attach("log", log.LevelFollower())
+        store.subscribe(lambda event: relay_store_event(bus, event))
+
+        listening = ListeningSocket(options.socket)
+        stack.callback(listening.close)
+        stack.push_async_callback(control.close)
+        await control.start(listening.socket)
+        stack.push_async_callback(operations.close)
+        await asyncio.to_thread(catalog.scan)
+        stack.push_async_callback(http.close)
+        await http.start()
+        await pool.start()
+        device.warm_up()
+        watching = loop.create_task(store.watch())
+        stack.callback(watching.cancel)
+        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))
+        await shutdown.wait()
+        await _drain(pool, requests, shutdown, store.current.daemon.drain_timeout)
+    return EXIT_OK
+
+
+async def _reload(store: SettingsStore) -> None:
+    """Take the file up now; what is wrong with it is in the log and in `status`."""
+    with contextlib.suppress(FileInvalid):
+        await store.reload("SIGHUP")
+
+
+async def _drain(pool: Pool, requests: RunningRequests, shutdown: Shutdown, timeout_s: float) -> None:
+    """Refuse what is new, let what runs end, and cancel the rest after *timeout_s* or when somebody hurries."""
+    _log.info("shutting down: %d requests run, they have %g s", len(requests.list()), timeout_s)
+    requests.close()
+    drained = asyncio.gather(pool.drain(timeout_s), requests.wait_idle())
+    hurried = asyncio.ensure_future(shutdown.wait_hurried())
+    await asyncio.wait({drained, hurried}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    cancelled = requests.cancel_all("the daemon is shutting down")
+    if cancelled:
+        _log.warning("cancelled %d requests that had not ended", cancelled)
+    # Their handlers write the error event and go; a client that does not read it is not waited for.
+    await asyncio.wait({drained}, timeout=_GRACE_S)
+    drained.cancel()
+
+
+def _http_state(http: HttpServer) -> HttpState:
+    state = http.state
+    return HttpState(None if state.address is None else f"http://{state.address}", state.reason)

@@ -1,0 +1,36 @@
+"""How the daemon ends: the first signal drains, the second cancels. Owns the signals and the wish to end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Shutdown:
+    """The wish to end, from a signal or from `mlxctl stop`."""
+
+    def __init__(self) -> None:
+        """Nobody has asked yet."""
+        self._asked = asyncio.Event()
+        self._hurried = asyncio.Event()
+
+    def take_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let SIGTERM and SIGINT ask; a second one hurries."""
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self.ask)
+
+    def ask(self, now: bool = False) -> None:  # noqa: FBT001, FBT002  (the control plane's `now`)
+        """Ask for the end; with *now*, or when asked again, running requests are cancelled."""
+        if now or self._asked.is_set():
+            self._hurried.set()
+        self._asked.set()
+
+    async def wait(self) -> None:
+        """Return when somebody has asked."""
+        await self._asked.wait()
+
+    async def wait_hurried(self) -> None:
+        """Return when nobody wants to wait for requests any more."""
+        await self._hurried.wait()

@@ -1,0 +1,38 @@
+"""Many long generations under a limit that holds the KV of a few."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.support.daemon import RealDaemon
+
+N_REQUESTS = 64
+# Every eighth outgrows its first grant of prompt + 1024 tokens; the others are long by their prompts, which is faster.
+GROWN_TOKENS = 1100
+# 4 layers, 2 KV heads of 32 numbers, keys and values, 4 bytes: 4 KiB a token; five rows of 1280 tokens.
+KV_BYTES = 5 * 1280 * 4 * 2 * 2 * 32 * 4
+
+
+def test_all_end_whole_and_equal_to_unhurried_ones(daemon: RealDaemon) -> None:
+    """64 generations share the KV memory of about five; none is cut, none fails, all read as if they were alone."""
+    client = daemon.client()
+
+    def complete(index: int) -> tuple[str, str]:
+        is_growing = index % 8 == 0
+        prompt = f"prompt number {index % 16} " + ("" if is_growing else "and so on " * 100)
+        max_tokens = GROWN_TOKENS if is_growing else 24
+        answer = client.completions.create(model="a", prompt=prompt, max_tokens=max_tokens, temperature=0)
+        return answer.choices[0].text, str(answer.choices[0].finish_reason)
+
+    unhurried = [complete(index) for index in range(16)]
+    daemon.mlxctl("config", "set", "engine.prompt_cache=0B")
+    memory = daemon.ask("pool", "show")["memory"]
+    daemon.mlxctl("pool", "set-memory", f"{memory['weights_bytes'] + memory['margin_bytes'] + KV_BYTES}B")
+
+    with ThreadPoolExecutor(N_REQUESTS) as threads:
+        answers = list(threads.map(complete, range(N_REQUESTS)))
+
+    assert answers == [unhurried[index % 16] for index in range(N_REQUESTS)]
+    assert "paused" in daemon.log()
+    after = daemon.ask("pool", "show")
+    assert (after["queue"], after["over_limit"]) == ([], None)
