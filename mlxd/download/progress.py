@@ -59,19 +59,19 @@ class _Throttle:
         self._interval_s = interval_s
         self._shows_steps = shows_steps
         self._clock = clock
-        self._phase: str | None = None
+        self._shown: tuple[str | None, int, int | None] = (None, 0, None)
         self._next_s = 0.0
-        self._shown_bytes = 0
 
     def lets_through(self, phase: str, done_bytes: int, total_bytes: int | None) -> bool:
+        if (phase, done_bytes, total_bytes) == self._shown:
+            return False
         now_s = self._clock()
-        is_early = phase == self._phase and done_bytes != total_bytes and now_s < self._next_s
-        is_small = total_bytes is None or abs(done_bytes - self._shown_bytes) < BIG_STEP * total_bytes
+        is_early = phase == self._shown[0] and done_bytes != total_bytes and now_s < self._next_s
+        is_small = total_bytes is None or abs(done_bytes - self._shown[1]) < BIG_STEP * total_bytes
         if is_early and (is_small or not self._shows_steps):
             return False
-        self._phase = phase
+        self._shown = (phase, done_bytes, total_bytes)
         self._next_s = now_s + self._interval_s
-        self._shown_bytes = done_bytes
         return True
 
 

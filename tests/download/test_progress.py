@@ -71,11 +71,13 @@ def test_throttle() -> None:
 
 
 def test_big_steps_show_at_once() -> None:
-    """A step of some percent is shown however soon it comes, since the next may stand still."""
-    stream = io.StringIO()
-    reporter = JsonReporter(stream, Clock())
+    """A step of some percent is shown however soon it comes, since the next may stand still; no step, not at all."""
+    stream, clock = io.StringIO(), Clock()
+    reporter = JsonReporter(stream, clock)
     for done in (0, 1, 40, 41, 80):
         reporter.progress("downloading", done, 100)
+    clock.now_s = 9
+    reporter.progress("downloading", 80, 100)
     assert [json.loads(line)["done"] for line in stream.getvalue().splitlines()] == [0, 40, 80]
 
 
