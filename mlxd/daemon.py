@@ -62,22 +62,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lock = InstanceLock(options.home.lock)
     except MlxdError as error:
-        print(f"error: {error.message}\n  try: {error.hint}\n  code: {error.code}", file=sys.stderr)
-        return error.exit_code
+        return _refuse(error)
     try:
         return asyncio.run(_run(options))
     except MlxdError as error:
-        print(f"error: {error.message}\n  try: {error.hint}\n  code: {error.code}", file=sys.stderr)
-        return error.exit_code
+        return _refuse(error)
     finally:
         lock.release()
+
+
+def _refuse(error: MlxdError) -> int:
+    """Say why there will be no daemon, as mlxctl words it; return the exit status."""
+    lines = [f"error: {error.message}", None if error.hint is None else f"  try: {error.hint}", f"  code: {error.code}"]
+    sys.stderr.write("".join(f"{line}\n" for line in lines if line is not None))
+    return error.exit_code
 
 
 def _parse(arguments: Sequence[str] | None) -> Options:
     parser = argparse.ArgumentParser(
         prog="mlxd",
         description="A local model server, in the foreground. `mlxctl start` runs it in the background.",
-        epilog="MLXD_HOME is the folder of everything it keeps (default ~/.mlxd). All else is a setting: mlxctl config list.",
+        epilog="MLXD_HOME is the folder of all it keeps (default ~/.mlxd). The rest is settings: mlxctl config list.",
     )
     parser.add_argument("--version", action="version", version=f"mlxd {__version__}")
     parser.add_argument("--config", type=Path, metavar="PATH", help="settings file, if not config.toml in MLXD_HOME")
@@ -169,8 +174,8 @@ async def _drain(pool: Pool, requests: RunningRequests, shutdown: Shutdown, time
     """Refuse what is new, let what runs end, and cancel the rest after *timeout_s* or when somebody hurries."""
     _log.info("shutting down: %d requests run, they have %g s", len(requests.list()), timeout_s)
     requests.close()
-    drained = asyncio.gather(pool.drain(timeout_s), requests.wait_idle())
-    hurried = asyncio.ensure_future(shutdown.wait_hurried())
+    drained: asyncio.Future[Any] = asyncio.gather(pool.drain(timeout_s), requests.wait_idle())
+    hurried: asyncio.Future[Any] = asyncio.ensure_future(shutdown.wait_hurried())
     await asyncio.wait({drained, hurried}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
     cancelled = requests.cancel_all("the daemon is shutting down")

@@ -9,11 +9,12 @@ from openai import PermissionDeniedError
 
 from tests.support.daemon import RealDaemon
 from tests.support.streaming import Streaming, ask
-from tests.support.upstream import PIECES, upstream as run_upstream
+from tests.support.upstream import PIECES
+from tests.support.upstream import upstream as run_upstream
 
 
 async def test_a_rule_serves_the_very_next_request(daemon: RealDaemon) -> None:
-    """Provider, rule and switch are set while a stream runs: the next request goes out, and `disable` stops it at once."""
+    """Provider, rule and switch are set while a stream runs: the next request goes out, and `disable` ends that."""
     async with run_upstream() as upstream:
         await asyncio.to_thread(_steer, daemon, upstream.url)
 

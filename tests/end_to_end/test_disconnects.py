@@ -25,7 +25,7 @@ def _send(url: str, body: dict[str, object]) -> socket.socket:
 
 
 def test_dropped_requests_leave_no_lease_and_no_memory(daemon: RealDaemon) -> None:
-    """200 drops, streaming and not, in every phase: afterwards nothing runs, waits or is held, and the ledger is as before."""
+    """200 drops, streaming and not, in any phase: then nothing runs, waits or is held, and the ledger is as before."""
     client = daemon.client()
     ask = {"model": "a", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
     client.chat.completions.create(**ask, max_tokens=4)  # type: ignore[call-overload]

@@ -10,25 +10,32 @@ import tomllib
 from tests.support.daemon import RealDaemon
 
 N_KILLS = 20
+STORM = """\
+import sys
+from pathlib import Path
+
+from mlxctl.client import Client
+from mlxd.protocol.errors import ControlError
+
+try:
+    client = Client(Path(sys.argv[1]), 30)
+    for index in range(10_000):
+        client.request("settings.set", {"changes": {"queue.size": 100 + index}})
+        print(index, flush=True)
+except (ControlError, OSError):
+    pass
+"""
 
 
 def test_the_file_is_the_old_one_or_the_new_one_and_the_daemon_starts(daemon: RealDaemon) -> None:
-    """Twenty kills at random moments of a storm of commits: each time the file is whole, and the next start takes it."""
+    """Twenty kills at random moments of a storm of commits: each time the file is whole, and a start takes it."""
     chance = random.Random(1)
     for round_number in range(N_KILLS):
         storm = subprocess.Popen(
             [
                 sys.executable,
                 "-c",
-                "import sys\nfrom pathlib import Path\nfrom mlxctl.client import Client\n"
-                "from mlxd.protocol.errors import ControlError\n"
-                "try:\n"
-                "    client = Client(Path(sys.argv[1]), 30)\n"
-                "    for index in range(10_000):\n"
-                "        client.request('settings.set', {'changes': {'queue.size': 100 + index}})\n"
-                "        print(index, flush=True)\n"
-                "except (ControlError, OSError):\n"
-                "    pass\n",
+                STORM,
                 str(daemon.home / "mlxd.sock"),
             ],
             env=daemon.environment,
