@@ -16,8 +16,8 @@ from mlxd.protocol.errors import LoadFailed
 def probe_kv(model: Any) -> tuple[KvShape, int]:
     """Return the shape of the KV of *model*, and the size of its vocabulary (the logits' last axis).
 
-    Item sizes are those of the activations, which the files do not tell: 4-bit weights may have float32 KV. One token is
-    sent through the model and nothing is evaluated: shapes and types are known without.
+    Item sizes are those of the activations, which the files do not tell: 4-bit weights may have float32 KV. One token
+    is sent through the model and nothing is evaluated: shapes and types are known without.
 
     Raises:
         LoadFailed: the model has a cache that mlx-lm cannot batch.

@@ -1,4 +1,4 @@
-"""MLX's process-wide limits and counters. Used on the device thread only: it is their one owner.
+"""MLX's process-wide state: limits, counters, the device. Used on the device thread only: it is their one owner.
 
 The limits are guidelines (over them MLX gets slower, it does not fail); the pool's admission enforces the budget.
 """
@@ -31,6 +31,11 @@ class MemoryLimits:
         recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
         if recommended_bytes is not None:  # Metal
             mx.set_wired_limit(min(self._limits.memory_bytes, int(recommended_bytes)))
+
+
+def is_gpu() -> bool:
+    """Whether models run on a GPU."""
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def read_memory() -> BackendMemory:

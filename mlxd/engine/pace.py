@@ -16,20 +16,23 @@ _CHEAP_TOKENS = 128
 class PrefillPace:
     """The prefill step of one model."""
 
-    def __init__(self, params: SchedulingParams) -> None:
-        """Begin carefully; the first steps find the pace."""
-        self._params = params
-        self._shared_tokens = min(_CHEAP_TOKENS, params.prefill_step_tokens)
+    def __init__(self, params: SchedulingParams, ceiling_tokens: int | None = None) -> None:
+        """Begin carefully, the first steps find the pace; the device gains nothing from steps over *ceiling_tokens*."""
+        self._ceiling_tokens = ceiling_tokens
         self._decode_s = 0.0
+        self._shared_tokens = _CHEAP_TOKENS
+        self.change(params)
 
     def change(self, params: SchedulingParams) -> None:
         """Use other parameters from the next step on."""
-        self._params = params
-        self._shared_tokens = min(self._shared_tokens, params.prefill_step_tokens)
+        most = params.prefill_step_tokens
+        self._most_tokens = most if self._ceiling_tokens is None else min(most, self._ceiling_tokens)
+        self._target_s = params.target_gap_ms / 1000
+        self._shared_tokens = min(self._shared_tokens, self._most_tokens)
 
     def step_tokens(self, remaining: list[int], *, others_decode: bool) -> int:
         """Return the most tokens of each prompt in the next step; *remaining* has what each of them still needs."""
-        tokens = self._shared_tokens if others_decode else self._params.prefill_step_tokens
+        tokens = self._shared_tokens if others_decode else self._most_tokens
         shortest, longest = min(remaining), max(remaining)
         if shortest < longest:
             tokens = min(tokens, max(shortest, _CHEAP_TOKENS))
@@ -42,8 +45,5 @@ class PrefillPace:
     def record_prefill(self, tokens: int, seconds: float, *, decoding: bool) -> None:
         """Note how long a step took that processed *tokens* of each prompt; *decoding*: with rows of this model."""
         prefill_s = max(seconds - (self._decode_s if decoding else 0.0), 1e-6)
-        factor = min(2.0, max(0.5, self._params.target_gap_ms / 1000 / prefill_s))
-        self._shared_tokens = max(
-            min(_LEAST_TOKENS, self._params.prefill_step_tokens),
-            min(int(tokens * factor), self._params.prefill_step_tokens),
-        )
+        factor = min(2.0, max(0.5, self._target_s / prefill_s))
+        self._shared_tokens = min(max(int(tokens * factor), _LEAST_TOKENS), self._most_tokens)

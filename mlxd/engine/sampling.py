@@ -26,6 +26,7 @@ from mlx_lm.sample_utils import (
 )
 
 from mlxd.engine.base import SamplingParams
+from mlxd.engine.memory import is_gpu
 
 RowSampler = Callable[[mx.array], mx.array]
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]
@@ -144,7 +145,7 @@ def _interpreted() -> Iterator[None]:
     There it starts the system's C++ compiler for each new filter and shape: seconds in which no row moves, for a gain
     of a few percent.
     """
-    if mx.default_device().type == mx.DeviceType.gpu or "MLX_DISABLE_COMPILE" in os.environ:
+    if is_gpu() or "MLX_DISABLE_COMPILE" in os.environ:
         yield
         return
     mx.disable_compile()

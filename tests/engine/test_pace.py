@@ -54,6 +54,13 @@ def test_unequal_prompts_are_not_padded_to_the_longest(pace: PrefillPace, remain
     assert pace.step_tokens(remaining, others_decode=False) == expected
 
 
+def test_ceiling_of_the_device_bounds_the_step() -> None:
+    """Where a longer step is no faster, the setting is not used up, alone or not."""
+    pace = PrefillPace(SchedulingParams(prefill_step_tokens=2048, target_gap_ms=30), ceiling_tokens=256)
+    assert pace.step_tokens([10_000], others_decode=False) == 256
+    assert settle(pace, 0.000001) == 256
+
+
 def test_change_applies_at_once(pace: PrefillPace) -> None:
     """A smaller setting bounds the very next step, shared or not."""
     pace.change(SchedulingParams(prefill_step_tokens=8, target_gap_ms=30))

@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.sample_utils import greedy_sampler
 
 from mlxd.engine.base import SamplingParams
+from mlxd.engine.memory import is_gpu
 from mlxd.engine.sampling import RowSampler, SamplerCache, SeededSampler, logits_processors
 
 PROBABILITIES = (0.4, 0.3, 0.2, 0.06, 0.04)
@@ -114,7 +115,7 @@ def test_shared_sampler_draws_for_every_row(samplers: SamplerCache) -> None:
 
 def test_sampling_compiles_nothing_on_the_cpu(samplers: SamplerCache) -> None:
     """Off the GPU, filters run without `mx.compile`, and it is on again afterwards for the models."""
-    if mx.default_device().type == mx.DeviceType.gpu:
+    if is_gpu():
         pytest.skip("compiling is quick there")
     calls = []
 

@@ -309,12 +309,12 @@ def test_long_prefill_yields_to_a_stream(loaded: LoadedModel) -> None:
 
 def test_lone_prefill_takes_whole_steps(loaded: LoadedModel) -> None:
     """With nobody to wait for it, a prompt is processed in the largest steps allowed; a change applies at once."""
-    stepped = SteppedModel(loaded, prefill_step_tokens=500)
-    prompt = stepped.start("x" * 1501, max_tokens=1)
+    stepped = SteppedModel(loaded, prefill_step_tokens=250)
+    prompt = stepped.start("x" * 1001, max_tokens=1)
     stepped.step(2)
     stepped.model.set_scheduling(SchedulingParams(prefill_step_tokens=200, target_gap_ms=30))
     stepped.run(prompt)
-    assert [event.done for event in prompt.prefills] == [0, 500, 1000, 1200, 1400, 1500, 1501]
+    assert [event.done for event in prompt.prefills] == [0, 250, 500, 700, 900, 1000, 1001]
 
 
 def test_short_prompt_does_not_wait_for_a_long_one(stepped: SteppedModel) -> None:
