@@ -9,7 +9,7 @@ import typer
 from mlxctl import download
 from mlxctl.call import Call, Document
 from mlxctl.change import effect_lines, show_change
-from mlxctl.output import show_size
+from mlxctl.output import show_path, show_size
 from mlxctl.question import confirm
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models
@@ -89,7 +89,9 @@ def remove(ctx: typer.Context, model: Model, yes: Yes = False) -> None:
 
 def format_pulled(document: Document) -> str:
     """Return where a pulled model is."""
-    return f"{document['id']} is {'already there' if document.get('already') else 'ready'}: {document['path']}"
+    return (
+        f"{document['id']} is {'already there' if document.get('already') else 'ready'}: {show_path(document['path'])}"
+    )
 
 
 def _format_removed(document: Document) -> str:

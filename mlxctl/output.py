@@ -111,6 +111,12 @@ def show_duration(seconds: float | None) -> str | None:
     return format_duration(round(seconds, 1) if seconds < 1 else int(seconds))
 
 
+def show_path(path: str) -> str:
+    """Return the path with the user's home folder as `~`."""
+    home = os.path.expanduser("~")  # noqa: PTH111  (a text stays a text)
+    return f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path
+
+
 def count(number: int, noun: str) -> str:
     """Return `1 request`, `2 requests`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

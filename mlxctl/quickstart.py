@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from mlxctl.client import Client
 from mlxctl.completion import Answer, list_models
 from mlxctl.daemon import begin
 from mlxctl.model import format_pulled
-from mlxctl.verb import Verb, make_app
+from mlxctl.verb import DEFAULT_WAIT_S, Verb, make_app
 from mlxctl.view import format_status
 from mlxd.protocol.errors import EXIT_NOT_FOUND, ControlError
 
@@ -29,19 +30,20 @@ QUESTION = "What is the capital of France?"
 def quickstart(ctx: typer.Context) -> None:
     """Fetch a small model, start the daemon and ask it something; safe to repeat."""
     call = Call.of(ctx)
-    call.note("1/4 model")
+    call.note("1/5 model")
     pulled = download.pull(call, ["starter"])
     call.note(f"    {format_pulled(pulled)}")
-    call.note("2/4 daemon")
+    call.note("2/5 daemon")
     with _ensure_daemon(call) as daemon:
         url = find_url(daemon)
         call.note(f"    pid {daemon.pid}, {url}/v1")
+        _load(call, url, str(pulled["id"]))
         answer = _ask(call, url, str(pulled["id"]))
         status = daemon.request("status").result
     if call.options.json:
         output.print_json({"model": answer.model, "content": answer.content, "usage": answer.usage, "status": status})
         return
-    call.note("4/4 status")
+    call.note("5/5 status")
     output.print_text(_indent(format_status(status)))
     output.print_text(format_next(url, answer.model, find_program()))
 
@@ -95,19 +97,25 @@ def _ensure_daemon(call: Call) -> Client:
     return running if running is not None else begin(call)
 
 
-def _ask(call: Call, url: str, model: str) -> Answer:
-    served = [entry["id"] for entry in list_models(url, call.options.timeout_s)]
-    if model not in served:
+def _load(call: Call, url: str, model: str) -> None:
+    """Load the model with progress: the first time, MLX is imported too, which takes a while."""
+    if model not in {entry["id"] for entry in list_models(url, call.options.timeout_s)}:
         raise ControlError(
             f"the running daemon does not look for models in {call.home.models}",
             exit_code=EXIT_NOT_FOUND,
             code="model_not_found",
             hint="mlxctl config unset catalog.paths",
         )
-    call.note(f"3/4 {QUESTION}")
+    call.note("3/5 loading")
+    waiting = Call(dataclasses.replace(call.options, wait_s=DEFAULT_WAIT_S), call.command)
+    waiting.change("model.load", model=model)
+
+
+def _ask(call: Call, url: str, model: str) -> Answer:
+    call.note(f"4/5 {QUESTION}")
     messages = [{"role": "user", "content": QUESTION}]
     return print_answer(call, url, {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64})
 
 
 def _indent(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines())
+    return "\n".join(f"    {line}".rstrip() for line in text.splitlines())

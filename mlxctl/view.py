@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mlxctl.output import count, format_pairs, format_table, show_duration, show_size
+from mlxctl.output import count, format_pairs, format_table, show_duration, show_path, show_size
 
 Map = Mapping[str, Any]
 
@@ -26,7 +26,7 @@ def format_status(document: Map) -> str:
                 ("models", _format_counts(pool)),
                 ("requests", f"{len(requests)} running, {len(pool['queue'])} waiting"),
                 ("cloud", None if cloud is None else _format_cloud(cloud)),
-                ("settings", f"{config['path']}, generation {document['gen']}"),
+                ("settings", f"{show_path(config['path'])}, generation {document['gen']}"),
             ]
         ),
         *(f"problem: {problem}" for problem in document.get("problems", [])),

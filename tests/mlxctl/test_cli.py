@@ -191,6 +191,14 @@ def test_refusal(fake: FakeControl, error: MlxdError, status: int, capsys: pytes
     )
 
 
+def test_refused_value_leads_to_the_help(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that is refused without a next command leads to the help of the verb, where the bounds are."""
+    fake.answers["settings.set"] = InvalidValue("pool.memory: 500% is out of bounds", param="pool.memory")
+
+    assert main(["pool", "set-memory", "500%"]) == 10
+    assert "  try: mlxctl pool set-memory --help\n" in capsys.readouterr().err
+
+
 def test_no_daemon(own_home: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a daemon every verb that needs one exits 3, names the socket, and says how to start one."""
     assert main(["status"]) == 3

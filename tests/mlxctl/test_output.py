@@ -69,6 +69,15 @@ def test_durations_have_two_units(seconds: float | None, shown: str | None) -> N
     assert output.show_duration(seconds) == shown
 
 
+@pytest.mark.parametrize(
+    ("path", "shown"), [("/home/ada/.mlxd/x", "~/.mlxd/x"), ("/home/adam/x", "/home/adam/x"), ("/tmp/x", "/tmp/x")]
+)
+def test_paths_in_the_home_folder(path: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's own folder is shown as `~`, and nobody else's."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert output.show_path(path) == shown
+
+
 def test_error_golden() -> None:
     """An error says what, why with numbers, the next command and a stable code, each on its line."""
     error = ControlError(

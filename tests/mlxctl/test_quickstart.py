@@ -45,7 +45,8 @@ def http(own_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHTTP]:
     monkeypatch.setattr(download, "pull", lambda call, arguments: STARTER)
     with running_openai() as fake:
         fake.answer, fake.models = ANSWER, [{"id": STARTER["id"], "state": "unloaded"}]
-        with FakeControl(Home.from_environment().socket, {"status": status_of(fake.url)}, http=fake.url):
+        answers = {"status": status_of(fake.url), "model.load": {"op": "op-1"}, "op.wait": {"state": "done"}}
+        with FakeControl(Home.from_environment().socket, answers, http=fake.url):
             yield fake
 
 
@@ -59,7 +60,13 @@ def test_answer_status_and_what_next(http: FakeHTTP, capsys: pytest.CaptureFixtu
     assert lines[1].startswith("    mlxd 0.1.0, pid 4711")
     assert f"    curl {http.url}/v1/chat/completions -H 'content-type: application/json' \\" in lines
     assert lines[-1].startswith("  stop the daemon: ")
-    assert [line[:4] for line in printed.err.splitlines() if line[:1].isdigit()] == ["1/4 ", "2/4 ", "3/4 ", "4/4 "]
+    assert [line[:4] for line in printed.err.splitlines() if line[:1].isdigit()] == [
+        "1/5 ",
+        "2/5 ",
+        "3/5 ",
+        "4/5 ",
+        "5/5 ",
+    ]
     (body,) = http.bodies
     assert (body["temperature"], body["model"]) == (0, STARTER["id"])
     assert body["messages"][-1]["content"] == "What is the capital of France?"
