@@ -77,7 +77,9 @@ class ConfigFile:
             OSError: it is there and cannot be read, is no regular file, or is over `MAX_FILE_BYTES`.
         """
         try:
-            with open(self.path, "rb") as file:  # noqa: PTH123  (a path object adds nothing here)
+            # Without O_NONBLOCK a pipe in the file's place would have us wait for ever.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                     raise OSError(f"{self.path} is no regular file")
                 data = file.read(MAX_FILE_BYTES + 1)

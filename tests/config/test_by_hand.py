@@ -1,6 +1,7 @@
 """Edits by hand are taken up, and never overwritten."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,9 @@ async def test_a_file_that_cannot_be_read_is_a_problem_and_no_crash(make: MakeSt
     (tmp_path / "config.toml").mkdir()
     assert "cannot be read" in str(make().store.problem)
     (tmp_path / "config.toml").rmdir()
+    os.mkfifo(tmp_path / "config.toml")
+    assert "is no regular file" in str(make().store.problem)
+    (tmp_path / "config.toml").unlink()
     (tmp_path / "config.toml").write_bytes(b"#" * (2**20 + 1))
     assert "over 1048576 bytes" in str(make().store.problem)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.config import draft
+from mlxd.config.edit import CannotEditError
 from mlxd.config.file import SystemCalls
 from mlxd.protocol.errors import (
     CommitFailed,
@@ -139,3 +141,26 @@ async def test_a_file_edited_again_and_again_is_left_to_the_editor(make: MakeSto
     with pytest.raises(Conflict, match="again and again"):
         await fixture.set("pool.memory", "1GB")
     assert 'memory = "60%"' in fixture.path.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_the_owner_survives(make: MakeStore) -> None:
+    """A daemon that runs as root does not take a user's file from them."""
+    fixture = make(TEXT)
+    os.chown(fixture.path, 65534, 65534)
+    await fixture.set("pool.memory", "1GB")
+    assert (fixture.path.stat().st_uid, fixture.path.stat().st_gid) == (65534, 65534)
+
+
+async def test_an_edit_that_would_do_damage_is_refused(make: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a guard holds an edit back, the file is as it was, and a person is asked to edit it by hand."""
+
+    def damage(text: str, changes: object) -> str:
+        raise CannotEditError("a comment would be lost")
+
+    monkeypatch.setattr(draft, "edit", damage)
+    fixture = make(TEXT)
+    with pytest.raises(CommitFailed, match="cannot be edited safely: a comment would be lost") as caught:
+        await fixture.set("pool.memory", "1GB")
+    assert caught.value.hint == "edit it by hand"
+    assert_untouched(fixture)

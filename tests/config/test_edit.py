@@ -136,6 +136,22 @@ def test_what_cannot_be_edited_safely_is_refused() -> None:
         edit("a = 1\n", [(("a", "b"), 1)])
 
 
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("[pool\n", "no TOML"),
+        (DOCUMENT.replace("glob:gpt-*", "glob:*"), "something else"),
+        (DOCUMENT.replace("24GB", "32GB").replace("  # half of it", ""), "a comment would be lost"),
+        (DOCUMENT.replace("24GB", "32GB") + "# new", "a comment would be lost"),
+    ],
+)
+def test_the_guards_hold_back_a_slip_of_the_editor(broken: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the splicing does wrong, a damaged text is never returned."""
+    monkeypatch.setattr("mlxd.config.edit._set", lambda text, path, value: (broken, Counter()))
+    with pytest.raises(CannotEditError, match=words):
+        edit(DOCUMENT, [(("pool", "memory"), "32GB")])
+
+
 def test_sameness_tells_types_apart() -> None:
     """A boolean is no number, 1 is not 1.0, and an empty table is as good as none."""
     assert not is_same({"a": True}, {"a": 1})
@@ -231,7 +247,7 @@ def foreign_comments(text: str, changes: Changes) -> Counter[str]:
     return foreign
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(documents(), st.lists(st.tuples(PATHS, st.none() | VALUES), min_size=1, max_size=4))
 def test_random_edits_mean_what_they_say_and_lose_no_foreign_comment(text: str, changes: Changes) -> None:
     """An edit reads back as the same change of the parsed document, or is refused when a value is in the way."""

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from mlxd.control.handlers import HANDLERS
+from mlxd.engine.base import GenerationRequest, TextPrompt
+from mlxd.protocol.errors import RequestCancelled
 from mlxd.protocol.operations import OPERATIONS
 from mlxd.protocol.paths import Home
 from mlxd.protocol.settings import rows
@@ -25,6 +27,12 @@ async def test_one_setting(client: Client) -> None:
     assert shown["live"] is True
     assert shown["help"].endswith(".")
     assert (await client.ask("settings.get", key="pool.keep_alive"))["origin"] == "default"
+
+
+async def test_a_setting_of_a_model_that_the_file_does_not_name(client: Client) -> None:
+    """It has its default and no value in force of its own."""
+    shown = await client.ask("settings.get", key="models.a.pin")
+    assert (shown["value"], shown["written"], shown["origin"]) == (None, False, "default")
 
 
 async def test_never_is_no_number(client: Client) -> None:
@@ -144,14 +152,16 @@ async def test_reload_takes_an_edit_by_hand_up(plane: Plane, client: Client) -> 
     assert plane.home.config.read_text() == "[pool\n"
 
 
-async def test_a_bad_file_at_the_start_is_told_and_can_be_mended(home: Home) -> None:
+async def test_a_bad_file_at_the_start_is_told_and_can_be_mended(home: Home, caplog: pytest.LogCaptureFixture) -> None:
     """The control socket comes up and says what is wrong; the mended file is taken up."""
+    caplog.set_level("INFO")
     async with running_plane(home, text="[pool]\nmemory = 7\n") as plane, await plane.connect() as client:
         status = await client.ask("status")
         assert "config.toml:2:1: pool.memory" in status["problems"][0]
         assert "the defaults hold" in status["problems"][0]
         home.config.write_text(CONFIG)
         await client.ask("settings.reload")
+        assert any(record.getMessage().startswith("settings generation") for record in caplog.records)
         assert (await client.ask("status"))["problems"] == []
         assert plane.store.current.pool.memory == 16 * 10**6
 
@@ -213,6 +223,33 @@ async def test_a_drain_that_takes_too_long_is_told_and_goes_on(plane: Plane, cli
         assert "a" in operation["error"]["msg"]
         assert plane.state("a") == "draining"
     await until(lambda: plane.state("a") == "unloaded")
+
+
+async def test_force_ends_what_the_drain_timeout_could_not(plane: Plane, client: Client) -> None:
+    """With force, requests that outlast pool.drain_timeout are ended with an error, and the model goes."""
+    await load(client, "a")
+    await client.ask("settings.set", changes={"pool.drain_timeout": "10ms"})
+    request = GenerationRequest(TextPrompt("hello"))
+    async with plane.pool.lease("a", request_id="r") as lease:
+        prompt = await lease.prepare(request)
+        stream = lease.generate(request, prompt)
+        await anext(stream)
+        reply = await client.ask("settings.set", changes={"pool.memory": "1MB"}, force=True)
+        with pytest.raises(RequestCancelled, match="by force"):
+            [event async for event in stream]
+    assert (await client.wait(reply["op"]))["state"] == "done"
+    assert plane.state("a") == "unloaded"
+
+
+async def test_a_load_that_takes_too_long_is_told_and_goes_on(plane: Plane, client: Client) -> None:
+    """After pool.load_timeout the operation of a changed list ends with exit 7; the load goes on."""
+    plane.backend.hold_loads(hold=True)
+    await client.ask("settings.set", changes={"pool.load_timeout": "1s", "pool.drain_timeout": "0s"})
+    operation = await client.wait((await client.ask("preload.set", models=["a"]))["op"])
+    assert (operation["error"]["code"], operation["error"]["exit"]) == ("wait_ended", 7)
+    assert "still loading" in operation["error"]["msg"]
+    plane.backend.hold_loads(hold=False)
+    await until(lambda: plane.state("a") == "ready")
 
 
 async def test_a_pinned_sum_over_the_limit_needs_force(plane: Plane, client: Client) -> None:

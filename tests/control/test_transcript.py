@@ -1,4 +1,4 @@
-"""Clients of earlier versions are still understood: what they sent, byte for byte, and what they read of the answers."""
+"""Clients of earlier versions are still understood: what they sent, byte for byte, and what they read."""
 
 from typing import Any
 
