@@ -71,6 +71,8 @@ class Call:
             document = dict(reply.result)
             if self.options.wait_s is not None and document.get("op") is not None:
                 document["operation"] = self._wait(client, document["op"], self.options.wait_s)
+                if "memory" in document:  # what it came to, instead of where it began
+                    document["memory"] = client.request("pool.show").result["memory"]
         return document
 
     def _request(self, client: Client, operation: str, params: Document) -> Reply:

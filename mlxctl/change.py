@@ -37,7 +37,7 @@ def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
     for change in changed:
         yield f"{change['key']}: {show_value(change.get('old'))} -> {show_value(change.get('new'))}"
     memory = document.get("memory")
-    if memory and any(str(change["key"]).startswith("pool.") for change in changed):
+    if memory is not None and "pool.memory" in {change["key"] for change in changed}:
         yield f"limit {show_size(memory['limit_bytes'])}, {show_size(memory['reserved_bytes'])} reserved"
     if document.get("listening") is not None:
         yield f"listening on {document['listening']}"
