@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ _MAX_BIASES = 1024
 _BIAS_LIMIT = 100
 # Token ids are 32-bit in MLX.
 _MAX_TOKEN = 2**31 - 1
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 def shown(value: object) -> str:
@@ -107,9 +109,9 @@ def logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     bias = number(-_BIAS_LIMIT, _BIAS_LIMIT)
     pairs = []
     for key, amount in value.items():
-        if not (key.isascii() and key.isdecimal() and int(key[:11]) <= _MAX_TOKEN):
+        if not _TOKEN_ID.fullmatch(key) or int(key) > _MAX_TOKEN:
             raise wrong(name, key, "an object whose keys are token ids")
-        pairs.append((int(key[:11]), bias(f"{name}.{key}", amount)))
+        pairs.append((int(key), bias(f"{name}.{key}", amount)))
     return tuple(sorted(pairs))
 
 

@@ -10,7 +10,7 @@ from aiohttp import web
 from mlxd.cloud.router import CloudRoute
 from mlxd.openai.body import read_object
 from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.relay import relay
+from mlxd.openai.relay import Errand, relay
 from mlxd.openai.schema import model_of
 from mlxd.protocol.errors import InvalidRequest
 
@@ -42,7 +42,7 @@ async def admit(request: web.Request, endpoint: str) -> Local | web.StreamRespon
     route = context.router.route(model, local_only=_is_local_only(request))
     if isinstance(route, CloudRoute):
         request[EXCHANGE].note_cloud(route)
-        return await relay(request, route, endpoint, raw, wants_stream=body.get("stream") is True)
+        return await relay(request, Errand(route, endpoint, raw, wants_stream=body.get("stream") is True))
     return Local(model, body, reject_unknown=context.store.current.http.unknown_fields == "reject")
 
 

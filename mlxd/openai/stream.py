@@ -46,6 +46,11 @@ class EventStream:
         """What the handler returns."""
         return self._response
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the status has been sent, so that an error can only be an event."""
+        return self._response.prepared
+
     async def send(self, data: bytes) -> None:
         """Write *data* at once; the first call sends the headers. Waits only while the client reads too slowly."""
         self._last_s = self._clock.now()
@@ -68,7 +73,7 @@ class EventStream:
             self._timer.cancel()
         if self._comment is not None:
             self._comment.cancel()
-        if not isinstance(error, Exception) or isinstance(error, ConnectionError) or not self._response.prepared:
+        if not isinstance(error, Exception) or isinstance(error, ConnectionError) or not self.is_open:
             return False
         if not isinstance(error, MlxdError):
             _log.error("request %s failed in its stream", self._request[EXCHANGE].request_id, exc_info=error)

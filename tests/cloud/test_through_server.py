@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from mlxd.cloud.providers.openai import Timeouts
+from tests.support.clock import FakeClock
 from tests.support.http_server import Served, serving, settings_of
 from tests.support.scripted_pool import ScriptedPool, end, say
 from tests.support.upstream import KEY, PIECES, Upstream, upstream
@@ -35,12 +36,13 @@ def _document(url: str, *, enabled: bool = True, **rules: Any) -> dict[str, Any]
 
 @asynccontextmanager
 async def _cloudy(
-    timeouts: Timeouts | None = None, **rules: Any
+    timeouts: Timeouts | None = None, clock: FakeClock | None = None, **rules: Any
 ) -> AsyncIterator[tuple[Served, Upstream, ScriptedPool]]:
     pool = ScriptedPool([*say("local"), *end()])
     async with upstream() as far:
         environ = {"FAR_KEY": f" {KEY}\n"}
-        async with serving(pool, document=_document(far.url, **rules), environ=environ, timeouts=timeouts) as served:
+        document = _document(far.url, **rules)
+        async with serving(pool, document=document, environ=environ, timeouts=timeouts, clock=clock) as served:
             yield served, far, pool
 
 
@@ -332,3 +334,59 @@ async def test_exact_names_of_the_cloud_are_listed_as_models() -> None:
         served.store.current = settings_of(_document(far.url, enabled=False, one=rule))
         names_off = [model.id async for model in client.models.list()]
     assert (names, one.id, one.owned_by, names_off) == (["org/far-model"], "org/far-model", "far", [])
+
+
+@pytest.mark.parametrize("status", [None, 429])
+async def test_a_slow_upstream_is_kept_alive_by_our_comments(status: int | None) -> None:
+    """A stream gets comments while the upstream thinks; a refusal after that is an error event."""
+    clock = FakeClock()
+    async with _cloudy(clock=clock) as (served, far, _):
+        far.may_answer.clear()
+        if status is not None:
+            far.behaviour, far.status, far.reply = "refuse", status, b'{"error": {"message": "too many"}}'
+        asking = asyncio.create_task(served.http.post(served.url + CHAT, json=BODY | {"stream": True}))
+        await far.arrived.wait()
+        clock.run_next()
+        async with await asking as response:
+            far.may_answer.set()
+            body = await response.read()
+    assert response.status == 200
+    assert body.startswith(b": keep-alive\n\n")
+    if status is None:
+        assert body.endswith(b"data: [DONE]\n\n")
+    else:
+        assert b"too many" in body
+        assert json.loads(body.split(b"data: ")[1])["error"]["code"] == "upstream_error"
+        assert b"[DONE]" not in body
+
+
+async def test_a_whole_answer_is_never_begun_by_comments() -> None:
+    """Only a stream may be kept alive: the timer of comments does not even run."""
+    clock = FakeClock()
+    async with _cloudy(clock=clock) as (served, far, _):
+        far.may_answer.clear()
+        asking = asyncio.create_task(served.post(CHAT, BODY))
+        await far.arrived.wait()
+        assert clock.next_s is None
+        far.may_answer.set()
+        status, _, body = await asking
+    assert (status, json.loads(body)["id"]) == (200, "up-1")
+
+
+async def test_an_upstream_that_answers_a_stream_whole_is_passed_on_whole() -> None:
+    """Some servers ignore `stream`; their answer goes back as it is."""
+    async with _cloudy() as (served, far, _):
+        far.behaviour, far.status, far.reply = "refuse", 200, b'{"id": "whole"}'
+        far.reply_headers = {"Content-Type": "application/json"}
+        status, headers, body = await served.post(CHAT, BODY | {"stream": True})
+    assert (status, headers["Content-Type"], body) == (200, "application/json", b'{"id": "whole"}')
+
+
+async def test_daemons_that_send_in_a_circle_stop() -> None:
+    """A rule whose provider is this very daemon ends after three rounds with 508, not when the sockets run out."""
+    async with serving(ScriptedPool(end()), environ={"FAR_KEY": KEY}) as served:
+        document = _document(served.url + "/v1", big={"match": "glob:*", "to": ["far/again"]})
+        served.store.current = settings_of(document)
+        status, _, body = await served.post(CHAT, BODY)
+    assert status == 508
+    assert "circle" in json.loads(body)["error"]["message"]

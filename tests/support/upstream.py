@@ -40,6 +40,7 @@ class Upstream:
     seen: list[Seen] = field(default_factory=list)
     open_requests: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    may_answer: asyncio.Event = field(default_factory=asyncio.Event)  # set from the start; cleared by a test
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # a client left before its answer was whole
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -55,7 +56,11 @@ class Upstream:
         finally:
             self.open_requests -= 1
 
+    def __post_init__(self) -> None:
+        self.may_answer.set()
+
     async def _respond(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await self.may_answer.wait()
         if self.behaviour == "refuse":
             return web.Response(status=self.status, body=self.reply, headers=self.reply_headers)
         if self.behaviour == "hang":

@@ -69,15 +69,28 @@ class OpenAIProvider:
         self._timeouts = Timeouts() if timeouts is None else timeouts
 
     @asynccontextmanager
-    async def post(self, route: CloudRoute, endpoint: str, raw: bytes, *, wants_stream: bool) -> AsyncIterator[Reply]:
+    async def post(
+        self, route: CloudRoute, endpoint: str, raw: bytes, *, wants_stream: bool, hops: int
+    ) -> AsyncIterator[Reply]:
         """Send *raw* with the route's model in it; leaving the context closes what is still open of the connection.
+
+        Args:
+            route: from the router.
+            endpoint: the path under the base address.
+            raw: the client's body, which is passed on as it is but for the model.
+            wants_stream: whether the body asks for a stream, which has to begin soon; a whole answer may take long.
+            hops: how many mlxd the request will have passed, this one included.
 
         Raises:
             SecretMissing: before anything is sent.
             UpstreamUnreachable, UpstreamTimeout, AuthFailed, UpstreamError: there will be no answer.
         """
         secret = read_secret(route.provider_id, route.provider.auth, self._environ)
-        headers = {"Content-Type": _JSON, "Accept": _EVENTS if wants_stream else _JSON}
+        headers = {
+            "Content-Type": _JSON,
+            "Accept": _EVENTS if wants_stream else _JSON,
+            "Via": ", ".join(["1.1 mlxd"] * hops),
+        }
         if secret is not None:
             headers["Authorization"] = f"Bearer {secret}"
         body = replace_model(raw, route.model)
@@ -125,23 +138,29 @@ class Reply:
         """
         if 200 <= self.status < 300:
             return
-        target = self._route.target
         if self.status in {401, 403}:
+            target = self._route.target
             raise AuthFailed(
                 f"{target} refused the key of provider {self._route.provider_id!r} with status {self.status}",
                 hint="mlxctl cloud provider list",
             )
         body = await self.read()
-        is_safe = secret is None or secret.encode() not in body
-        if is_safe and self.status >= 400 and _is_envelope(body):
-            self._body = body
-            return
-        words = f": {body[:_SHOWN_BYTES].decode(errors='replace').strip()}" if is_safe and body else ""
-        status = self.status if self.status >= 400 else None  # a redirect is not followed, and is no answer
+        if secret is not None and secret.encode() in body:
+            raise self.as_error(b"")
+        if self.status < 400 or not _is_envelope(body):
+            raise self.as_error(body)
+        self._body = body
+
+    def as_error(self, body: bytes) -> UpstreamError:
+        """Return an error of ours that quotes the beginning of *body*, and has the upstream's status if that is one."""
+        words = body[:_SHOWN_BYTES].decode(errors="replace").strip()
+        data: dict[str, str | int] = {"target": self._route.target}
+        if self.status >= 400:  # a redirect is not followed, and is no answer
+            data["status"] = self.status
         retry_after = self.headers.get("Retry-After", "")
-        raise UpstreamError(
-            f"{target} answered with status {self.status}{words}",
-            data={"target": target} if status is None else {"target": target, "status": status},
+        return UpstreamError(
+            f"{self._route.target} answered with status {self.status}" + (f": {words}" if words else ""),
+            data=data,
             retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
         )
 
