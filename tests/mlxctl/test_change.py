@@ -12,7 +12,7 @@ from mlxctl.cli import main
 from mlxd.protocol.paths import Home
 from tests.support.fake_control import FakeControl
 
-REPLY = {
+REPLY: dict[str, Any] = {
     "gen": 8,
     "changed": [{"key": "pool.memory", "old": None, "new": "24GB"}],
     "warnings": [],
@@ -25,13 +25,13 @@ REPLY = {
     "over_limit": "draining org/busy (2 requests)",
     "op": "op-5",
 }
-AFTER = {"memory": {"limit_bytes": 24 * 10**9, "reserved_bytes": 18 * 10**9}}
+AFTER: dict[str, Any] = {"memory": {"limit_bytes": 24 * 10**9, "reserved_bytes": 18 * 10**9}}
 
 
 @pytest.fixture
 def fake(own_home: None) -> Iterator[FakeControl]:
     """A daemon that evicts, drains, loads and defers."""
-    answers = {"settings.set": REPLY, "op.wait": {"state": "done"}, "pool.show": AFTER}
+    answers: dict[str, dict[str, Any]] = {"settings.set": REPLY, "op.wait": {"state": "done"}, "pool.show": AFTER}
     with FakeControl(Home.from_environment().socket, answers) as control:
         yield control
 

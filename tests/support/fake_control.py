@@ -50,7 +50,7 @@ class FakeControl:
         self._listener.listen()
         self._connections: list[socket.socket] = []
         self._closing = threading.Event()
-        self._acceptor = threading.Thread(target=self._accept, name="fake-control")
+        self._acceptor = threading.Thread(target=self._accept, name="fake-control", daemon=True)
         self._servers: list[threading.Thread] = []
         self._acceptor.start()
 
@@ -89,7 +89,9 @@ class FakeControl:
                 connection.close()
                 return
             self._connections.append(connection)
-            server = threading.Thread(target=self._serve, args=(connection,), name="fake-control-connection")
+            server = threading.Thread(
+                target=self._serve, args=(connection,), name="fake-control-connection", daemon=True
+            )
             self._servers.append(server)
             server.start()
 
