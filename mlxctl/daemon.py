@@ -91,7 +91,17 @@ def end(call: Call, *, now: bool) -> int | None:
     Raises:
         ControlError: it does not end.
     """
-    daemon = process.find_daemon(call.socket, call.options.timeout_s)
+    try:
+        daemon = process.find_daemon(call.socket, call.options.timeout_s)
+    except ControlError as error:
+        pid = process.find_holder(call.home) if error.code == "control.silent" else None
+        if pid is None:
+            raise
+        if not now:
+            error.hint = f"mlxctl stop --now, which ends its process (pid {pid})"
+            raise
+        process.end_holder(call.home, pid)
+        return pid
     if daemon is None:
         return None
     with daemon:

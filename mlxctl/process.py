@@ -5,8 +5,10 @@ Owns the words for a start that fails. Knows no terminal and no launchd.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -91,6 +93,29 @@ def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEO
             code="daemon.stop_timeout",
             hint="mlxctl stop --now, which cancels the running requests",
         )
+
+
+def find_holder(home: Home) -> int | None:
+    """Return the pid of the process that holds the home's lock; None when none does."""
+    if not _is_held(home.lock):
+        return None
+    text = home.lock.read_text(errors="replace").strip()
+    return int(text) if text.isdecimal() else None
+
+
+def end_holder(home: Home, pid: int) -> None:
+    """End a daemon that does not answer: by SIGTERM, and by SIGKILL when that does nothing.
+
+    Nothing is lost by that: settings are in the file or not at all.
+    """
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline_s = time.monotonic() + _END_TIMEOUT_S
+        while _is_held(home.lock) and time.monotonic() < deadline_s:
+            time.sleep(_POLL_S)
+        if not _is_held(home.lock):
+            return
 
 
 def last_lines(path: Path, start: int = 0, count: int = _LOG_LINES) -> list[str]:

@@ -178,6 +178,25 @@ def stop_frozen(daemon: Client, home: Home) -> None:
     process.stop(daemon, home, now=False, timeout_s=0.05)
 
 
+def test_daemon_that_hangs_is_ended_by_force(
+    home: Home,
+    behave: Callable[[str], None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A daemon that does not answer is named by stop with its pid, and ended by `stop --now`, even when it is frozen."""
+    monkeypatch.setattr(process, "_END_TIMEOUT_S", 0.05)
+    with process.start_detached(home, home.socket, TIMEOUT_S) as daemon:
+        os.kill(daemon.pid, signal.SIGSTOP)
+
+        assert main(["stop", "--timeout", "50ms"]) == 3
+        assert f"try: mlxctl stop --now, which ends its process (pid {daemon.pid})" in capsys.readouterr().err
+        assert main(["stop", "--timeout", "50ms", "--now"]) == 0
+        assert capsys.readouterr().out == f"stopped (pid {daemon.pid})\n"
+
+    assert process.find_holder(home) is None
+
+
 def test_version_without_a_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """The installed version is known without a daemon."""
     assert main(["version"]) == 0

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import sys
 import threading
@@ -34,6 +35,8 @@ def main() -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return EXIT_CONFLICT
+        lock.truncate(0)
+        print(os.getpid(), file=lock, flush=True)
         if mode == "hang":
             ended.wait()
             return 0
