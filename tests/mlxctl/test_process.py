@@ -184,7 +184,7 @@ def test_daemon_that_hangs_is_ended_by_force(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A daemon that does not answer is named by stop with its pid, and ended by `stop --now`, even when it is frozen."""
+    """A daemon that does not answer is named by stop with its pid, and ended by `stop --now`, even when frozen."""
     monkeypatch.setattr(process, "_END_TIMEOUT_S", 0.05)
     with process.start_detached(home, home.socket, TIMEOUT_S) as daemon:
         os.kill(daemon.pid, signal.SIGSTOP)
