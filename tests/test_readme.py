@@ -40,7 +40,12 @@ def test_markers_are_needed() -> None:
         docs.replace("no table here")
 
 
-@pytest.mark.parametrize("line", [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()])
+COMMANDS = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()] + [
+    line[2:] for kind, text in BLOCKS if kind == "console" for line in text.splitlines() if line.startswith("$ ")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
 def test_commands_exist(line: str) -> None:
     """Each mlxctl command of the README is one that the program understands, up to its last option."""
     words = shlex.split(line, comments=True)
