@@ -7,7 +7,7 @@ from typing import Any
 from openai import OpenAI
 
 # Long enough to outlive a few mlxctl calls on a slow machine; the tiny model ends by length only.
-LONG = 3000
+LONG = 1500
 
 
 def ask(client: OpenAI, model: str, max_tokens: int = 8, **options: Any) -> str:
