@@ -52,7 +52,9 @@ class PromptRenderer:
             case _:
                 tokens = list(request.prompt.tokens)
         self._check_range(tokens)
-        return PreparedPrompt(tuple(tokens), self._max_tokens(len(tokens), request.max_tokens), kind, is_continuation)
+        field = "prompt" if is_continuation else "messages"
+        max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
+        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation)
 
     def _render(self, prompt: ChatPrompt) -> str:
         if not self._facts.chat_template:
@@ -81,22 +83,23 @@ class PromptRenderer:
                 f"token {wrong} is not one of '{self._model_id}': 0..{self._facts.vocab_size - 1}", param="prompt"
             )
 
-    def _max_tokens(self, prompt_tokens: int, wanted: int | None) -> int:
+    def _max_tokens(self, prompt_tokens: int, wanted: int | None, field: str) -> int:
+        """Resolve max_tokens against the context; an error names *field* where the prompt is at fault."""
         if prompt_tokens == 0:
-            raise InvalidRequest("the prompt is empty", param="prompt")
+            raise InvalidRequest("the prompt is empty", param=field)
         context = self._facts.context_length
         room = context - prompt_tokens
         if wanted is None and room < 1:
             raise ContextLengthExceeded(
                 f"the prompt has {prompt_tokens} tokens, which leaves no room in the context of {context} tokens"
                 f" of '{self._model_id}'",
-                param="messages",
+                param=field,
             )
         if wanted is not None and wanted > room:
             raise ContextLengthExceeded(
                 f"the prompt has {prompt_tokens} tokens and max_tokens is {wanted}: together {prompt_tokens + wanted},"
                 f" more than the context of {context} tokens of '{self._model_id}'",
-                param="max_tokens" if room > 0 else "messages",
+                param="max_tokens" if room > 0 else field,
             )
         if wanted is not None and wanted < 1:
             raise InvalidRequest(f"max_tokens is {wanted}; the least is 1", param="max_tokens")
