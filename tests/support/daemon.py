@@ -24,6 +24,7 @@ class RealDaemon:
         self.environment = {**os.environ, "MLXD_HOME": str(home), **(environment or {})}
         self.config = home / "config.toml"
         self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[OpenAI] = []
 
     def configure(self, text: str) -> None:
         """Write the settings file; `http.port` must be in it or the default port is used."""
@@ -86,7 +87,14 @@ class RealDaemon:
 
     def client(self, **options: Any) -> OpenAI:
         """Return an official client pointed at this daemon; it does not retry by itself."""
-        return OpenAI(base_url=self.base_url, api_key="unused", max_retries=0, timeout=120, **options)
+        client = OpenAI(base_url=self.base_url, api_key="unused", max_retries=0, timeout=300, **options)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        """Close the connections of all clients, also those of streams that were not read to their end."""
+        while self._clients:
+            self._clients.pop().close()
 
     def terminate(self) -> int:
         """Send SIGTERM and return the exit status."""
@@ -110,6 +118,7 @@ def running_daemon(home: Path, config: str, **options: Any) -> Iterator[RealDaem
     try:
         yield daemon
     finally:
+        daemon.close_clients()
         assert daemon.process is not None
         if daemon.process.poll() is None:
             status = daemon.terminate()
