@@ -132,13 +132,14 @@ class Granter:
         plan = policy.plan_room(self._state.view(target=resident, tokens=tokens), demand)
         if plan.outcome is Outcome.NEVER and sequence.state is SequenceState.WAITING:
             sequence.fail(self._does_not_fit(resident, tokens))
-        elif plan.outcome is Outcome.FREEING:
+            return
+        if plan.outcome is Outcome.FREEING:
             self._mover.carry_out(plan, f"making room for {resident.id}")
-            claims.bytes += demand.bytes
-        elif may_overrun:
+        if may_overrun and not self._state.is_freeing:
             self._runner.start(sequence)
-        else:
-            claims.bytes += demand.bytes
+            return
+        claims.bytes += demand.bytes
+        if plan.outcome is not Outcome.FREEING:
             claims.is_blocked = True
             self._wake_for_patience(demand, sequence.since_s)
 

@@ -109,6 +109,13 @@ class PoolState:
         pool = self.settings.pool
         return self.held_bytes > pool.memory or (pool.max_models is not None and len(self.present) > pool.max_models)
 
+    @property
+    def is_freeing(self) -> bool:
+        """Whether memory is on its way back for certain; a draining model may itself wait for memory."""
+        return any(
+            resident.state is ModelState.UNLOADING or resident.trim_target_bytes is not None for resident in self.present
+        )
+
     def rank(self, resident: Resident, settings: Settings | None = None) -> Rank:
         """Return what protects a model; *settings* other than the live ones are for plans."""
         settings = self.settings if settings is None else settings
