@@ -97,23 +97,19 @@ class Granter:
         """Return what waits: sequences for a slot or KV, and models for their load, each with its age."""
         wants: list[tuple[Age, Sequence | Resident]] = []
         for resident in self._state.residents.values():
-            if resident.state in {ModelState.READY, ModelState.DRAINING}:
-                wants += [
-                    (sequence.age, sequence)
-                    for sequence in resident.active.values()
-                    if sequence.state is SequenceState.PAUSED
-                ]
-                wants += [
-                    (sequence.age, sequence)
-                    for sequence in resident.waiting.values()
-                    if resident.state is ModelState.READY or sequence.is_fresh
-                ]
-            elif resident.state in NOT_LOADED and resident.oldest_wait is not None:
+            wants += [
+                (sequence.age, sequence)
+                for sequence in (*resident.active.values(), *resident.waiting.values())
+                if _may_start(sequence)
+            ]
+            if resident.state in NOT_LOADED and resident.oldest_wait is not None:
                 wants.append((resident.oldest_wait, resident))
         return wants
 
     def _admit_sequence(self, sequence: Sequence, claims: Claims) -> None:
         resident = sequence.resident
+        if not _may_start(sequence):  # its model has just been evicted for an older one
+            return
         sequence.waits_for_slot = resident.slots_taken >= self._state.settings.engine.max_sequences
         if sequence.waits_for_slot:
             return
@@ -258,3 +254,13 @@ class Granter:
             hint=f"mlxctl pool set-memory SIZE | mlxctl model load {resident.id} --force (when the estimate is wrong)",
             data={"need_bytes": need_bytes, "limit_bytes": view.limit_bytes},
         )
+
+
+def _may_start(sequence: Sequence) -> bool:
+    """Whether its model can take it, or take it back; a draining one takes new sequences at their first try only."""
+    state = sequence.resident.state
+    if sequence.state is SequenceState.PAUSED:
+        return state in {ModelState.READY, ModelState.DRAINING}
+    if sequence.state is not SequenceState.WAITING:
+        return False
+    return state is ModelState.READY or (state is ModelState.DRAINING and sequence.is_fresh)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mlxd.engine.base import Delta, Engine, Failed, Finished, KvLow, Paused, Prefilling, SequenceEvent, Submit
+from mlxd.pool.resident import ModelState
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import MlxdError
@@ -108,7 +109,7 @@ class Runner:
 
 def _engine(sequence: Sequence) -> Engine:
     engine = sequence.resident.engine
-    if engine is None:
+    if engine is None or sequence.resident.state is ModelState.UNLOADING:
         raise RuntimeError(f"{sequence.resident.id} was unloaded under sequence {sequence.number}")
     return engine
 

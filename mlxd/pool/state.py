@@ -113,7 +113,8 @@ class PoolState:
     def is_freeing(self) -> bool:
         """Whether memory is on its way back for certain; a draining model may itself wait for memory."""
         return any(
-            resident.state is ModelState.UNLOADING or resident.trim_target_bytes is not None for resident in self.present
+            resident.state is ModelState.UNLOADING or resident.trim_target_bytes is not None
+            for resident in self.present
         )
 
     def rank(self, resident: Resident, settings: Settings | None = None) -> Rank:

@@ -1,0 +1,200 @@
+"""The arithmetic of what models reserve."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mlxd.engine.base import (
+    Engine,
+    GenerationRequest,
+    KvShape,
+    LoadSpec,
+    PreparedPrompt,
+    TokenPrompt,
+)
+from mlxd.pool import ledger
+from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from tests.support.fake_engine import FakeEngine
+from tests.support.pool_world import entry, facts
+
+MB = 1_000_000
+KB = 1000
+
+
+class CachedEngine(FakeEngine):
+    """An engine whose prompt cache is said to hold so much."""
+
+    cached_bytes = 0
+
+    @property
+    def prompt_cache_bytes(self) -> int:
+        return self.cached_bytes
+
+
+def resident(*, cached_bytes: int = 0) -> Resident:
+    """Return a loaded model of 100 MB with 1 kB of KV per token."""
+    measured = facts(100 * MB)
+    made = Resident(entry("a", measured), state=ModelState.READY)
+    engine = CachedEngine(LoadSpec("a", made.entry.path, None, 0), measured, lambda: None, _no_trim)
+    engine.cached_bytes = cached_bytes
+    made.engine = engine
+    return made
+
+
+async def _no_trim(engine: Engine, max_bytes: int) -> int:
+    raise NotImplementedError
+
+
+async def add(model: Resident, granted_tokens: int, state: SequenceState = SequenceState.RUNNING) -> Sequence:
+    """Let a sequence with this grant run in the model."""
+    ticket = Ticket(1, "r", model, 0.0, asyncio.get_running_loop().create_future(), 0.0)
+    request = GenerationRequest(TokenPrompt((1,)))
+    number = len(model.active)
+    sequence = Sequence(number, ticket, request, PreparedPrompt((1,), 10**6), 1, 0.0)
+    sequence.state = state
+    sequence.granted_tokens = granted_tokens
+    model.active[number] = sequence
+    return sequence
+
+
+@pytest.mark.parametrize(
+    ("weights_bytes", "expected"),
+    [(0, 2**20), (2 * MB, 2**20), (100 * MB, 5 * MB), (20_000 * MB, 512 * 2**20)],
+)
+def test_margin_is_five_percent_within_bounds(weights_bytes: int, expected: int) -> None:
+    """The workspace is a twentieth of the weights, from 1 MiB to 512 MiB."""
+    assert ledger.margin_bytes(weights_bytes) == expected
+
+
+def test_a_batch_is_padded_to_its_longest_row() -> None:
+    """Every row costs as much as the longest, rounded up to the cache's step."""
+    assert ledger.batch_bytes(KvShape(((10, None),)), [3000, 20, 20]) == 3 * 3072 * 10
+
+
+def test_sliding_windows_do_not_grow_beyond_their_cap() -> None:
+    """A capped cache kind costs no more tokens than its cap."""
+    assert ledger.batch_bytes(KvShape(((10, None), (5, 512)), fixed_bytes=7), [3000]) == 3072 * 10 + 512 * 5 + 7
+
+
+def test_a_loaded_model_reserves_one_short_sequence() -> None:
+    """Weights, margin and the KV of a short sequence are reserved although nothing runs."""
+    footprint = ledger.footprint(resident())
+
+    assert (footprint.weights_bytes, footprint.margin_bytes, footprint.kv_bytes) == (100 * MB, 5 * MB, 1280 * KB)
+    assert footprint.total_bytes == ledger.floor_bytes(resident())
+
+
+def test_a_short_context_reserves_no_more_than_itself() -> None:
+    """A model of 512 tokens of context needs no more than these."""
+    small = Resident(entry("a", facts(100 * MB, context_length=512)))
+
+    assert ledger.short_sequence_bytes(small) == 512 * KB
+
+
+def test_an_unloaded_model_reserves_nothing() -> None:
+    """The record of an unloaded model holds no bytes."""
+    unloaded = Resident(entry("a", facts(100 * MB)))
+
+    assert ledger.held_bytes(unloaded) == 0
+
+
+async def test_a_sequence_within_the_least_needs_nothing_more() -> None:
+    """The first short sequence of a loaded model starts without any free memory."""
+    assert ledger.admission_bytes(resident(), 1280) == 0
+    assert ledger.admission_bytes(resident(), 2048) == (2048 - 1280) * KB
+
+
+async def test_a_second_row_pays_for_the_padding() -> None:
+    """A short row beside a long one costs as much as the long one."""
+    model = resident()
+    await add(model, 4096)
+
+    assert ledger.admission_bytes(model, 256) == 4096 * KB
+
+
+async def test_growth_of_a_shorter_row_is_free() -> None:
+    """A row that stays below the longest is padded already."""
+    model = resident()
+    await add(model, 4096)
+    short = await add(model, 1024)
+
+    assert ledger.growth_bytes(short, 2048) == 0
+    assert ledger.growth_bytes(short, 5120) == 2 * 1024 * KB
+
+
+async def test_a_finish_into_the_prompt_cache_does_not_grow_the_sum() -> None:
+    """What a row moves into the prompt cache was reserved for it, also where the least is all that it had."""
+    for granted_tokens in (256, 1280, 4096):
+        model = resident()
+        sequence = await add(model, granted_tokens)
+        before = ledger.held_bytes(model)
+
+        sequence.end()
+        assert isinstance(model.engine, CachedEngine)
+        model.engine.cached_bytes = granted_tokens * KB
+
+        assert ledger.held_bytes(model) <= before
+
+
+async def test_a_pausing_row_settles_to_nothing() -> None:
+    """What will be free counts rows that have been told to go; what is held does not, until the device confirms."""
+    model = resident()
+    await add(model, 4096, SequenceState.PAUSING)
+
+    assert ledger.held_bytes(model) == 105 * MB + 4096 * KB
+    assert ledger.settled_bytes(model) == ledger.floor_bytes(model)
+
+
+async def test_settled_without_a_sequence() -> None:
+    """The gain of a pause is what is settled with and without the sequence."""
+    model = resident()
+    long = await add(model, 4096)
+    await add(model, 2048)
+
+    gain = ledger.settled_bytes(model) - ledger.settled_bytes(model, without=long)
+
+    assert gain == (2 * 4096 - 2048) * KB
+
+
+def test_an_unloading_model_settles_to_nothing() -> None:
+    """While the device frees it, it is held; then it is gone."""
+    model = resident()
+    model.state = ModelState.UNLOADING
+
+    assert ledger.held_bytes(model) == ledger.floor_bytes(model)
+    assert ledger.settled_bytes(model) == 0
+
+
+def test_the_prompt_cache_may_fill_the_least() -> None:
+    """A cache within the KV of a short sequence costs nothing more, and emptying it frees nothing."""
+    model = resident(cached_bytes=1000 * KB)
+
+    assert ledger.held_bytes(model) == ledger.floor_bytes(model)
+    assert ledger.trimmable_bytes(model) == 0
+    assert ledger.trimmable_bytes(model, 1280) == 1000 * KB
+
+
+def test_what_could_not_be_trimmed_is_not_promised_again() -> None:
+    """After a trim that left 3 MB, only what is above them counts as trimmable."""
+    model = resident(cached_bytes=10 * MB)
+    model.untrimmable_bytes = 3 * MB
+
+    assert ledger.trimmable_bytes(model) == 7 * MB
+
+
+def test_a_trim_under_way_is_not_planned_twice() -> None:
+    """While a trim runs, its result is in what is settled, and nothing more can be trimmed."""
+    model = resident(cached_bytes=10 * MB)
+    model.trim_target_bytes = 4 * MB
+
+    assert ledger.trimmable_bytes(model) == 0
+    assert ledger.settled_bytes(model) == 105 * MB + 4 * MB
+
+
+def test_free_buffers_are_a_tenth_up_to_2_gib() -> None:
+    """MLX may keep a tenth of the limit, at most 2 GiB."""
+    assert ledger.free_buffers_bytes(100 * MB) == 10 * MB
+    assert ledger.free_buffers_bytes(2**40) == 2 * 2**30
