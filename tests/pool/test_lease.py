@@ -16,7 +16,7 @@ from mlxd.protocol.errors import (
     RequestCancelled,
 )
 from tests.support.fake_engine import answer_text
-from tests.support.pool_world import World, entry, facts, world
+from tests.support.pool_world import MB, World, entry, facts, world
 
 REQUEST = GenerationRequest(TextPrompt("hello"), max_tokens=5)
 
@@ -321,25 +321,31 @@ async def test_a_ready_model_does_not_wait_for_another_s_load() -> None:
         assert not stream.done
 
 
-async def test_a_prompt_is_prepared_again_after_an_unload() -> None:
-    """A lease that waits only for memory lets its model go, and `prepare` then waits for the reload."""
-    async with world({"a": 30}, {"engine": {"max_sequences": 1}}) as w:
-        first = w.send("a", tokens=300)
-        await w.advance(1.5)
-        async with w.pool.lease("a", request_id="second") as lease:
-            prompt = await lease.prepare(REQUEST)
-            reader = w.task(read(lease, REQUEST, prompt))
+async def test_a_lease_outlives_a_reload_of_its_model() -> None:
+    """What waits for memory lets its model go, keeps its prompt, and is answered after the reload; so is `prepare`."""
+    async with world({"a": 30, "b": 60}) as w:
+        busy = w.send("b", tokens=1000)
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(request)
+            reader = w.task(read(lease, request, prompt))
             await w.settle()
-            unloads = w.task(w.pool.unload("a", force=True))
-            await w.settle()
+            w.change({"pool": {"memory": 70 * MB}})
+            await w.advance(1)
+            assert w.state("a") == "queued"
             late = w.task(lease.prepare(REQUEST))
-            await w.advance(3)
+            await w.settle()
+            assert not late.done()
 
-            assert isinstance(first.error, RequestCancelled)
-            assert unloads.result() is True
-            assert reader.exception() is not None
-            with pytest.raises(RequestCancelled):
-                await late
+            w.change({"pool": {"memory": 100 * MB}})
+            await w.advance(1.5)
+            assert late.result().tokens == tuple(map(ord, "hello"))
+            assert not reader.done()
+            await w.advance(20)
+
+            assert busy.text == answer_text("hello", 0, 1000)
+            assert reader.result()[-1] == "Finished"
 
 
 async def test_finished_tells_the_usage() -> None:

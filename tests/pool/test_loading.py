@@ -1,0 +1,343 @@
+"""Loads: failures and their backoff, sizes, commands, and what can never fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxd.protocol.errors import DoesNotFit, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
+from tests.support.pool_world import MB, entry, facts, world
+
+BROKEN = LoadFailed("bad magic in model.safetensors")
+
+
+async def test_a_failed_load_is_not_repeated_during_its_backoff() -> None:
+    """For 5 s after a failure, requests get the cause at once; then the next one tries again."""
+    async with world({"a": 30}) as w:
+        w.backend.fail_load("a", BROKEN)
+        first = w.send("a")
+        await w.advance(1.5)
+        assert isinstance(first.error, LoadFailed)
+        second = w.send("a")
+        await w.settle()
+        assert isinstance(second.error, LoadFailed)
+        assert "bad magic in model.safetensors" in str(second.error)
+        assert "not tried again for 4 s" in str(second.error) or "not tried again for 5 s" in str(second.error)
+        assert w.backend.calls == ["load a"]
+
+        await w.advance(5)
+        assert await w.run(w.answer("a"))
+
+
+async def test_the_backoff_doubles_up_to_five_minutes() -> None:
+    """Failures in a row wait 5, 10, 20 ... 300, 300 seconds; a success begins anew."""
+    async with world({"a": 30}) as w:
+        waits = []
+        for _ in range(8):
+            w.backend.fail_load("a", BROKEN)
+            with pytest.raises(LoadFailed):
+                await w.run(w.pool.load("a"))
+            waits.append(round(w.pool._state.residents["a"].retry_s - w.clock.now()))
+        assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
+
+        await w.load("a")
+        await w.run(w.pool.unload("a"))
+        w.backend.fail_load("a", BROKEN)
+        with pytest.raises(LoadFailed):
+            await w.run(w.pool.load("a"))
+        assert round(w.pool._state.residents["a"].retry_s - w.clock.now()) == 5
+
+
+async def test_a_command_tries_at_once() -> None:
+    """`model load` does not wait for the backoff."""
+    async with world({"a": 30}) as w:
+        w.backend.fail_load("a", BROKEN)
+        with pytest.raises(LoadFailed):
+            await w.run(w.pool.load("a"))
+        assert w.state("a") == "failed"
+
+        await w.load("a")
+        assert w.state("a") == "ready"
+
+
+async def test_a_failed_load_gives_its_memory_back() -> None:
+    """After a failure nothing is reserved, and the status tells the cause."""
+    async with world({"a": 30}) as w:
+        w.backend.fail_load("a", BROKEN)
+        w.send("a")
+        await w.advance(0.5)
+        assert w.pool.status().memory.loading_bytes > 30 * MB
+        await w.advance(1)
+
+        assert w.pool.status().memory.reserved_bytes == 0
+        model = w.model("a")
+        assert model is not None
+        assert (model.state, model.last_error) == ("failed", "bad magic in model.safetensors")
+        assert model.reason is not None
+
+
+async def test_an_unexpected_exception_of_a_load_is_a_failed_load() -> None:
+    """A backend that breaks its contract does not leave the model loading for ever."""
+    async with world({"a": 30}) as w:
+
+        async def explode(*_: object) -> None:
+            raise ZeroDivisionError("oops")
+
+        w.backend.load = explode  # type: ignore[method-assign, assignment]
+        client = w.send("a")
+        await w.settle()
+
+        assert isinstance(client.error, LoadFailed)
+        assert "oops" in str(client.error)
+        assert w.state("a") == "failed"
+
+
+async def test_what_can_never_fit_evicts_nobody() -> None:
+    """P10: a model above the limit is refused at once, and the idle models stay."""
+    async with world({"a": 30, "b": 40, "huge": 400}) as w:
+        await w.load("a", "b")
+        with pytest.raises(DoesNotFit, match=r"421\.3 MB .*the memory limit is 100\.0 MB"):
+            await w.answer("huge")
+
+        assert (w.state("a"), w.state("b")) == ("ready", "ready")
+        assert w.kinds("huge") == []
+
+
+async def test_what_cannot_fit_beside_pinned_models_names_them() -> None:
+    """P10: a model that would fit alone, but not beside a pinned one, is refused at once too."""
+    async with world({"a": 50, "b": 60}, {"models": {"a": {"pin": True}}}) as w:
+        await w.load("a")
+        with pytest.raises(DoesNotFit, match="a keeps"):
+            await w.answer("b")
+
+        assert w.state("a") == "ready"
+
+
+async def test_a_load_by_force_passes_a_wrong_estimate() -> None:
+    """`model load --force` loads what is said not to fit; it turns out smaller, and is served."""
+    async with world({"a": 30, "b": 90}) as w:
+        w.backend.models["b"] = facts(60 * MB)
+        w.catalog.index["b"] = entry("b", facts(200 * MB))
+        await w.load("a")
+        with pytest.raises(DoesNotFit) as refused:
+            await w.run(w.pool.load("b"))
+        assert "--force" in str(refused.value.hint)
+
+        await w.run(w.pool.load("b", force=True))
+
+        assert (w.state("a"), w.state("b")) == ("unloaded", "ready")
+        assert w.pool.status().over_limit is None
+        assert await w.run(w.answer("b"))
+
+
+async def test_a_load_by_force_that_was_right_is_over_the_limit_and_says_so() -> None:
+    """Forced models stay until they are unloaded by command, and nothing else loads meanwhile."""
+    async with world({"a": 30, "huge": 200}) as w:
+        await w.run(w.pool.load("huge", force=True))
+        assert w.pool.status().over_limit == "huge is loaded by force"
+        with pytest.raises(DoesNotFit):
+            await w.answer("a")
+
+        await w.run(w.pool.unload("huge"))
+        assert w.pool.status().over_limit is None
+        assert await w.run(w.answer("a"))
+
+
+async def test_measured_sizes_replace_the_estimate() -> None:
+    """After the load, status and ledger have what was measured, and the next estimate is that."""
+    async with world({"a": 30}) as w:
+        w.catalog.index["a"] = entry("a", facts(20 * MB))
+        client = w.send("a", tokens=100)
+        await w.advance(0.5)
+        loading = w.model("a")
+        assert loading is not None
+        assert (loading.weights_bytes, loading.estimated) == (20 * MB, True)
+
+        await w.advance(1)
+        ready = w.model("a")
+        assert ready is not None
+        assert (ready.weights_bytes, ready.estimated) == (30 * MB, False)
+        assert not client.error
+
+
+async def test_a_model_that_measures_too_big_makes_room_for_itself() -> None:
+    """When the estimate was too small, idle models give way after the load."""
+    async with world({"a": 40, "b": 80}) as w:
+        w.catalog.index["b"] = entry("b", facts(40 * MB))
+        await w.load("a")
+        client = w.send("b")
+        await w.advance(3)
+
+        assert client.text
+        assert (w.state("a"), w.state("b")) == ("unloaded", "ready")
+        assert w.pool.status().over_limit is None
+
+
+async def test_progress_is_reported() -> None:
+    """Every slice of a load is an event without a log line, and the status has the bytes."""
+    async with world({"a": 40}) as w:
+        w.send("a")
+        await w.advance(0.6)
+        model = w.model("a")
+        assert model is not None
+        assert (model.load_done_bytes, model.load_total_bytes) == (20 * MB, 40 * MB)
+        progress = [event for event in w.events if event.kind == "model.load_progress"]
+
+        assert [event.data["done"] for event in progress] == [10 * MB, 20 * MB]
+        assert all(event.message == "" for event in progress)
+
+
+async def test_a_load_evicts_and_unloads_by_lru() -> None:
+    """The model whose lease ended longest ago makes room, whatever was started first."""
+    async with world({"a": 30, "b": 30, "c": 50}) as w:
+        long = w.send("a", tokens=900)
+        await w.advance(2)
+        await w.run(w.answer("b"))
+        await w.advance(15)
+        assert long.text
+        await w.run(w.answer("c"))
+
+        assert (w.state("a"), w.state("b"), w.state("c")) == ("ready", "unloaded", "ready")
+
+
+async def test_lfu_evicts_the_least_used() -> None:
+    """Under lfu the model with fewer requests goes, though it was used last."""
+    async with world({"a": 30, "b": 30, "c": 50}, {"pool": {"policy": "lfu"}}) as w:
+        for seed in range(3):
+            await w.run(w.answer("a", seed=seed))
+        await w.run(w.answer("b"))
+        await w.run(w.answer("c"))
+
+        assert (w.state("a"), w.state("b")) == ("ready", "unloaded")
+
+
+async def test_unload_by_command_ends_queued_requests() -> None:
+    """Requests that wait for the model get 503 `model_unloaded` with a time to come back; the load completes and goes."""
+    async with world({"a": 30}) as w:
+        client = w.send("a")
+        await w.advance(0.5)
+        unload = w.task(w.pool.unload("a"))
+        await w.settle()
+        assert isinstance(client.error, ModelUnloaded)
+        assert client.error.retry_after_s is not None
+
+        await w.advance(2)
+        assert unload.result() is True
+        assert w.state("a") == "unloaded"
+
+
+async def test_unload_by_command_ends_what_waits_for_a_slot() -> None:
+    """A request without a slot gets `model_unloaded`; the one that runs ends whole."""
+    async with world({"a": 30}, {"engine": {"max_sequences": 1}}) as w:
+        running = w.send("a", tokens=300)
+        await w.advance(1.5)
+        waiting = w.send("a", seed=1)
+        await w.settle()
+        unload = w.task(w.pool.unload("a"))
+        await w.settle()
+        assert isinstance(waiting.error, ModelUnloaded)
+
+        await w.advance(10)
+        assert len(running.text) == 300
+        assert unload.result() is True
+
+
+async def test_unload_by_force_ends_running_requests() -> None:
+    """`--force` gives streams an error and frees the model within a step."""
+    async with world({"a": 30}) as w:
+        running = w.send("a", tokens=10_000)
+        await w.advance(2)
+        assert await w.run(w.pool.unload("a", force=True), seconds=1) is True
+
+        assert isinstance(running.error, RequestCancelled)
+        assert w.backend.active_bytes == 0
+
+
+async def test_unload_of_what_is_not_loaded() -> None:
+    """An unloaded model is no error and no work; an unknown one is an error."""
+    async with world({"a": 30}) as w:
+        assert await w.run(w.pool.unload("a")) is False
+        with pytest.raises(ModelNotFound):
+            await w.pool.unload("b")
+
+
+async def test_unload_returns_although_the_model_is_wanted_again() -> None:
+    """The command is done when the model was gone once, even if a request has it loaded again at once."""
+    async with world({"a": 30}) as w:
+        w.send("a", tokens=100)
+        await w.advance(1.2)
+        unload = w.task(w.pool.unload("a"))
+        await w.settle()
+        again = w.send("a", seed=1)
+        await w.advance(10)
+
+        assert unload.result() is True
+        assert again.text
+        assert w.state("a") == "ready"
+
+
+async def test_a_model_that_left_the_disk_drains_and_is_gone() -> None:
+    """Its stream ends whole, it unloads, and it is 404 from the moment it left."""
+    async with world({"a": 30}) as w:
+        stream = w.send("a", tokens=300)
+        await w.advance(1.5)
+        del w.catalog.index["a"]
+        w.pool.rescan()
+        assert w.state("a") == "draining"
+        with pytest.raises(ModelNotFound):
+            await w.answer("a")
+
+        await w.advance(10)
+        assert len(stream.text) == 300
+        assert w.state("a") == "unloaded"
+        w.pool.rescan()
+        assert w.model("a") is None
+
+
+async def test_a_model_that_left_the_disk_while_requests_waited() -> None:
+    """Requests that wait for its load are told at once."""
+    async with world({"a": 30}) as w:
+        waiting = w.send("a")
+        await w.advance(0.5)
+        del w.catalog.index["a"]
+        w.pool.rescan()
+        await w.settle()
+        assert isinstance(waiting.error, ModelNotFound)
+
+        await w.advance(3)
+        assert w.state("a") == "unloaded"
+
+
+async def test_new_files_end_the_backoff() -> None:
+    """A model that was pulled again is tried again without waiting."""
+    async with world({"a": 30}) as w:
+        w.backend.fail_load("a", BROKEN)
+        w.send("a")
+        await w.advance(1.5)
+        w.catalog.index["a"] = entry("a", facts(31 * MB))
+        w.pool.rescan()
+
+        assert await w.run(w.answer("a"))
+
+
+async def test_p8_all_loads_take_the_same_path() -> None:
+    """Explicit, on-demand and preload loads give the engine the same bounds and the same events."""
+    async with world({"a": 20, "b": 20, "c": 20}, {"pool": {"preload": ["a"]}}) as w:
+        await w.advance(2)
+        await w.load("b")
+        await w.run(w.answer("c"))
+
+        assert [engine.prompt_cache_limit_bytes for engine in w.backend.engines] == [2**30] * 3
+        assert w.kinds("a") == w.kinds("b") == w.kinds("c") == ["loading", "loaded"]
+
+
+async def test_after_everything_is_unloaded_nothing_is_held() -> None:
+    """P12: ledger and device agree at nothing."""
+    async with world({"a": 20, "b": 20}) as w:
+        await w.run(w.answer("a", tokens=500))
+        await w.run(w.answer("b", prompt="x" * 900))
+        assert w.pool.status().memory.reserved_bytes >= w.backend.active_bytes
+        await w.run(w.pool.unload("a"))
+        await w.run(w.pool.unload("b"))
+
+        assert w.pool.status().memory.reserved_bytes == 0
+        assert w.backend.active_bytes == 0

@@ -1,0 +1,266 @@
+"""KV memory: grants, growth, pauses, and that all streams end whole under any limit that fits one of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxd.protocol.errors import DoesNotFit
+from tests.support.fake_engine import answer_text
+from tests.support.pool_world import KV_BYTES_PER_TOKEN, MB, SHORT_KV_BYTES, World, world
+
+# One 60 MB model with its margin and the KV of a short sequence.
+FLOOR_BYTES = 63 * MB + SHORT_KV_BYTES
+
+
+def kv_bytes(w: World, model_id: str = "a") -> int:
+    """Return the KV that is reserved for a model."""
+    model = w.model(model_id)
+    assert model is not None
+    return model.kv_bytes
+
+
+def pauses(w: World) -> int:
+    """Return how often a sequence has paused."""
+    return sum(event.kind == "sequence.paused" for event in w.events)
+
+
+async def test_the_first_grant_is_the_prompt_and_a_step() -> None:
+    """A long prompt reserves itself and 1024 tokens, whatever `max_tokens` says."""
+    async with world({"a": 60}) as w:
+        w.send("a", prompt="x" * 4096, tokens=10_000)
+        await w.advance(1.5)
+
+        assert kv_bytes(w) == (4096 + 1024) * KV_BYTES_PER_TOKEN
+
+
+async def test_the_first_grant_is_never_more_than_the_request() -> None:
+    """A request for a few tokens reserves no more than its final length, in steps of the cache."""
+    async with world({"a": 60}) as w:
+        w.send("a", prompt="x" * 4096, tokens=200)
+        await w.advance(1.5)
+
+        assert kv_bytes(w) == (4096 + 256) * KV_BYTES_PER_TOKEN
+
+
+async def test_grants_grow_in_steps_before_the_tokens_are_made() -> None:
+    """A stream gets 1024 tokens more each time it nears its grant, and never pauses while there is memory."""
+    async with world({"a": 60}) as w:
+        stream = w.send("a", prompt="x" * 1024, tokens=4096)
+        await w.advance(1.5)
+        seen = {kv_bytes(w)}
+        while not stream.done:
+            await w.advance(0.5)
+            seen.add(kv_bytes(w))
+
+        assert sorted(seen) == [0, *(size * KV_BYTES_PER_TOKEN for size in (2048, 3072, 4096, 5120))]
+        assert pauses(w) == 0
+        assert stream.text == answer_text("x" * 1024, 0, 4096)
+
+
+async def test_sixty_four_long_generations_under_a_limit_for_a_few() -> None:
+    """All end whole and equal to unhurried ones, none fails, and the limit holds but for the oldest sequence."""
+    document = {
+        "pool": {"memory": FLOOR_BYTES + 20 * MB},
+        "engine": {"max_sequences": 64},
+        "queue": {"timeout": "1h"},
+    }
+    async with world({"a": 60}, document) as w:
+        w.backend.pass_tokens = 20
+        streams = [w.send("a", prompt=f"{seed}" * 100, tokens=3000, seed=seed) for seed in range(64)]
+        over = 0
+        while not all(stream.done for stream in streams):
+            await w.advance(0.2)
+            over += w.pool.status().memory.reserved_bytes > FLOOR_BYTES + 20 * MB
+            assert w.backend.active_bytes <= w.pool.status().memory.reserved_bytes
+
+        assert [stream.text for stream in streams] == [answer_text(f"{seed}" * 100, seed, 3000) for seed in range(64)]
+        assert pauses(w) > 10
+        assert over == 0
+
+
+async def test_growth_trims_the_prompt_cache_first() -> None:
+    """Before a stream pauses, the prompt cache gives its memory back."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 6 * MB}}) as w:
+        for seed in range(3):
+            await w.run(w.answer("a", prompt=f"{seed}" * 2000))
+        model = w.model("a")
+        assert model is not None
+        assert model.prompt_cache_bytes > 5 * MB
+
+        streams = [w.send("a", prompt=f"{seed}" * 100, tokens=2500, seed=seed) for seed in range(2)]
+        await w.advance(60)
+
+        assert [len(stream.text) for stream in streams] == [2500, 2500]
+        assert pauses(w) == 0
+
+
+async def test_growth_evicts_idle_models_before_it_pauses() -> None:
+    """An idle model goes before any stream has to pause."""
+    async with world({"a": 30, "b": 60}) as w:
+        await w.load("a", "b")
+        streams = [w.send("b", prompt="x" * 200, tokens=4000, seed=seed) for seed in range(2)]
+        await w.advance(80)
+
+        assert w.state("a") == "unloaded"
+        assert pauses(w) == 0
+        assert all(len(stream.text) == 4000 for stream in streams)
+
+
+async def test_the_youngest_pauses_and_the_oldest_goes_on() -> None:
+    """Under pressure the youngest stream gives its KV back; it ends whole after the older one."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 4 * MB}}) as w:
+        old = w.send("a", prompt="o" * 500, tokens=3000)
+        await w.advance(1.2)
+        young = w.send("a", prompt="y" * 500, tokens=3000)
+        await w.advance(22)
+        model = w.model("a")
+        assert model is not None
+        assert (model.running, model.paused) == (1, 1)
+
+        await w.advance(10)
+        assert old.done
+        assert not young.done
+        await w.advance(60)
+        assert old.text == answer_text("o" * 500, 0, 3000)
+        assert young.text == answer_text("y" * 500, 0, 3000)
+
+
+async def test_the_youngest_of_any_model_pauses() -> None:
+    """Pressure in one model pauses a younger stream of another."""
+    async with world({"a": 30, "b": 30}, {"pool": {"memory": 74 * MB}}) as w:
+        await w.load("a", "b")
+        old = w.send("a", prompt="o" * 500, tokens=8000)
+        young = w.send("b", prompt="y" * 500, tokens=8000)
+        await w.advance(75)
+        other = w.model("b")
+        assert other is not None
+        assert other.paused == 1
+
+        await w.advance(200)
+        assert len(old.text) == len(young.text) == 8000
+
+
+async def test_the_oldest_goes_over_the_limit_rather_than_stop() -> None:
+    """With nobody left to pause, the oldest sequence gets its grant and the pool says that it is over."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 2 * MB}}) as w:
+        stream = w.send("a", prompt="x" * 500, tokens=6000)
+        await w.advance(45)
+        assert w.pool.status().over_limit == "the oldest sequence, on a"
+
+        await w.advance(40)
+        assert stream.text == answer_text("x" * 500, 0, 6000)
+        assert w.pool.status().over_limit is None
+        assert pauses(w) == 0
+
+
+async def test_a_paused_stream_goes_on_before_newer_requests() -> None:
+    """Age decides: the paused request is older than those that came while it was paused."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 4 * MB}}) as w:
+        w.send("a", prompt="o" * 500, tokens=3000)
+        await w.advance(1.2)
+        paused = w.send("a", prompt="y" * 500, tokens=3000)
+        await w.advance(22)
+        assert pauses(w) == 1
+        newer = w.send("a", prompt="n" * 2500, tokens=100)
+        await w.advance(15)
+        model = w.model("a")
+        assert model is not None
+        assert (model.running, model.paused, model.waiting) == (1, 0, 1)
+
+        await w.advance(60)
+        assert len(paused.text) == 3000
+        assert newer.text
+
+
+async def test_a_paused_stream_can_be_dropped() -> None:
+    """A client that goes while its stream is paused leaves nothing behind."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 4 * MB}}) as w:
+        w.send("a", prompt="o" * 500, tokens=3000)
+        await w.advance(1.2)
+        paused = w.send("a", prompt="y" * 500, tokens=3000)
+        await w.advance(22)
+        assert (pauses(w), w.backend.running, w.backend.engines[0].sequences) == (1, 1, 2)
+        paused.task.cancel()
+        await w.advance(0.1)
+
+        assert w.backend.engines[0].sequences == 1
+
+
+async def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:
+    """P10: prompt, first step and weights above the limit are 507 before anything is evicted or submitted."""
+    async with world({"a": 60, "b": 20}) as w:
+        await w.load("a")
+        with pytest.raises(DoesNotFit, match="a with 16010 tokens of context needs") as refused:
+            w.change({"pool": {"memory": 70 * MB}})
+            await w.run(w.answer("a", prompt="x" * 16_000))
+
+        assert refused.value.http_status == 507
+        assert w.backend.running == 0
+        assert await w.run(w.answer("a"))
+
+
+async def test_requests_wait_for_kv_in_order_of_age() -> None:
+    """A small newer request does not overtake an older one that waits for memory."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 6 * MB}}) as w:
+        running = w.send("a", prompt="r" * 4000, tokens=1500)
+        await w.advance(1.5)
+        older = w.send("a", prompt="o" * 4000, tokens=5)
+        newer = w.send("a", prompt="n" * 10, tokens=5)
+        await w.advance(5)
+        assert [wait.request_id for wait in w.pool.status().queue] == ["a-oooooooo-0", "a-nnnnnnnn-0"]
+
+        await w.advance(20)
+        assert len(running.text) == 1500
+        assert older.text
+        assert newer.text
+
+
+async def test_a_waiting_request_does_not_hold_its_model() -> None:
+    """A model on which requests only wait for KV can be drained; they are answered after the reload."""
+    document = {"pool": {"memory": 100 * MB}}
+    async with world({"a": 30, "b": 60}, document) as w:
+        busy = w.send("b", tokens=2000)
+        await w.load("a")
+        waiting = w.send("a", prompt="x" * 5000, tokens=5)
+        await w.advance(0.5)
+        model = w.model("a")
+        assert model is not None
+        assert (model.state, model.waiting, model.leases) == ("ready", 1, 0)
+
+        w.change({"pool": {"memory": 68 * MB}})
+        await w.advance(1)
+        assert w.state("a") == "queued"
+        await w.advance(40)
+        assert len(busy.text) == 2000
+        assert waiting.text == answer_text("x" * 5000, 0, 5)
+
+
+async def test_slots_bound_the_running_sequences() -> None:
+    """At most `engine.max_sequences` run; a raised bound lets the next one start at once."""
+    async with world({"a": 30}, {"engine": {"max_sequences": 2}}) as w:
+        await w.load("a")
+        for seed in range(4):
+            w.send("a", tokens=1000, seed=seed)
+        await w.advance(0.1)
+        assert w.backend.running == 2
+
+        w.change({"engine": {"max_sequences": 3}})
+        await w.advance(0.1)
+        assert w.backend.running == 3
+
+
+async def test_memory_of_a_finished_stream_goes_to_the_prompt_cache_within_its_reservation() -> None:
+    """The sum in the ledger never grows when a stream ends."""
+    async with world({"a": 60}) as w:
+        stream = w.send("a", prompt="x" * 3000, tokens=100)
+        await w.advance(1.5)
+        before = w.pool.status().memory
+        await w.advance(5)
+        after = w.pool.status().memory
+
+        assert stream.done
+        assert after.prompt_cache_bytes > 3 * MB
+        assert after.reserved_bytes <= before.reserved_bytes
+        assert after.reserved_bytes == sum(
+            (after.weights_bytes, after.kv_bytes, after.prompt_cache_bytes, after.loading_bytes, after.margin_bytes)
+        )
