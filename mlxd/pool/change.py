@@ -38,7 +38,7 @@ def plan(state: PoolState, new: Settings) -> PoolPlan:
     """Return what the pool would begin under *new*, by the policy functions that the live path uses."""
     now = state.clock.now()
     expired = [resident.id for resident in state.present if state.expiry_s(resident, new) <= now]
-    view = _leaving(state.view(new), expired)
+    view = _unloading(state.view(new), expired)
     gone = policy.plan_limit(view)
     view = _leaving(view, (*gone.evict, *gone.drain))
     evicting = [*expired, *gone.evict]
@@ -177,6 +177,17 @@ def _leaving(view: View, model_ids: Container[str]) -> View:
         for candidate in view.candidates
     )
     return dataclasses.replace(view, candidates=candidates)
+
+
+def _unloading(view: View, model_ids: Container[str]) -> View:
+    """Return the view after the eviction of these idle models has begun."""
+    candidates = tuple(
+        dataclasses.replace(candidate, settled_bytes=0, trimmable_bytes=0)
+        if candidate.model_id in model_ids
+        else candidate
+        for candidate in view.candidates
+    )
+    return _leaving(dataclasses.replace(view, candidates=candidates), model_ids)
 
 
 def _loading(view: View, resident: Resident, floor_bytes: int) -> View:

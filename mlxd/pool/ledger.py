@@ -114,7 +114,7 @@ def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
 
     0 while a trim is under way: what that frees is in `settled_bytes` already.
     """
-    if resident.trim_target_bytes is not None:
+    if resident.trim_target_bytes is not None or resident.state is ModelState.UNLOADING:
         return 0
     grants = [*_grants(resident), tokens] if tokens else _grants(resident)
     cache_bytes = resident.prompt_cache_bytes

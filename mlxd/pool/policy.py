@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
 # (number of the request, number of the sequence): lower is older.
@@ -157,12 +157,13 @@ def plan_growth(view: View, target: str, age: Age, n_bytes: int) -> Plan:
 def plan_limit(view: View) -> Plan:
     """Plan how to come within the limit and `max_models`.
 
-    Idle models go first. Busy ones drain only where even their least is too much; otherwise sequences pause.
+    Caches and idle models go at once, also while others drain. Busy ones drain only where even the least of all that
+    stay is too much; otherwise sequences pause.
     """
     staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
     choice = _Choice(
-        staying,
-        short_bytes=sum(candidate.settled_bytes for candidate in staying) - view.limit_bytes,
+        view.candidates,
+        short_bytes=sum(candidate.settled_bytes for candidate in view.candidates) - view.limit_bytes,
         short_models=_short(view, len(staying)),
     )
     choice.take(view.victims(lambda victim: victim.rank is Rank.ORDINARY and not victim.is_held))
@@ -170,10 +171,14 @@ def plan_limit(view: View) -> Plan:
     busy = view.victims(lambda victim: victim.rank is Rank.ORDINARY and victim.is_held)
     preloaded = view.victims(lambda victim: victim.rank is Rank.PRELOADED)
     for victim in (*busy, *sorted(preloaded, key=lambda candidate: candidate.is_held)):
-        if choice.floors_bytes <= view.limit_bytes and choice.short_models <= len(choice.taken):
+        floors_bytes = sum(candidate.floor_bytes for candidate in choice.rest if not candidate.is_leaving)
+        if floors_bytes <= view.limit_bytes and choice.short_models <= len(choice.taken):
             break
         choice.taken.append(victim)
-    return choice.plan(Outcome.FREEING)
+    plan = choice.plan(Outcome.FREEING)
+    left = {candidate.model_id: candidate.settled_bytes for candidate in choice.rest if not candidate.is_leaving}
+    trimmed_bytes = sum(trim.bytes for trim in plan.trims if trim.model_id in left)
+    return replace(plan, pause_bytes=max(0, sum(left.values()) - trimmed_bytes - view.limit_bytes))
 
 
 def never_fits(view: View, demand: Demand) -> bool:
@@ -211,19 +216,15 @@ def _short(view: View, models: int) -> int:
 class _Choice:
     """Victims, taken one after another until enough is free."""
 
-    def __init__(self, staying: Iterable[Candidate], *, short_bytes: int, short_models: int) -> None:
-        self.staying = list(staying)
+    def __init__(self, candidates: Iterable[Candidate], *, short_bytes: int, short_models: int) -> None:
+        self.candidates = list(candidates)
         self.short_bytes = short_bytes
         self.short_models = short_models
         self.taken: list[Candidate] = []
 
     @property
     def rest(self) -> list[Candidate]:
-        return [candidate for candidate in self.staying if candidate not in self.taken]
-
-    @property
-    def floors_bytes(self) -> int:
-        return sum(candidate.floor_bytes for candidate in self.rest)
+        return [candidate for candidate in self.candidates if candidate not in self.taken]
 
     @property
     def still_short_bytes(self) -> int:

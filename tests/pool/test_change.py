@@ -141,7 +141,7 @@ async def test_an_old_trouble_does_not_block_another_change() -> None:
 async def test_limit_above_usable_memory_needs_force() -> None:
     """More than the machine has is refused with both numbers; with force it is a warning."""
     async with world({"a": 30}) as w:
-        with pytest.raises(InsufficientCapacity, match="2.0 GB .* above the usable memory, 1.0 GB"):
+        with pytest.raises(InsufficientCapacity, match=r"2\.0 GB .* above the usable memory, 1\.0 GB"):
             w.change({"pool": {"memory": 2 * USABLE_BYTES}})
 
         new = settings({"pool": {"memory": 2 * USABLE_BYTES}})

@@ -1,4 +1,4 @@
-"""Random histories of requests, loads, failures, limits, pins, preloads and drops, with the promises checked throughout."""
+"""Random histories of requests, loads, failures, limits, pins, preloads and drops; the promises hold throughout."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mlxd.protocol.errors import (
@@ -29,35 +28,42 @@ MODELS = ("a", "b", "c", "huge")
 SIZES_MB = {"a": 20, "b": 30, "c": 45, "huge": 400}
 LIMITS_MB = (40, 60, 80, 100, 150)
 
-model_ids = st.sampled_from(MODELS)
-some_models = st.lists(st.sampled_from(("a", "b", "c")), unique=True, max_size=2)
+model_ids = st.sampled_from(("a", "b", "c"))
+some_models = st.lists(model_ids, unique=True, max_size=2)
+lengths = st.tuples(st.sampled_from((1, 40, 1200, 3000, 6000)), st.sampled_from((5, 200, 2500)))
 
-operations = st.one_of(
-    st.tuples(
-        st.just("send"),
-        model_ids,
-        st.sampled_from((1, 40, 1200, 3000, 6000)),
-        st.sampled_from((5, 200, 2500)),
-    ),
-    st.tuples(st.just("send"), st.sampled_from(("a", "b", "c")), st.just(1500), st.just(300)),
-    st.tuples(st.just("drop"), st.integers(0, 30)),
-    st.tuples(st.just("turns"), st.integers(0, 4)),
-    st.tuples(st.just("advance"), st.sampled_from((0.02, 0.3, 1.1, 6.0, 35.0))),
-    st.tuples(st.just("advance"), st.just(0.3)),
-    st.tuples(st.just("limit"), st.sampled_from(LIMITS_MB)),
-    st.tuples(st.just("max_models"), st.sampled_from((1, 2, "none"))),
-    st.tuples(st.just("preload"), some_models),
-    st.tuples(st.just("pins"), some_models),
-    st.tuples(st.just("keep_alive"), st.sampled_from(("0s", "2s", "30m", "never"))),
-    st.tuples(st.just("policy"), st.sampled_from(("lru", "lfu"))),
-    st.tuples(st.just("queue"), st.sampled_from((0, 2, 64))),
-    st.tuples(st.just("slots"), st.sampled_from((1, 2, 32))),
-    st.tuples(st.just("prompt_cache"), st.sampled_from((0, 2_000_000, 2**30))),
-    st.tuples(st.just("load"), model_ids),
-    st.tuples(st.just("unload"), model_ids, st.booleans()),
-    st.tuples(st.just("fail_load"), st.sampled_from(("a", "b", "c"))),
-    st.tuples(st.just("fail_sequences"), st.sampled_from(("a", "b", "c"))),
-)
+# Operation → (weight, arguments). Mostly requests and time, so that histories get somewhere.
+LOAD: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]] = {
+    "send": (30, st.tuples(model_ids, lengths).map(lambda drawn: (drawn[0], *drawn[1]))),
+    "send_huge": (2, st.just(())),
+    "drop": (6, st.tuples(st.integers(0, 30))),
+    "turns": (8, st.tuples(st.integers(0, 4))),
+    "advance": (24, st.tuples(st.sampled_from((0.02, 0.3, 0.3, 1.1, 1.1, 6.0, 35.0)))),
+}
+CHANGES: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]] = {
+    "limit": (5, st.tuples(st.sampled_from(LIMITS_MB))),
+    "max_models": (1, st.tuples(st.sampled_from((1, 2, "none")))),
+    "preload": (2, st.tuples(some_models)),
+    "pins": (1, st.tuples(some_models)),
+    "keep_alive": (2, st.tuples(st.sampled_from(("0s", "2s", "30m", "never")))),
+    "policy": (1, st.tuples(st.sampled_from(("lru", "lfu")))),
+    "queue": (1, st.tuples(st.sampled_from((0, 2, 64, 64)))),
+    "slots": (2, st.tuples(st.sampled_from((1, 2, 32, 32)))),
+    "prompt_cache": (1, st.tuples(st.sampled_from((0, 2_000_000, 2**30)))),
+    "load": (2, st.tuples(model_ids)),
+    "unload": (2, st.tuples(model_ids, st.booleans())),
+    "fail_load": (1, st.tuples(model_ids)),
+    "fail_sequences": (1, st.tuples(model_ids)),
+}
+
+
+def histories(
+    operations: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]],
+) -> st.SearchStrategy[list[tuple[Any, ...]]]:
+    """Return histories of these operations, drawn by their weights."""
+    names = [name for name, (weight, _) in operations.items() for _ in range(weight)]
+    drawn = st.sampled_from(names).flatmap(lambda name: st.tuples(st.just(name), operations[name][1]))
+    return st.lists(drawn.map(lambda pair: (pair[0], *pair[1])), min_size=20, max_size=60)
 
 
 class Watched(World):
@@ -101,6 +107,9 @@ class History:
         prompt = (f"{number}:" + "x" * prompt_length)[:prompt_length]
         client = self.world.send(model_id, tokens=tokens, prompt=prompt, seed=number)
         self.clients.append((client, answer_text(prompt, number, tokens)))
+
+    def do_send_huge(self) -> None:
+        self.do_send("huge", 1, 5)
 
     def do_drop(self, place: int) -> None:
         if place < len(self.clients):
@@ -213,13 +222,24 @@ async def live(document: dict[str, Any], history: list[tuple[Any, ...]]) -> None
         await watched.close()
 
 
-@settings(
-    max_examples=120,
+DOCUMENT: dict[str, Any] = {"queue": {"timeout": "20s"}, "pool": {"memory": 100_000_000}}
+thorough = settings(
+    max_examples=30,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(history=st.lists(operations, min_size=5, max_size=40))
-def test_promises_hold_in_random_histories(history: list[tuple[Any, ...]]) -> None:
+
+
+@thorough
+@given(history=histories({**LOAD, **CHANGES}))
+def test_promises_hold_while_everything_changes(history: list[tuple[Any, ...]]) -> None:
     """P1-P3, P5-P7 and P10 hold at every quiet moment, every request ends in a stated way, and nothing leaks."""
-    asyncio.run(live({"queue": {"timeout": "20s"}, "pool": {"memory": 100_000_000}}, history))
+    asyncio.run(live(DOCUMENT, history))
+
+
+@thorough
+@given(history=histories({**LOAD, "limit": CHANGES["limit"], "preload": CHANGES["preload"]}))
+def test_promises_hold_under_memory_pressure(history: list[tuple[Any, ...]]) -> None:
+    """The same where nothing fails and nobody interferes, so that requests compete for memory for long."""
+    asyncio.run(live(DOCUMENT, history))

@@ -211,7 +211,7 @@ async def test_lfu_evicts_the_least_used() -> None:
 
 
 async def test_unload_by_command_ends_queued_requests() -> None:
-    """Requests that wait for the model get 503 `model_unloaded` with a time to come back; the load completes and goes."""
+    """Requests that wait for the model get `model_unloaded` with a time to come back; the load completes and goes."""
     async with world({"a": 30}) as w:
         client = w.send("a")
         await w.advance(0.5)

@@ -190,8 +190,8 @@ async def test_a_prompt_that_can_never_fit_is_refused_at_once() -> None:
     """P10: prompt, first step and weights above the limit are 507 before anything is evicted or submitted."""
     async with world({"a": 60, "b": 20}) as w:
         await w.load("a")
+        w.change({"pool": {"memory": 70 * MB}})
         with pytest.raises(DoesNotFit, match="a with 16010 tokens of context needs") as refused:
-            w.change({"pool": {"memory": 70 * MB}})
             await w.run(w.answer("a", prompt="x" * 16_000))
 
         assert refused.value.http_status == 507

@@ -2,7 +2,7 @@
 
 One pass of its device happens every `step_s` while anything runs: commands first, in order, then one token for every
 running row, then the pass's events. Text is a function of the prompt, the seed and the position, so that a paused and
-resumed sequence can be compared with an unhurried one. Faults are armed by `fail_load`, `fail_sequences` and `hold_loads`.
+resumed sequence can be compared with an unhurried one. Faults: `fail_load`, `fail_sequences`, `hold_loads`.
 """
 
 from __future__ import annotations
