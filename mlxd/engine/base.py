@@ -283,7 +283,7 @@ class BackendLimits:
 class SchedulingParams:
     """How prefill shares the device with running streams."""
 
-    prefill_step_tokens: int  # most prompt tokens in one step
+    prefill_step_tokens: int | None  # most prompt tokens in one step; None: what suits the device
     target_gap_ms: int  # longest pause that prefill aims to put between two tokens of other rows
 
 

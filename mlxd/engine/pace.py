@@ -16,9 +16,9 @@ _CHEAP_TOKENS = 128
 class PrefillPace:
     """The prefill step of one model."""
 
-    def __init__(self, params: SchedulingParams, ceiling_tokens: int | None = None) -> None:
-        """Begin carefully, the first steps find the pace; the device gains nothing from steps over *ceiling_tokens*."""
-        self._ceiling_tokens = ceiling_tokens
+    def __init__(self, params: SchedulingParams, device_tokens: int) -> None:
+        """Begin carefully, the first steps find the pace; *device_tokens* is the step that suits the device."""
+        self._device_tokens = device_tokens
         self._decode_s = 0.0
         self._shared_tokens = _CHEAP_TOKENS
         self.change(params)
@@ -26,7 +26,7 @@ class PrefillPace:
     def change(self, params: SchedulingParams) -> None:
         """Use other parameters from the next step on."""
         most = params.prefill_step_tokens
-        self._most_tokens = most if self._ceiling_tokens is None else min(most, self._ceiling_tokens)
+        self._most_tokens = self._device_tokens if most is None else most
         self._target_s = params.target_gap_ms / 1000
         self._shared_tokens = min(self._shared_tokens, self._most_tokens)
 

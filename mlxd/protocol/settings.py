@@ -161,7 +161,11 @@ class EngineSettings:
     """[engine]."""
 
     max_sequences: int = _row(Integer(1, 256), 32, "Most sequences that one model decodes at once.")
-    prefill_step: int = _row(Integer(16, 16384), 2048, "Most prompt tokens processed in one step.")
+    prefill_step: int | None = _row(  # None is "auto"
+        Integer(16, 16384, none="auto"),
+        "auto",
+        "Most prompt tokens processed in one step; auto takes what suits the device (2048 on Metal, 256 on a CPU).",
+    )
     target_gap: float = _row(
         Duration(minimum_s=0.001, maximum_s=10),
         "30ms",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlxd.engine.base import BackendLimits, Engine, LoadSpec, SchedulingParams
@@ -30,6 +32,13 @@ def write_model(tmp_path_factory: pytest.TempPathFactory) -> WriteModel:
         return written[name]
 
     return write
+
+
+@pytest.fixture
+def baseline_bytes() -> int:
+    """What MLX holds already: models that fixtures of other tests keep."""
+    gc.collect()
+    return mx.get_active_memory()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from mlxd.engine.pace import PrefillPace
 @pytest.fixture
 def pace() -> PrefillPace:
     """At most 2048 tokens, and a target of 30 ms."""
-    return PrefillPace(SchedulingParams(prefill_step_tokens=2048, target_gap_ms=30))
+    return PrefillPace(SchedulingParams(prefill_step_tokens=2048, target_gap_ms=30), device_tokens=256)
 
 
 def settle(pace: PrefillPace, token_s: float, decode_s: float = 0.0) -> int:
@@ -54,9 +54,9 @@ def test_unequal_prompts_are_not_padded_to_the_longest(pace: PrefillPace, remain
     assert pace.step_tokens(remaining, others_decode=False) == expected
 
 
-def test_ceiling_of_the_device_bounds_the_step() -> None:
-    """Where a longer step is no faster, the setting is not used up, alone or not."""
-    pace = PrefillPace(SchedulingParams(prefill_step_tokens=2048, target_gap_ms=30), ceiling_tokens=256)
+def test_auto_takes_the_step_that_suits_the_device() -> None:
+    """Where longer steps are no faster, `auto` makes none, alone or not."""
+    pace = PrefillPace(SchedulingParams(prefill_step_tokens=None, target_gap_ms=30), device_tokens=256)
     assert pace.step_tokens([10_000], others_decode=False) == 256
     assert settle(pace, 0.000001) == 256
 

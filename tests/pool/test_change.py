@@ -231,7 +231,7 @@ async def test_the_backend_follows_the_limit_and_the_pace() -> None:
         assert w.backend.limits is not None
         assert (w.backend.limits.memory_bytes, w.backend.limits.cache_bytes) == (100 * MB, 10 * MB)
         assert w.backend.scheduling is not None
-        assert (w.backend.scheduling.prefill_step_tokens, w.backend.scheduling.target_gap_ms) == (2048, 30)
+        assert (w.backend.scheduling.prefill_step_tokens, w.backend.scheduling.target_gap_ms) == (None, 30)
 
         w.change({"pool": {"memory": 50 * MB}, "engine": {"prefill_step": 512, "target_gap": "50ms"}})
 
