@@ -144,7 +144,8 @@ class Granter:
         force = any(ticket.force for ticket in resident.queue.values())
         demand = self._demand(resident, age, since_s, claims)
         view = self._state.view()
-        if force and policy.never_fits(view, demand):
+        force = force and policy.never_fits(view, demand)
+        if force:
             demand = self._forced(view, demand)
         plan = policy.plan_room(view, demand)
         if plan.outcome is Outcome.NEVER:

@@ -113,7 +113,7 @@ class Pool:
         if force:
             self._scheduler.revoke(resident, RequestCancelled(f"{model_id} was unloaded by force"))
         self._scheduler.pump()
-        await self._scheduler.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
+        await self._scheduler.watch.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
 
     def status(self) -> PoolStatus:
@@ -188,7 +188,7 @@ class Pool:
 
         if timeout_s is None:
             timeout_s = self._state.settings.pool.drain_timeout
-        await self._scheduler.wait_until(lambda: not busy(), timeout_s)
+        await self._scheduler.watch.wait_until(lambda: not busy(), timeout_s)
         return tuple(sorted(report.reason_busy(self._state, resident) for resident in busy()))
 
     def force_drain(self, model_ids: Iterable[str]) -> int:
@@ -218,11 +218,13 @@ class Pool:
                 if not sequence.ticket.started:
                     sequence.fail(error)
         self._scheduler.pump()
-        if await self._scheduler.wait_until(self._is_quiet, timeout_s):
+        if await self._scheduler.watch.wait_until(self._is_quiet, timeout_s):
             return 0
         cancelled = RequestCancelled("the server is shutting down")
         ended = sum(self._scheduler.revoke(resident, cancelled) for resident in list(state.residents.values()))
-        await self._scheduler.wait_until(lambda: not any(resident.active for resident in state.residents.values()))
+        await self._scheduler.watch.wait_until(
+            lambda: not any(resident.active for resident in state.residents.values())
+        )
         return ended
 
     async def close(self) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
-from functools import partial
 
 from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
 from mlxd.pool import report
@@ -20,6 +18,7 @@ from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
 from mlxd.pool.state import PoolState
+from mlxd.pool.watch import Watch
 from mlxd.protocol.errors import Draining, LoadFailed, LoadTimeout, MlxdError, QueueTimeout, RequestCancelled
 
 # How much the newest lease counts in the mean service time.
@@ -35,7 +34,7 @@ class Scheduler:
         self.runner = Runner(state, self.pump)
         self.mover = Mover(state, backend, self.pump)
         self._granter = Granter(state, self.runner, self.mover, self._wake_at)
-        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
+        self.watch = Watch(state.clock)
         self._is_pumping = False
         self._is_due_again = False
         self._was_over_limit = False
@@ -58,27 +57,7 @@ class Scheduler:
             self._is_pumping = False
         self._set_timer()
         self._report_limit()
-        for is_true, future in list(self._watchers):
-            if is_true():
-                _wake(future)
-
-    async def wait_until(self, is_true: Callable[[], bool], timeout_s: float = math.inf) -> bool:
-        """Wait until the condition holds after some pump; return whether it does."""
-        if is_true():
-            return True
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        watcher = (is_true, future)
-        timer = None
-        if not math.isinf(timeout_s):
-            timer = self._state.clock.call_later(timeout_s, partial(_wake, future))
-        self._watchers.append(watcher)
-        try:
-            await future
-        finally:
-            self._watchers.remove(watcher)
-            if timer is not None:
-                timer.cancel()
-        return is_true()
+        self.watch.look()
 
     def stop(self) -> None:
         """Drop the timer."""
@@ -288,11 +267,6 @@ class Scheduler:
         elif reason is None and self._was_over_limit:
             self._state.emit("pool.within_limit", None, "within the limit again")
         self._was_over_limit = reason is not None
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _check_open(ticket: Ticket) -> None:

@@ -306,6 +306,43 @@ async def test_a_draining_model_grants_no_lease() -> None:
         assert w.kinds("a") == ["loading", "loaded", "draining", "evicting", "unloaded", "loading", "loaded"]
 
 
+async def test_a_lease_that_has_to_wait_lets_a_draining_model_go() -> None:
+    """A lease taken before the drain cannot start for lack of KV: the model goes without it, and comes back for it."""
+    async with world({"a": 30, "b": 60}) as w:
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(request)
+            busy = w.send("b", tokens=1000)
+            await w.advance(2)
+            w.change({"pool": {"max_models": 1}})
+            assert w.state("a") == "draining"
+            reader = w.task(read(lease, request, prompt))
+            await w.settle()
+            assert w.state("a") == "unloading"
+
+            await w.advance(20)
+            assert len(busy.text) == 1000
+            assert reader.result()[-1] == "Finished"
+
+
+async def test_a_lease_taken_before_a_drain_may_start_during_it() -> None:
+    """Where there is memory, a request that was being prepared is answered by the draining model."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(REQUEST)
+            unload = w.task(w.pool.unload("a"))
+            await w.settle()
+            assert w.state("a") == "draining"
+            kinds = await w.run(read(lease, REQUEST, prompt))
+        await w.advance(1)
+
+        assert kinds[-1] == "Finished"
+        assert unload.result() is True
+        assert w.backend.calls == ["load a", "unload a"]
+
+
 async def test_a_ready_model_does_not_wait_for_another_s_load() -> None:
     """P5: requests for a loaded model are answered while another one loads or waits for room."""
     async with world({"a": 30, "b": 40, "c": 60}) as w:

@@ -210,6 +210,18 @@ async def test_lfu_evicts_the_least_used() -> None:
         assert (w.state("a"), w.state("b")) == ("ready", "unloaded")
 
 
+async def test_two_loads_at_the_bound_evict_two_models_at_once() -> None:
+    """The second of two loads counts the place that the first was promised, and makes one for itself."""
+    async with world({"a": 10, "b": 10, "c": 10, "d": 10}, {"pool": {"max_models": 2}}) as w:
+        await w.load("a", "b")
+        clients = [w.send("c"), w.send("d")]
+        await w.settle()
+        assert (w.state("a"), w.state("b")) == ("unloading", "unloading")
+
+        await w.advance(3)
+        assert all(client.text for client in clients)
+
+
 async def test_unload_by_command_ends_queued_requests() -> None:
     """Requests that wait for the model get `model_unloaded` with a time to come back; the load completes and goes."""
     async with world({"a": 30}) as w:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from mlxd.engine.base import Delta, GenerationRequest, TextPrompt
+from mlxd.pool.lease import Lease
+from mlxd.pool.sequence import SequenceState
 from mlxd.protocol.errors import DoesNotFit
 from tests.support.fake_engine import answer_text
-from tests.support.pool_world import KV_BYTES_PER_TOKEN, MB, SHORT_KV_BYTES, World, world
+from tests.support.pool_world import KV_BYTES_PER_TOKEN, MB, SHORT_KV_BYTES, World, facts, world
 
 # One 60 MB model with its margin and the KV of a short sequence.
 FLOOR_BYTES = 63 * MB + SHORT_KV_BYTES
@@ -264,3 +267,81 @@ async def test_memory_of_a_finished_stream_goes_to_the_prompt_cache_within_its_r
         assert after.reserved_bytes == sum(
             (after.weights_bytes, after.kv_bytes, after.prompt_cache_bytes, after.loading_bytes, after.margin_bytes)
         )
+
+
+async def test_an_older_stream_that_starts_takes_over_from_one_over_the_limit() -> None:
+    """Only the oldest stream may go over the limit: when an older one starts, the younger one pauses at once."""
+    async with world({"a": 45, "b": 30}, {"pool": {"memory": 95 * MB}}) as w:
+        w.backend.hold_loads(hold=True)
+        older = w.send("a", prompt="o" * 300, tokens=300)
+        await w.advance(1)
+        w.backend.holding_loads = False
+        younger = w.send("b", prompt="y" * 12_000, tokens=4000)
+        await w.advance(30)
+        assert w.pool.status().over_limit is not None
+        assert pauses(w) == 0
+
+        w.backend.hold_loads(hold=False)
+        await w.advance(0.1)
+        assert (pauses(w), w.backend.running) == (1, 1)
+
+        await w.advance(60)
+        assert older.text == answer_text("o" * 300, 0, 300)
+        assert younger.text == answer_text("y" * 12_000, 0, 4000)
+
+
+async def test_the_parts_of_a_started_request_do_not_time_out() -> None:
+    """A second prompt of one request waits for the first one's slot, longer than `queue.timeout`."""
+    document = {"engine": {"max_sequences": 1}, "queue": {"timeout": "5s"}}
+    async with world({"a": 30}, document) as w:
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("hello"), max_tokens=1000)
+
+        async def read(lease: Lease) -> int:
+            prompt = await lease.prepare(request)
+            return sum([1 async for event in lease.generate(request, prompt) if isinstance(event, Delta)])
+
+        async with w.pool.lease("a", request_id="r") as lease:
+            first, second = w.task(read(lease)), w.task(read(lease))
+            await w.advance(25)
+
+        assert (first.result(), second.result()) == (1000, 1000)
+
+
+async def test_growth_goes_to_the_older_stream_although_the_younger_s_would_fit() -> None:
+    """What an older stream waits for is not given to a younger one that asks for less."""
+    models = {"a": facts(20 * MB, per_token=4000), "b": facts(20 * MB, per_token=1000)}
+    async with world(models, {"pool": {"memory": 62 * MB}}) as w:
+        await w.load("a", "b")
+        w.send("a", prompt="o" * 1100, tokens=8000)
+        w.send("b", prompt="y" * 1100, tokens=8000)
+        await w.advance(0.5)
+        (older,) = w.pool._state.residents["a"].active.values()
+        (younger,) = w.pool._state.residents["b"].active.values()
+        before = older.granted_tokens
+        w.change({"pool": {"memory": w.pool.status().memory.reserved_bytes + 2 * MB}})
+        older.wanted_tokens, younger.wanted_tokens = older.next_grant_tokens, younger.next_grant_tokens
+
+        w.pool._scheduler.pump()
+
+        assert older.granted_tokens > before
+        assert younger.state is SequenceState.PAUSING
+
+
+async def test_a_trim_that_frees_less_than_asked_is_not_repeated_for_ever() -> None:
+    """When the engine cannot empty its cache, the pool looks for memory elsewhere."""
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 6 * MB}}) as w:
+        await w.run(w.answer("a", prompt="x" * 4000))
+        engine = w.backend.engines[0]
+        asked = []
+
+        async def keep(max_bytes: int) -> int:
+            asked.append(max_bytes)
+            return engine.prompt_cache_bytes
+
+        engine.trim_prompt_cache = keep  # type: ignore[method-assign]
+        waiting = w.send("a", prompt="y" * 4000)
+        await w.advance(5)
+
+        assert len(asked) == 1
+        assert not waiting.done

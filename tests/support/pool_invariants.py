@@ -21,6 +21,7 @@ class Invariants:
         self._world = watched
         self._state: PoolState = watched.pool._state
         self._holders: dict[str, set[int]] = {}  # of draining models
+        self._draining: set[str] = set()
         self.limit_was_lowered = False
 
     def on_event(self, event: PoolEvent) -> None:
@@ -31,11 +32,14 @@ class Invariants:
             assert event.model_id is not None
             resident = self._state.residents[event.model_id]
             is_implicit = "by command" not in resident.drain_reason
-            if is_implicit and event.model_id not in self._holders:  # a pin comes too late for what drains already
+            if is_implicit and event.model_id not in self._draining:  # a pin comes too late for what drains already
                 assert self._state.rank(resident) is not Rank.PINNED, "P2, P9: a pinned model gave way"
             if event.kind == "model.evicting":
                 assert not resident.is_held, "P2: a leased model was unloaded"
             assert "for huge" not in resident.drain_reason, "P10: evicted for what can never fit"
+            self._draining.add(event.model_id)
+        if event.kind == "model.unloaded":
+            self._draining.discard(str(event.model_id))
 
     def check(self) -> None:
         """Everything that holds between events."""
