@@ -229,7 +229,7 @@ class Pool:
 
     async def close(self) -> None:
         """Drop timers and loads in progress; the backend is closed by its owner afterwards."""
-        self._scheduler.stop()
+        self._scheduler.close()
         await asyncio.gather(*self._scheduler.mover.cancel_all(), return_exceptions=True)
 
     def rescan(self) -> None:

@@ -19,7 +19,10 @@ class Runner:
     """The traffic between the pool's sequences and the engines."""
 
     def __init__(self, state: PoolState, pump: Callable[[], None]) -> None:
-        """Take the state, and what to call when something may have become possible."""
+        """Take the state, and what to call when something may have become possible.
+
+        *pump* is called in the middle of a device's pass and acts when all of the pass has been told.
+        """
         self._state = state
         self._pump = pump
 

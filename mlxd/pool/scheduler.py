@@ -31,12 +31,14 @@ class Scheduler:
     def __init__(self, state: PoolState, backend: Backend) -> None:
         """Build the parts that act for it."""
         self._state = state
-        self.runner = Runner(state, self.pump)
+        self.runner = Runner(state, self._pump_soon)
         self.mover = Mover(state, backend, self.pump)
         self._granter = Granter(state, self.runner, self.mover, self._wake_at)
         self.watch = Watch(state.clock)
         self._is_pumping = False
         self._is_due_again = False
+        self._is_due_soon = False
+        self._is_closed = False
         self._was_over_limit = False
         self._timer: Timer | None = None
         self._timer_s = math.inf
@@ -45,7 +47,7 @@ class Scheduler:
     def pump(self) -> None:
         """Begin whatever can begin now."""
         self._is_due_again = True
-        if self._is_pumping:
+        if self._is_pumping or self._is_closed:
             return
         self._is_pumping = True
         try:
@@ -59,11 +61,20 @@ class Scheduler:
         self._report_limit()
         self.watch.look()
 
-    def stop(self) -> None:
-        """Drop the timer."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer, self._timer_s = None, math.inf
+    def _pump_soon(self) -> None:
+        """Pump when a pass of the device is told to its end: before, KV that moved into the cache counts twice."""
+        if not self._is_due_soon:
+            self._is_due_soon = True
+            asyncio.get_running_loop().call_soon(self._pump_now)
+
+    def _pump_now(self) -> None:
+        self._is_due_soon = False
+        self.pump()
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self._is_closed = True
+        self._drop_timer()
 
     # Doors
 
@@ -250,11 +261,16 @@ class Scheduler:
     def _set_timer(self) -> None:
         if self._wake_s == self._timer_s:
             return
-        self.stop()
+        self._drop_timer()
         if not math.isinf(self._wake_s):
             self._timer_s = self._wake_s
             delay_s = max(0.0, self._wake_s - self._state.clock.now())
             self._timer = self._state.clock.call_later(delay_s, self._on_timer)
+
+    def _drop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer, self._timer_s = None, math.inf
 
     def _on_timer(self) -> None:
         self._timer, self._timer_s = None, math.inf

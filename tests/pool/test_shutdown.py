@@ -81,15 +81,19 @@ async def test_draining_lets_paused_streams_end() -> None:
 
 
 async def test_closing_leaves_no_task_and_no_timer() -> None:
-    """A load that runs when the pool closes is let go, and nothing is left to wake up."""
-    async with world({"a": 30}) as w:
-        await w.load("a")
-        w.pool._state.residents["a"].released_s = w.clock.now()
-        client = w.send("b") if "b" in w.catalog.index else None
-        assert client is None
+    """A load that runs when the pool closes is let go, and what the device says afterwards begins nothing."""
+    async with world({"a": 30, "b": 30}) as w:
+        stream = w.send("a", tokens=10_000)
+        await w.advance(2)
+        waiting = w.send("b")
+        await w.advance(0.5)
         await w.pool.close()
-        await w.pool.close()
+        stream.task.cancel()
+        waiting.task.cancel()
+        w.backend.fail_sequences("a", RequestCancelled("the device ends"))
+        await w.advance(10)
 
+        assert w.backend.calls == ["load a", "load b"]
         assert w.clock.next_s is None
 
 
