@@ -69,11 +69,13 @@ def run(folder: Path, sections: list[str], rounds: int) -> str:
             rows += live.measure_load_gap(daemon, client, ours, OTHER_MODEL)
         if "compare" in sections:
             with (
-                running_mlx_lm_server(model, folder / "mlx_lm.log") as port,
+                running_mlx_lm_server(model, folder / "mlx_lm.log") as (port, pid),
                 Worker("tests.bench.bare", str(model)) as bare,
             ):
                 theirs = {"host": "127.0.0.1", "port": port, "model": "default_model"}
-                result = compare.compare(rounds, client, bare, {"mlx_lm.server": theirs, "mlxd": ours})
+                servers: dict[str, compare.Address] = {"mlx_lm.server": theirs, "mlxd": ours}
+                pids = {"bare": bare.pid, "mlx_lm.server": pid, "mlxd": daemon.process.pid}
+                result = compare.compare(rounds, client, bare, servers, pids)
             table = compare.format_comparison(result)
     return format_report(table, rows, rounds)
 
@@ -85,7 +87,7 @@ def format_report(table: str, rows: live.Rows, rounds: int) -> str:
         "# Benchmarks\n\n"
         f"mlxd {__version__} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores; "
         f"Python {platform.python_version()}, {versions}; {datetime.now(UTC):%Y-%m-%d}.\n\n"
-        "Repeat with `make bench` (a few minutes; leave the machine alone meanwhile). "
+        "Repeat with `make bench` (about ten minutes; leave the machine alone meanwhile). "
         "`make bench BENCH_ARGS='--only compare --rounds 9'` runs a part.\n"
     )
     parts = [about]

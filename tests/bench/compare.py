@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from tests.bench.process import Worker
+from tests.bench.process import Worker, read_cpu_s
 
 # streams → requests of each, so that every measurement is long enough and none takes more than some seconds
 STREAMS = {1: 4, 8: 4, 16: 3, 32: 2}
@@ -22,13 +22,18 @@ Measurements = dict[str, dict[str, list[float]]]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Row → system → one value per round; rates are better when higher, times when lower."""
+    """Row → system → one value per round; rates are better when higher, times and costs when lower.
+
+    The CPU time of a token is what the clock's figures come from when cores are scarce, and other work on the machine
+    hardly moves it.
+    """
 
     rates: Measurements = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
     times_ms: Measurements = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+    costs_us: Measurements = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
 
 
-def compare(rounds: int, client: Worker, bare: Worker, servers: dict[str, Address]) -> Comparison:
+def compare(rounds: int, client: Worker, bare: Worker, servers: dict[str, Address], pids: dict[str, int]) -> Comparison:
     """Measure all systems *rounds* times, each figure of all systems in direct succession, and in turns first.
 
     A round before them warms up what compiles or fills on first use, and is not counted.
@@ -48,9 +53,13 @@ def compare(rounds: int, client: Worker, bare: Worker, servers: dict[str, Addres
         for streams, requests in STREAMS.items():
             for system in systems:
                 ask = _asker(system, client, bare, servers)
+                cpu_s = read_cpu_s(pids[system])
                 answer = ask(measure="throughput", streams=streams, requests=requests, max_tokens=MAX_TOKENS)
-                row = f"tokens/s, {streams} stream{'s' * (streams > 1)}"
-                kept.rates[row][system].append(answer["tokens_per_s"])
+                cpu_s = read_cpu_s(pids[system]) - cpu_s
+                with_streams = f"{streams} stream{'s' * (streams > 1)}"
+                kept.rates[f"tokens/s, {with_streams}"][system].append(answer["tokens_per_s"])
+                cost_us = cpu_s * 1e6 / (streams * requests * MAX_TOKENS)
+                kept.costs_us[f"CPU per token, µs, {with_streams}"][system].append(cost_us)
         print(f"round {number} of {rounds}{'' if number else ' (warm-up)'} done", file=sys.stderr, flush=True)
     return result
 
@@ -73,7 +82,7 @@ def format_comparison(result: Comparison) -> str:
         "| | bare | mlx_lm.server | mlxd | mlxd : bare | mlxd : mlx_lm.server |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for measurements, is_rate in ((result.rates, True), (result.times_ms, False)):
+    for measurements, is_rate in ((result.rates, True), (result.times_ms, False), (result.costs_us, False)):
         for row, values in measurements.items():
             figures = [_show(median(values[system])) for system in ("bare", "mlx_lm.server", "mlxd")]
             ratios = [_ratio(values["mlxd"], values[other], is_rate=is_rate) for other in ("bare", "mlx_lm.server")]

@@ -36,6 +36,11 @@ class Worker:
         assert self._process.stdout is not None
         self._process.stdout.close()
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def send(self, **command: Any) -> None:
         """Give the next command."""
         assert self._process.stdin is not None
@@ -58,8 +63,8 @@ class Worker:
 
 
 @contextlib.contextmanager
-def running_mlx_lm_server(folder: Path, log: Path) -> Iterator[int]:
-    """Run `mlx_lm.server` on a model folder and yield its port."""
+def running_mlx_lm_server(folder: Path, log: Path) -> Iterator[tuple[int, int]]:
+    """Run `mlx_lm.server` on a model folder and yield its port and process id."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
@@ -73,7 +78,7 @@ def running_mlx_lm_server(folder: Path, log: Path) -> Iterator[int]:
         )
     try:
         _wait_until_listening(port, process, log)
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait(_START_TIMEOUT_S)
