@@ -30,7 +30,7 @@ def _home(tmp_path: Path) -> Path:
     """Return a home with two tiny models, `a` and `b`, of the same size."""
     home = tmp_path / "home"
     for seed, name in enumerate(("a", "b")):
-        write_tiny_model(home / "models" / name, seed=seed, layers=4, width=128, context=8192)
+        write_tiny_model(home / "models" / name, seed=seed, context=8192)
     return home
 
 
