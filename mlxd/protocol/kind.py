@@ -19,6 +19,8 @@ from mlxd.protocol import units
 T_co = TypeVar("T_co", covariant=True)
 
 MINIMUM_MEMORY_BYTES = 10**6
+# More than any machine has, and what both the control protocol and MLX can take as a number.
+MAXIMUM_MEMORY_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,9 @@ class Memory:
     def _bounded(self, n_bytes: int, shown: object) -> int:
         if n_bytes < MINIMUM_MEMORY_BYTES:
             msg = f"{shown} is out of bounds; the smallest memory limit is {units.format_bytes(MINIMUM_MEMORY_BYTES)}"
+            raise ValueError(msg)
+        if n_bytes > MAXIMUM_MEMORY_BYTES:
+            msg = f"{shown} is out of bounds; the largest memory limit is {units.format_bytes(MAXIMUM_MEMORY_BYTES)}"
             raise ValueError(msg)
         return n_bytes
 

@@ -64,6 +64,8 @@ REFUSED: list[tuple[kind.Kind[Any], Any, str]] = [
     (kind.Bytes(1024, 2**30), 1.5, "from 1KiB to 1GiB"),
     (kind.Memory(), "-5GB", "smallest memory limit is 1MB"),
     (kind.Memory(), "0", "smallest memory limit is 1MB"),
+    (kind.Memory(), "1048577GiB", "largest memory limit is 1024TiB"),
+    (kind.Memory(), 2**63, "largest memory limit is 1024TiB"),
     (kind.Memory(), "500%", "from 1% to 100%"),
     (kind.Memory(), "0%", "from 1% to 100%"),
     (kind.Memory(), "-5%", "from 1% to 100%"),
