@@ -18,6 +18,8 @@ _BUSY = frozenset({429, 503})
 def envelope(error: MlxdError) -> bytes:
     """Return `{"error": {message, type, param, code}}` as JSON."""
     message = error.message if error.hint is None else f"{error.message}. Try: {error.hint}"
+    # What a client sent as a header or a path may be no UTF-8, and then no JSON.
+    message = message.encode(errors="backslashreplace").decode()
     body = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code}
     return orjson.dumps({"error": body})
 

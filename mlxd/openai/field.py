@@ -22,7 +22,12 @@ _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 def shown(value: object) -> str:
     """Return the start of *value* as JSON, for a message."""
-    whole = orjson.dumps(value).decode()
+    if isinstance(value, str):
+        value = value[:_SHOWN_CHARACTERS]
+    try:
+        whole = orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:  # it writes 254 levels and reads 1024
+        return "a list too deep to show" if isinstance(value, list) else "an object too deep to show"
     return whole if len(whole) <= _SHOWN_CHARACTERS else whole[:_SHOWN_CHARACTERS] + "…"
 
 
@@ -117,7 +122,8 @@ def logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
 
 def tokens(name: str, value: list[Any]) -> tuple[int, ...]:
     """Accept a list of token ids; whether the model has them is checked by the engine."""
-    for token in value:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token <= _MAX_TOKEN:
-            raise wrong(name, token, "made of token ids, whole numbers of at least 0")
+    # A loop over a few million tokens would hold up the event loop for seconds.
+    if value and (set(map(type, value)) != {int} or min(value) < 0 or max(value) > _MAX_TOKEN):
+        odd = next(token for token in value if type(token) is not int or not 0 <= token <= _MAX_TOKEN)
+        raise wrong(name, odd, "made of token ids, whole numbers of at least 0")
     return tuple(value)

@@ -62,7 +62,8 @@ def _content(path: str, content: Any, unknown: UnknownFields) -> str:
 def _part(path: str, part: Any, unknown: UnknownFields) -> str:
     kind = field.text(f"{path}.type", field.mapping(path, part).get("type"))
     if kind != "text":
-        raise UnsupportedParameter(f"{path}.type {kind!r} is not supported, only 'text'", param=f"{path}.type")
+        message = f"{path}.type {field.shown(kind)} is not supported, only 'text'"
+        raise UnsupportedParameter(message, param=f"{path}.type")
     unknown.note(path, part, _PART_KNOWN)
     text = part.get("text")
     if not isinstance(text, str):

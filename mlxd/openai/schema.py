@@ -18,6 +18,8 @@ from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 _MAX_TOKENS = 2**31 - 1
 _MAX_PROMPTS = 128
+# More than any model has, and as many as a cloud rule can match.
+_MAX_NAME_CHARACTERS = 512
 # What OpenAI documents for /v1/completions when max_tokens is left out.
 _COMPLETION_TOKENS = 16
 
@@ -118,7 +120,11 @@ class ParsedBody:
 
 def model_of(body: Mapping[str, Any]) -> str:
     """Return the model asked for: all that routing needs to know of a body."""
-    return field.text("model", body.get("model"))
+    name = field.text("model", body.get("model"))
+    # It is compared with every known name, and stands in a header and in the log.
+    if len(name) > _MAX_NAME_CHARACTERS:
+        raise field.wrong("model", name, f"a name of at most {_MAX_NAME_CHARACTERS} characters")
+    return name
 
 
 def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:

@@ -35,7 +35,7 @@ class UnknownFields:
             if key not in known:
                 name = (f"{path}.{key}" if path else key)[:_SHOWN_CHARACTERS]
                 if self._reject:
-                    near = difflib.get_close_matches(key, known, n=1)
+                    near = difflib.get_close_matches(key[:_SHOWN_CHARACTERS], known, n=1)
                     hint = f"; the nearest is {near[0]}" if near else ""
                     raise InvalidRequest(f"there is no field {name!r}{hint}", param=name)
                 if len(self._names) < _MAX_NAMES:

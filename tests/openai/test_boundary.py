@@ -251,6 +251,12 @@ def test_retry_after_is_clamped(seconds: float, header: str) -> None:
     assert errors.headers_of(Draining("going"))["Retry-After"] == "1"
 
 
+def test_words_that_are_no_utf8_are_rendered() -> None:
+    """Headers and paths may hold any bytes, and messages quote them."""
+    body = json.loads(errors.envelope(MlxdError("the Content-Type is \udcff")))
+    assert body["error"]["message"] == r"the Content-Type is \udcff"
+
+
 def test_an_upstreams_status_is_kept() -> None:
     """An error of an upstream has the upstream's status, 502 when it has none."""
     assert errors.status_of(UpstreamError("no", data={"status": 429})) == 429

@@ -10,7 +10,17 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
-from mlxd.openai.schema import CHAT, COMPLETION, Habit, ParsedBody, Refused, Works, parse_chat, parse_completion
+from mlxd.openai.schema import (
+    CHAT,
+    COMPLETION,
+    Habit,
+    ParsedBody,
+    Refused,
+    Works,
+    model_of,
+    parse_chat,
+    parse_completion,
+)
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 HI = [{"role": "user", "content": "hi"}]
@@ -52,6 +62,37 @@ def test_defaults_are_neutral() -> None:
         include_usage=False,
         ignored=(),
     )
+
+
+@pytest.mark.parametrize("name", ["temperature", "max_tokens", "stop", "logit_bias", "stream", "messages", "n"])
+@pytest.mark.parametrize("levels", [300, 900])
+def test_deep_values_are_refused_by_name(name: str, levels: int) -> None:
+    """JSON can be read deeper than it can be written: the message does without the value."""
+    value: Any = 1
+    for _ in range(levels):
+        value = [value] if name != "messages" else {"a": value}
+    with pytest.raises(InvalidRequest) as error:
+        chat(**{name: value})
+    assert error.value.param == name
+    assert len(error.value.message) < 200
+
+
+def test_messages_do_not_repeat_a_long_value() -> None:
+    """What a client sent is shown by its beginning."""
+    with pytest.raises(UnsupportedParameter) as error:
+        chat(messages=[{"role": "user", "content": [{"type": "y" * 10_000}]}])
+    assert len(error.value.message) < 200
+
+
+@pytest.mark.parametrize(("characters", "fits"), [(512, True), (513, False)])
+def test_the_name_of_a_model_has_an_end(characters: int, fits: bool) -> None:
+    """It is looked up, sent back in a header and logged."""
+    name = "m" * characters
+    if fits:
+        assert model_of({"model": name}) == name
+    else:
+        with pytest.raises(InvalidRequest, match="at most 512 characters"):
+            model_of({"model": name})
 
 
 def test_zero_is_a_value() -> None:
