@@ -69,16 +69,19 @@ class EventStream:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if self._timer is not None:
-            self._timer.cancel()
         if self._comment is not None:
             self._comment.cancel()
-        if not isinstance(error, Exception) or isinstance(error, ConnectionError) or not self.is_open:
-            return False
-        if not isinstance(error, MlxdError):
-            _log.error("request %s failed in its stream", self._request[EXCHANGE].request_id, exc_info=error)
-            error = errors.internal_error()
-        await self.send(errors.event(error))
+        try:
+            if not isinstance(error, Exception) or isinstance(error, ConnectionError) or not self.is_open:
+                return False
+            if not isinstance(error, MlxdError):
+                _log.error("request %s failed in its stream", self._request[EXCHANGE].request_id, exc_info=error)
+                error = errors.internal_error()
+            await self.send(errors.event(error))
+        finally:
+            # Not before: whoever reads nothing does not read this either.
+            if self._timer is not None:
+                self._timer.cancel()
         return True
 
     def _on_timer(self) -> None:

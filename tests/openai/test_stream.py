@@ -1,0 +1,43 @@
+"""What an event stream does with a client that reads nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from mlxd.protocol.errors import RequestCancelled
+from tests.support.clock import FakeClock
+from tests.support.http_server import serving
+from tests.support.scripted_pool import ScriptedPool, Step, say
+
+BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True})
+# Over what sockets and buffers take for a client that does not read.
+LONG = "x" * 50_000_000
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[*say("a", LONG)], [*say("a"), RequestCancelled(LONG)]],
+    ids=["an answer", "the error that ends it"],
+)
+async def test_a_client_that_reads_nothing_is_cut_off(steps: list[Step]) -> None:
+    """Neither an answer nor an error waits for such a client for ever: its connection goes."""
+    clock = FakeClock()
+    async with serving(ScriptedPool(steps), clock=clock) as served:
+        host, _, port = served.url.removeprefix("http://").partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY.encode())
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        connections = served.server._runner.server
+        assert connections is not None
+        async with asyncio.timeout(20):
+            while connections.connections:
+                if clock.next_s is not None:
+                    clock.run_next()
+                await asyncio.sleep(0)
+        writer.close()
