@@ -19,6 +19,9 @@ from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
 _log = logging.getLogger(__name__)
 
+# A text is longer than its context when this many characters per token of context are.
+_GENEROUS_CHARACTERS = 16
+
 
 class PromptRenderer:
     """Prepares the prompts of one model."""
@@ -39,20 +42,21 @@ class PromptRenderer:
         """
         check_sampling(request.sampling, self._facts.vocab_size)
         kind, is_continuation = TextKind.CONTENT, not isinstance(request.prompt, ChatPrompt)
+        field = "prompt" if is_continuation else "messages"
         match request.prompt:
             case ChatPrompt():
                 text = self._render(request.prompt)
-                tokens = self._tokenizer.encode(text, add_special_tokens=False)
+                tokens = self._encode(text, field, add_special_tokens=False)
                 # A template that opens the thinking itself: the answer begins inside it, without the tag.
                 if self._tokenizer.has_thinking and text.rstrip().endswith(self._tokenizer.think_start):
                     kind = TextKind.REASONING
             case TextPrompt(text=text):
                 bos = self._tokenizer.bos_token
-                tokens = self._tokenizer.encode(text, add_special_tokens=bos is None or not text.startswith(bos))
+                add_special_tokens = bos is None or not text.startswith(bos)
+                tokens = self._encode(text, field, add_special_tokens=add_special_tokens)
             case _:
                 tokens = list(request.prompt.tokens)
         self._check_range(tokens)
-        field = "prompt" if is_continuation else "messages"
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
         return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation)
 
@@ -74,6 +78,25 @@ class PromptRenderer:
                 f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
             ) from error
         return str(text)
+
+    def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
+        """Tokenize *text*; one that is far too long is refused by its beginning.
+
+        30 MB take a tokenizer half a minute and some GB, in which the prompts of others wait.
+        """
+        context = self._facts.context_length
+        beginning = _GENEROUS_CHARACTERS * context
+        if len(text) > beginning:
+            tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
+            # Twice the context, so that what is cut off the last word decides nothing.
+            if tokens > 2 * context:
+                raise ContextLengthExceeded(
+                    f"the prompt has {len(text)} characters, and its first {beginning} are {tokens} tokens already,"
+                    f" more than the context of {context} tokens of '{self._model_id}'",
+                    param=field,
+                )
+        tokens_of_all: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return tokens_of_all
 
     def _check_range(self, tokens: list[int]) -> None:
         # Of every prompt: a tokenizer may know more tokens than its model, and MLX reads past the end of the embedding.

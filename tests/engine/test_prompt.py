@@ -90,6 +90,27 @@ def test_context_is_checked_with_both_numbers(renderer: PromptRenderer) -> None:
         renderer.prepare(GenerationRequest(TextPrompt("x" * 100)))
 
 
+@pytest.mark.parametrize(
+    "prompt", [TextPrompt("x" * 10**6), ChatPrompt(({"role": "user", "content": "x" * 10**6},))], ids=["text", "chat"]
+)
+def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
+    write_model: WriteModel, prompt: TextPrompt | ChatPrompt
+) -> None:
+    """The whole of it is never tokenized; the message has what is known, and the context."""
+    tokenizer = load_tokenizer(write_model())
+    tokenized: list[int] = []
+
+    def encode(text: str, **options: Any) -> Any:
+        tokenized.append(len(text))
+        return original(text, **options)
+
+    original, tokenizer._tokenizer.encode = tokenizer._tokenizer.encode, encode
+    renderer = PromptRenderer("tiny", tokenizer, FACTS)
+    with pytest.raises(ContextLengthExceeded, match=r"first 1600 are \d+ tokens.* 100 tokens"):
+        renderer.prepare(GenerationRequest(prompt))
+    assert max(tokenized) == 1600
+
+
 @pytest.mark.parametrize("prompt", [TextPrompt(""), TokenPrompt(())])
 def test_empty_prompt_is_refused(renderer: PromptRenderer, prompt: TextPrompt | TokenPrompt) -> None:
     """A model needs a token to begin with."""
