@@ -55,8 +55,11 @@ class Inbox:
     # The device thread's side
 
     def get(self) -> Command:
-        """Return the next command; waits for one without polling."""
-        return self._queue.get()
+        """Return the next command; waits for one without polling. After `Close` there is nothing but `Close`."""
+        command = self._queue.get()
+        if isinstance(command, Close):
+            self._queue.put(command)
+        return command
 
     def is_empty(self) -> bool:
         """Whether `get` would wait."""
