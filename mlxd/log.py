@@ -22,7 +22,10 @@ _QUIET = ("asyncio", "aiohttp", "transformers", "httpx", "huggingface_hub")
 
 
 class _LineFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z info  message`; line breaks of a message become spaces, a traceback keeps its lines."""
+    """`2026-01-31T12:00:00.123Z info  message`; line breaks of a message become spaces, a traceback keeps its lines.
+
+    Paths and model names come from clients: what a terminal would obey, or a file not take, is written as an escape.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03dZ %(lowered)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
@@ -33,7 +36,10 @@ class _LineFormatter(logging.Formatter):
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
-        record.message = " ".join(record.message.splitlines())
+        message = " ".join(record.message.splitlines())
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        record.message = message
         return super().formatMessage(record)
 
 

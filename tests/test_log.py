@@ -47,6 +47,13 @@ def test_an_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_what_a_client_sent_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Control characters, and what is no text, are written as escapes; other writing stays as it is."""
+    log.configure("info", None)
+    logging.getLogger("mlxd").info("GET /\x1b[2J\x07 \udcff \u202e für 模型")
+    assert capsys.readouterr().err.endswith(r" GET /\x1b[2J\x07 \udcff \u202e für 模型" + "\n")
+
+
 def test_the_level_decides_and_follows_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """What is less severe is not written; a changed setting applies to the next line."""
     log.configure("info", None)
