@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Container, Iterable
 
 from mlxd.pool import ledger, policy
@@ -23,15 +24,17 @@ def check(state: PoolState, new: Settings, usable_bytes: int, *, force: bool) ->
     for model_id in _added(_pins(old), _pins(new)):
         _check_known(state, model_id, format_path(("models", model_id, "pin")))
     troubles: list[InsufficientCapacity] = []
+    warnings: list[InsufficientCapacity] = []
     if new.pool.memory != old.pool.memory:
         troubles += _judge_memory(new, usable_bytes)
     if (new.pool.memory, new.pool.max_models, _pins(new)) != (old.pool.memory, old.pool.max_models, _pins(old)):
-        troubles += _judge_pins(state, new)
+        # A step towards the end of an old trouble is not refused because it is not the last one.
+        (troubles if _is_tighter(old, new) else warnings).extend(_judge_pins(state, new))
     if _added(old.pool.preload, new.pool.preload):
         troubles += _judge_preload(state, new)
     if troubles and not force:
         raise troubles[0]
-    return [trouble.message for trouble in troubles]
+    return [trouble.message for trouble in (*troubles, *warnings)]
 
 
 def plan(state: PoolState, new: Settings) -> PoolPlan:
@@ -83,6 +86,12 @@ def _added(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
 
 def _pins(settings: Settings) -> tuple[str, ...]:
     return tuple(model_id for model_id, model in settings.models.items() if model.pin)
+
+
+def _is_tighter(old: Settings, new: Settings) -> bool:
+    """Whether the new settings leave pinned models less room than the old ones."""
+    most, most_before = (math.inf if pool.max_models is None else pool.max_models for pool in (new.pool, old.pool))
+    return new.pool.memory < old.pool.memory or most < most_before or bool(_added(_pins(old), _pins(new)))
 
 
 def _check_known(state: PoolState, model_id: str, key: str) -> None:

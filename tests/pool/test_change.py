@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from mlxd.pool.status import Victim
@@ -136,6 +139,24 @@ async def test_an_old_trouble_does_not_block_another_change() -> None:
         w.change({"pool": {"memory": 20 * MB}}, force=True)
 
         w.change({"pool": {"keep_alive": "5m"}})
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"pool": {"memory": 60 * MB, "max_models": 1}, "models": {"a": {"pin": True}, "b": {"pin": True}}},
+        {"pool": {"memory": 20 * MB, "max_models": 2}, "models": {"a": {"pin": True}, "b": {"pin": True}}},
+        {"pool": {"memory": 20 * MB, "max_models": 1}, "models": {"a": {"pin": True}}},
+    ],
+    ids=["a higher limit", "more models", "an unpin"],
+)
+async def test_an_old_trouble_does_not_block_a_step_out_of_it(step: Mapping[str, Any]) -> None:
+    """What leaves the pinned models more room is taken, with a warning while it is not enough."""
+    pins = {"a": {"pin": True}, "b": {"pin": True}}
+    async with world({"a": 30, "b": 40}, {"models": pins}) as w:
+        w.change({"pool": {"memory": 20 * MB, "max_models": 1}, "models": pins}, force=True)
+
+        assert w.pool.check(settings(step), force=False) != []
 
 
 async def test_limit_above_usable_memory_needs_force() -> None:
