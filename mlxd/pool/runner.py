@@ -105,7 +105,6 @@ class Runner:
     def _on_end(self, sequence: Sequence, event: Finished | Failed) -> None:
         sequence.events.put(event.error if isinstance(event, Failed) else event)
         sequence.end()
-        sequence.resident.released_s = self._state.clock.now()
         sequence.resident.untrimmable_bytes = 0
         self._pump()
 

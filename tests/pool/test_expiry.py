@@ -125,6 +125,16 @@ async def test_a_request_at_the_moment_of_expiry_wins_or_waits_for_the_reload() 
         assert w.backend.calls == ["load a", "unload a", "load a"]
 
 
+async def test_a_model_that_requests_wait_in_is_not_idle() -> None:
+    """A request that waits for KV keeps its model from expiring."""
+    async with world({"a": 30, "b": 60}, {"pool": {"keep_alive": "1s"}}) as w:
+        w.send("b", tokens=3000)
+        await w.advance(2)
+        waiting = w.send("a", prompt="x" * 5000)
+        await w.advance(5)
+        assert (w.state("a"), waiting.done) == ("ready", False)
+
+
 async def test_an_idle_pool_sets_no_timer() -> None:
     """With nothing that can expire, nothing wakes the daemon."""
     async with world({"a": 30}, {"pool": {"keep_alive": "never"}}) as w:

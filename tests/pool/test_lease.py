@@ -326,6 +326,23 @@ async def test_a_lease_that_has_to_wait_lets_a_draining_model_go() -> None:
             assert reader.result()[-1] == "Finished"
 
 
+async def test_no_room_is_made_on_a_draining_model() -> None:
+    """Nobody is evicted for a request that has to wait for the reload anyway."""
+    async with world({"a": 30, "b": 30}, {"pool": {"memory": 70 * MB}}) as w:
+        await w.load("a", "b")
+        request = GenerationRequest(TextPrompt("x" * 6000), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(request)
+            w.task(w.pool.unload("a"))
+            await w.settle()
+            reader = w.task(read(lease, request, prompt))
+            await w.settle()
+            assert (w.state("a"), w.state("b")) == ("unloading", "ready")
+
+            await w.advance(3)
+            assert reader.result()[-1] == "Finished"
+
+
 async def test_a_lease_taken_before_a_drain_may_start_during_it() -> None:
     """Where there is memory, a request that was being prepared is answered by the draining model."""
     async with world({"a": 30}) as w:

@@ -139,6 +139,7 @@ async def test_a_load_by_force_that_was_right_is_over_the_limit_and_says_so() ->
 
         await w.run(w.pool.unload("huge"))
         assert w.pool.status().over_limit is None
+        assert w.model("huge") is None
         assert await w.run(w.answer("a"))
 
 

@@ -117,6 +117,8 @@ async def test_the_youngest_pauses_and_the_oldest_goes_on() -> None:
         model = w.model("a")
         assert model is not None
         assert (model.running, model.paused) == (1, 1)
+        (paused,) = (s for s in w.pool._state.residents["a"].active.values() if s.state is SequenceState.PAUSED)
+        assert paused.since_s > 1015  # its patience begins with the pause
 
         await w.advance(10)
         assert old.done
@@ -307,24 +309,60 @@ async def test_the_parts_of_a_started_request_do_not_time_out() -> None:
         assert (first.result(), second.result()) == (1000, 1000)
 
 
-async def test_growth_goes_to_the_older_stream_although_the_younger_s_would_fit() -> None:
-    """What an older stream waits for is not given to a younger one that asks for less."""
-    models = {"a": facts(20 * MB, per_token=4000), "b": facts(20 * MB, per_token=1000)}
-    async with world(models, {"pool": {"memory": 62 * MB}}) as w:
-        await w.load("a", "b")
-        w.send("a", prompt="o" * 1100, tokens=8000)
-        w.send("b", prompt="y" * 1100, tokens=8000)
+async def test_what_an_older_stream_waits_for_is_not_given_to_a_younger_one() -> None:
+    """While the youngest pauses for the oldest, the one in between does not grow, although its step would fit."""
+    models = {"a": facts(20 * MB, per_token=4000), "b": facts(20 * MB), "c": facts(20 * MB, per_token=2000)}
+    async with world(models) as w:
+        await w.load("a", "b", "c")
+        for model_id in models:
+            w.send(model_id, prompt="x" * 1100, tokens=8000)
         await w.advance(0.5)
-        (older,) = w.pool._state.residents["a"].active.values()
-        (younger,) = w.pool._state.residents["b"].active.values()
-        before = older.granted_tokens
-        w.change({"pool": {"memory": w.pool.status().memory.reserved_bytes + 2 * MB}})
-        older.wanted_tokens, younger.wanted_tokens = older.next_grant_tokens, younger.next_grant_tokens
+        oldest, middle, youngest = (next(iter(w.pool._state.residents[name].active.values())) for name in models)
+        before = (oldest.granted_tokens, middle.granted_tokens)
+        w.change({"pool": {"memory": w.pool.status().memory.reserved_bytes + 3 * MB}})
+        oldest.wanted_tokens, middle.wanted_tokens = oldest.next_grant_tokens, middle.next_grant_tokens
 
         w.pool._scheduler.pump()
 
-        assert older.granted_tokens > before
-        assert younger.state is SequenceState.PAUSING
+        assert youngest.state is SequenceState.PAUSING
+        assert (oldest.granted_tokens, middle.granted_tokens) == before
+        await w.advance(0.1)
+        assert oldest.granted_tokens > before[0]
+
+
+async def test_nobody_pauses_in_vain() -> None:
+    """A stream that lives within its model's least is not paused: it would bring nothing."""
+    document = {"pool": {"memory": 70 * MB}, "models": {"b": {"pin": True}}}
+    async with world({"a": 30, "b": 30}, document) as w:
+        await w.load("a", "b")
+        old = w.send("a", prompt="o" * 500, tokens=9000)
+        await w.advance(60)
+        young = w.send("b", prompt="y" * 10, tokens=1000)
+        await w.advance(40)
+
+        assert w.pool.status().over_limit is not None or old.done
+        assert len(old.text) == 9000
+        assert len(young.text) == 1000
+        assert pauses(w) == 0
+
+
+async def test_a_paused_stream_of_a_draining_model_gets_its_memory() -> None:
+    """A drain ends although it needs memory first: the caches of others are trimmed for its paused stream."""
+    models = {"b": facts(30 * MB, per_token=3000), "c": facts(45 * MB, per_token=3000)}
+    async with world(models) as w:
+        await w.load("c", "b")
+        older = w.send("c", prompt="o" * 5, tokens=3000)
+        await w.advance(0.1)
+        stream = w.send("b", prompt="x" * 2500, tokens=3000)
+        await w.advance(25)
+        unload = w.task(w.pool.unload("b"))
+        await w.advance(3)
+        assert pauses(w) >= 1
+        await w.advance(120)
+
+        assert len(older.text) == 3000
+        assert len(stream.text) == 3000
+        assert unload.result() is True
 
 
 async def test_a_trim_that_frees_less_than_asked_is_not_repeated_for_ever() -> None:

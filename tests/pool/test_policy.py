@@ -162,6 +162,20 @@ def test_never_fits_evicts_nobody() -> None:
     assert plan_room(view(candidate("a", 40)), load(101)) == Plan(Outcome.NEVER)
 
 
+def test_a_preloaded_model_that_leaves_protects_nothing() -> None:
+    """What a lowered limit has sent away already does not make a load impossible; it is waited for."""
+    going = candidate("kept", 60, rank=Rank.PRELOADED, is_leaving=True, is_ready=False)
+
+    assert plan_room(view(going), load(50)) == Plan(Outcome.FREEING)
+
+
+def test_a_model_is_not_in_its_own_way() -> None:
+    """A sequence on a pinned model is judged by what the model would hold with it, counted once."""
+    pinned = candidate("a", 60, rank=Rank.PINNED, is_held=True)
+
+    assert plan_room(view(pinned), load(30, target="a", models=0, footprint_bytes=90)) == Plan(Outcome.FITS)
+
+
 def test_a_loading_model_is_no_victim() -> None:
     """What still loads is waited for."""
     models = view(candidate("loading", 60, is_ready=False))

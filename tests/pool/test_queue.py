@@ -187,6 +187,24 @@ async def test_a_slow_load_has_its_own_deadline() -> None:
         assert w.state("a") == "ready"
 
 
+async def test_a_reload_does_not_use_up_the_time_in_the_queue() -> None:
+    """A request whose model is loaded again beneath it waits `queue.timeout` for its place after the load."""
+    async with world({"a": 30, "b": 60}, {"queue": {"timeout": "5s"}}) as w:
+        w.send("b", tokens=15_000)
+        await w.load("a")
+        waiting = w.send("a", prompt="x" * 5000)
+        await w.advance(0.5)
+        w.change({"pool": {"memory": 70 * MB}})
+        await w.advance(0.5)
+        w.backend.load_s = 20
+        w.change({"pool": {"memory": 100 * MB}})
+        await w.advance(23)
+        assert (w.state("a"), waiting.done) == ("ready", False)
+
+        await w.advance(3)
+        assert isinstance(waiting.error, QueueTimeout)
+
+
 async def test_a_late_waiter_gets_the_whole_load_timeout() -> None:
     """The deadline counts from the request's arrival when the load runs already."""
     async with world({"a": 30}, {"pool": {"load_timeout": "60s"}}) as w:

@@ -1,0 +1,99 @@
+"""Events of the device that cross the pool's commands."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxd.engine.base import Finished, FinishReason, GenerationRequest, KvLow, Paused, TextPrompt, Usage
+from mlxd.pool.lease import Lease
+from mlxd.pool.sequence import Sequence, SequenceState
+from tests.support.pool_world import MB, World, facts, world
+
+
+async def running(w: World) -> Sequence:
+    """Return a long stream that runs on "a"."""
+    w.send("a", prompt="x" * 500, tokens=9000)
+    await w.advance(2)
+    (sequence,) = w.pool._state.residents["a"].active.values()
+    return sequence
+
+
+async def test_a_pausing_sequence_asks_for_nothing() -> None:
+    """A `KvLow` that was posted before the pause arrived is out of date."""
+    async with world({"a": 30}) as w:
+        sequence = await running(w)
+        runner = w.pool._scheduler.runner
+        runner.pause(sequence)
+        runner._on_event(sequence, KvLow(sequence.number, sequence.granted_tokens))
+
+        assert sequence.wanted_tokens is None
+
+
+async def test_a_kv_low_of_an_older_grant_is_ignored() -> None:
+    """Only the grant in force can run low."""
+    async with world({"a": 30}) as w:
+        sequence = await running(w)
+        w.pool._scheduler.runner._on_event(sequence, KvLow(sequence.number, sequence.granted_tokens - 1024))
+
+        assert sequence.wanted_tokens is None
+
+
+async def test_a_row_that_paused_itself_while_it_was_told_to_pauses_once() -> None:
+    """The pool's pause and the row's own cross: one `Paused` comes, and the stream goes on with one resume."""
+    async with world({"a": 30}) as w:
+        sequence = await running(w)
+        runner = w.pool._scheduler.runner
+        runner.pause(sequence)
+        await w.advance(0.05)
+
+        assert sequence.state is SequenceState.RUNNING
+        assert [event.kind for event in w.events].count("sequence.paused") == 1
+        assert [event.kind for event in w.events].count("sequence.resumed") == 1
+
+
+async def test_a_drop_while_pausing_keeps_the_reservation_until_the_end() -> None:
+    """Cancelled in the middle of a pause: `Paused` frees the bytes, the end forgets the sequence."""
+    async with world({"a": 30}) as w:
+        sequence = await running(w)
+        runner = w.pool._scheduler.runner
+        runner.pause(sequence)
+        runner.drop(sequence)
+        assert sequence.granted_tokens > 0
+
+        runner._on_event(sequence, Paused(sequence.number, 700))
+        assert (sequence.state, sequence.granted_tokens) == (SequenceState.ENDING, 0)
+        runner._on_event(sequence, Finished(sequence.number, FinishReason.CANCELLED, Usage(500, 0, 200)))
+        assert sequence.state is SequenceState.ENDED
+        assert sequence.resident.active == {}
+
+
+async def test_nothing_is_submitted_to_a_model_that_unloads() -> None:
+    """A mistake in the order of decisions is an error here, not a command to a closed engine."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        w.task(w.pool.unload("a"))
+        await w.settle()
+        async with world({"a": 30}) as other:
+            sequence = await running(other)
+            sequence.ticket.resident = w.pool._state.residents["a"]
+            with pytest.raises(RuntimeError, match="was unloaded under sequence"):
+                w.pool._scheduler.runner.pause(sequence)
+            sequence.ticket.resident = other.pool._state.residents["a"]
+
+
+async def test_a_resumed_stream_shows_no_second_prefill() -> None:
+    """Pauses are invisible: after the first delta a reader sees deltas only, until the end."""
+    async with world({"a": facts(60 * MB)}, {"pool": {"memory": 69 * MB}}) as w:
+        w.send("a", prompt="o" * 500, tokens=3000)
+        await w.advance(1.2)
+        request = GenerationRequest(TextPrompt("y" * 500), max_tokens=3000)
+
+        async def read(lease: Lease) -> list[str]:
+            prompt = await lease.prepare(request)
+            return [type(event).__name__ async for event in lease.generate(request, prompt)]
+
+        async with w.pool.lease("a", request_id="r") as lease:
+            kinds = await w.run(read(lease))
+
+        assert "sequence.resumed" in {event.kind for event in w.events}
+        assert kinds == ["Prefilling", *["Delta"] * 3000, "Finished"]
