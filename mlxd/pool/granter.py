@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlxd.pool import ledger, policy
 from mlxd.pool.mover import Mover
@@ -31,6 +31,7 @@ class Claims:
     bytes: int = 0
     models: int = 0
     is_blocked: bool = False  # an older sequence waits for others to end: no younger one may take memory
+    full: set[str] = field(default_factory=set)  # models without a slot; none becomes free within a round
 
 
 class Granter:
@@ -45,6 +46,8 @@ class Granter:
 
     def enforce_limit(self) -> None:
         """Come within the limit and `max_models`, as far as busy models allow."""
+        if not self._state.is_over_limit:
+            return
         plan = policy.plan_limit(self._state.view())
         self._mover.carry_out(plan, "over the limit")
         if plan.pause_bytes > 0 and self._state.running:
@@ -110,18 +113,24 @@ class Granter:
         resident = sequence.resident
         if not _may_start(sequence):  # its model has just been evicted for an older one
             return
-        sequence.waits_for_slot = resident.slots_taken >= self._state.settings.engine.max_sequences
+        if resident.id not in claims.full and resident.slots_taken >= self._state.settings.engine.max_sequences:
+            claims.full.add(resident.id)
+        sequence.waits_for_slot = resident.id in claims.full
         if sequence.waits_for_slot:
             return
         tokens = sequence.first_grant_tokens
         n_bytes = ledger.admission_bytes(resident, tokens)
-        if n_bytes <= max(0, self._state.view().free_bytes - claims.bytes):
+        if n_bytes <= max(0, self._state.free_bytes - claims.bytes):
             self._runner.start(sequence)
-            return
+        elif resident.state is ModelState.READY or sequence.state is SequenceState.PAUSED:
+            self._make_room_for(sequence, claims)
+
+    def _make_room_for(self, sequence: Sequence, claims: Claims) -> None:
+        """Have others give way for a sequence that does not fit, or let it wait with what it was promised."""
+        resident = sequence.resident
+        tokens = sequence.first_grant_tokens
         # What has begun must go on when nothing else does, over the limit if need be: there is always progress.
         may_overrun = sequence.ticket.started and not any(other.granted_tokens for other in self._active())
-        if resident.state is ModelState.DRAINING and sequence.state is SequenceState.WAITING:
-            return
         if claims.is_blocked and not sequence.is_fresh and not may_overrun:
             return
         demand = self._demand(resident, sequence.age, sequence.since_s, claims, tokens)

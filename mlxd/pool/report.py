@@ -65,7 +65,7 @@ def reason_busy(state: PoolState, resident: Resident) -> str:
 
 def reason_blocked(state: PoolState, resident: Resident) -> str:
     """Return why a wanted load does not start."""
-    free_bytes = max(0, state.settings.pool.memory - state.held_bytes)
+    free_bytes = max(0, state.free_bytes)
     text = f"needs {show_bytes(ledger.floor_bytes(resident))}, {show_bytes(free_bytes)} free"
     max_models = state.settings.pool.max_models
     if max_models is not None and len(state.present) >= max_models:
@@ -99,7 +99,7 @@ def reason_not_started(state: PoolState, sequence: Sequence) -> str:
         return f"all {state.settings.engine.max_sequences} sequences of {resident.id} are taken"
     tokens = sequence.first_grant_tokens
     n_bytes = ledger.admission_bytes(resident, tokens)
-    free_bytes = max(0, state.settings.pool.memory - state.held_bytes)
+    free_bytes = max(0, state.free_bytes)
     return f"the KV of {tokens} tokens on {resident.id} needs {show_bytes(n_bytes)} more, {show_bytes(free_bytes)} free"
 
 

@@ -190,8 +190,7 @@ class Scheduler:
         self._granter.enforce_limit()
         self._granter.grow()
         self._granter.admit()
-        if self._state.is_over_limit:
-            self._granter.enforce_limit()  # what has started just now may be older than what went over the limit
+        self._granter.enforce_limit()  # what has started just now may be older than what went over the limit
         for resident in residents:
             self._mark_queued(resident)
             self._expire_waits(resident)

@@ -104,6 +104,11 @@ class PoolState:
         return sum(ledger.held_bytes(resident) for resident in self.present)
 
     @property
+    def free_bytes(self) -> int:
+        """What can be reserved now; negative when the pool is over its limit."""
+        return self.settings.pool.memory - self.held_bytes
+
+    @property
     def is_over_limit(self) -> bool:
         """Whether more is reserved, or more models are loaded, than the settings allow."""
         pool = self.settings.pool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlxd.engine.base import GenerationRequest, TextPrompt
 from mlxd.protocol.errors import DoesNotFit, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
 from tests.support.pool_world import MB, entry, facts, world
 
@@ -263,6 +264,22 @@ async def test_unload_by_force_ends_running_requests() -> None:
 
         assert isinstance(running.error, RequestCancelled)
         assert w.backend.active_bytes == 0
+
+
+async def test_unload_by_force_does_not_wait_for_a_lease_that_does_nothing() -> None:
+    """A lease whose client reads slowly, or still prepares, is void after `--force`; using it says so."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("hello"), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(request)
+            assert await w.run(w.pool.unload("a", force=True), seconds=1) is True
+            with pytest.raises(RequestCancelled):
+                await lease.prepare(request)
+            with pytest.raises(RequestCancelled):
+                await anext(lease.generate(request, prompt))
+
+        assert w.pool.queue_length == 0
 
 
 async def test_unload_of_what_is_not_loaded() -> None:

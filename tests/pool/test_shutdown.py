@@ -8,7 +8,9 @@ from dataclasses import asdict
 
 import pytest
 
+from mlxd.engine.base import GenerationRequest, TextPrompt
 from mlxd.pool.clock import LoopClock
+from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import Draining, RequestCancelled
 from tests.support.fake_engine import answer_text
 from tests.support.pool_world import MB, world
@@ -59,6 +61,27 @@ async def test_draining_refuses_what_waits_for_a_slot() -> None:
 
         assert isinstance(second.error, Draining)
         assert len(first.text) == 300
+
+
+async def test_draining_lets_the_parts_of_a_started_request_end() -> None:
+    """A list of prompts of which one runs is answered whole, though the other still waits for the slot."""
+    async with world({"a": 60}, {"engine": {"max_sequences": 1}}) as w:
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("hello"), max_tokens=200)
+
+        async def read(lease: Lease) -> str:
+            prompt = await lease.prepare(request)
+            return [type(event).__name__ async for event in lease.generate(request, prompt)][-1]
+
+        async def both() -> list[str]:
+            async with w.pool.lease("a", request_id="r") as lease:
+                return list(await asyncio.gather(read(lease), read(lease)))
+
+        parts = w.task(both())
+        await w.advance(0.5)
+
+        assert await w.run(w.pool.drain(45)) == 0
+        assert parts.result() == ["Finished", "Finished"]
 
 
 async def test_draining_an_idle_pool_returns_at_once() -> None:
