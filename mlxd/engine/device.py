@@ -183,7 +183,8 @@ class Device:
             try:
                 receive(value)
             except Exception:  # noqa: BLE001 one listener's failure is none of the others' business
-                _log.exception("a listener failed on %r", value)
+                # Its type only: a value may hold the text of an answer.
+                _log.exception("a listener failed on a %s", type(value).__name__)
 
     def _on_prompt_cache(self, key_bytes: tuple[int, int]) -> None:
         key, stored_bytes = key_bytes

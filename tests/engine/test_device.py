@@ -23,8 +23,10 @@ from mlxd.engine.base import (
     Finished,
     FinishReason,
     GenerationRequest,
+    SamplingParams,
     SchedulingParams,
     SequenceEvent,
+    Submit,
     TextKind,
 )
 from mlxd.engine.device import Device
@@ -60,6 +62,22 @@ async def test_events_of_a_pass_come_in_one_call(
         await sequence.ended()
     assert len(batches) < 50 + 20
     assert max(map(len, batches)) >= 6
+
+
+async def test_a_listener_that_fails_costs_the_others_nothing(
+    device: Device, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The others of its pass get their events, and the log gets the traceback and no text of an answer."""
+    prompt = await prepare(engine, max_tokens=3)
+
+    def fail(event: SequenceEvent) -> None:
+        raise LookupError(type(event).__name__)
+
+    engine.submit(Submit(77, prompt, SamplingParams(), (), 100), fail)
+    ended = await start(engine, prompt).ended()
+    assert len(ended.text()) == 3
+    assert "LookupError: Delta" in caplog.text
+    assert "text=" not in caplog.text
 
 
 async def test_idle_device_is_blocked(device: Device, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
