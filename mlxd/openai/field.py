@@ -13,6 +13,8 @@ from mlxd.protocol.errors import InvalidRequest
 Check = Callable[[str, Any], Any]
 _SHOWN_CHARACTERS = 60
 _MAX_STOPS = 4
+# Each becomes a matcher on the device thread: one of a million characters stops all streams for seconds.
+_MAX_STOP_CHARACTERS = 4096
 _MAX_BIASES = 1024
 _BIAS_LIMIT = 100
 # Token ids are 32-bit in MLX.
@@ -104,6 +106,8 @@ def stop(name: str, value: Any) -> tuple[str, ...]:
     for item in texts:
         if not isinstance(item, str) or not item:
             raise wrong(name, value, "texts that are not empty")
+        if len(item) > _MAX_STOP_CHARACTERS:
+            raise wrong(name, item, f"texts of at most {_MAX_STOP_CHARACTERS} characters")
     return tuple(texts)
 
 

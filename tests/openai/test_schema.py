@@ -84,6 +84,14 @@ def test_messages_do_not_repeat_a_long_value() -> None:
     assert len(error.value.message) < 200
 
 
+def test_a_stop_has_an_end() -> None:
+    """A matcher is made of it where all streams are made."""
+    assert only(chat(stop=["x" * 4096])).stop == ("x" * 4096,)
+    with pytest.raises(InvalidRequest, match="at most 4096 characters") as error:
+        chat(stop=["x", "x" * 4097])
+    assert error.value.param == "stop"
+
+
 @pytest.mark.parametrize(("characters", "fits"), [(512, True), (513, False)])
 def test_the_name_of_a_model_has_an_end(characters: int, fits: bool) -> None:
     """It is looked up, sent back in a header and logged."""
