@@ -51,7 +51,8 @@ class InstanceLock:
                 f"another mlxd{pid} runs with {path.parent}", hint="mlxctl stop, or another MLXD_HOME"
             ) from None
         os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: the pid is for messages, the lock holds without it
+            os.write(self._descriptor, f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         """Let go of the lock; the file stays, because removing it would race with the next daemon."""

@@ -41,6 +41,8 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
 
 def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
     store, http = context.store, context.info.http()
+    if context.requests.is_closed:
+        yield "the daemon is shutting down: what runs may end, new requests are refused"
     if store.problem is not None:
         in_force = "the defaults hold" if store.has_booted_invalid else "the settings before hold"
         yield f"{store.problem.message}; {in_force} until it is mended"
@@ -50,7 +52,8 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
         yield f"over the memory limit: {pool.over_limit}"
     for preload in pool.preload:
         if preload.state in {"failed", "deferred"}:
-            yield f"preload {preload.id} is {preload.state}" + ("" if preload.reason is None else f": {preload.reason}")
+            verb = "has failed" if preload.state == "failed" else "is deferred"
+            yield f"preload {preload.id} {verb}" + ("" if preload.reason is None else f": {preload.reason}")
     yield from context.router.problems()
 
 

@@ -1,6 +1,7 @@
 """The lock, the socket's file, and who is at its other end."""
 
 import asyncio
+import errno
 import os
 import socket
 import stat
@@ -36,6 +37,20 @@ def test_only_one_daemon_holds_the_lock(home: Home) -> None:
     assert caught.value.exit_code == 5
     first.release()
     InstanceLock(home.lock).release()
+
+
+def test_a_full_disk_takes_the_pid_and_not_the_lock(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room for the pid the daemon comes up all the same, and keeps a second one out."""
+
+    def write(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write)
+        first = InstanceLock(home.lock)
+    with pytest.raises(InUse, match=r"another mlxd runs with"):
+        InstanceLock(home.lock)
+    first.release()
 
 
 def test_a_killed_daemon_holds_no_lock(home: Home) -> None:

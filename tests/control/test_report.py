@@ -38,6 +38,12 @@ async def test_status_names_every_problem_in_words(plane: Plane, client: Client)
     assert status["config"]["problem"]["code"] == "config.file_invalid"
 
 
+async def test_a_daemon_that_ends_says_so(plane: Plane, client: Client) -> None:
+    """Whoever asks while the last requests run learns that it is about to end."""
+    plane.requests.close()
+    assert "shutting down" in (await client.ask("status"))["problems"][0]
+
+
 async def test_ps_has_models_requests_waits_and_operations(plane: Plane, client: Client) -> None:
     """Whatever runs or waits is listed, with what the client's program needs to show it."""
     plane.backend.hold_loads(hold=True)
