@@ -114,6 +114,8 @@ async def _run(options: Options) -> int:
         )
         settings = store.current
         log.configure(settings.daemon.log_level, options.log_file)
+        if store.problem is not None:
+            _log.error("%s; the defaults hold until it is mended", store.problem.message)
         clock, bus, requests = LoopClock(loop), Bus(), RunningRequests()
         catalog = Catalog(resolve_roots(settings.catalog.paths, options.home), options.home.models)
         router = Router(store, catalog.has, os.environ)

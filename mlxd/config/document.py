@@ -17,6 +17,7 @@ from mlxd.protocol.settings import Row, SettingProblem, Settings, decode, find_r
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _AT_END = " (at end of document)"
+_LIST = "mlxctl config list"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ def parse_key(key: str) -> Path:
     try:
         return parse_path(key)
     except ValueError as error:
-        raise UnknownSetting(str(error), param=key, hint="mlxctl config list") from None
+        raise UnknownSetting(str(error), param=key, hint=_LIST) from None
 
 
 def row_of(path: Path) -> Row:
@@ -103,8 +104,10 @@ def row_of(path: Path) -> Row:
     if row is not None:
         return row
     key, near = format_path(path), nearest(path)
+    if is_known(path):
+        raise UnknownSetting(f"there is no setting {key!r}: it is a table of settings", param=key, hint=_LIST)
     words = f"there is no setting {key!r}" + ("" if near is None else f"; the nearest is {near!r}")
-    raise UnknownSetting(words, param=key, hint="mlxctl config list")
+    raise UnknownSetting(words, param=key, hint=_LIST)
 
 
 def nearest(path: Path) -> str | None:

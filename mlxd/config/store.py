@@ -8,6 +8,7 @@ participants, which check, plan and apply.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -167,10 +168,8 @@ class SettingsStore:
         is_settled, self._seen = signature == self._seen, signature
         if is_settled and signature != self._acted:
             self._acted = signature
-            try:
+            with contextlib.suppress(FileInvalid):  # the listeners have been told
                 await self.reload("file")
-            except FileInvalid as error:
-                _log.warning("settings file not taken up: %s", error.message)
 
     async def _finish(self, work: Coroutine[Any, Any, CommitResult]) -> CommitResult:
         """Run *work*, which owns the lock now, to its end, whatever becomes of the caller."""

@@ -105,6 +105,13 @@ def test_the_nearest_setting_is_named(key: str, near: str | None) -> None:
     assert (near is None) == ("nearest" not in caught.value.message)
 
 
+@pytest.mark.parametrize("key", ["pool", "cloud.rules", "models.tiny"])
+def test_a_table_is_no_setting(key: str) -> None:
+    """Whoever names a table is told that it is one, and not that the nearest name is the same."""
+    with pytest.raises(UnknownSetting, match="it is a table of settings"):
+        row_of(parse_path(key))
+
+
 def test_entries_of_keyed_tables_are_told_from_settings_and_groups() -> None:
     """Only a model, a provider or a rule can be unset as a whole."""
     assert is_entry(("models", "m"))
