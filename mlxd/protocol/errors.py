@@ -348,6 +348,7 @@ class FileInvalid(SettingsError):
 
     code = "config.file_invalid"
     http_status = 503
+    openai_type = "server_error"
 
 
 class Conflict(SettingsError):

@@ -320,7 +320,12 @@ class URL:
                 'an address may not hold credentials, a query or a fragment; the key goes into auth = { env = "NAME" }'
             )
             raise ValueError(msg)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or not value.isprintable() or " " in value:
+        if (
+            parts.scheme not in {"http", "https"}
+            or not _is_host(parts.hostname)
+            or not value.isprintable()
+            or " " in value
+        ):
             raise _reject(value, self.describe())
         try:
             parts.port  # noqa: B018  (reading it is the check)
@@ -341,6 +346,14 @@ class URL:
     def describe(self) -> str:
         """Return the kind in words."""
         return "an address such as https://host/v1"
+
+
+def _is_host(hostname: str) -> bool:
+    """Tell whether a name can be looked up; the `…` of an example that was copied cannot."""
+    try:
+        return all(hostname.encode("idna").removesuffix(b".").split(b"."))
+    except UnicodeError:
+        return False
 
 
 def _is_near(hostname: str) -> bool:

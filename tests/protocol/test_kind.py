@@ -45,6 +45,7 @@ ACCEPTED: list[tuple[kind.Kind[Any], Any, Any]] = [
     (kind.URL(), "http://[::1]:8000/v1", "http://[::1]:8000/v1"),
     (kind.URL(), "http://192.168.1.7/v1", "http://192.168.1.7/v1"),
     (kind.URL(), "http://studio.local/v1", "http://studio.local/v1"),
+    (kind.URL(), "https://münchen.example./v1", "https://münchen.example./v1"),
     (kind.SecretReference(), None, None),
     (kind.SecretReference(), {"env": "MY_KEY"}, {"env": "MY_KEY"}),
 ]
@@ -105,6 +106,8 @@ REFUSED: list[tuple[kind.Kind[Any], Any, str]] = [
     (kind.URL(), "https://host/v1#top", "fragment"),
     (kind.URL(), "https://host/v1\n", "https://host/v1"),
     (kind.URL(), "https://ho st/v1", "https://host/v1"),
+    (kind.URL(), "https://…/v1", "https://host/v1"),
+    (kind.URL(), "https://api..org/v1", "https://host/v1"),
     (kind.URL(), "http://[::1", "IPv6"),
     (kind.SecretReference(), {}, "env"),
     (kind.SecretReference(), {"env": ""}, "auth.env"),
