@@ -20,6 +20,8 @@ def main() -> NoReturn:
     except KeyboardInterrupt:  # Ctrl-C while the program was still being loaded
         status = 130
     for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # the shell closed it: `mlxctl start >&-`
+            continue
         with contextlib.suppress(OSError):  # nobody reads it any more
             stream.flush()
     # Taking the interpreter apart costs a tenth of a `mlxctl status`, and would flush a broken pipe once more, loudly.

@@ -14,7 +14,7 @@ from mlxctl.call import Call, Document
 from mlxctl.client import Client
 from mlxctl.completion import Answer, list_models, stream_chat
 from mlxctl.verb import Verb, make_app
-from mlxd.protocol.errors import EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
+from mlxd.protocol.errors import EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
 
 app = make_app("Talk to a model.")
 
@@ -149,6 +149,8 @@ def _read_prompt(call: Call) -> str:
     if sys.stdin.isatty():
         call.note("Type the prompt; Ctrl-D on a line of its own sends it.")
     text = sys.stdin.read().strip()
+    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python keeps bytes that are no UTF-8
+        raise ControlError("the prompt on stdin is not UTF-8", exit_code=EXIT_INVALID, code="chat.not_utf8")
     if not text:
         raise ControlError(
             "there is no prompt",

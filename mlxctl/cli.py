@@ -93,7 +93,8 @@ def main(argv: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _fail(_usage_error(error), arguments)
     except OSError as error:
-        return _fail(ControlError(str(error), code="os_error"), arguments)
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _fail(ControlError(f"{where}{error.strerror or error}", code="os_error"), arguments)
     return EXIT_OK
 
 

@@ -21,6 +21,7 @@ from mlxd.protocol.errors import (
     EXIT_OTHER,
     EXIT_UNREACHABLE,
     ControlError,
+    FileInvalid,
 )
 
 # The server writes a comment into a silent stream at least once a minute (http.keepalive).
@@ -178,6 +179,8 @@ def _http_error(status: int, body: bytes) -> ControlError:
         envelope = {}
     if not isinstance(envelope, dict) or not isinstance(envelope.get("error"), dict):
         return ControlError(f"the server answered {status}", code="http.error", hint="mlxctl status")
+    if envelope["error"].get("code") == FileInvalid.code:  # a 503, as the server cannot serve; the file is at fault
+        return _envelope_error(FileInvalid.exit_code, envelope)
     return _envelope_error(_EXITS.get(status, EXIT_OTHER), envelope)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ from mlxctl.change import show_change, show_value
 from mlxctl.output import format_table
 from mlxctl.setting import normalize_key, parse_one_or_more
 from mlxctl.verb import Verb, changes, make_app
-from mlxd.protocol.errors import FileInvalid
+from mlxd.protocol.errors import EXIT_NOT_FOUND, EXIT_OTHER, ControlError, FileInvalid
 from mlxd.protocol.units import show_bytes
 
 app = make_app("Settings by key.")
@@ -68,11 +69,23 @@ def path(ctx: typer.Context) -> None:
 def validate(ctx: typer.Context, file: File = None) -> None:
     """Check a settings file without using it; exits 10 and names the line if it is not valid."""
     call = Call.of(ctx)
-    text = None if file is None else {"text": _read(file)}
-    document = call.ask("settings.validate", **(text or {}))
+    document = call.ask("settings.validate") if file is None else _validate(call, file)
     for warning in document.get("warnings", []):
         call.note(f"warning: {warning}")
     call.show(document, lambda shown: f"{file if file is not None else shown['path']} is valid")
+
+
+def _validate(call: Call, file: Path) -> Document:
+    """Check *file*, which the daemon knows only the text of: in its error stands the name of the file in use."""
+    text = _read(file)
+    try:
+        return call.ask("settings.validate", text=text)
+    except ControlError as error:
+        if error.code == FileInvalid.code:
+            error.message = str(file) + error.message.removeprefix(str(error.data.get("file")))
+            error.hint = f"mend it, then mlxctl config validate {shlex.quote(str(file))}"
+            error.data["file"] = str(file)
+        raise
 
 
 def _read(file: Path) -> str:
@@ -80,6 +93,12 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FileInvalid(f"{file} is not UTF-8: {error}") from None
+    except OSError as error:
+        raise ControlError(
+            f"{file} cannot be read: {error.strerror}",
+            exit_code=EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_OTHER,
+            code="file.unreadable",
+        ) from None
 
 
 def _format_value(document: Document) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,8 @@ app = make_app("Models on disk: fetch, load, unload, pin.")
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it.")]
 Source = Annotated[str, typer.Argument(metavar="starter|ORG/NAME", help="The starter model, or one of the hub.")]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", metavar="float32", help="Also a dequantized copy (starter only).")
+    Literal["float32"] | None,
+    typer.Option("--dtype", metavar="float32", help="Also a dequantized copy (starter only)."),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit (hub only).")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -48,9 +48,15 @@ def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
     Another one that is being started for the same home is as good.
 
     Raises:
-        ControlError: it ended, or did not answer in time; the message has the last lines of its log.
+        ControlError: its home cannot be used; it ended, or did not answer in time, and the message has the last lines
+            of its log.
     """
-    home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ControlError(
+            f"{home.logs} cannot be made: {error.strerror}", code="home.unusable", hint="another MLXD_HOME"
+        ) from None
     log_start = home.log.stat().st_size if home.log.exists() else 0
     child = _spawn(home, socket)
     deadline_s = time.monotonic() + timeout_s

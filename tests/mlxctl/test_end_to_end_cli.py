@@ -235,7 +235,13 @@ def test_validate_another_file(mlxctl: Program, tmp_path: Path) -> None:
     bad.write_text('[pool]\nmemory = "500%"\n')
 
     assert mlxctl.run("config", "validate", str(good)).stdout == f"{good} is valid\n"
-    assert ":2:" in mlxctl.run("config", "validate", str(bad), status=10).stderr
+    assert mlxctl.run("config", "validate", str(bad), status=10).stderr.splitlines() == [
+        f"error: {bad}:2:1: pool.memory: 500% is out of bounds; a percentage of usable memory must be from 1% to 100%",
+        f"  try: mend it, then mlxctl config validate {bad}",
+        "  code: config.file_invalid",
+    ]
+    missing = mlxctl.run("config", "validate", str(tmp_path / "none"), status=4).stderr
+    assert missing.startswith(f"error: {tmp_path}/none cannot be read: No such file or directory\n")
 
 
 def test_ctrl_c_in_chat_frees_the_model(mlxctl: Program) -> None:
@@ -284,5 +290,7 @@ def test_invalid_file_is_named(tmp_path: Path, clean_environment: None) -> None:
     try:
         assert "config.toml:4" in started.stderr
         assert "config.toml:4" in program.run("status").stdout
+        assert "config.toml:4" in program.run("chat", "Hello", status=10).stderr
+        assert " error   config.toml:4" in (tmp_path / "logs" / "mlxd.log").read_text()
     finally:
         program.spawn("stop")

@@ -130,6 +130,21 @@ def test_start_that_fails_shows_the_log(
     ]
 
 
+def test_start_in_a_home_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A home that the system refuses is named, and what to do."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MLXD_HOME", str(tmp_path / "file"))
+
+    assert main(["start", "--socket", str(tmp_path / "s")]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: {tmp_path}/file/logs cannot be made: Not a directory",
+        "  try: another MLXD_HOME",
+        "  code: home.unusable",
+    ]
+
+
 def test_start_that_hangs(home: Home, behave: Callable[[str], None]) -> None:
     """A daemon that never answers is given up after the time that is allowed, and ended: its lock is free."""
     behave("hang")
