@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import InvalidValue
@@ -65,7 +66,9 @@ class HttpServer:
 
     def __init__(self, app: web.Application, host: str, port: int, *, clock: Clock) -> None:
         """Take what to serve and where; nothing is opened before `start`."""
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_S)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_S, logger=_ConnectionLog(_log)
+        )
         self._asked = (host, port)
         self._clock = clock
         self._listener: _Listener | None = None
@@ -202,6 +205,17 @@ class HttpServer:
         if self._retrying is not None:
             self._retrying.cancel()
             self._retrying = None
+
+
+class _ConnectionLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp has to say of connections: of one that sends no valid HTTP a line, without a piece of what came."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        """Log an exception, or a caller's mistake."""
+        if isinstance(exc_info, HttpProcessingError):
+            self.info("a connection was refused, it sent no valid HTTP: %s", type(exc_info).__name__)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
 
 
 def _asked(settings: Settings) -> tuple[str, int]:

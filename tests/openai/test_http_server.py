@@ -219,3 +219,41 @@ async def test_a_client_that_disconnects_cancels_its_handler() -> None:
         await gate.entered.wait()
         asking.cancel()
         await gate.cancelled.wait()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nAuthorization: private\0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nX: " + b"private" * 10_000,
+        b"\0private\r\n",
+    ],
+    ids=["a character", "a length", "no HTTP"],
+)
+async def test_what_is_no_http_is_no_traceback(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets a 400; the log has a line at most, and nothing of what came."""
+    async with _server(0) as (server, _, _):
+        assert server.state.address is not None
+        reader, writer = await asyncio.open_connection(*server.state.address.split(":"))
+        writer.write(sent)
+        answer = await reader.read()
+        writer.close()
+    assert answer.startswith(b"HTTP/1.0 400 ")
+    assert "private" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+async def test_an_exception_in_a_connection_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """A mistake of ours is told in full."""
+
+    async def fail(request: web.Request) -> web.Response:
+        raise ZeroDivisionError
+
+    app = web.Application()
+    app.router.add_get("/", fail)
+    server = HttpServer(app, "127.0.0.1", 0, clock=FakeClock())
+    await server.start()
+    async with aiohttp.ClientSession() as http, http.get(f"http://{server.state.address}/") as response:
+        assert response.status == 500
+    await server.close()
+    assert "ZeroDivisionError" in caplog.text
