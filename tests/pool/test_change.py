@@ -9,7 +9,7 @@ import pytest
 
 from mlxd.pool.status import Victim
 from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, RequestCancelled
-from tests.support.fake_engine import answer_text
+from tests.support.fake_row import answer_text
 from tests.support.pool_world import MB, USABLE_BYTES, settings, world
 
 

@@ -20,7 +20,7 @@ from mlxd.protocol.errors import (
     QueueTimeout,
     RequestCancelled,
 )
-from tests.support.fake_engine import answer_text
+from tests.support.fake_row import answer_text
 from tests.support.pool_invariants import Invariants
 from tests.support.pool_world import Client, World, facts
 

@@ -15,7 +15,7 @@ from mlxd.protocol.errors import (
     ModelNotFound,
     RequestCancelled,
 )
-from tests.support.fake_engine import answer_text
+from tests.support.fake_row import answer_text
 from tests.support.pool_world import MB, World, entry, facts, world
 
 REQUEST = GenerationRequest(TextPrompt("hello"), max_tokens=5)

@@ -12,7 +12,7 @@ from mlxd.engine.base import GenerationRequest, TextPrompt
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import Draining, RequestCancelled
-from tests.support.fake_engine import answer_text
+from tests.support.fake_row import answer_text
 from tests.support.pool_world import MB, world
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 
 from mlxd.engine.base import (
     ChatPrompt,
@@ -28,52 +26,9 @@ from mlxd.engine.base import (
     Usage,
 )
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, MlxdError, RequestCancelled
-
-# engine.base: a row asks for more when fewer tokens than this remain of its grant.
-LOW_TOKENS = 128
+from tests.support.fake_row import LOW_TOKENS, Row, answer_start
 
 Post = tuple[Listener, SequenceEvent]
-
-
-@dataclass(slots=True)
-class Row:
-    """One sequence on the fake device."""
-
-    submit: Submit
-    listener: Listener
-    granted_tokens: int
-    start: int  # of its answer
-    generated: int = 0
-    prefilled: bool = False
-    asked: bool = False  # KvLow was posted for this grant
-    paused: bool = False
-    cached_tokens: int = 0
-    pending: str = ""  # held back because it may be the beginning of a stop string
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and generated tokens."""
-        return len(self.submit.prompt.tokens) + self.generated
-
-    @property
-    def final_tokens(self) -> int:
-        """Its greatest length."""
-        return len(self.submit.prompt.tokens) + self.submit.prompt.max_tokens
-
-
-# Every answer is a piece of this; where it begins depends on the prompt and the seed.
-_LETTERS = "".join(chr(ord("a") + (position * 2654435761 >> 5) % 26) for position in range(60_000))
-
-
-def answer_start(prompt_tokens: tuple[int, ...], seed: int | None) -> int:
-    """Return where the answer begins in `_LETTERS`."""
-    return zlib.crc32(f"{prompt_tokens}{seed}".encode()) % 10_007
-
-
-def answer_text(prompt: str, seed: int | None, tokens: int) -> str:
-    """Return the answer of an unhurried run."""
-    start = answer_start(tuple(ord(letter) for letter in prompt), seed)
-    return _LETTERS[start : start + tokens]
 
 
 class FakeEngine:
@@ -258,10 +213,7 @@ class FakeEngine:
         if row.tokens >= row.granted_tokens:
             self._pause(row, posts)
             return
-        end = row.generated + min(most_tokens, row.granted_tokens - row.tokens, row.final_tokens - row.tokens)
-        row.pending += _LETTERS[row.start + row.generated : row.start + end]
-        row.generated = end
-        text, ended = self._release(row)
+        text, ended = row.make(most_tokens)
         posts.append((row.listener, Delta(number, text, TextKind.CONTENT, row.generated)))
         if ended:
             self._finish(row, FinishReason.STOP, posts)
@@ -270,18 +222,6 @@ class FakeEngine:
         elif not row.asked and row.granted_tokens - row.tokens < LOW_TOKENS and row.final_tokens > row.granted_tokens:
             row.asked = True
             posts.append((row.listener, KvLow(number, row.granted_tokens)))
-
-    def _release(self, row: Row) -> tuple[str, bool]:
-        """Return the text that may go out, and whether a stop string ended it."""
-        text = row.pending
-        found = [text.index(stop) for stop in row.submit.stop if stop in text]
-        if found:
-            row.pending = ""
-            return text[: min(found)], True
-        last = row.tokens >= row.final_tokens
-        held = 0 if last else max((_overlap(text, stop) for stop in row.submit.stop), default=0)
-        row.pending = text[len(text) - held :]
-        return text[: len(text) - held], False
 
     def _pause(self, row: Row, posts: list[Post]) -> None:
         row.paused = True
@@ -313,8 +253,3 @@ class FakeEngine:
 
 def _content(message: Mapping[str, object]) -> str:
     return str(message["content"])
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of *text* that *stop* begins with."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
