@@ -320,12 +320,8 @@ class URL:
                 'an address may not hold credentials, a query or a fragment; the key goes into auth = { env = "NAME" }'
             )
             raise ValueError(msg)
-        if (
-            parts.scheme not in {"http", "https"}
-            or not _is_host(parts.hostname)
-            or not value.isprintable()
-            or " " in value
-        ):
+        is_text = value.isprintable() and " " not in value
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not _is_host(parts.hostname) or not is_text:
             raise _reject(value, self.describe())
         try:
             parts.port  # noqa: B018  (reading it is the check)
