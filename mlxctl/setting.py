@@ -18,10 +18,10 @@ def parse_changes(words: Sequence[str], table: str | None = None) -> dict[str, s
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
-            raise _usage(f"{word!r} is no KEY=VALUE")
+            raise _usage(f"{word!r} is no KEY=VALUE", table)
         key = normalize_key(name if table is None or "." in name else f"{table}.{name}")
         if key in changes:
-            raise _usage(f"{key} is given twice")
+            raise _usage(f"{key} is given twice", table)
         changes[key] = value
     return changes
 
@@ -50,7 +50,6 @@ def _is_known(key: str) -> bool:
         return False
 
 
-def _usage(message: str) -> ControlError:
-    return ControlError(
-        message, exit_code=EXIT_USAGE, code="usage", hint="mlxctl config set KEY VALUE, or KEY=VALUE..."
-    )
+def _usage(message: str, table: str | None) -> ControlError:
+    verb = "mlxctl config set KEY VALUE, or" if table is None else f"mlxctl {table} set"
+    return ControlError(message, exit_code=EXIT_USAGE, code="usage", hint=f"{verb} KEY=VALUE...")

@@ -140,7 +140,7 @@ def test_typo_names_the_nearest_verb(line: list[str], hint: str, capsys: pytest.
         (["cloud", "enable", "--force"], "no such option: --force"),
         (["status", "--timeout", "soon"], "'soon' is not a duration"),
         (["status", "--timeout", "0s"], "'0s' is out of bounds; it must be more than 0s"),
-        (["pool", "set", "memory"], "'memory' is no KEY=VALUE"),
+        (["pool", "set", "memory", "4GB"], "'memory' is no KEY=VALUE\n  try: mlxctl pool set KEY=VALUE..."),
         (["pool", "set", "memory=1GB", "pool.memory=2GB"], "pool.memory is given twice"),
         (["--json"], "missing command"),
         (["model", "pull", "starter", "--dtype", "float16"], "'float16' is not"),
