@@ -196,13 +196,14 @@ async def test_a_client_that_goes_away_leaves_nothing_running(serve_models: Serv
     async with serve_models() as served:
         body = {"model": "tiny", "messages": HI, "max_tokens": 1900, "stream": stream}
         asking = asyncio.create_task(served.post(CHAT, body))
-        async with asyncio.timeout(20):  # the pool tells nobody when a sequence begins: ask it
-            while not any(model.running for model in served.context.pool.status().models):  # noqa: ASYNC110
-                await asyncio.sleep(0)
-            asking.cancel()
-            await served.context.requests.wait_idle()
-            while any(model.running or model.leases for model in served.context.pool.status().models):  # noqa: ASYNC110
-                await asyncio.sleep(0)
+        pool = served.context.pool
+        watch = pool._scheduler.watch
+        assert await watch.wait_until(lambda: any(model.running for model in pool.status().models), 120)
+        asking.cancel()
+        await served.context.requests.wait_idle()
+        assert await watch.wait_until(
+            lambda: not any(model.running or model.leases for model in pool.status().models), 120
+        )
         status, _, _ = await served.post(CHAT, body | {"max_tokens": 3, "stream": False})
     assert status == 200
 
