@@ -8,7 +8,7 @@ import pytest
 from openai import PermissionDeniedError
 
 from tests.support.daemon import RealDaemon
-from tests.support.streaming import Streaming, ask
+from tests.support.streaming import LONG, Streaming, ask
 from tests.support.upstream import PIECES
 from tests.support.upstream import upstream as run_upstream
 
@@ -28,8 +28,8 @@ async def test_a_rule_serves_the_very_next_request(daemon: RealDaemon) -> None:
 
 def _steer(daemon: RealDaemon, upstream_url: str) -> None:
     client = daemon.client()
-    whole = ask(client, "a", 2000)
-    stream = Streaming(client, "a", 2000)
+    whole = ask(client, "a", LONG)
+    stream = Streaming(client, "a", LONG)
 
     daemon.mlxctl("cloud", "provider", "add", "far", "--base-url", upstream_url)
     daemon.mlxctl("cloud", "rule", "add", "big", "--match", "glob:large*", "--to", "far/vendor/large")

@@ -7,7 +7,7 @@ from typing import Any
 from openai import OpenAI
 
 # Long enough to outlive a few mlxctl calls on a slow machine; the tiny model ends by length only.
-LONG = 1500
+LONG = 900
 
 
 def ask(client: OpenAI, model: str, max_tokens: int = 8, **options: Any) -> str:
