@@ -29,14 +29,14 @@ from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_store_event
 from mlxd.control.server import ControlServer
-from mlxd.engine.base import BackendLimits, SchedulingParams
+from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
 from mlxd.machine import usable_memory_bytes
 from mlxd.openai.app import make_app
 from mlxd.openai.context import AppContext
 from mlxd.openai.server import HttpServer
 from mlxd.pool.clock import LoopClock
-from mlxd.pool.pool import Pool
+from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, FileInvalid, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
@@ -122,7 +122,7 @@ async def _run(options: Options) -> int:
         device = Device(
             loop,
             BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
-            SchedulingParams(settings.engine.prefill_step, round(settings.engine.target_gap * 1000)),
+            scheduling_params(settings),
         )
         stack.push_async_callback(device.close)
         pool = Pool(

@@ -52,13 +52,12 @@ _WORKERS = 2
 
 
 def recommended_working_set_bytes() -> int | None:
-    """Return what Metal recommends to keep resident at most; None where there is no Metal."""
+    """Return what Metal recommends to keep resident at most; None without Metal. Imports mlx on a Mac only."""
     if platform.system() != "Darwin":
         return None
-    import mlx.core as mx
+    from mlxd.engine import memory
 
-    recommended = mx.device_info().get("max_recommended_working_set_size")
-    return None if recommended is None else int(recommended)
+    return memory.recommended_working_set_bytes()
 
 
 class Device:

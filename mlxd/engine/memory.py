@@ -12,6 +12,12 @@ import mlx.core as mx
 from mlxd.engine.base import BackendLimits, BackendMemory
 
 
+def recommended_working_set_bytes() -> int | None:
+    """Return what Metal recommends to keep resident at most; None where there is no Metal. Any thread may ask."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    return None if recommended is None else int(recommended)
+
+
 class MemoryLimits:
     """Applies the limits and keeps the wired limit at what they say."""
 
@@ -28,9 +34,9 @@ class MemoryLimits:
 
     def apply_wired(self) -> None:
         """Set the wired limit again; needed whenever a `BatchGenerator` was made or closed, which both set it."""
-        recommended_bytes = mx.device_info().get("max_recommended_working_set_size")
-        if recommended_bytes is not None:  # Metal
-            mx.set_wired_limit(min(self._limits.memory_bytes, int(recommended_bytes)))
+        recommended_bytes = recommended_working_set_bytes()
+        if recommended_bytes is not None:
+            mx.set_wired_limit(min(self._limits.memory_bytes, recommended_bytes))
 
 
 def is_gpu() -> bool:

@@ -45,7 +45,7 @@ class Pool:
     async def start(self) -> None:
         """Tell the backend its limits and begin with the preload list, in order; returns at once and never fails."""
         self._backend.set_limits(self._state.limits())
-        self._backend.set_scheduling(_scheduling(self._state.settings))
+        self._backend.set_scheduling(scheduling_params(self._state.settings))
         self._scheduler.pump()
 
     @asynccontextmanager
@@ -158,8 +158,8 @@ class Pool:
                 resident.is_dismissed = False
         if new.pool.memory != old.pool.memory:
             self._backend.set_limits(state.limits())
-        if _scheduling(new) != _scheduling(old):
-            self._backend.set_scheduling(_scheduling(new))
+        if scheduling_params(new) != scheduling_params(old):
+            self._backend.set_scheduling(scheduling_params(new))
         if new.engine.prompt_cache != old.engine.prompt_cache:
             self._scheduler.mover.bound_prompt_caches()
         self._scheduler.pump()
@@ -260,7 +260,8 @@ class Pool:
         return not self._state.tickets and not any(resident.active for resident in self._state.residents.values())
 
 
-def _scheduling(settings: Settings) -> SchedulingParams:
+def scheduling_params(settings: Settings) -> SchedulingParams:
+    """Return `[engine]` as the backend is told it."""
     return SchedulingParams(
         prefill_step_tokens=settings.engine.prefill_step, target_gap_ms=round(settings.engine.target_gap * 1000)
     )
