@@ -1,0 +1,176 @@
+"""The exceptions both programs agree on.
+
+* MlxdError
+  x RequestError                 the client's request is at fault (4xx)
+    + InvalidRequest             400 invalid_request, names the field
+      - UnsupportedParameter     400 unsupported_parameter
+      - ContextLengthExceeded    400 context_length_exceeded
+    + Forbidden                  403 forbidden
+    + InUse                      409 in_use: a loaded model's files, a running operation
+    + NotFound                   404 not_found
+      - ModelNotFound            404 model_not_found, with the nearest names
+    + MethodNotAllowed           405 method_not_allowed
+    + PayloadTooLarge            413 payload_too_large
+    + UnsupportedMediaType       415 unsupported_media_type
+  x CapacityError                the machine is short of something
+    + QueueFull                  429 queue_full
+    + QueueTimeout               503 queue_timeout
+    + LoadTimeout                503 load_timeout
+    + Draining                   503 draining
+    + ModelUnloaded              503 model_unloaded
+    + DoesNotFit                 507 does_not_fit
+    + WaitEnded                  exit 7: a deadline came before what was waited for
+  x EngineError                  MLX or mlx-lm failed (500)
+    + LoadFailed                 500 load_failed
+    + OutOfMemory                500 oom
+    + GenerationFailed           500 error
+    + RequestCancelled           499 cancelled by an operator
+  x CloudError                   an upstream failed
+    + UpstreamUnreachable        502 upstream_unreachable
+    + UpstreamTimeout            504 upstream_timeout
+    + UpstreamError              the upstream's own status, 502 when it has none
+    + AuthFailed                 502 auth_failed
+    + SecretMissing              502 secret_missing
+    + CloudDisabled              403 cloud_disabled
+    + StreamInterrupted          502 stream_interrupted
+  x SettingsError                a change of settings is refused
+    + UnknownSetting             settings.unknown
+    + InvalidValue               settings.invalid_value, names key and bound
+    + FileInvalid                config.file_invalid, names file:line:col
+    + Conflict                   config.conflict
+    + InsufficientCapacity       exit 6: pinned models, preload sum, ...
+    + CommitFailed               config.commit_failed: disk full, permission, ...
+  x ProtocolError                the control connection broke the rules
+  x ControlError                 mlxctl only: an error as it was received, or no daemon to be reached
+
+Code, HTTP status, OpenAI type, exit status and retryability sit on the class. There are two renderers of these: the
+HTTP envelope (`openai/errors.py`) and the control reply (`to_wire`).
+"""
+
+from __future__ import annotations
+
+from mlxd.protocol.errors.base import (
+    EXIT_CAPACITY,
+    EXIT_CONFLICT,
+    EXIT_DENIED,
+    EXIT_INTERRUPTED,
+    EXIT_INVALID,
+    EXIT_NOT_FOUND,
+    EXIT_OK,
+    EXIT_OTHER,
+    EXIT_PROTOCOL,
+    EXIT_UNREACHABLE,
+    EXIT_USAGE,
+    EXIT_WAIT_TIMEOUT,
+    MlxdError,
+)
+from mlxd.protocol.errors.capacity import (
+    CapacityError,
+    DoesNotFit,
+    Draining,
+    LoadTimeout,
+    ModelUnloaded,
+    QueueFull,
+    QueueTimeout,
+    WaitEnded,
+)
+from mlxd.protocol.errors.cloud import (
+    AuthFailed,
+    CloudDisabled,
+    CloudError,
+    SecretMissing,
+    StreamInterrupted,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from mlxd.protocol.errors.control import (
+    ControlError,
+    ProtocolError,
+)
+from mlxd.protocol.errors.engine import (
+    EngineError,
+    GenerationFailed,
+    LoadFailed,
+    OutOfMemory,
+    RequestCancelled,
+)
+from mlxd.protocol.errors.request import (
+    ContextLengthExceeded,
+    Forbidden,
+    InUse,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    PayloadTooLarge,
+    RequestError,
+    UnsupportedMediaType,
+    UnsupportedParameter,
+)
+from mlxd.protocol.errors.settings import (
+    CommitFailed,
+    Conflict,
+    FileInvalid,
+    InsufficientCapacity,
+    InvalidValue,
+    SettingsError,
+    UnknownSetting,
+)
+
+__all__ = [
+    "EXIT_CAPACITY",
+    "EXIT_CONFLICT",
+    "EXIT_DENIED",
+    "EXIT_INTERRUPTED",
+    "EXIT_INVALID",
+    "EXIT_NOT_FOUND",
+    "EXIT_OK",
+    "EXIT_OTHER",
+    "EXIT_PROTOCOL",
+    "EXIT_UNREACHABLE",
+    "EXIT_USAGE",
+    "EXIT_WAIT_TIMEOUT",
+    "AuthFailed",
+    "CapacityError",
+    "CloudDisabled",
+    "CloudError",
+    "CommitFailed",
+    "Conflict",
+    "ContextLengthExceeded",
+    "ControlError",
+    "DoesNotFit",
+    "Draining",
+    "EngineError",
+    "FileInvalid",
+    "Forbidden",
+    "GenerationFailed",
+    "InUse",
+    "InsufficientCapacity",
+    "InvalidRequest",
+    "InvalidValue",
+    "LoadFailed",
+    "LoadTimeout",
+    "MethodNotAllowed",
+    "MlxdError",
+    "ModelNotFound",
+    "ModelUnloaded",
+    "NotFound",
+    "OutOfMemory",
+    "PayloadTooLarge",
+    "ProtocolError",
+    "QueueFull",
+    "QueueTimeout",
+    "RequestCancelled",
+    "RequestError",
+    "SecretMissing",
+    "SettingsError",
+    "StreamInterrupted",
+    "UnknownSetting",
+    "UnsupportedMediaType",
+    "UnsupportedParameter",
+    "UpstreamError",
+    "UpstreamTimeout",
+    "UpstreamUnreachable",
+    "WaitEnded",
+]

@@ -1,0 +1,16 @@
+"""The daemon as a whole: what it does, and its end."""
+
+from __future__ import annotations
+
+from mlxd.protocol.operations.row import Operation, flag
+
+TABLE = (
+    Operation("ping", "Answer at once."),
+    Operation("status", "Everything at a glance: memory, models, queue, settings, sockets."),
+    Operation("ps", "The loaded models and the running requests."),
+    Operation(
+        "daemon.stop",
+        "End the daemon once running requests have ended.",
+        {"now": flag("Cancel the running requests.")},
+    ),
+)

@@ -1,0 +1,48 @@
+"""Models on disk, loaded, and kept loaded."""
+
+from __future__ import annotations
+
+from mlxd.protocol.operations.row import FORCE, MODEL, Operation, Param, ParamType, count, flag
+
+TABLE = (
+    Operation("model.list", "All models on disk with their state."),
+    Operation("model.show", "One model.", {"model": MODEL}),
+    Operation(
+        "model.load",
+        "Load a model.",
+        {"model": MODEL, "force": flag("Load it although the estimate says that it does not fit.")},
+        mutates=True,
+    ),
+    Operation(
+        "model.unload",
+        "Unload a model once its requests have ended.",
+        {"model": MODEL, "force": flag("End its requests with an error instead of waiting for them.")},
+        mutates=True,
+    ),
+    Operation("model.pin", "Never evict the model.", {"model": MODEL, "force": FORCE}, mutates=True, commits=True),
+    Operation("model.unpin", "Make the model ordinary again.", {"model": MODEL}, mutates=True, commits=True),
+    Operation("model.remove", "Delete the model's files under MLXD_HOME/models.", {"model": MODEL}, mutates=True),
+    Operation("catalog.rescan", "Look for models on disk now.", mutates=True),
+    Operation("preload.list", "The models that are kept loaded, with their state."),
+    Operation(
+        "preload.add",
+        "Keep a model loaded.",
+        {"model": MODEL, "at": count("Place in the list, from 0; the end when left out."), "force": FORCE},
+        mutates=True,
+        commits=True,
+    ),
+    Operation(
+        "preload.remove",
+        "Take a model off the list.",
+        {"model": MODEL, "unload": flag("Unload it as well.")},
+        mutates=True,
+        commits=True,
+    ),
+    Operation(
+        "preload.set",
+        "Replace the list.",
+        {"models": Param(ParamType.TEXTS, "Model ids in order."), "force": FORCE},
+        mutates=True,
+        commits=True,
+    ),
+)

@@ -1,0 +1,103 @@
+"""What a row of the table of operations is made of, and the check of params against it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from mlxd.protocol.errors import InvalidRequest
+
+
+class ParamType(Enum):
+    """What a param may hold; the value is how it is called in messages."""
+
+    TEXT = "a text that is not empty"
+    COUNT = "a whole number of at least 0"
+    INTEGER = "a whole number"
+    BOOLEAN = "true or false"
+    TEXTS = "a list of texts"
+    CHANGES = "a map of settings to values"
+
+    def accepts(self, value: object) -> bool:
+        """Tell whether *value* is of this type."""
+        match self:
+            case ParamType.TEXT:
+                return isinstance(value, str) and value != ""
+            case ParamType.COUNT:
+                return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+            case ParamType.INTEGER:
+                return isinstance(value, int) and not isinstance(value, bool)
+            case ParamType.BOOLEAN:
+                return isinstance(value, bool)
+            case ParamType.TEXTS:
+                return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
+            case ParamType.CHANGES:
+                return isinstance(value, dict) and bool(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One param of an operation."""
+
+    type: ParamType
+    help: str
+    required: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    Attributes:
+        name: what `m` holds.
+        help: one sentence.
+        params: name → type.
+        mutates: True when it changes something; such operations run one at a time, in the order of their arrival.
+        commits: True when it changes settings; such operations take `dry` and `if_gen`.
+    """
+
+    name: str
+    help: str
+    params: Mapping[str, Param] = field(default_factory=dict)
+    mutates: bool = False
+    commits: bool = False
+
+
+def text(help_text: str, *, required: bool = True) -> Param:
+    """Return a param that holds a text."""
+    return Param(ParamType.TEXT, help_text, required)
+
+
+def flag(help_text: str) -> Param:
+    """Return a param that is true or false, false when left out."""
+    return Param(ParamType.BOOLEAN, help_text, required=False)
+
+
+def count(help_text: str) -> Param:
+    """Return a param that holds a whole number of at least 0, and may be left out."""
+    return Param(ParamType.COUNT, help_text, required=False)
+
+
+MODEL = text("Model id.")
+FORCE = flag("Pass the checks that guard against too little memory.")
+
+
+def check_params(operation: Operation, params: object) -> tuple[dict[str, Any], list[str]]:
+    """Return the params that the operation knows, without those that are null, and the names of those it does not know.
+
+    Raises:
+        InvalidRequest: a param is missing or of the wrong type; `param` names it.
+    """
+    if not isinstance(params, dict):
+        raise InvalidRequest(f"the params of {operation.name} must be a map")
+    given = {name: value for name, value in params.items() if value is not None}
+    for name, param in operation.params.items():
+        if name not in given:
+            if param.required:
+                raise InvalidRequest(f"{operation.name} needs {name!r}: {param.help}", param=name)
+        elif not param.type.accepts(given[name]):
+            raise InvalidRequest(f"{name!r} of {operation.name} must be {param.type.value}", param=name)
+    known = {name: value for name, value in given.items() if name in operation.params}
+    return known, sorted(set(given) - set(known))
