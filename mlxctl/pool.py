@@ -12,7 +12,9 @@ from mlxctl.change import show_change
 from mlxctl.setting import parse_changes
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_pool
-from mlxd.protocol.settings import Row, format_path, rows
+from mlxd.protocol.key import format_path
+from mlxd.protocol.row import Row
+from mlxd.protocol.table import rows
 
 app = make_app("Memory and the models that are loaded.")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxd.protocol.errors import EXIT_USAGE, ControlError
-from mlxd.protocol.settings import find_row, parse_path
+from mlxd.protocol.key import parse_path
+from mlxd.protocol.table import find_row
 
 
 def parse_changes(words: Sequence[str], table: str | None = None) -> dict[str, str]:

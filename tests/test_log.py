@@ -10,7 +10,8 @@ import pytest
 
 from mlxd import log
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import Settings, decode
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import decode
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 
 from mlxctl import cli
 from mlxd.protocol import docs
-from mlxd.protocol.settings import rows
+from mlxd.protocol.table import rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from mlxd.cloud.rules import MatchKind, Mode, Rule, RuleSet, compile_rules
 from mlxd.cloud.secret import read_secret
 from mlxd.protocol.errors import CloudDisabled, InvalidValue, SecretMissing
-from mlxd.protocol.settings import CloudSettings, ProviderSettings, Settings, format_path
+from mlxd.protocol.key import format_path
+from mlxd.protocol.settings import CloudSettings, ProviderSettings, Settings
 
 
 class LiveSettings(Protocol):

@@ -13,7 +13,8 @@ from enum import Enum, IntEnum
 import re2
 
 from mlxd.protocol.errors import InvalidValue
-from mlxd.protocol.settings import CloudSettings, RuleSettings, format_path
+from mlxd.protocol.key import format_path
+from mlxd.protocol.settings import CloudSettings, RuleSettings
 
 _MAX_PATTERN_CHARACTERS = 256
 # Bounds RE2's program and its cache of states; what needs more is refused when it is compiled.

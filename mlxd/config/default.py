@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Iterator
 
 from mlxd.config.edit import format_value
-from mlxd.protocol.settings import Row, rows
+from mlxd.protocol.row import Row
+from mlxd.protocol.table import rows
 
 _WIDTH = 100
 _INTRODUCTION = """\

@@ -12,8 +12,11 @@ from typing import Any
 from mlxd.config.edit import is_same
 from mlxd.config.scan import Path, locate
 from mlxd.protocol.errors import FileInvalid, InvalidValue, SettingsError, UnknownSetting
+from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import Row, SettingProblem, Settings, decode, find_row, format_path, parse_path, rows
+from mlxd.protocol.row import Row
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import SettingProblem, decode, find_row, rows
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _AT_END = " (at end of document)"

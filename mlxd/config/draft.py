@@ -10,8 +10,8 @@ from mlxd.config.document import Version, decode_edited, is_entry, row_of, toml_
 from mlxd.config.edit import CannotEditError, change, edit, is_same
 from mlxd.config.participant import Edit
 from mlxd.protocol.errors import CommitFailed
+from mlxd.protocol.key import format_path
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import format_path
 
 
 def draft(base: Version | None, edits: Sequence[Edit], machine: Machine) -> Version:

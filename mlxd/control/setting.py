@@ -12,7 +12,9 @@ from mlxd.config.document import parse_key, row_of
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.pool.status import PoolPlan
 from mlxd.protocol.errors import WaitEnded
-from mlxd.protocol.settings import Settings, format_path, lookup
+from mlxd.protocol.key import format_path
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import lookup
 
 _SOURCE = "mlxctl"
 

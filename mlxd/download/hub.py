@@ -26,7 +26,7 @@ from mlxd.download.hub_errors import HUB_ERRORS, from_hub
 from mlxd.download.hub_progress import Meter, snapshot_bar
 from mlxd.download.progress import Pulled, Reporter
 from mlxd.protocol.paths import Home
-from mlxd.protocol.settings import find_row
+from mlxd.protocol.table import find_row
 
 # What mlx-lm reads, without Python code: that of a repository is never run.
 PATTERNS = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")

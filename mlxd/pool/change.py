@@ -12,7 +12,8 @@ from mlxd.pool.resident import PRESENT, Resident
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
 from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, ModelNotFound
-from mlxd.protocol.settings import Settings, format_path
+from mlxd.protocol.key import format_path
+from mlxd.protocol.settings import Settings
 from mlxd.protocol.units import show_bytes
 
 

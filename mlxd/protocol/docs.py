@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlxd.protocol.settings import Row, format_path, rows
+from mlxd.protocol.key import format_path
+from mlxd.protocol.row import Row
+from mlxd.protocol.table import rows
 
 BEGIN = "<!-- settings: made by python -m mlxd.protocol.docs README.md -->"
 END = "<!-- end of settings -->"

@@ -9,8 +9,9 @@ import pytest
 from mlxd.config.default import render_default
 from mlxd.config.document import differences, is_entry, nearest, parse, paths, row_of, written
 from mlxd.protocol.errors import FileInvalid, UnknownSetting
+from mlxd.protocol.key import parse_path
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import decode, find_row, parse_path, rows
+from mlxd.protocol.table import decode, find_row, rows
 
 MACHINE = Machine(usable_bytes=32 * 10**9)
 

@@ -11,7 +11,7 @@ from mlxd.engine.base import GenerationRequest, TextPrompt
 from mlxd.protocol.errors import RequestCancelled
 from mlxd.protocol.operations import OPERATIONS
 from mlxd.protocol.paths import Home
-from mlxd.protocol.settings import rows
+from mlxd.protocol.table import rows
 from tests.support.control import CONFIG, Client, Plane, running_plane, until
 
 

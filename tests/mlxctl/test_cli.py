@@ -22,7 +22,7 @@ from mlxctl.verb import Noun, Options
 from mlxd.protocol.errors import Conflict, InsufficientCapacity, InvalidValue, MlxdError, ModelNotFound
 from mlxd.protocol.operations import OPERATIONS
 from mlxd.protocol.paths import Home
-from mlxd.protocol.settings import rows
+from mlxd.protocol.table import rows
 from tests.support.fake_control import FakeControl
 
 UNCHANGED = {"gen": 7, "changed": []}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlxd.protocol import kind
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import rows
+from mlxd.protocol.table import rows
 
 MACHINE = Machine(usable_bytes=32 * 10**9)
 

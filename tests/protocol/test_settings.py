@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import SettingProblem, Settings, decode, find_row, format_path, lookup, parse_path, rows
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import SettingProblem, decode, find_row, lookup, rows
 
 MACHINE = Machine(usable_bytes=32 * 10**9)
 PARTS = st.text(min_size=1, max_size=12) | st.sampled_from(

@@ -20,7 +20,8 @@ from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import Settings, decode
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import decode
 from mlxd.requests import RunningRequests
 from tests.support.clock import FakeClock
 

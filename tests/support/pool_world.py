@@ -25,7 +25,8 @@ from mlxd.pool.pool import Pool
 from mlxd.pool.status import ModelStatus, PoolPlan
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import Settings, decode
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import decode
 from tests.support.clock import FakeClock
 from tests.support.fake_backend import DEFAULT_FACTS, FakeBackend
 

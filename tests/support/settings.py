@@ -9,8 +9,9 @@ from typing import Any
 from mlxd.config import CommitResult, Edit, SettingsStore, StoreEvent
 from mlxd.config.file import SystemCalls
 from mlxd.protocol.errors import SettingsError
+from mlxd.protocol.key import parse_path
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.settings import Settings, parse_path
+from mlxd.protocol.settings import Settings
 
 MACHINE = Machine(usable_bytes=32 * 10**9)
 TEXT = '# mine\n[pool]\nmemory = "60%"  # of all\n'

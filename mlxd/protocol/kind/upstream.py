@@ -1,0 +1,95 @@
+"""Kinds that say where a cloud provider is and where its key is kept."""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.protocol.kind.base import Machine, reject
+
+
+@dataclass(frozen=True, slots=True)
+class URL:
+    """An http(s) address without credentials, query or fragment; plain http only to loopback and private networks."""
+
+    def parse(self, value: Any, machine: Machine) -> str:  # noqa: ARG002
+        """Return the address without a closing slash."""
+        if not isinstance(value, str):
+            raise reject(value, self.describe())
+        parts = urllib.parse.urlsplit(value)
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            # The value is not repeated: it may hold a key.
+            msg = (
+                'an address may not hold credentials, a query or a fragment; the key goes into auth = { env = "NAME" }'
+            )
+            raise ValueError(msg)
+        is_text = value.isprintable() and " " not in value
+        if parts.scheme not in {"http", "https"} or not parts.hostname or not _is_host(parts.hostname) or not is_text:
+            raise reject(value, self.describe())
+        try:
+            parts.port  # noqa: B018  (reading it is the check)
+        except ValueError as error:
+            msg = f"{value!r} has no valid port: {error}"
+            raise ValueError(msg) from None
+        if parts.scheme == "http" and not _is_near(parts.hostname):
+            msg = (
+                f"{value!r} would send the key and the prompts unencrypted; use https, or a loopback or private address"
+            )
+            raise ValueError(msg)
+        return value.rstrip("/")
+
+    def to_toml(self, value: Any) -> Any:
+        """Keep what was typed."""
+        return value
+
+    def describe(self) -> str:
+        """Return the kind in words."""
+        return "an address such as https://host/v1"
+
+
+def _is_host(hostname: str) -> bool:
+    """Tell whether a name can be looked up; the `…` of an example that was copied cannot."""
+    try:
+        return all(hostname.encode("idna").removesuffix(b".").split(b"."))
+    except UnicodeError:
+        return False
+
+
+def _is_near(hostname: str) -> bool:
+    """Tell whether plain http to the host stays on this machine or its network."""
+    if hostname == "localhost" or hostname.endswith(".local"):
+        return True
+    try:
+        address = ipaddress.ip_address(hostname)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_private
+
+
+@dataclass(frozen=True, slots=True)
+class SecretReference:
+    """Where a secret is kept: `{ env = "NAME" }`; never the secret itself."""
+
+    def parse(self, value: Any, machine: Machine) -> Mapping[str, str] | None:  # noqa: ARG002
+        """Return the reference."""
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or set(value) != {"env"}:
+            raise ValueError("it must be " + self.describe())
+        name = value["env"]
+        if not isinstance(name, str) or not (name.isidentifier() and name.isascii()):
+            # The value is not repeated: somebody may have put the key itself there.
+            msg = 'auth.env must be the NAME of an environment variable (letters, digits and "_"), not the key itself'
+            raise ValueError(msg)
+        return {"env": name}
+
+    def to_toml(self, value: Any) -> Any:
+        """Keep the reference."""
+        return value
+
+    def describe(self) -> str:
+        """Return the kind in words."""
+        return 'a reference such as { env = "NAME" }'
