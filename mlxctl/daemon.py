@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,7 +16,7 @@ from mlxd import __version__
 from mlxd.protocol.errors import ControlError
 
 if TYPE_CHECKING:
-    from mlxctl.launchd import LaunchAgent
+    from mlxctl.supervisor import Supervisor
 
 app = make_app("The daemon's process.")
 
@@ -72,7 +71,7 @@ def version(ctx: typer.Context) -> None:
 
 
 def begin(call: Call) -> Client:
-    """Start the daemon, through launchd when that owns it, and return a connection.
+    """Start the daemon, through launchd or systemd when that owns it, and return a connection.
 
     Raises:
         ControlError: it does not come up.
@@ -86,7 +85,7 @@ def begin(call: Call) -> Client:
 
 
 def end(call: Call, *, now: bool) -> int | None:
-    """Stop the daemon and return its pid; None when none ran. launchd leaves a daemon alone that ended in peace.
+    """Stop the daemon and return its pid; None when none ran. Nothing restarts one that ended in peace.
 
     Raises:
         ControlError: it does not end.
@@ -109,20 +108,15 @@ def end(call: Call, *, now: bool) -> int | None:
         return daemon.pid
 
 
-def find_agent(call: Call) -> LaunchAgent | None:
-    """Return the LaunchAgent that owns the daemon of this home; None where there is none."""
-    if not has_launchd() or call.options.socket is not None:
+def find_agent(call: Call) -> Supervisor | None:
+    """Return the service that owns the daemon of this home; None where there is none."""
+    if call.options.socket is not None:
         return None
     from mlxctl.client import is_running
-    from mlxctl.launchd import LaunchAgent
+    from mlxctl.supervisor import make_supervisor
 
-    agent = LaunchAgent(call.home, lambda path: is_running(path, call.options.timeout_s))
+    agent = make_supervisor(call.home, lambda path: is_running(path, call.options.timeout_s))
     return agent if agent.owns_home else None
-
-
-def has_launchd() -> bool:
-    """Tell whether this is a Mac."""
-    return sys.platform == "darwin"
 
 
 def _show_running(call: Call, daemon: Client, what: str) -> None:

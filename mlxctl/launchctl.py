@@ -1,22 +1,20 @@
 """The `launchctl` command lines for one label, and what their answers mean.
 
-Knows no plist and no terminal. Programs are run by an injected runner, so that all of it is tested without a Mac.
+Knows no plist and no terminal.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.protocol.errors import EXIT_UNREACHABLE, ControlError
+from mlxctl.supervisor import Completed, Job, Runner, Sleep, run, wait
+from mlxd.protocol.errors import ControlError
 
 _LAUNCHCTL = "/bin/launchctl"
 # bootout is asynchronous: the daemon may drain for 50 s, and launchd kills it at 60 s (ExitTimeOut).
 _END_TIMEOUT_S = 65.0
-_POLL_S = 0.1
 _BOOTSTRAP_TRIES = 5
 _BOOTSTRAP_PAUSE_S = 1.0
 _NO_PROCESS, _IO_ERROR, _STOPPING, _UNDER_WAY, _NO_SERVICE = 3, 5, 36, 37, 113
@@ -28,37 +26,6 @@ _CAUSES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """How a program ended."""
-
-    status: int
-    stdout: str = ""
-    stderr: str = ""
-
-
-Runner = Callable[[Sequence[str]], Completed]
-Sleep = Callable[[float], None]
-
-
-def run(command: Sequence[str]) -> Completed:
-    """Run a program to its end and return what it said."""
-    import subprocess
-
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return Completed(done.returncode, done.stdout, done.stderr)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What launchd says about a loaded service; its text is no stable API, so each part may be missing."""
-
-    domain: str
-    state: str | None
-    pid: int | None
-    last_exit: str | None
-
-
 def parse_print(text: str, domain: str) -> Job:
     """Read the output of `launchctl print`; only lines one level deep belong to the service itself."""
 
@@ -68,24 +35,6 @@ def parse_print(text: str, domain: str) -> Job:
 
     pid = find("pid")
     return Job(domain, find("state"), int(pid) if pid and pid.isdecimal() else None, find("last exit code"))
-
-
-def wait(is_done: Callable[[], bool], timeout_s: float, what: str, sleep: Sleep = time.sleep) -> None:
-    """Return when *is_done*; look ten times a second.
-
-    Raises:
-        ControlError: not within *timeout_s*; *what* says what has not happened.
-    """
-    for _ in range(round(timeout_s / _POLL_S)):
-        if is_done():
-            return
-        sleep(_POLL_S)
-    raise ControlError(
-        f"{what} after {timeout_s:g} s",
-        hint="mlxctl service status, which names the log",
-        code="service.timeout",
-        exit_code=EXIT_UNREACHABLE,
-    )
 
 
 class Launchctl:

@@ -6,20 +6,16 @@ Knows no terminal. All that reaches launchd goes through `launchctl.py`.
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlxctl.launchctl import Job, Launchctl, Runner, Sleep, run, wait
+from mlxctl.launchctl import Launchctl
 from mlxctl.resources import launchd_folder
-from mlxd.protocol.errors import EXIT_NOT_FOUND, ControlError
+from mlxctl.supervisor import IsListening, Job, Runner, Sleep, Supervisor, run
 from mlxd.protocol.paths import Home
 
 LABEL = "local.mlxd"
-# The interpreter starts in well under a second; a Mac that has just booted is slower.
-_LISTEN_TIMEOUT_S = 15.0
 
 
 def render(home: Home, python: str) -> bytes:
@@ -50,13 +46,15 @@ def _fill(value: Any, paths: dict[str, str]) -> Any:
     return paths.get(value, value) if isinstance(value, str) else value
 
 
-class LaunchAgent:
-    """The one LaunchAgent of this user: `mlxd` with one `MLXD_HOME`."""
+class LaunchAgent(Supervisor):
+    """The service as a LaunchAgent."""
+
+    name = "launchd"
 
     def __init__(
         self,
         home: Home,
-        is_listening: Callable[[Path], bool],
+        is_listening: IsListening,
         *,
         agents: Path | None = None,
         python: str | None = None,
@@ -68,26 +66,21 @@ class LaunchAgent:
         The rest is this user's and this interpreter's unless a test says otherwise.
         """
         folder = agents if agents is not None else Path.home() / "Library" / "LaunchAgents"
-        self.plist = folder / f"{LABEL}.plist"
-        self.home = home
-        self.python = python if python is not None else sys.executable
+        super().__init__(folder / f"{LABEL}.plist", home, is_listening, python, sleep)
         self._launchctl = Launchctl(LABEL, os.getuid(), run=run, sleep=sleep)
-        self._is_listening = is_listening
-        self._sleep = sleep
+
+    @property
+    def early_log(self) -> str:
+        """The file that launchd writes to."""
+        return str(early_log_path(self.home))
+
+    def render(self) -> bytes:
+        """Return the plist."""
+        return render(self.home, self.python)
 
     def find_job(self) -> Job | None:
         """Return what launchd knows of the service; None when it is not loaded."""
         return self._launchctl.find_job()
-
-    @property
-    def is_installed(self) -> bool:
-        """Whether the plist is in place."""
-        return self.plist.exists()
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the plist in place is the one that would be written now."""
-        return self.is_installed and self.plist.read_bytes() == render(self.home, self.python)
 
     def installed_python(self) -> str | None:
         """Return the interpreter that the plist in place names, or None when there is none to read."""
@@ -105,62 +98,47 @@ class LaunchAgent:
         from xml.parsers.expat import ExpatError
 
         try:
-            document = plistlib.loads(self.plist.read_bytes())
+            document = plistlib.loads(self.file.read_bytes())
         except (OSError, plistlib.InvalidFileException, ExpatError):
             return {}
         return document if isinstance(document, dict) else {}
 
     def install(self) -> None:
-        """Write the plist, load it and wait until the daemon listens; a repeat with nothing changed only starts it.
-
-        Raises:
-            ControlError: a daemon that launchd does not own is running, or launchd refuses.
-        """
+        """Bootstrap the plist, after a bootout when it has changed."""
         job = self.find_job()
         if job is not None and self.is_current:
             self._launchctl.kickstart(job)
         else:
             self._refuse_beside_another(job)
-            self._write_plist()
+            self._write_file()
             if job is not None:
                 self._launchctl.bootout(job)
-            self._launchctl.bootstrap(self.plist)
+            self._launchctl.bootstrap(self.file)
         self._wait_until_listening()
 
     def uninstall(self) -> bool:
-        """Stop the service and remove the plist; False when there was neither.
-
-        Raises:
-            ControlError: launchd refuses.
-        """
+        """Boot the service out and remove the plist."""
         job = self.find_job()
         if job is not None:
             self._launchctl.bootout(job)
         was_installed = self.is_installed
-        self.plist.unlink(missing_ok=True)
+        self.file.unlink(missing_ok=True)
         return job is not None or was_installed
 
     def start(self) -> None:
-        """Start the installed service and wait until the daemon listens.
-
-        Raises:
-            ControlError: it is not installed, a daemon that launchd does not own is running, or launchd refuses.
-        """
+        """Kickstart the service, or bootstrap it when it is not loaded."""
         self._require_installed()
+        self._require_python()
         job = self.find_job()
         self._refuse_beside_another(job)
         if job is None:
-            self._launchctl.bootstrap(self.plist)
+            self._launchctl.bootstrap(self.file)
         else:
             self._launchctl.kickstart(job)
         self._wait_until_listening()
 
     def stop(self) -> bool:
-        """End the daemon by SIGTERM and wait; it comes back at the next login. False when it did not run.
-
-        Raises:
-            ControlError: launchd refuses, or the daemon does not end.
-        """
+        """Send SIGTERM and wait; the service stays loaded."""
         job = self.find_job()
         if job is None or job.pid is None:
             return False
@@ -168,11 +146,7 @@ class LaunchAgent:
         return True
 
     def restart(self) -> None:
-        """End the daemon in peace and start it again; a plist that this installation would write otherwise is replaced.
-
-        Raises:
-            ControlError: it is not installed, or launchd refuses.
-        """
+        """Stop and kickstart; install anew when the plist has changed."""
         self._require_installed()
         self.stop()
         job = self.find_job()
@@ -181,34 +155,3 @@ class LaunchAgent:
             return
         self._launchctl.kickstart(job, "-k")  # -k: it may have come back by itself
         self._wait_until_listening()
-
-    def _require_installed(self) -> None:
-        if not self.is_installed:
-            raise ControlError(
-                f"the service is not installed: {self.plist} does not exist",
-                hint="mlxctl service install",
-                code="service.not_installed",
-                exit_code=EXIT_NOT_FOUND,
-            )
-
-    def _refuse_beside_another(self, job: Job | None) -> None:
-        """Raise when the home is taken: launchd would start a second daemon again and again."""
-        if (job is None or job.pid is None) and self._is_listening(self.home.socket):
-            raise ControlError(
-                f"a daemon that was not started by launchd uses {self.home.root} already",
-                hint="mlxctl stop, then the same again",
-                code="service.busy",
-            )
-
-    def _write_plist(self) -> None:
-        # launchd makes no folders, and refuses a plist that others may write.
-        self.home.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.home.logs.mkdir(mode=0o700, exist_ok=True)
-        self.plist.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.plist.with_suffix(".tmp")
-        temporary.write_bytes(render(self.home, self.python))
-        temporary.chmod(0o644)
-        temporary.replace(self.plist)
-
-    def _wait_until_listening(self) -> None:
-        wait(lambda: self._is_listening(self.home.socket), _LISTEN_TIMEOUT_S, "the daemon does not answer", self._sleep)

@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def launchd_folder() -> Path:
-    """Return the folder with the LaunchAgent template.
+    """Return the folder with the templates of the LaunchAgent and of the systemd user unit.
 
     Raises:
         FileNotFoundError: the installation is damaged; the message names both places.

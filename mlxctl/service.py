@@ -1,11 +1,11 @@
-"""`mlxctl service`: mlxd under launchd, started at login and after a crash.
+"""`mlxctl service`: mlxd under launchd or systemd, started at login and after a crash.
 
-Owns the words; `launchd.py` does the work. On systems without launchd every verb but `print` says so.
+Owns the words; what `supervisor.py` chooses does the work.
 """
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 from time import sleep
 
@@ -13,27 +13,29 @@ import typer
 
 from mlxctl.call import Call, Document
 from mlxctl.client import is_running
-from mlxctl.launchctl import run
-from mlxctl.launchd import LABEL, LaunchAgent, early_log_path, render
 from mlxctl.output import format_pairs
+from mlxctl.supervisor import Supervisor, make_supervisor, run
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_UNREACHABLE, EXIT_USAGE, ControlError
 
-app = make_app("Run mlxd under launchd: from login on, and again after a crash.")
+app = make_app("Run mlxd under launchd or systemd: from login on, and again after a crash.")
 
 
 @app.command("install", cls=Verb)
 def install(ctx: typer.Context) -> None:
-    """Write the LaunchAgent, load it and start the daemon; a repeat interrupts nothing that is current."""
+    """Write the LaunchAgent or user unit and start the daemon; a repeat interrupts nothing that is current."""
     call = Call.of(ctx)
     agent = _make_agent(call)
     agent.install()
     _show(call, agent, f"installed: mlxd runs now and after each login, with {call.home.root}")
+    advice = agent.find_advice()
+    if advice is not None:
+        call.note(f"note: {advice}")
 
 
 @app.command("uninstall", cls=Verb)
 def uninstall(ctx: typer.Context) -> None:
-    """Stop the daemon and remove the LaunchAgent; settings and models stay."""
+    """Stop the daemon and remove the service; settings and models stay."""
     call = Call.of(ctx)
     agent = _make_agent(call)
     was_there = agent.uninstall()
@@ -73,7 +75,7 @@ def restart(ctx: typer.Context) -> None:
 
 @app.command("status", cls=Verb)
 def status(ctx: typer.Context) -> None:
-    """What launchd knows of it; exits 3 when it does not run."""
+    """What launchd or systemd knows of it; exits 3 when it does not run."""
     call = Call.of(ctx)
     agent = _make_agent(call)
     document = _describe(agent)
@@ -83,20 +85,15 @@ def status(ctx: typer.Context) -> None:
 
 
 @app.command("print", cls=Verb)
-def print_plist(ctx: typer.Context) -> None:
-    """Print the LaunchAgent that `install` would write; works on every system."""
+def print_file(ctx: typer.Context) -> None:
+    """Print the LaunchAgent or user unit that `install` would write."""
     call = Call.of(ctx)
-    plist = render(call.home, sys.executable).decode()
-    call.show({"label": LABEL, "plist": plist}, lambda document: str(document["plist"]).rstrip())
+    agent = _make_agent(call)
+    document = {"supervisor": agent.name, "file": str(agent.file), "content": agent.render().decode(errors="replace")}
+    call.show(document, lambda shown: str(shown["content"]).rstrip())
 
 
-def _make_agent(call: Call) -> LaunchAgent:
-    if not _has_launchd():
-        raise ControlError(
-            "launchd is part of macOS, and this is another system",
-            hint="mlxctl start, which runs mlxd in the background",
-            code="service.unsupported",
-        )
+def _make_agent(call: Call) -> Supervisor:
     if call.options.socket is not None:
         raise ControlError(
             "--socket has no meaning for the service, which is one per user and uses the socket in MLXD_HOME",
@@ -108,41 +105,38 @@ def _make_agent(call: Call) -> LaunchAgent:
     def is_listening(path: Path) -> bool:
         return is_running(path, call.options.timeout_s)
 
-    return LaunchAgent(call.home, is_listening, run=run, sleep=sleep)
+    return make_supervisor(call.home, is_listening, run=run, sleep=sleep)
 
 
-def _has_launchd() -> bool:
-    return sys.platform == "darwin"
-
-
-def _show(call: Call, agent: LaunchAgent, text: str) -> None:
+def _show(call: Call, agent: Supervisor, text: str) -> None:
     document = {"result": text, **_describe(agent)}
     call.show(document, lambda shown: str(shown["result"]))
 
 
-def _describe(agent: LaunchAgent) -> Document:
+def _describe(agent: Supervisor) -> Document:
     job = agent.find_job()
     python = agent.installed_python()
     return {
+        "supervisor": agent.name,
         "installed": agent.is_installed,
         "loaded": job is not None,
         "pid": job.pid if job is not None else None,
         "state": job.state if job is not None else None,
         "last_exit": job.last_exit if job is not None else None,
         "domain": job.domain if job is not None else None,
-        "plist": str(agent.plist),
+        "file": str(agent.file),
         "python": python,
         "current": agent.is_current,
         "log": str(agent.home.log),
-        "early_log": str(early_log_path(agent.home)),
+        "early_log": agent.early_log,
         "problem": _find_problem(agent, python),
     }
 
 
-def _find_problem(agent: LaunchAgent, python: str | None) -> str | None:
+def _find_problem(agent: Supervisor, python: str | None) -> str | None:
     if not agent.is_installed:
         return "not installed: mlxctl service install"
-    if python is None or not Path(python).exists():
+    if python is None or not os.access(python, os.X_OK):
         return f"its interpreter is gone ({python}): mlxctl service install"
     if not agent.is_current:
         return "it was installed by another version or for another MLXD_HOME: mlxctl service install"
@@ -154,9 +148,10 @@ def _format(document: Document) -> str:
     return format_pairs(
         [
             ("service", running),
-            ("launchd", "loaded in " + document["domain"] if document["loaded"] else "not loaded"),
+            (document["supervisor"], f"loaded in {document['domain']}" if document["loaded"] else "not loaded"),
+            ("state", document["state"]),
             ("last exit", document["last_exit"]),
-            ("plist", document["plist"] if document["installed"] else None),
+            ("file", document["file"] if document["installed"] else None),
             ("python", document["python"]),
             ("log", document["log"]),
             ("early log", document["early_log"]),

@@ -45,13 +45,13 @@ def find_requirements(wheel: Path, sys_platform: str) -> dict[str, Requirement]:
 
 
 def test_wheel_holds_both_programs_and_nothing_else(wheel: Path) -> None:
-    """Packages, the LaunchAgent and the license are packed; tests and the checkout's own files are not."""
+    """Packages, both service files and the license are packed; tests and the checkout's own files are not."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
 
     tops = {name.split("/")[0] for name in names}
     assert tops == {"mlxd", "mlxctl", f"mlxd-{__version__}.dist-info"}
-    assert "mlxctl/launchd/local.mlxd.plist" in names
+    assert {"mlxctl/launchd/local.mlxd.plist", "mlxctl/launchd/mlxd.service"} <= set(names)
     assert f"mlxd-{__version__}.dist-info/licenses/LICENSE" in names
     packed = {name for name in names if name.endswith(".py")}
     assert packed == {str(path.relative_to(ROOT)) for top in ("mlxd", "mlxctl") for path in (ROOT / top).rglob("*.py")}
@@ -106,8 +106,8 @@ def test_launchd_folder_of_an_installed_wheel(wheel: Path, tmp_path: Path) -> No
     found = Path(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip())
 
     assert found.is_relative_to(tmp_path / "venv")
-    template = "local.mlxd.plist"
-    assert (found / template).read_bytes() == (ROOT / "launchd" / template).read_bytes()
+    for template in ("local.mlxd.plist", "mlxd.service"):
+        assert (found / template).read_bytes() == (ROOT / "launchd" / template).read_bytes()
 
 
 def test_damaged_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import plistlib
+import sys
 from pathlib import Path
 
 import pytest
 
-from mlxctl.launchctl import Job, parse_print
+from mlxctl.launchctl import parse_print
 from mlxctl.launchd import LABEL, LaunchAgent, render
+from mlxctl.supervisor import Job
 from mlxd.protocol.errors import ControlError
 from mlxd.protocol.paths import Home
 from tests.support.fake_launchctl import FakeLaunchctl
 
-PYTHON = "/opt/mlxd/.venv/bin/python"
+PYTHON = sys.executable
 GUI = f"gui/{os.getuid()}"
 USER = f"user/{os.getuid()}"
 
@@ -79,12 +81,12 @@ def test_install_enables_and_bootstraps(tmp_path: Path) -> None:
 
     agent.install()
 
-    assert launchctl.mutations == [f"enable {GUI}/{LABEL}", f"bootstrap {GUI} {agent.plist}"]
-    assert agent.plist.read_bytes() == render(agent.home, PYTHON)
-    assert agent.plist.stat().st_mode & 0o777 == 0o644
+    assert launchctl.mutations == [f"enable {GUI}/{LABEL}", f"bootstrap {GUI} {agent.file}"]
+    assert agent.file.read_bytes() == render(agent.home, PYTHON)
+    assert agent.file.stat().st_mode & 0o777 == 0o644
     assert agent.home.root.stat().st_mode & 0o777 == 0o700
     assert agent.home.logs.is_dir()
-    assert [path.name for path in agent.plist.parent.iterdir()] == [agent.plist.name]
+    assert [path.name for path in agent.file.parent.iterdir()] == [agent.file.name]
 
 
 def test_install_over_ssh_uses_the_user_domain(tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_install_over_ssh_uses_the_user_domain(tmp_path: Path) -> None:
 
     agent.install()
 
-    assert launchctl.mutations == [f"enable {USER}/{LABEL}", f"bootstrap {USER} {agent.plist}"]
+    assert launchctl.mutations == [f"enable {USER}/{LABEL}", f"bootstrap {USER} {agent.file}"]
     found = agent.find_job()
     assert found is not None
     assert found.domain == USER
@@ -124,7 +126,7 @@ def test_install_of_a_changed_plist_waits_for_the_label(tmp_path: Path) -> None:
     assert launchctl.mutations == [
         f"bootout {GUI}/{LABEL}",
         f"enable {GUI}/{LABEL}",
-        f"bootstrap {GUI} {agent.plist}",
+        f"bootstrap {GUI} {agent.file}",
     ]
     assert launchctl.pauses == 3
     assert agent.installed_python() == PYTHON
@@ -206,7 +208,7 @@ def test_daemon_started_by_hand_is_not_fought(tmp_path: Path, verb: str) -> None
     by_hand = LaunchAgent(
         agent.home,
         lambda path: True,
-        agents=agent.plist.parent,
+        agents=agent.file.parent,
         python="/other/python",
         run=launchctl.runner,
         sleep=launchctl.sleep,
@@ -272,7 +274,7 @@ def test_start_of_an_unloaded_service_bootstraps(tmp_path: Path) -> None:
 
     agent.start()
 
-    assert launchctl.mutations == [f"enable {GUI}/{LABEL}", f"bootstrap {GUI} {agent.plist}"]
+    assert launchctl.mutations == [f"enable {GUI}/{LABEL}", f"bootstrap {GUI} {agent.file}"]
 
 
 def test_restart_drains_then_kickstarts(tmp_path: Path) -> None:
@@ -316,8 +318,8 @@ def test_verbs_before_install_name_it(tmp_path: Path, verb: str) -> None:
 def test_damaged_plist_names_no_interpreter(tmp_path: Path) -> None:
     """A file that is no plist reads as one without an interpreter."""
     agent = make_agent(tmp_path, FakeLaunchctl())
-    agent.plist.parent.mkdir()
-    agent.plist.write_text("<plist>")
+    agent.file.parent.mkdir()
+    agent.file.write_text("<plist>")
 
     assert agent.installed_python() is None
     assert agent.is_current is False

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mlxctl import service
+from mlxctl import service, supervisor
 from mlxctl.cli import main
+from mlxctl.supervisor import Completed
+from mlxctl.systemd import render as render_unit
+from mlxd.protocol.paths import Home
 from tests.support.fake_launchctl import FakeLaunchctl
+from tests.support.fake_systemctl import NO_BUS, FakeSystemctl
 
 VERBS = ["install", "uninstall", "start", "stop", "restart", "status"]
 
@@ -20,37 +24,82 @@ VERBS = ["install", "uninstall", "start", "stop", "restart", "status"]
 def mac(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLaunchctl:
     """A Mac: a launchd, a home folder, and a daemon that listens while launchd runs it."""
     fake = FakeLaunchctl()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(service, "_has_launchd", lambda: True)
-    monkeypatch.setattr(service, "run", fake.runner)
-    monkeypatch.setattr(service, "is_running", lambda path, timeout_s: fake.is_listening(path))
-    monkeypatch.setattr(service, "sleep", fake.sleep)
+    _put_in_place(fake, monkeypatch, tmp_path, is_mac=True)
     return fake
 
 
+@pytest.fixture
+def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSystemctl:
+    """A Linux: a systemd, a home folder, and a daemon that listens while systemd runs it."""
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    fake = FakeSystemctl(tmp_path / ".config" / "systemd" / "user")
+    _put_in_place(fake, monkeypatch, tmp_path, is_mac=False)
+    return fake
+
+
+def _put_in_place(
+    fake: FakeLaunchctl | FakeSystemctl, monkeypatch: pytest.MonkeyPatch, home: Path, *, is_mac: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setattr(supervisor, "is_mac", lambda: is_mac)
+    monkeypatch.setattr(service, "run", fake.runner)
+    monkeypatch.setattr(service, "is_running", lambda path, timeout_s: fake.is_listening(path))
+    monkeypatch.setattr(service, "sleep", fake.sleep)
+
+
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has launchd")
-def test_elsewhere_it_says_so(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a system without launchd each verb fails in words and names the command to use."""
-    assert main(["service", verb]) == 1
+def test_without_a_session_it_says_so(
+    linux: FakeSystemctl, verb: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Where the user's systemd cannot be reached each verb fails in words and names what to do."""
+    (tmp_path / ".config/systemd/user").mkdir(parents=True)
+    (tmp_path / ".config/systemd/user/mlxd.service").write_bytes(render_unit(Home.from_environment(), sys.executable))
+    linux.failures["show"] = [Completed(1, "", NO_BUS)]
+
+    assert main(["service", verb]) == 3
 
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "launchd is part of macOS" in captured.err
-    assert "try: mlxctl start" in captured.err
+    assert captured.err.splitlines()[0].startswith("error: this session has no systemd of its user to talk to")
+    assert "try: log in as this user" in captured.err
 
 
-def test_print_works_everywhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_print_shows_the_plist(mac: FakeLaunchctl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The plist is printed as it would be written, and nothing else."""
-    monkeypatch.setenv("MLXD_HOME", str(tmp_path / "a home"))
-
     assert main(["service", "print"]) == 0
 
     plist = plistlib.loads(capsys.readouterr().out.encode())
     assert plist["ProgramArguments"][:4] == [sys.executable, "-P", "-m", "mlxd"]
-    assert plist["EnvironmentVariables"] == {"MLXD_HOME": str(tmp_path / "a home")}
+    assert plist["EnvironmentVariables"] == {"MLXD_HOME": str(tmp_path / "mlxd-home")}
+
+
+def test_print_shows_the_unit(linux: FakeSystemctl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The unit is printed as it would be written, and nothing else."""
+    assert main(["service", "print"]) == 0
+    assert capsys.readouterr().out.encode() == render_unit(Home.from_environment(), sys.executable)
+
+
+def test_life_of_a_service_on_linux(linux: FakeSystemctl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each verb says what is so now; what a logout does to it is noted once, at the installation."""
+    said, notes = [], []
+    for verb in ("install", "status", "stop", "stop", "start", "restart", "uninstall", "uninstall"):
+        assert main(["service", verb]) == 0
+        printed = capsys.readouterr()
+        said.append(printed.out.splitlines()[0])
+        notes.append(printed.err)
+
+    assert said == [
+        f"installed: mlxd runs now and after each login, with {tmp_path / 'mlxd-home'}",
+        "service:   running, pid 4701",
+        "stopped, until `mlxctl service start` or the next login",
+        "unchanged: not running",
+        "running",
+        "running again",
+        f"removed; {tmp_path / 'mlxd-home'} stays",
+        "unchanged: it was not installed",
+    ]
+    assert "loginctl enable-linger" in notes[0]
+    assert set(notes[1:]) == {""}
 
 
 def test_life_of_a_service(mac: FakeLaunchctl, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlxctl.launchctl import Completed
+from mlxctl.supervisor import Completed
 
 _PRINTED = """{domain}/{label} = {{
 \tactive count = {running}
@@ -22,7 +22,7 @@ _PRINTED = """{domain}/{label} = {{
 
 
 class FakeLaunchctl:
-    """State and record; `runner` stands for `mlxctl.launchctl.run`, and `passes` counts the pauses between polls."""
+    """State and record; `runner` stands for `mlxctl.supervisor.run`, and `passes` counts the pauses between polls."""
 
     def __init__(self, *, has_console: bool = True, bootout_takes: int = 0, end_takes: int = 0) -> None:
         """Say how many pauses the label needs to clear after a bootout, and the process to end after SIGTERM."""
