@@ -14,7 +14,7 @@ from mlxctl import output
 from mlxctl.client import Client, Reply
 from mlxctl.verb import Options
 from mlxd import __version__
-from mlxd.protocol.errors import EXIT_INVALID, EXIT_WAIT_TIMEOUT, ControlError
+from mlxd.protocol.errors import EXIT_INVALID, EXIT_UNREACHABLE, EXIT_WAIT_TIMEOUT, ControlError
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import format_duration
 
@@ -43,8 +43,19 @@ class Call:
         return cls(ctx.obj if isinstance(ctx.obj, Options) else Options(), ctx.command_path)
 
     def connect(self) -> Client:
-        """Return a greeted connection; a daemon of another version is noted."""
-        client = Client(self.socket, self.options.timeout_s)
+        """Return a greeted connection; a daemon of another version is noted.
+
+        Raises:
+            ControlError: there is no daemon, or the home's listens elsewhere, or it may not be talked to.
+        """
+        try:
+            client = Client(self.socket, self.options.timeout_s)
+        except ControlError as error:
+            if error.exit_code == EXIT_UNREACHABLE and self.options.socket is None:
+                from mlxctl.lock import find_elsewhere
+
+                raise find_elsewhere(self.home, self.socket) or error from None
+            raise
         if client.version != __version__:
             self.note(f"note: {__version__} installed, {client.version} running: mlxctl restart")
         return client

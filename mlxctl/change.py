@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxctl.call import Call, Document
-from mlxctl.output import count, show_size
+from mlxctl.output import show_size
+from mlxd.protocol.units import count
 
 
 def show_change(call: Call, document: Document) -> None:
@@ -52,6 +53,8 @@ def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the change moves: a line for each model, and how to watch it."""
     for victim in document.get("evicting", []):
         yield f"evicting {victim['id']}: {show_size(victim['bytes'])}"
+    for model in document.get("unloading", []):
+        yield f"unloading {model['id']}: {show_size(model['bytes'])}"
     for model in document.get("draining", []):
         yield f"draining {model['id']}: {show_size(model['bytes'])}, {count(model['requests'], 'request')} to end"
     for model in document.get("loading", []):

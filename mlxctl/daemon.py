@@ -11,9 +11,11 @@ from mlxctl import process
 from mlxctl.address import find_address
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
+from mlxctl.lock import find_elsewhere, find_holder
 from mlxctl.verb import Verb, make_app
 from mlxd import __version__
-from mlxd.protocol.errors import ControlError
+from mlxd.protocol.errors import EXIT_CONFLICT, ControlError
+from mlxd.protocol.units import count
 
 if TYPE_CHECKING:
     from mlxctl.supervisor import Supervisor
@@ -30,8 +32,9 @@ def start(ctx: typer.Context) -> None:
     running = process.find_daemon(call.socket, call.options.timeout_s)
     if running is not None:
         with running:
-            _show_running(call, running, "already running")
-        return
+            if not _is_ending(call, running):
+                _show_running(call, running, "already running")
+                return
     with begin(call) as daemon:
         _show_running(call, daemon, "started")
 
@@ -70,6 +73,27 @@ def version(ctx: typer.Context) -> None:
     call.show(document, _format_version)
 
 
+def _is_ending(call: Call, daemon: Client) -> bool:
+    """Tell whether the daemon is shutting down; one that is has ended when this comes back.
+
+    Raises:
+        ControlError: running requests keep it.
+    """
+    status = daemon.request("status").result
+    if not status.get("pool", {}).get("draining", False):
+        return False
+    requests = count(len(status["requests"]), "request")
+    call.note(f"note: the daemon (pid {daemon.pid}) is shutting down: waiting for {requests} to end")
+    if not process.wait_ended(daemon, call.home, process.STOP_TIMEOUT_S):
+        raise ControlError(
+            f"the daemon (pid {daemon.pid}) is still shutting down after {process.STOP_TIMEOUT_S:g} s",
+            exit_code=EXIT_CONFLICT,
+            code="daemon.ending",
+            hint="mlxctl stop --now, then mlxctl start",
+        )
+    return True
+
+
 def begin(call: Call) -> Client:
     """Start the daemon, through launchd or systemd when that owns it, and return a connection.
 
@@ -93,7 +117,8 @@ def end(call: Call, *, now: bool) -> int | None:
     try:
         daemon = process.find_daemon(call.socket, call.options.timeout_s)
     except ControlError as error:
-        pid = process.find_holder(call.home) if error.code == "control.silent" else None
+        holder = find_holder(call.home) if error.code == "control.silent" else None
+        pid = None if holder is None else holder.pid
         if pid is None:
             raise
         if not now:
@@ -102,6 +127,9 @@ def end(call: Call, *, now: bool) -> int | None:
         process.end_holder(call.home, pid)
         return pid
     if daemon is None:
+        elsewhere = find_elsewhere(call.home, call.socket) if call.options.socket is None else None
+        if elsewhere is not None:
+            raise elsewhere
         return None
     with daemon:
         process.stop(daemon, call.home, now=now)

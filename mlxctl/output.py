@@ -33,6 +33,14 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
 
 
+def print_json_line(document: Mapping[str, Any]) -> None:
+    """Write one of many JSON documents to stdout, on a line of its own."""
+    import json
+
+    plain = {"schema": SCHEMA, **_finite(dict(document))}
+    print(json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")), flush=True)
+
+
 def print_note(text: str) -> None:
     """Write something for people that is no data to stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -115,11 +123,6 @@ def show_path(path: str) -> str:
     """Return the path with the user's home folder as `~`."""
     home = os.path.expanduser("~")  # noqa: PTH111  (a text stays a text)
     return f"~{path.removeprefix(home)}" if path.startswith(f"{home}/") else path
-
-
-def count(number: int, noun: str) -> str:
-    """Return `1 request`, `2 requests`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _finite(value: Any) -> Any:

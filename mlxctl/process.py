@@ -6,7 +6,6 @@ Owns the words for a start that fails. Knows no terminal and no launchd.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import mlxd
 from mlxctl.client import Client
+from mlxctl.lock import find_elsewhere, is_held
 from mlxd.protocol.errors import EXIT_CONFLICT, EXIT_OTHER, EXIT_WAIT_TIMEOUT, ControlError
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import format_duration
@@ -48,9 +48,12 @@ def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
     Another one that is being started for the same home is as good.
 
     Raises:
-        ControlError: its home cannot be used; it ended, or did not answer in time, and the message has the last lines
-            of its log.
+        ControlError: its home cannot be used, or has a daemon with another socket; it ended, or did not answer in time,
+            and the message has the last lines of its log.
     """
+    elsewhere = find_elsewhere(home, socket)
+    if elsewhere is not None:
+        raise elsewhere
     try:
         home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -88,11 +91,7 @@ def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEO
     except ControlError as error:
         if error.code != "control.closed":  # it may be gone before its answer
             raise
-    ended = daemon.wait_closed(timeout_s)
-    while ended and _is_held(home.lock):
-        ended = time.monotonic() < deadline_s
-        time.sleep(_POLL_S)
-    if not ended:
+    if not wait_ended(daemon, home, deadline_s - time.monotonic()):
         raise ControlError(
             f"the daemon (pid {daemon.pid}) has not ended within {format_duration(timeout_s)}; it is still about to",
             exit_code=EXIT_WAIT_TIMEOUT,
@@ -101,12 +100,14 @@ def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEO
         )
 
 
-def find_holder(home: Home) -> int | None:
-    """Return the pid of the process that holds the home's lock; None when none does."""
-    if not _is_held(home.lock):
-        return None
-    text = home.lock.read_text(errors="replace").strip()
-    return int(text) if text.isdecimal() else None
+def wait_ended(daemon: Client, home: Home, timeout_s: float) -> bool:
+    """Return True when the daemon, which is about to end, has ended; False when it has not within *timeout_s*."""
+    deadline_s = time.monotonic() + timeout_s
+    has_ended = daemon.wait_closed(timeout_s)
+    while has_ended and is_held(home.lock):
+        has_ended = time.monotonic() < deadline_s
+        time.sleep(_POLL_S)
+    return has_ended
 
 
 def end_holder(home: Home, pid: int) -> None:
@@ -118,9 +119,9 @@ def end_holder(home: Home, pid: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
         deadline_s = time.monotonic() + _END_TIMEOUT_S
-        while _is_held(home.lock) and time.monotonic() < deadline_s:
+        while is_held(home.lock) and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
-        if not _is_held(home.lock):
+        if not is_held(home.lock):
             return
 
 
@@ -163,18 +164,6 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
-
-
-def _is_held(lock: Path) -> bool:
-    """Tell whether a daemon holds the single-instance lock; a process keeps it until it has ended."""
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
 
 
 def _start_failed(home: Home, what: str, log_start: int) -> ControlError:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mlxctl.output import count, format_pairs, format_table, show_duration, show_path, show_size
+from mlxctl.output import format_pairs, format_table, show_duration, show_path, show_size
+from mlxd.protocol.units import count
 
 Map = Mapping[str, Any]
 

@@ -40,6 +40,7 @@ from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, FileInvalid, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
+from mlxd.protocol.units import count
 from mlxd.requests import RunningRequests
 from mlxd.shutdown import Shutdown
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon until it is told to end; return the exit status."""
     options = _parse(arguments)
     try:
-        lock = InstanceLock(options.home.lock)
+        lock = InstanceLock(options.home.lock, options.socket)
     except MlxdError as error:
         return _refuse(error)
     try:
@@ -138,7 +139,16 @@ async def _run(options: Options) -> int:
         app = make_app(AppContext(pool, catalog, router, OpenAIProvider(session, os.environ), requests, store, clock))
         http = HttpServer(app, settings.http.host, settings.http.port, clock=clock)
         operations = Operations(bus)
-        info = DaemonInfo(__version__, uuid.uuid4().hex, os.getpid(), options.home, lambda: _http_state(http))
+        info = DaemonInfo(
+            version=__version__,
+            boot_id=uuid.uuid4().hex,
+            pid=os.getpid(),
+            home=options.home,
+            http=lambda: _http_state(http),
+            usable_bytes=usable_bytes,
+            socket=options.socket,
+            log=options.log_file,
+        )
         control = ControlServer(
             ControlContext(info, store, pool, catalog, requests, router, operations, bus, shutdown.ask)
         )
@@ -175,7 +185,7 @@ async def _reload(store: SettingsStore) -> None:
 
 async def _drain(pool: Pool, requests: RunningRequests, shutdown: Shutdown, timeout_s: float) -> None:
     """Refuse what is new, let what runs end, and cancel the rest after *timeout_s* or when somebody hurries."""
-    _log.info("shutting down: %d requests run, they have %g s", len(requests.list()), timeout_s)
+    _log.info("shutting down: %s to end within %g s", count(len(requests.list()), "request"), timeout_s)
     requests.close()
     drained: asyncio.Future[Any] = asyncio.gather(pool.drain(timeout_s), requests.wait_idle())
     hurried: asyncio.Future[Any] = asyncio.ensure_future(shutdown.wait_hurried())
@@ -183,7 +193,7 @@ async def _drain(pool: Pool, requests: RunningRequests, shutdown: Shutdown, time
     hurried.cancel()
     cancelled = requests.cancel_all("the daemon is shutting down")
     if cancelled:
-        _log.warning("cancelled %d requests that had not ended", cancelled)
+        _log.warning("cancelled %s that had not ended", count(cancelled, "request"))
     # Their handlers write the error event and go; a client that does not read it is not waited for.
     await asyncio.wait({drained}, timeout=_GRACE_S)
     drained.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlxd.catalog import Catalog
@@ -36,6 +37,9 @@ class DaemonInfo:
         home: its folders.
         http: asked whenever somebody wants to know.
         started_s: unix time.
+        usable_bytes: memory that models may use at most on this machine.
+        socket: the control socket; None is the home's.
+        log: the file it logs to; None is its stderr.
     """
 
     version: str
@@ -44,6 +48,9 @@ class DaemonInfo:
     home: Home
     http: Callable[[], HttpState]
     started_s: float = field(default_factory=time.time)
+    usable_bytes: int = 0
+    socket: Path | None = None
+    log: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mlxd.control import cloud, model, preload, report, setting
+from mlxd.control import cloud, model, preload, process, report, setting
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 
 
@@ -81,6 +81,7 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "op.show": show_operation,
         "op.wait": wait_operation,
         "op.cancel": cancel_operation,
+        "daemon.show": process.show,
         "daemon.stop": stop_daemon,
     }
 )

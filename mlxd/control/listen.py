@@ -29,8 +29,8 @@ _XUCRED_VERSION = 0
 class InstanceLock:
     """Held by the one daemon of a home; the system lets go of it when the process ends, however it ends."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the lock.
+    def __init__(self, path: Path, control_socket: Path | None = None) -> None:
+        """Take the lock, and leave this process's id and its *control_socket* in the file for those who find it held.
 
         Raises:
             InUse: another daemon has it; the message has its pid.
@@ -44,7 +44,7 @@ class InstanceLock:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._descriptor, 32).decode(errors="replace").strip()
+            holder, *_ = os.read(self._descriptor, 32).decode(errors="replace").splitlines() or [""]
             os.close(self._descriptor)
             pid = f" (pid {holder})" if holder.isdigit() else ""
             raise InUse(
@@ -52,7 +52,8 @@ class InstanceLock:
             ) from None
         os.ftruncate(self._descriptor, 0)
         with contextlib.suppress(OSError):  # a full disk: the pid is for messages, the lock holds without it
-            os.write(self._descriptor, f"{os.getpid()}\n".encode())
+            lines = [str(os.getpid()), *([] if control_socket is None else [str(control_socket)])]
+            os.write(self._descriptor, os.fsencode("".join(f"{line}\n" for line in lines)))
 
     def release(self) -> None:
         """Let go of the lock; the file stays, because removing it would race with the next daemon."""

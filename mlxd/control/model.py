@@ -20,6 +20,7 @@ from mlxd.control.setting import commit
 from mlxd.pool.status import ModelStatus
 from mlxd.protocol.errors import CommitFailed, Forbidden, InUse
 from mlxd.protocol.settings import Settings
+from mlxd.protocol.units import count
 
 # Hidden: the catalog takes no notice of it, and what is left of a deletion that was killed is found again.
 _TRASH_PREFIX = ".removed-"
@@ -97,7 +98,7 @@ async def unload(context: ControlContext, request: Request) -> Reply:
     held_bytes = resident.weights_bytes + resident.kv_bytes + resident.prompt_cache_bytes
     if resident.leases:
         return {**reply, "draining": [{"id": model_id, "requests": resident.leases, "bytes": held_bytes}]}
-    return {**reply, "evicting": [{"id": model_id, "bytes": held_bytes}]}
+    return {**reply, "unloading": [{"id": model_id, "bytes": held_bytes}]}
 
 
 async def _begin(context: ControlContext, kind: str, model_id: str, run: Run) -> Reply:
@@ -180,8 +181,8 @@ def _check_unused(context: ControlContext, entry: ModelEntry) -> None:
     settings: Settings = context.store.current
     resident = _residents(context).get(entry.id)
     if resident is not None and (resident.leases or resident.waiting):
-        count = resident.leases + resident.waiting
-        raise InUse(f"{entry.id} has {count} requests", hint=f"mlxctl model unload {entry.id} --wait, then again")
+        requests = count(resident.leases + resident.waiting, "request")
+        raise InUse(f"{entry.id} has {requests}", hint=f"mlxctl model unload {entry.id} --wait, then again")
     if resident is not None and resident.state not in {"unloaded", "failed"}:
         raise InUse(f"{entry.id} is {resident.state}", hint=f"mlxctl model unload {entry.id} --wait, then again")
     if entry.id in settings.pool.preload:

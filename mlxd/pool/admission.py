@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlxd.pool.resident import Resident
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import QueueFull
+from mlxd.protocol.units import count
 
 # SDKs take a longer Retry-After for none at all, and hammer.
 MOST_RETRY_AFTER_S = 60.0
@@ -22,13 +23,14 @@ def refuse_if_full(state: PoolState, resident: Resident) -> None:
     retry_after = retry_after_s(state, here - 1)
     if here > queue.per_model:
         raise QueueFull(
-            f"{here - 1} requests wait for {resident.id} already; the bound queue.per_model is {queue.per_model}",
+            f"{count(here - 1, 'request')} waiting for {resident.id} already;"
+            f" the bound queue.per_model is {queue.per_model}",
             hint="try again later, or raise it: mlxctl config set queue.per_model N",
             retry_after_s=retry_after,
         )
     if here and len(waiting) > queue.size:
         raise QueueFull(
-            f"{len(waiting) - 1} requests wait already; the bound queue.size is {queue.size}",
+            f"{count(len(waiting) - 1, 'request')} waiting already; the bound queue.size is {queue.size}",
             hint="try again later, or raise it: mlxctl config set queue.size N",
             retry_after_s=retry_after,
         )

@@ -14,7 +14,7 @@ from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
 from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, ModelNotFound
 from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import Settings
-from mlxd.protocol.units import show_bytes
+from mlxd.protocol.units import count, show_bytes
 
 
 def check(state: PoolState, new: Settings, usable_bytes: int, *, force: bool) -> list[str]:
@@ -224,7 +224,7 @@ def _over_limit(state: PoolState, view: View, draining: tuple[str, ...]) -> str 
     """Return what will keep the pool over its limit once the idle victims are gone."""
     if draining:
         return "draining " + ", ".join(
-            f"{model_id} ({state.residents[model_id].holders} requests)" for model_id in draining
+            f"{model_id} ({count(state.residents[model_id].holders, 'request')})" for model_id in draining
         )
     staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
     too_many = view.max_models is not None and len(staying) > view.max_models

@@ -14,7 +14,7 @@ from mlxd.pool.policy import Plan
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import LoadFailed, MlxdError
-from mlxd.protocol.units import show_bytes
+from mlxd.protocol.units import count, show_bytes
 
 # After a failed load: 5 s, doubled with every failure in a row, at most 5 min.
 FIRST_BACKOFF_S = 5.0
@@ -66,7 +66,7 @@ class Mover:
             self._state.emit(
                 "model.draining",
                 resident.id,
-                f"draining {resident.id} ({requests} requests): {reason}",
+                f"draining {resident.id} ({count(requests, 'request')}): {reason}",
                 {"requests": requests, "reason": reason},
             )
         else:

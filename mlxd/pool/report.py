@@ -11,7 +11,7 @@ from mlxd.pool.sequence import Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, WaitStatus
 from mlxd.protocol.errors import ModelNotFound
-from mlxd.protocol.units import show_bytes
+from mlxd.protocol.units import count, show_bytes
 
 
 def build_status(state: PoolState) -> PoolStatus:
@@ -57,7 +57,7 @@ def reason_busy(state: PoolState, resident: Resident) -> str:
     """Return what keeps a change of settings from being settled."""
     if resident.state is ModelState.DRAINING:
         seconds = state.clock.now() - resident.drain_started_s
-        return f"draining {resident.id} ({resident.holders} requests, {seconds:.0f} s)"
+        return f"draining {resident.id} ({count(resident.holders, 'request')}, {seconds:.0f} s)"
     if resident.state in PRESENT:
         return f"{resident.state.value} {resident.id}"
     return f"{resident.id} is not loaded: {state.deferred.get(resident.id, 'it waits for room')}"
@@ -107,7 +107,7 @@ def _activity(state: PoolState, resident: Resident) -> str:
     if resident.state in {ModelState.LOADING, ModelState.UNLOADING}:
         return f"{resident.id} is {resident.state.value}"
     if resident.is_held:
-        return f"{resident.id} has {resident.holders} requests"
+        return f"{resident.id} has {count(resident.holders, 'request')}"
     rank = state.rank(resident)
     return f"{resident.id} is {'idle' if rank is Rank.ORDINARY else rank.name.lower()}"
 

@@ -1,4 +1,4 @@
-"""Bytes and durations: `parse_` and `format_` are inverse pairs. `GB` is 10^9, `GiB` is 2^30."""
+"""Bytes, durations and counts: `parse_` and `format_` are inverse pairs. `GB` is 10^9, `GiB` is 2^30."""
 
 from __future__ import annotations
 
@@ -90,3 +90,8 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts)
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 request`, `2 requests`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

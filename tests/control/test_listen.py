@@ -39,6 +39,16 @@ def test_only_one_daemon_holds_the_lock(home: Home) -> None:
     InstanceLock(home.lock).release()
 
 
+def test_the_lock_says_where_its_daemon_listens(home: Home) -> None:
+    """The file has the pid and the control socket, and nothing after the release."""
+    lock = InstanceLock(home.lock, home.root / "other.sock")
+    assert home.lock.read_text().splitlines() == [str(os.getpid()), f"{home.root}/other.sock"]
+    with pytest.raises(InUse, match=rf"another mlxd \(pid {os.getpid()}\)"):
+        InstanceLock(home.lock)
+    lock.release()
+    assert home.lock.read_text() == ""
+
+
 def test_a_full_disk_takes_the_pid_and_not_the_lock(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without room for the pid the daemon comes up all the same, and keeps a second one out."""
 

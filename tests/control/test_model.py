@@ -90,7 +90,7 @@ async def test_unload(plane: Plane, client: Client) -> None:
     """An idle model goes at once, a busy one when its request has ended; one that is not loaded is no error."""
     await load(client, "a")
     reply = await client.ask("model.unload", model="a")
-    assert [victim["id"] for victim in reply["evicting"]] == ["a"]
+    assert [victim["id"] for victim in reply["unloading"]] == ["a"]
     assert (await client.wait(reply["op"]))["result"] == {"model": "a", "was_loaded": True}
     await load(client, "a")
     async with plane.pool.lease("a", request_id="r"):
@@ -148,7 +148,7 @@ async def test_remove_refuses_what_is_in_use(plane: Plane, client: Client) -> No
     assert (error["code"], error["exit"]) == ("in_use", 5)
     assert "mlxctl model unload a" in error["hint"]
     async with plane.pool.lease("a", request_id="r"):
-        assert "1 requests" in (await client.refused("model.remove", model="a"))["msg"]
+        assert "1 request" in (await client.refused("model.remove", model="a"))["msg"]
     await client.wait((await client.ask("preload.add", model="b"))["op"])
     await client.wait((await client.ask("model.unload", model="b"))["op"])
     assert "mlxctl preload remove b" in (await client.refused("model.remove", model="b"))["hint"]

@@ -1,4 +1,8 @@
-"""What status, ps and pool.show say."""
+"""What status, ps, pool.show and daemon.show say."""
+
+import sys
+
+import pytest
 
 from mlxd.control.context import HttpState
 from tests.support.control import Client, Plane
@@ -42,6 +46,19 @@ async def test_a_daemon_that_ends_says_so(plane: Plane, client: Client) -> None:
     """Whoever asks while the last requests run learns that it is about to end."""
     plane.requests.close()
     assert "shutting down" in (await client.ask("status"))["problems"][0]
+
+
+async def test_the_process_shows_what_it_sees(plane: Plane, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, limits and what decides where things are found; no other variable, since it may be a secret."""
+    monkeypatch.setenv("OPENROUTER_KEY", "secret")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    shown = await client.ask("daemon.show")
+    assert shown["socket"] == str(plane.home.socket)
+    assert shown["config"] == str(plane.home.config)
+    assert shown["log"] is None
+    assert shown["python"] == sys.executable
+    assert shown["environment"]["PATH"] == "/usr/bin:/bin"
+    assert "secret" not in str(shown)
 
 
 async def test_ps_has_models_requests_waits_and_operations(plane: Plane, client: Client) -> None:

@@ -16,8 +16,10 @@ import pytest
 from mlxctl import process
 from mlxctl.cli import main
 from mlxctl.client import Client, is_running
+from mlxctl.lock import find_holder
 from mlxd.protocol.errors import ControlError
 from mlxd.protocol.paths import Home
+from tests.support.fake_control import FakeControl
 
 TIMEOUT_S = 60.0
 # The daemon outlives the command that started it: that is what it is for.
@@ -209,10 +211,58 @@ def test_daemon_that_hangs_is_ended_by_force(
         assert main(["stop", "--timeout", "50ms", "--now"]) == 0
         assert capsys.readouterr().out == f"stopped (pid {daemon.pid})\n"
 
-    assert process.find_holder(home) is None
+    assert find_holder(home) is None
 
 
 def test_version_without_a_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """The installed version is known without a daemon."""
     assert main(["version"]) == 0
     assert capsys.readouterr().out == "mlxd 0.1.0 installed, not running\n"
+
+
+def test_start_during_a_shutdown(home: Home, behave: Callable[[str], None], capsys: pytest.CaptureFixture[str]) -> None:
+    """A start waits for a daemon that is shutting down, says so, and then starts another."""
+    behave("drain")
+    with process.start_detached(home, home.socket, TIMEOUT_S) as ending:
+        behave("")
+        assert main(["start", "--json"]) == 0
+    started = capsys.readouterr()
+
+    assert started.err == f"note: the daemon (pid {ending.pid}) is shutting down: waiting for 1 request to end\n"
+    document = json.loads(started.out)
+    assert document["result"] == "started"
+    assert document["pid"] != ending.pid
+
+
+def test_start_gives_a_long_shutdown_up(
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A shutdown that takes longer than a stop may is a conflict, with the way out."""
+    monkeypatch.setattr(process, "STOP_TIMEOUT_S", 0.01)
+    with FakeControl(home.socket, {"status": {"requests": [], "pool": {"draining": True}}}):
+        assert main(["start"]) == 5
+    assert capsys.readouterr().err.splitlines()[-2:] == [
+        "  try: mlxctl stop --now, then mlxctl start",
+        "  code: daemon.ending",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "status", "restart"])
+def test_home_whose_daemon_has_another_socket(
+    home: Home, behave: Callable[[str], None], verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon of this home that listens elsewhere is found by its lock and named, at once, by every verb."""
+    other = home.root / "other.sock"
+    behave(str(other))
+    with process.start_detached(home, other, TIMEOUT_S) as daemon:
+        try:
+            assert main([verb]) == 5
+        finally:
+            process.stop(daemon, home, now=True)
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: the daemon of {home.root} (pid {daemon.pid}) listens on {other}, not on {home.socket}",
+        f"  try: mlxctl --socket {other} status",
+        "  code: daemon.other_socket",
+    ]

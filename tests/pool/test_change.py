@@ -39,10 +39,10 @@ async def test_limit_lowered_and_the_victim_is_busy() -> None:
 
         begun = w.change({"pool": {"memory": 40 * MB}})
         assert [(model.id, model.requests) for model in begun.draining] == [("a", 1)]
-        assert begun.over_limit == "draining a (1 requests)"
+        assert begun.over_limit == "draining a (1 request)"
         meanwhile = w.send("b")
         await w.advance(2)
-        assert w.pool.status().over_limit == "draining a (1 requests, 2 s)"
+        assert w.pool.status().over_limit == "draining a (1 request, 2 s)"
         assert w.state("b") == "queued"
 
         await w.advance(20)
@@ -59,7 +59,7 @@ async def test_waiting_for_a_drain_ends_with_its_reason() -> None:
         await w.advance(2)
         begun = w.change({"pool": {"memory": 40 * MB}})
 
-        assert await w.run(w.pool.wait_settled(begun)) == ("draining a (1 requests, 5 s)",)
+        assert await w.run(w.pool.wait_settled(begun)) == ("draining a (1 request, 5 s)",)
         assert await w.run(w.pool.wait_settled(begun, timeout_s=60)) == ()
         assert len(stream.text) == 1500
 
@@ -212,7 +212,7 @@ async def test_max_models_lowered() -> None:
         assert [victim.id for victim in begun.evicting] == ["a"]
         assert [model.id for model in begun.draining] == ["b"]
         await w.advance(1)
-        assert w.pool.status().over_limit == "draining b (1 requests, 1 s)"
+        assert w.pool.status().over_limit == "draining b (1 request, 1 s)"
 
         await w.advance(20)
         assert len(first.text) == len(second.text) == 500

@@ -105,7 +105,7 @@ async def test_a_preload_waits_for_busy_models() -> None:
         assert [model.id for model in begun.deferred] == ["b"]
         await w.advance(50)
         assert preload(w) == {"b": "deferred"}
-        assert "a has 1 requests" in str(w.pool.status().preload[0].reason)
+        assert "a has 1 request" in str(w.pool.status().preload[0].reason)
 
         await w.advance(15)
         assert len(stream.text) == 6000

@@ -128,7 +128,7 @@ async def test_a_wait_ends_with_its_reason() -> None:
 
         await w.advance(0.2)
         assert isinstance(waiting.error, QueueTimeout)
-        assert "a has 1 requests" in str(waiting.error)
+        assert "a has 1 request" in str(waiting.error)
         assert waiting.error.retry_after_s is not None
 
 

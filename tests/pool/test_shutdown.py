@@ -165,7 +165,7 @@ async def test_going_over_the_limit_and_back_is_reported_once() -> None:
 
         events = [event for event in w.events if event.kind.startswith("pool.")]
         assert [event.kind for event in events] == ["pool.over_limit", "pool.within_limit"]
-        assert "draining a (1 requests" in events[0].message
+        assert "draining a (1 request" in events[0].message
 
 
 async def test_every_event_but_progress_is_one_log_line() -> None:

@@ -1,8 +1,9 @@
 """A process that behaves as mlxd does when it starts and stops: lock, socket, hello, `daemon.stop`.
 
-    python -m tests.support.fake_mlxd HOME [fail|hang]
+    python -m tests.support.fake_mlxd HOME [fail|hang|drain|SOCKET]
 
-`fail` ends with a reason on stderr before it listens, `hang` never listens.
+`fail` ends with a reason on stderr before it listens, `hang` never listens, `drain` says that it is shutting down and
+does so when it was asked; anything else is the socket to listen at instead of the home's.
 """
 
 from __future__ import annotations
@@ -36,19 +37,24 @@ def main() -> int:
         except BlockingIOError:
             return EXIT_CONFLICT
         lock.truncate(0)
-        print(os.getpid(), file=lock, flush=True)
+        path = Path(mode) if "/" in mode else home.socket
+        print(f"{os.getpid()}\n{path}", file=lock, flush=True)
         if mode == "hang":
             ended.wait()
             return 0
-        home.socket.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
         def stop(frame: dict[str, Any]) -> dict[str, Any]:
             ended.set()
             return {}
 
-        with FakeControl(
-            home.socket, {"daemon.stop": stop, "status": {"problems": ["the settings file is beyond me"]}}
-        ):
+        def status(frame: dict[str, Any]) -> dict[str, Any]:
+            if mode == "drain":
+                threading.Timer(0.05, ended.set).start()  # the one who asked is waiting by then
+            shown = {"requests": [{}], "pool": {"draining": mode == "drain"}}
+            return {**shown, "problems": ["the settings file is beyond me"]}
+
+        with FakeControl(path, {"daemon.stop": stop, "status": status}):
             ended.wait()
     return 0
 
