@@ -37,6 +37,7 @@ class RunningRequest:
     route: str  # "local" or "cloud"
     started_at_s: float  # unix time
     state: RequestState = RequestState.WAITING
+    completion_tokens: int = 0  # made so far, of all its sequences; an upstream does not tell
 
 
 class RunningRequests:

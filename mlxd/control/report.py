@@ -82,6 +82,7 @@ def _requests(context: ControlContext) -> list[dict[str, Any]]:
             "route": request.route,
             "started_at_ms": int(request.started_at_s * 1000),
             "state": request.state.value,
+            "completion_tokens": request.completion_tokens,
         }
         for request in context.requests.list()
     ]

@@ -36,10 +36,13 @@ class Generation:
         """
         prompt = await self.lease.prepare(request)
         finished: Finished | None = None
+        counted_tokens = 0
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     self.running.state = RequestState.ANSWERING
+                    self.running.completion_tokens += event.completion_tokens - counted_tokens
+                    counted_tokens = event.completion_tokens
                     if event.text:
                         await sink(event.kind, event.text)
                 elif isinstance(event, Finished):

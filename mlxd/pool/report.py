@@ -9,7 +9,7 @@ from mlxd.pool.policy import Rank
 from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
-from mlxd.pool.status import MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, WaitStatus
+from mlxd.pool.status import MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, TokenStatus, WaitStatus
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.units import count, show_bytes
 
@@ -28,6 +28,7 @@ def build_status(state: PoolState) -> PoolStatus:
             for ticket in waiting
         ),
         preload=tuple(_preload(state, model_id) for model_id in state.settings.pool.preload),
+        tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(now)),
         draining=state.is_draining,
     )
 
@@ -164,6 +165,8 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         paused=paused,
         waiting=sum(ticket.resident is resident for ticket in waiting),
         leases=resident.holders,
+        completion_tokens=resident.meter.total,
+        tokens_per_s=resident.meter.per_s(state.clock.now()),
         pinned=model is not None and model.pin,
         preload=resident.id in state.settings.pool.preload,
         keep_alive_s=None if math.isinf(keep_alive_s) else keep_alive_s,

@@ -8,6 +8,7 @@ from enum import Enum
 
 from mlxd.catalog import ModelEntry
 from mlxd.engine.base import Engine, EngineFacts, KvShape
+from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
 from mlxd.protocol.errors import MlxdError
@@ -53,6 +54,7 @@ class Resident:
     active: dict[int, Sequence] = field(default_factory=dict)  # sequences that the engine knows
     released_s: float = 0.0  # when a lease or a sequence last ended
     uses: int = 0
+    meter: TokenMeter = field(default_factory=TokenMeter)  # of its completion tokens
     is_forced: bool = False  # loaded against its estimate: no victim until it is unloaded by command
     is_dismissed: bool = False  # unloaded by command: the preload list does not bring it back
     is_unwanted: bool = False  # goes as soon as its load has ended

@@ -75,6 +75,7 @@ class Runner:
 
     def _on_event(self, sequence: Sequence, event: SequenceEvent) -> None:
         if isinstance(event, Delta):
+            self._count(sequence, event.completion_tokens)
             sequence.events.put(event)
         elif isinstance(event, Prefilling):
             # A resumed sequence prefills again; its reader is past that.
@@ -86,6 +87,14 @@ class Runner:
             self._on_paused(sequence, event)
         else:
             self._on_end(sequence, event)
+
+    def _count(self, sequence: Sequence, completion_tokens: int) -> None:
+        made = completion_tokens - sequence.completion_tokens
+        if made:
+            sequence.completion_tokens = completion_tokens
+            now_s = self._state.clock.now()
+            sequence.resident.meter.add(made, now_s)
+            self._state.meter.add(made, now_s)
 
     def _on_kv_low(self, sequence: Sequence, event: KvLow) -> None:
         if sequence.state is SequenceState.RUNNING and event.kv_tokens == sequence.granted_tokens:
@@ -103,6 +112,9 @@ class Runner:
         self._pump()
 
     def _on_end(self, sequence: Sequence, event: Finished | Failed) -> None:
+        if isinstance(event, Finished):
+            self._count(sequence, event.usage.completion_tokens)
+            self._state.prompt_tokens += event.usage.prompt_tokens
         sequence.events.put(event.error if isinstance(event, Failed) else event)
         sequence.end()
         sequence.resident.untrimmable_bytes = 0

@@ -111,6 +111,7 @@ class Sequence:
     since_s: float  # when its present wait began
     events: EventBuffer = field(default_factory=EventBuffer)
     state: SequenceState = SequenceState.WAITING
+    completion_tokens: int = 0  # as the engine has told
     granted_tokens: int = 0  # what the ledger holds for it; 0 when the device holds nothing
     wanted_tokens: int | None = None  # asked for by KvLow and not granted yet
     is_fresh: bool = True  # in its first pump: it may still start on a model that drains

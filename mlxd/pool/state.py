@@ -12,6 +12,7 @@ from mlxd.engine.base import BackendLimits
 from mlxd.pool import ledger
 from mlxd.pool.clock import Clock
 from mlxd.pool.event import OnEvent, PoolEvent
+from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Candidate, Rank, View
 from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
@@ -44,6 +45,8 @@ class PoolState:
         self.is_draining = False  # the daemon is shutting down
         self.deferred: dict[str, str] = {}  # preloads that wait or cannot be found, and why
         self.mean_service_s = 1.0  # of recent leases
+        self.meter = TokenMeter()  # of all completion tokens
+        self.prompt_tokens = 0  # of all sequences that have ended
         self._on_event = on_event
         self._numbers = itertools.count(1)
 

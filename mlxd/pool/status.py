@@ -38,6 +38,8 @@ class ModelStatus:
     paused: int  # sequences that gave their KV back for a while
     waiting: int  # requests of this model that have not started
     leases: int  # requests that hold the model
+    completion_tokens: int  # made since the daemon's start
+    tokens_per_s: float  # completion tokens of the last seconds
     pinned: bool
     preload: bool
     keep_alive_s: float | None  # None: never expires
@@ -68,6 +70,15 @@ class PreloadStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """What all models have made since the daemon's start, and how fast they are now."""
+
+    completion: int
+    prompt: int  # of sequences that have ended
+    per_s: float  # completion tokens of the last seconds
+
+
+@dataclass(frozen=True, slots=True)
 class PoolStatus:
     """A snapshot of the pool."""
 
@@ -77,6 +88,7 @@ class PoolStatus:
     models: tuple[ModelStatus, ...]
     queue: tuple[WaitStatus, ...]  # oldest first
     preload: tuple[PreloadStatus, ...]
+    tokens: TokenStatus
     draining: bool  # the daemon is shutting down
 
 

@@ -18,7 +18,7 @@ from mlxd.engine.base import (
 )
 from mlxd.pool.lease import GenerateEvent, Lease
 from mlxd.pool.pool import Pool
-from mlxd.pool.status import MemoryStatus, PoolStatus
+from mlxd.pool.status import MemoryStatus, PoolStatus, TokenStatus
 
 # What a generation does next: an event, an error to raise, something to wait for, something to do.
 Step = Prefilling | Delta | Finished | BaseException | asyncio.Event | Callable[[], None]
@@ -63,7 +63,7 @@ class ScriptedPool(Pool):
         return self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
 
     def status(self) -> PoolStatus:
-        return PoolStatus(MemoryStatus(*[0] * 9), None, None, (), (), (), draining=False)
+        return PoolStatus(MemoryStatus(*[0] * 9), None, None, (), (), (), TokenStatus(0, 0, 0.0), draining=False)
 
     @property
     def queue_length(self) -> int:
