@@ -32,6 +32,7 @@ from mlxd.control.server import ControlServer
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
 from mlxd.machine import usable_memory_bytes
+from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.openai.app import make_app
 from mlxd.openai.context import AppContext
 from mlxd.openai.server import HttpServer
@@ -169,8 +170,8 @@ async def _run(options: Options) -> int:
         await http.start()
         await pool.start()
         device.warm_up()
-        watching = loop.create_task(store.watch())
-        stack.callback(watching.cancel)
+        for watch in (store.watch(), watch_memory_pressure(pool.report_pressure)):
+            stack.callback(loop.create_task(watch).cancel)
         loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))
         await shutdown.wait()
         await _drain(pool, requests, shutdown, store.current.daemon.drain_timeout)

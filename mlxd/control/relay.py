@@ -8,7 +8,9 @@ from mlxd.config import StoreEvent
 from mlxd.control.bus import Bus
 from mlxd.pool.event import PoolEvent
 
-_WARNINGS = frozenset({"model.load_failed", "pool.over_limit"})
+_WARNINGS = frozenset(
+    {"model.load_failed", "model.load_retried", "sequence.retried", "pool.over_limit", "pool.pressed"}
+)
 _log = logging.getLogger(__name__)
 
 

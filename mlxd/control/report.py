@@ -50,6 +50,8 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
         yield http.problem
     if pool.over_limit is not None:
         yield f"over the memory limit: {pool.over_limit}"
+    if pool.pressure is not None:
+        yield f"loads wait and idle models are unloaded: {pool.pressure}"
     for preload in pool.preload:
         if preload.state in {"failed", "deferred"}:
             verb = "has failed" if preload.state == "failed" else "is deferred"

@@ -58,6 +58,9 @@ def plan(state: PoolState, new: Settings) -> PoolPlan:
         is_there = resident.state in PRESENT and model_id not in evicting
         if stays_away or is_there or resident.is_wanted:
             continue
+        if state.pressure is not None:
+            deferred.append(DeferredModel(model_id, state.pressure))
+            continue
         floor_bytes = ledger.floor_bytes(resident)
         room = policy.plan_room(view, Demand(model_id, policy.YOUNGEST, floor_bytes, floor_bytes, models=1))
         if room.outcome in {Outcome.NEVER, Outcome.BLOCKED}:

@@ -120,7 +120,9 @@ class Granter:
             return
         tokens = sequence.first_grant_tokens
         n_bytes = ledger.admission_bytes(resident, tokens)
-        if n_bytes <= max(0, self._state.free_bytes - claims.bytes):
+        if sequence.is_second_try and sequence.state is SequenceState.WAITING and self._state.is_freeing:
+            claims.bytes += n_bytes
+        elif n_bytes <= max(0, self._state.free_bytes - claims.bytes):
             self._runner.start(sequence)
         elif resident.state is ModelState.READY or sequence.state is SequenceState.PAUSED:
             self._make_room_for(sequence, claims)
@@ -150,15 +152,21 @@ class Granter:
 
     def _admit_load(self, resident: Resident, age: Age, claims: Claims) -> None:
         since_s = resident.oldest_wait_since_s
-        force = any(ticket.force for ticket in resident.queue.values())
+        is_forced = any(ticket.force for ticket in resident.queue.values())
         demand = self._demand(resident, age, since_s, claims)
         view = self._state.view()
-        force = force and policy.never_fits(view, demand)
+        force = is_forced and policy.never_fits(view, demand)
         if force:
             demand = self._forced(view, demand)
         plan = policy.plan_room(view, demand)
         if plan.outcome is Outcome.NEVER:
             resident.fail_waiting(self._does_not_fit(resident))
+        elif self._state.pressure is not None and not is_forced:
+            resident.blocked_reason = self._state.pressure
+        elif resident.is_second_try and self._state.is_freeing:
+            resident.blocked_reason = "it ran out of memory; what is idle is freed before it is tried once more"
+            claims.bytes += demand.bytes
+            claims.models += 1
         elif plan.outcome is Outcome.FITS:
             self._mover.load(resident, force=force)
         elif plan.outcome is Outcome.FREEING:
@@ -190,6 +198,8 @@ class Granter:
                 state.deferred[model_id] = "it was unloaded by command; a request or `mlxctl model load` brings it back"
             elif resident.failures and state.clock.now() < resident.retry_s:
                 self._wake_at(resident.retry_s)
+            elif state.pressure is not None:
+                state.deferred[model_id] = state.pressure
             elif is_behind or state.is_draining:
                 state.deferred[model_id] = "it waits for other loads"
             else:

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from mlxd.engine.base import Backend, Engine, LoadSpec
-from mlxd.pool import ledger
+from mlxd.pool import ledger, policy
 from mlxd.pool.policy import Plan
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.state import PoolState
-from mlxd.protocol.errors import LoadFailed, MlxdError
+from mlxd.protocol.errors import LoadFailed, MlxdError, OutOfMemory
 from mlxd.protocol.units import count, show_bytes
 
 # After a failed load: 5 s, doubled with every failure in a row, at most 5 min.
@@ -94,6 +94,13 @@ class Mover:
         for model_id in (*plan.evict, *plan.drain):
             self.drain(self._state.residents[model_id], reason)
 
+    def give_back(self, reason: str, *, preloaded: bool = False) -> None:
+        """Empty all prompt caches and let idle models go: memory is short although the ledger's sums are right."""
+        self.carry_out(policy.plan_relief(self._state.view(), preloaded=preloaded), reason)
+        for resident in self._state.present:
+            if resident.state is not ModelState.UNLOADING and resident.prompt_cache_bytes > 0:
+                self._trim(resident, resident.prompt_cache_bytes)
+
     def bound_prompt_caches(self) -> None:
         """Pass the setting `engine.prompt_cache` on to all loaded models."""
         limit_bytes = self._state.settings.engine.prompt_cache
@@ -149,6 +156,7 @@ class Mover:
         resident.facts = engine.facts
         resident.error = None
         resident.failures = 0
+        resident.is_second_try = False
         resident.released_s = now
         resident.untrimmable_bytes = 0
         if self._state.settings.engine.prompt_cache != spec.prompt_cache_limit_bytes:  # changed during the load
@@ -166,7 +174,13 @@ class Mover:
             self.drain(resident, "it was unloaded by command, or left the disk, while it loaded")
 
     def _on_load_failed(self, resident: Resident, error: MlxdError) -> None:
+        if isinstance(error, OutOfMemory) and resident.failures == 0 and not resident.is_second_try:
+            self.give_back(f"loading {resident.id} ran out of memory")
+            if resident.is_wanted:
+                self._load_again(resident, error)
+                return
         resident.enter(ModelState.FAILED)
+        resident.is_second_try = False
         resident.error = error
         resident.failures += 1
         backoff_s = min(FIRST_BACKOFF_S * 2 ** (resident.failures - 1), MOST_BACKOFF_S)
@@ -178,6 +192,22 @@ class Mover:
             {"error": error.to_wire(), "retry_in_s": backoff_s},
         )
         resident.fail_waiting(error)
+
+    def _load_again(self, resident: Resident, error: OutOfMemory) -> None:
+        """Have the load tried once more, when what is being given back is free; its waiters go on waiting."""
+        now = self._state.clock.now()
+        resident.enter(ModelState.QUEUED)
+        resident.is_second_try = True
+        for ticket in resident.queue.values():
+            ticket.since_s = now  # the load has had its own deadline
+        for sequence in resident.waiting.values():
+            sequence.since_s = now
+        self._state.emit(
+            "model.load_retried",
+            resident.id,
+            f"loading {resident.id} ran out of memory; idle models are freed and it is tried once more",
+            {"error": error.to_wire()},
+        )
 
     def _on_unloaded(self, resident: Resident, task: asyncio.Task[None]) -> None:
         if task.cancelled():

@@ -181,6 +181,24 @@ def plan_limit(view: View) -> Plan:
     return replace(plan, pause_bytes=max(0, sum(left.values()) - trimmed_bytes - view.limit_bytes))
 
 
+def plan_relief(view: View, *, preloaded: bool = False) -> Plan:
+    """Plan what to give back when memory is short although the sums are right: all idle ordinary models.
+
+    Args:
+        view: the pool.
+        preloaded: idle preloaded models too, unless ordinary ones go or are going, which may be enough.
+    """
+    idle = [
+        victim
+        for victim in view.victims(lambda victim: victim.rank is not Rank.PINNED)
+        if not victim.is_held and victim.oldest_wait is None
+    ]
+    ordinary = [victim for victim in idle if victim.rank is Rank.ORDINARY]
+    is_coming = any(candidate.is_leaving and not candidate.is_held for candidate in view.candidates)
+    chosen = idle if preloaded and not ordinary and not is_coming else ordinary
+    return Plan(Outcome.FREEING, evict=tuple(victim.model_id for victim in chosen))
+
+
 def never_fits(view: View, demand: Demand) -> bool:
     """Whether the demand is too big for what pinned and preloaded models leave."""
     protected = [

@@ -116,6 +116,16 @@ class Pool:
         await self._scheduler.watch.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
 
+    def report_pressure(self, reason: str | None) -> None:
+        """Take a sample of the system's memory: why it is critically short, in words, or None while it is not.
+
+        While it is short no load starts (but by force), and with each sample idle models unload: ordinary ones, then
+        preloaded ones, never pinned ones. It is over when no sample has said so for a while.
+        """
+        if reason is not None:
+            self._scheduler.pressure.press(reason)
+            self._scheduler.pump()
+
     def status(self) -> PoolStatus:
         """Return a snapshot."""
         return report.build_status(self._state)

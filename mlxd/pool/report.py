@@ -30,6 +30,7 @@ def build_status(state: PoolState) -> PoolStatus:
         preload=tuple(_preload(state, model_id) for model_id in state.settings.pool.preload),
         tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(now)),
         draining=state.is_draining,
+        pressure=state.pressure,
     )
 
 

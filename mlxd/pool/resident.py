@@ -29,7 +29,7 @@ class ModelState(Enum):
 TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
     ModelState.UNLOADED: frozenset({ModelState.QUEUED, ModelState.LOADING}),
     ModelState.QUEUED: frozenset({ModelState.UNLOADED, ModelState.LOADING}),
-    ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED}),
+    ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.QUEUED}),  # queued: tried once more
     ModelState.READY: frozenset({ModelState.DRAINING}),
     ModelState.DRAINING: frozenset({ModelState.UNLOADING}),
     ModelState.UNLOADING: frozenset({ModelState.UNLOADED}),
@@ -66,6 +66,7 @@ class Resident:
     load_total_bytes: int = 0
     error: MlxdError | None = None  # of the last load; None after a good one
     failures: int = 0
+    is_second_try: bool = False  # the load ran out of memory, and is tried once more when idle models are freed
     retry_s: float = 0.0  # no load before this, but by command
     trim_target_bytes: int | None = None  # of the prompt cache, while a trim is under way
     untrimmable_bytes: int = 0  # what the last trim could not free

@@ -12,19 +12,20 @@ from mlxd.engine.base import Delta, Engine, Failed, Finished, KvLow, Paused, Pre
 from mlxd.pool.resident import ModelState
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
-from mlxd.protocol.errors import MlxdError
+from mlxd.protocol.errors import MlxdError, OutOfMemory
 
 
 class Runner:
     """The traffic between the pool's sequences and the engines."""
 
-    def __init__(self, state: PoolState, pump: Callable[[], None]) -> None:
-        """Take the state, and what to call when something may have become possible.
+    def __init__(self, state: PoolState, pump: Callable[[], None], give_back: Callable[[str], None]) -> None:
+        """Take the state, what to call when something may have become possible, and what gives idle memory back.
 
         *pump* is called in the middle of a device's pass and acts when all of the pass has been told.
         """
         self._state = state
         self._pump = pump
+        self._give_back = give_back
 
     def start(self, sequence: Sequence) -> None:
         """Submit or resume the sequence with its first grant."""
@@ -112,6 +113,17 @@ class Runner:
         self._pump()
 
     def _on_end(self, sequence: Sequence, event: Finished | Failed) -> None:
+        if isinstance(event, Failed) and isinstance(event.error, OutOfMemory) and _may_begin_again(sequence):
+            words = _words(sequence)
+            self._give_back(f"{words} ran out of memory")
+            sequence.begin_again(self._state.clock.now())
+            self._state.emit(
+                "sequence.retried",
+                sequence.resident.id,
+                f"{words} ran out of memory; idle models are freed and it is tried once more",
+            )
+            self._pump()
+            return
         if isinstance(event, Finished):
             self._count(sequence, event.usage.completion_tokens)
             self._state.prompt_tokens += event.usage.prompt_tokens
@@ -126,6 +138,12 @@ def _engine(sequence: Sequence) -> Engine:
     if engine is None or sequence.resident.state is ModelState.UNLOADING:
         raise RuntimeError(f"{sequence.resident.id} was unloaded under sequence {sequence.number}")
     return engine
+
+
+def _may_begin_again(sequence: Sequence) -> bool:
+    """Whether an attempt that ran out of memory can be repeated without its reader seeing anything of it."""
+    is_wanted = sequence.state in {SequenceState.RUNNING, SequenceState.PAUSING}
+    return is_wanted and sequence.completion_tokens == 0 and not sequence.is_second_try
 
 
 def _words(sequence: Sequence) -> str:

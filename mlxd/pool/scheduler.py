@@ -14,6 +14,7 @@ from mlxd.pool.admission import refuse_if_full, retry_after_s
 from mlxd.pool.clock import Timer
 from mlxd.pool.granter import Granter
 from mlxd.pool.mover import Mover
+from mlxd.pool.pressure import Pressure
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
@@ -31,8 +32,9 @@ class Scheduler:
     def __init__(self, state: PoolState, backend: Backend) -> None:
         """Build the parts that act for it."""
         self._state = state
-        self.runner = Runner(state, self._pump_soon)
         self.mover = Mover(state, backend, self.pump)
+        self.runner = Runner(state, self._pump_soon, self.mover.give_back)
+        self.pressure = Pressure(state, self.mover, self._wake_at)
         self._granter = Granter(state, self.runner, self.mover, self._wake_at)
         self.watch = Watch(state.clock)
         self._is_pumping = False
@@ -180,6 +182,7 @@ class Scheduler:
     # One round
 
     def _run_round(self) -> None:
+        self.pressure.look()
         residents = list(self._state.residents.values())
         for resident in residents:
             if resident.state is ModelState.DRAINING and not resident.is_held:
@@ -218,6 +221,7 @@ class Scheduler:
             resident.enter(ModelState.QUEUED)
         elif not resident.is_wanted and resident.state is ModelState.QUEUED:
             resident.enter(ModelState.UNLOADED)
+            resident.is_second_try = False
 
     def _expire_waits(self, resident: Resident) -> None:
         """Fail the requests that have waited too long: for a place, or for the load once that has begun."""

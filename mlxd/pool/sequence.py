@@ -116,6 +116,7 @@ class Sequence:
     wanted_tokens: int | None = None  # asked for by KvLow and not granted yet
     is_fresh: bool = True  # in its first pump: it may still start on a model that drains
     waits_for_slot: bool = False  # else for memory
+    is_second_try: bool = False  # it ran out of memory before it had answered anything, and begins once more
 
     @property
     def age(self) -> Age:
@@ -141,6 +142,16 @@ class Sequence:
     def next_grant_tokens(self) -> int:
         """What to grant when it nears its grant."""
         return min(self.granted_tokens + STEP_TOKENS, self.final_tokens)
+
+    def begin_again(self, now: float) -> None:
+        """Let it wait for its start once more: the device has forgotten it, and its reader has had nothing."""
+        self.state = SequenceState.WAITING
+        self.granted_tokens = 0
+        self.wanted_tokens = None
+        self.since_s = now
+        self.is_second_try = True
+        self.resident.active.pop(self.number, None)
+        self.resident.waiting[self.number] = self
 
     def end(self) -> None:
         """Forget it everywhere: the device holds nothing of it, or never did."""

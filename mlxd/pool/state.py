@@ -47,6 +47,7 @@ class PoolState:
         self.mean_service_s = 1.0  # of recent leases
         self.meter = TokenMeter()  # of all completion tokens
         self.prompt_tokens = 0  # of all sequences that have ended
+        self.pressure: str | None = None  # why the system's memory is short, while it is: no load starts
         self._on_event = on_event
         self._numbers = itertools.count(1)
 

@@ -90,6 +90,7 @@ class PoolStatus:
     preload: tuple[PreloadStatus, ...]
     tokens: TokenStatus
     draining: bool  # the daemon is shutting down
+    pressure: str | None = None  # the system's memory is short, and why: loads wait until it is not
 
 
 @dataclass(frozen=True, slots=True)

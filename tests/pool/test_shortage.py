@@ -1,0 +1,234 @@
+"""Memory that is short although the ledger's sums are right: an allocation failed, or the system needs it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxd.pool.pressure import CALM_S
+from mlxd.protocol.errors import OutOfMemory, QueueTimeout
+from tests.support.fake_row import answer_text
+from tests.support.pool_world import Client, World, world
+
+NO_MEMORY = OutOfMemory("model 'b': out of memory while loading: Unable to allocate 30000000 bytes")
+SHORT = "macOS says that its memory is critically short"
+
+
+async def test_out_of_memory_at_load_frees_idle_models_and_retries_once() -> None:
+    """Idle models and prompt caches go, the load is tried again when they are gone, and nobody sees an error."""
+    async with world({"a": 20, "b": 30, "busy": 20, "pinned": 10}, {"models": {"pinned": {"pin": True}}}) as w:
+        await w.load("a", "pinned")
+        stream = w.send("busy", tokens=2000)
+        await w.advance(2)
+        w.backend.fail_load("b", NO_MEMORY)
+        clients = [w.send("b", seed=seed) for seed in range(3)]
+        await w.advance(1.01)
+        waiting = [(wait.model, wait.reason) for wait in w.pool.status().queue]
+        assert waiting == [("b", "it ran out of memory; what is idle is freed before it is tried once more")] * 3
+        assert [w.state(name) for name in ("a", "busy", "pinned", "b")] == ["unloading", "ready", "ready", "queued"]
+
+        await w.advance(2)
+        assert [client.text for client in clients] == [answer_text("hello", seed, 10) for seed in range(3)]
+        assert w.kinds("b") == ["loading", "load_retried", "loading", "loaded"]
+        assert w.backend.calls[-2:] == ["unload a", "load b"]
+        await w.advance(20)
+        assert len(stream.text) == 2000
+
+
+async def test_out_of_memory_at_the_second_try_fails_with_oom() -> None:
+    """All waiters get `oom` with the cause; the backoff begins, and after it a failed try frees nobody again."""
+    async with world({"a": 20, "b": 30}) as w:
+        await w.load("a")
+        for _ in range(3):
+            w.backend.fail_load("b", NO_MEMORY)
+        clients = [w.send("b", seed=seed) for seed in range(2)]
+        await w.advance(3)
+        assert [type(client.error) for client in clients] == [OutOfMemory, OutOfMemory]
+        assert w.state("a") == "unloaded"
+        assert w.kinds("b") == ["loading", "load_retried", "loading", "load_failed"]
+        model = w.model("b")
+        assert model is not None
+        assert model.reason == "not tried again for 4 s"
+
+        await w.load("a")
+        await w.advance(5)
+        third = w.send("b")
+        await w.advance(2)
+        assert isinstance(third.error, OutOfMemory)
+        assert w.state("a") == "ready"
+        assert w.kinds("b")[-2:] == ["loading", "load_failed"]
+
+
+async def test_out_of_memory_of_a_preload_waits_for_its_backoff() -> None:
+    """A load that no request waits for frees idle models too, and is tried again when its backoff is over."""
+    async with world({"a": 20, "b": 30}) as w:
+        await w.load("a")
+        w.backend.fail_load("b", NO_MEMORY)
+        w.change({"pool": {"preload": ["b"]}})
+        await w.advance(1.5)
+        assert (w.state("a"), w.state("b")) == ("unloaded", "failed")
+
+        await w.advance(6)
+        assert w.state("b") == "ready"
+
+
+async def test_a_load_whose_last_waiter_leaves_between_the_tries_is_given_up() -> None:
+    """Nobody wants it any more: it is not loaded, and the next request begins with a first try."""
+    async with world({"a": 20, "b": 30}) as w:
+        w.backend.unload_s = 5
+        await w.load("a")
+        w.backend.fail_load("b", NO_MEMORY)
+        client = w.send("b")
+        await w.advance(1.5)
+        assert w.state("b") == "queued"
+        client.task.cancel()
+        await w.advance(10)
+        assert w.state("b") == "unloaded"
+
+        w.backend.fail_load("b", NO_MEMORY)
+        assert await w.run(w.answer("b"))
+        assert w.kinds("b") == ["loading", "load_retried", "loading", "load_retried", "loading", "loaded"]
+
+
+async def _prefilling(w: World, *models: str) -> list[Client]:
+    """Begin a request for each model and stop before the device has seen it."""
+    clients = [w.send(name, tokens=50) for name in models]
+    await w.settle()
+    return clients
+
+
+async def test_out_of_memory_at_prefill_frees_idle_models_and_retries_once() -> None:
+    """A request that has had no text yet begins once more when what was idle is gone; its answer is whole."""
+    async with world({"a": 20, "idle": 30}) as w:
+        await w.load("a", "idle")
+        (client,) = await _prefilling(w, "a")
+        w.backend.fail_sequences("a", NO_MEMORY)
+        await w.advance(0.02)
+        assert (w.state("a"), w.state("idle"), client.done) == ("ready", "unloading", False)
+        assert w.backend.running == 0
+
+        await w.advance(2)
+        assert client.text == answer_text("hello", 0, 50)
+        assert "sequence.retried" in w.kinds("a")
+
+
+async def test_out_of_memory_at_the_second_prefill_fails_with_oom() -> None:
+    """The request ends with `oom`, and its row's reservation is gone."""
+    async with world({"a": 20}) as w:
+        await w.load("a")
+        (client,) = await _prefilling(w, "a")
+        w.backend.fail_sequences("a", NO_MEMORY)
+        await w.advance(0.011)
+        w.backend.fail_sequences("a", NO_MEMORY)
+        await w.advance(1)
+        assert isinstance(client.error, OutOfMemory)
+        assert w.backend.running == 0
+        assert await w.run(w.answer("a"))
+
+
+async def test_out_of_memory_after_the_first_text_is_no_retry() -> None:
+    """What a reader has seen cannot be taken back: a stream that answers already ends with `oom`."""
+    async with world({"a": 20, "idle": 30}) as w:
+        await w.load("a", "idle")
+        client = w.send("a", tokens=500)
+        await w.advance(1)
+        w.backend.fail_sequences("a", NO_MEMORY)
+        await w.advance(1)
+        assert isinstance(client.error, OutOfMemory)
+        assert w.state("idle") == "ready"
+
+
+async def test_a_request_that_begins_again_on_a_draining_model_waits_for_the_reload() -> None:
+    """The model drains without it, comes back for it, and the prompt that was prepared is answered."""
+    async with world({"a": 20, "b": 20}) as w:
+        await w.load("a", "b")
+        client, other = await _prefilling(w, "a", "b")
+        w.change({"pool": {"max_models": 1}})
+        assert (w.state("a"), w.state("b")) == ("draining", "ready")
+        w.backend.fail_sequences("a", NO_MEMORY)
+        await w.advance(5)
+        assert other.text
+
+        assert client.text == answer_text("hello", 0, 50)
+        assert w.kinds("a")[-4:] == ["evicting", "unloaded", "loading", "loaded"]
+
+
+async def test_os_memory_critical() -> None:
+    """New loads wait with the reason, idle unpinned models unload, what runs goes on; later the loads go on too."""
+    models = {"idle": 20, "busy": 10, "pinned": 10, "new": 20}
+    async with world(models, {"models": {"pinned": {"pin": True}}}) as w:
+        await w.load("idle", "pinned")
+        stream = w.send("busy", tokens=400)
+        await w.advance(2)
+        w.pool.report_pressure(SHORT)
+        waiting = w.send("new")
+        await w.advance(1)
+        assert [w.state(name) for name in models] == ["unloaded", "ready", "ready", "queued"]
+        assert w.pool.status().pressure == SHORT
+        assert w.pool.status().queue[0].reason == SHORT
+        assert [event.kind for event in w.events].count("pool.pressed") == 1
+        assert await w.run(w.answer("pinned"))
+
+        await w.advance(CALM_S - 2)
+        w.pool.report_pressure(None)
+        w.pool.report_pressure(SHORT)
+        await w.advance(CALM_S - 1)
+        assert (waiting.done, w.state("busy")) == (False, "unloaded")
+        assert len(stream.text) == 400
+
+        await w.advance(4)
+        assert waiting.text
+        assert w.pool.status().pressure is None
+        kinds = [event.kind for event in w.events]
+        assert (kinds.count("pool.pressed"), kinds.count("pool.relieved")) == (1, 1)
+
+
+async def test_os_memory_critical_takes_preloaded_models_last_and_brings_them_back() -> None:
+    """The next sample that is still critical takes idle preloaded models too; they load again when it is over."""
+    async with world({"a": 20, "kept": 30}, {"pool": {"preload": ["kept"]}}) as w:
+        await w.advance(2)
+        await w.load("a")
+        w.pool.report_pressure(SHORT)
+        w.pool.report_pressure(SHORT)
+        assert (w.state("a"), w.state("kept")) == ("unloading", "ready")
+        await w.advance(1)
+        w.pool.report_pressure(SHORT)
+        await w.advance(1)
+        assert w.state("kept") == "unloaded"
+        assert [(preload.state, preload.reason) for preload in w.pool.status().preload] == [("deferred", SHORT)]
+        planned = w.pool.plan(w.pool._state.settings, w.pool._state.settings)
+        assert [(model.id, model.reason) for model in planned.deferred] == [("kept", SHORT)]
+
+        await w.advance(CALM_S + 2)
+        assert w.state("kept") == "ready"
+
+
+async def test_os_memory_critical_ends_a_wait_with_its_reason() -> None:
+    """While it lasts, a request waits for `queue.timeout` at most, and is told why."""
+    async with world({"a": 20}, {"queue": {"timeout": "5s"}}) as w:
+        w.pool.report_pressure(SHORT)
+        client = w.send("a")
+        await w.advance(6)
+
+        assert isinstance(client.error, QueueTimeout)
+        assert SHORT in client.error.message
+        assert w.backend.calls == []
+
+
+async def test_os_memory_critical_yields_to_force() -> None:
+    """`model load --force` loads all the same: the sample may be wrong, and the operator knows better."""
+    async with world({"a": 20}) as w:
+        w.pool.report_pressure(SHORT)
+        with pytest.raises(AssertionError, match="it takes longer"):
+            await w.run(w.pool.load("a"), seconds=3)
+        await w.run(w.pool.load("a", force=True))
+        assert w.state("a") == "ready"
+
+
+async def test_os_memory_critical_lets_a_running_load_end() -> None:
+    """P11: a load that runs when the system gets short completes, and its requests are answered."""
+    async with world({"a": 20}) as w:
+        client = w.send("a")
+        await w.advance(0.5)
+        w.pool.report_pressure(SHORT)
+        await w.advance(2)
+        assert client.text
