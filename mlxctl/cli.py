@@ -32,7 +32,7 @@ _VERBS = {
     "restart": "mlxctl.daemon",
     "version": "mlxctl.daemon",
 }
-_NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "cloud", "config", "service")}
+_NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "queue", "cloud", "config", "service")}
 
 
 class Root(Noun):

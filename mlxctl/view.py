@@ -77,6 +77,31 @@ def format_pool(document: Map) -> str:
     return "\n\n".join(parts)
 
 
+def format_queue(document: Map) -> str:
+    """Return `mlxctl queue show`."""
+    queue, waiting = document["queue"], document["waiting"]
+    bounds = f"at most {document['size']}, {document['per_model']} for one model"
+    if not waiting:
+        return f"no request waits ({bounds})"
+    table = format_table(
+        ["#", "REQUEST", "MODEL", "PLACE", "WAITED", "REASON"],
+        [
+            (
+                wait["position"],
+                wait["request_id"],
+                wait["model"],
+                wait["model_position"],
+                show_duration(wait["waited_s"]),
+                wait["reason"],
+            )
+            for wait in queue
+        ],
+    )
+    shown = "" if len(queue) == waiting else f"; the first {len(queue)} are shown"
+    timeout = show_duration(document["timeout_s"])
+    return f"{table}\n\n{count(waiting, 'request')} waiting ({bounds}; each for {timeout} at most){shown}"
+
+
 def format_models(document: Map) -> str:
     """Return `mlxctl model list`."""
     models = document["models"]

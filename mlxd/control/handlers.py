@@ -49,6 +49,7 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "status": report.status,
         "ps": report.ps,
         "pool.show": report.show_pool,
+        "queue.show": report.show_queue,
         "settings.get": setting.get,
         "settings.list": setting.list_all,
         "settings.set": setting.set_many,

@@ -10,6 +10,9 @@ from typing import Any
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.pool.status import PoolStatus
 
+# A reply has room for some 30 times as many; nobody reads them.
+_MOST_WAITS = 500
+
 
 async def ping(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Answer."""
@@ -73,6 +76,20 @@ async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG00
 async def show_pool(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the pool's own snapshot."""
     return dataclasses.asdict(context.pool.status())
+
+
+async def show_queue(context: ControlContext, request: Request) -> Reply:
+    """Return who waits, oldest first, how many that are in all, and how many may."""
+    waiting = context.pool.status().queue
+    bounds = context.store.current.queue
+    most = request.params.get("limit", _MOST_WAITS)
+    return {
+        "queue": [dataclasses.asdict(wait) for wait in waiting[:most]],
+        "waiting": len(waiting),
+        "size": bounds.size,
+        "per_model": bounds.per_model,
+        "timeout_s": bounds.timeout,
+    }
 
 
 def _requests(context: ControlContext) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
 
 from mlxd.pool import ledger
 from mlxd.pool.policy import Rank
@@ -16,17 +18,13 @@ from mlxd.protocol.units import count, show_bytes
 
 def build_status(state: PoolState) -> PoolStatus:
     """Return a snapshot of the pool."""
-    now = state.clock.now()
     waiting = sorted(state.waiting_tickets(), key=lambda ticket: ticket.number)
     return PoolStatus(
         memory=_memory(state),
         over_limit=over_limit(state),
         max_models=state.settings.pool.max_models,
         models=tuple(_model(state, resident, waiting) for resident in _shown(state)),
-        queue=tuple(
-            WaitStatus(ticket.request_id, ticket.resident.id, now - ticket.arrived_s, reason_waiting(state, ticket))
-            for ticket in waiting
-        ),
+        queue=tuple(_waits(state, waiting)),
         preload=tuple(_preload(state, model_id) for model_id in state.settings.pool.preload),
         tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(now)),
         draining=state.is_draining,
@@ -112,6 +110,21 @@ def _activity(state: PoolState, resident: Resident) -> str:
         return f"{resident.id} has {count(resident.holders, 'request')}"
     rank = state.rank(resident)
     return f"{resident.id} is {'idle' if rank is Rank.ORDINARY else rank.name.lower()}"
+
+
+def _waits(state: PoolState, waiting: list[Ticket]) -> Iterator[WaitStatus]:
+    places: Counter[str] = Counter()
+    for position, ticket in enumerate(waiting, 1):
+        model_id = ticket.resident.id
+        places[model_id] += 1
+        yield WaitStatus(
+            request_id=ticket.request_id,
+            model=model_id,
+            waited_s=state.clock.now() - ticket.arrived_s,
+            reason=reason_waiting(state, ticket),
+            position=position,
+            model_position=places[model_id],
+        )
 
 
 def _memory(state: PoolState) -> MemoryStatus:

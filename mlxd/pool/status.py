@@ -58,6 +58,8 @@ class WaitStatus:
     model: str
     waited_s: float
     reason: str
+    position: int  # in the whole queue, from 1: the order in which requests came
+    model_position: int  # among those that wait for the same model, from 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
-"""What status, ps, pool.show and daemon.show say."""
+"""What status, ps, pool.show, queue.show and daemon.show say."""
 
+import asyncio
 import sys
 
 import pytest
 
 from mlxd.control.context import HttpState
-from tests.support.control import Client, Plane
+from tests.support.control import Client, Plane, until
 
 
 async def test_status_of_a_quiet_daemon(plane: Plane, client: Client) -> None:
@@ -83,6 +84,46 @@ async def test_pool_show_is_the_pools_snapshot(plane: Plane, client: Client) -> 
     parts = ("weights_bytes", "kv_bytes", "prompt_cache_bytes", "loading_bytes", "margin_bytes")
     assert memory["reserved_bytes"] == sum(memory[part] for part in parts)
     assert shown["models"][0]["id"] == "a"
+
+
+async def test_queue_show_has_the_place_and_the_reason_of_each_wait(plane: Plane, client: Client) -> None:
+    """Oldest first over all models, each with its place for its own model, and the bounds in force."""
+    plane.backend.hold_loads(hold=True)
+    waits = [("r1", "a"), ("r2", "b"), ("r3", "a")]
+    tasks = [asyncio.ensure_future(_hold(plane, model, request)) for request, model in waits]
+    await until(lambda: plane.pool.queue_length == 3)
+
+    shown = await client.ask("queue.show")
+    assert [
+        (wait["position"], wait["request_id"], wait["model"], wait["model_position"]) for wait in shown["queue"]
+    ] == [(1, "r1", "a", 1), (2, "r2", "b", 1), (3, "r3", "a", 2)]
+    assert [wait["reason"].split(" (")[0] for wait in shown["queue"]] == [
+        "a is loading",
+        "b is loading",
+        "a is loading",
+    ]
+    assert all(wait["waited_s"] >= 0 for wait in shown["queue"])
+    assert [shown[key] for key in ("waiting", "size", "per_model", "timeout_s")] == [3, 256, 64, 120.0]
+    first = await client.ask("queue.show", limit=1)
+    assert ([wait["request_id"] for wait in first["queue"]], first["waiting"]) == (["r1"], 3)
+
+    plane.backend.hold_loads(hold=False)
+    await asyncio.gather(*tasks)
+    assert (await client.ask("queue.show"))["queue"] == []
+
+
+async def _hold(plane: Plane, model: str, request: str) -> None:
+    """Take a lease and give it back."""
+    async with plane.pool.lease(model, request_id=request):
+        pass
+
+
+async def test_a_system_that_is_short_of_memory_is_a_problem(plane: Plane, client: Client) -> None:
+    """`status` says that loads wait, and why."""
+    plane.pool.report_pressure("the system has 1.0 % of its memory left")
+    status = await client.ask("status")
+    assert status["pool"]["pressure"] == "the system has 1.0 % of its memory left"
+    assert any("loads wait" in problem and "1.0 % of its memory left" in problem for problem in status["problems"])
 
 
 async def test_ping(plane: Plane, client: Client) -> None:

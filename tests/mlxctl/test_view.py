@@ -161,6 +161,22 @@ def test_pool_golden() -> None:
     assert view.format_pool({**POOL, "models": [], "queue": [WAIT]}).splitlines() == POOL_LINES
 
 
+def test_queue_golden() -> None:
+    """Who waits, in order, with the place among those for the same model; how many there are and may be."""
+    bounds = {"size": 256, "per_model": 64, "timeout_s": 120.0}
+    waits = [{**WAIT, "position": 1, "model_position": 1}, {**WAIT, "position": 2, "model_position": 2}]
+    assert view.format_queue({**bounds, "queue": [], "waiting": 0}) == (
+        "no request waits (at most 256, 64 for one model)"
+    )
+    assert view.format_queue({**bounds, "queue": waits, "waiting": 3}).splitlines() == [
+        "#  REQUEST  MODEL   PLACE  WAITED  REASON",
+        "1  req-9    coming      1   1m15s  coming is loading: 25 %",
+        "2  req-9    coming      2   1m15s  coming is loading: 25 %",
+        "",
+        "3 requests waiting (at most 256, 64 for one model; each for 2m at most); the first 2 are shown",
+    ]
+
+
 def test_model_list_golden() -> None:
     """Models on disk with their state; those that cannot be served say why."""
     entry = {"id": "tiny", "state": "ready", "weights_bytes": 270_000_000, "context_length": 8192, "source": "mlxd"}
