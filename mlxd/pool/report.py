@@ -26,7 +26,7 @@ def build_status(state: PoolState) -> PoolStatus:
         models=tuple(_model(state, resident, waiting) for resident in _shown(state)),
         queue=tuple(_waits(state, waiting)),
         preload=tuple(_preload(state, model_id) for model_id in state.settings.pool.preload),
-        tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(now)),
+        tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(state.clock.now())),
         draining=state.is_draining,
         pressure=state.pressure,
     )
