@@ -2,9 +2,9 @@
 
 `Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once
 (or are awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of
-the device thread in one call, in order. Per sequence the order is: `Prefilling`*, then `Delta`* with `KvLow` and
-`Paused` between them, then exactly one of `Finished` or `Failed`, after which the device thread holds nothing of that
-sequence.
+the device thread in one call, in order. Per sequence the order is: `Prefilling`*, `PromptScored` where asked for, then
+`Delta`* with `KvLow` and `Paused` between them, then exactly one of `Finished` or `Failed`, after which the device
+thread holds nothing of that sequence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from mlxd.engine.constraint import Constraint
+from mlxd.engine.logprob import TokenLogprob
 from mlxd.protocol.errors import MlxdError
 
 # mlx-lm's caches grow in steps of this many tokens (`KVCache.step`).
@@ -68,6 +70,9 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     max_tokens: int | None = None  # None: the rest of the context
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many alternatives to report beside each token; None: no logprobs at all
+    scores_prompt: bool = False  # report the logprobs of the prompt's tokens first (`PromptScored`)
+    constraint: Constraint | None = None  # what the answer must be, after any thinking
 
 
 class TextKind(Enum):
@@ -80,12 +85,16 @@ class TextKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PreparedPrompt:
-    """A rendered, tokenized and length-checked prompt, bound to no engine: it outlives a reload of its model."""
+    """A rendered, tokenized and length-checked prompt, bound to no engine: it outlives a reload of its model.
+
+    Sequences that are given the same object at about the same time share one prefill.
+    """
 
     tokens: tuple[int, ...]
     max_tokens: int  # resolved against the context, ≥ 1
     initial_kind: TextKind = TextKind.CONTENT  # REASONING where the template ends with an open thinking tag
     is_continuation: bool = False  # the answer goes on in the prompt's own text: its leading space is part of it
+    grammar: object | None = None  # the compiled constraint; only the engine that made it looks inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,8 @@ class Submit:
     sampling: SamplingParams
     stop: tuple[str, ...]
     kv_tokens: int  # prompt + generated tokens whose KV may exist; more only after `Engine.grant`
+    logprobs: int | None = None
+    scores_prompt: bool = False
 
 
 class FinishReason(Enum):
@@ -126,6 +137,14 @@ class Prefilling:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The logprobs of all tokens of the prompt; comes once, before the first `Delta`, where they were asked for."""
+
+    sequence_id: int
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New text. `text` may be empty when a token only fed the detokenizer's or the stop matcher's buffer."""
 
@@ -133,6 +152,7 @@ class Delta:
     text: str
     kind: TextKind
     completion_tokens: int  # generated so far
+    logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens since the last delta that had any
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +188,7 @@ class Failed:
     error: MlxdError
 
 
-SequenceEvent = Prefilling | Delta | KvLow | Paused | Finished | Failed
+SequenceEvent = Prefilling | PromptScored | Delta | KvLow | Paused | Finished | Failed
 Listener = Callable[[SequenceEvent], None]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.engine.base import BackendLimits, Listener, LoadProgress, LoadSpec, SchedulingParams, Submit
+from mlxd.engine.vocabulary import Vocabulary
 
 # Called on the event loop with the result, or with the `MlxdError` that came instead.
 Reply = Callable[[Any], None]
@@ -25,6 +26,7 @@ class ModelFiles:
     path: Path
     config: dict[str, Any]
     tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
+    vocabulary: Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,10 @@ class Device:
             # The load goes on, and nobody will get its engine.
             loading.add_done_callback(lambda done: self._drop(key, done))
             raise
-        renderer = PromptRenderer(spec.model_id, files.tokenizer, facts)
+        from mlxd.engine.grammar import Grammars  # imports mlx, which the device thread has done by now
+
+        grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size)
+        renderer = PromptRenderer(spec.model_id, files.tokenizer, facts, grammars)
         engine = TextEngine(key, spec.model_id, facts, renderer, self._inbox, self._workers)
         self._engines[key] = engine
         return engine

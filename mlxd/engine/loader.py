@@ -13,6 +13,7 @@ from mlxd.engine.base import EngineFacts, LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.kv import probe_kv
 from mlxd.engine.source import context_length
+from mlxd.engine.vocabulary import Vocabulary
 
 # Measured: 8 MB take 5 ms, which a stream does not notice; 64 MB take 29 ms and load twice as fast.
 BUSY_SLICE_BYTES = 8_000_000
@@ -26,6 +27,7 @@ class LoadedModel:
     model_id: str
     model: Any  # mlx.nn.Module
     tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
+    vocabulary: Vocabulary
     facts: EngineFacts
 
 
@@ -77,4 +79,4 @@ class SlicedLoad:
             has_tool_calling=bool(tokenizer.has_tool_calling),
             chat_template=bool(tokenizer.has_chat_template),
         )
-        return LoadedModel(self._spec.model_id, self._model, tokenizer, facts)
+        return LoadedModel(self._spec.model_id, self._model, tokenizer, self._files.vocabulary, facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxd.engine.base import (
     ChatPrompt,
@@ -17,6 +17,9 @@ from mlxd.engine.base import (
 )
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
+if TYPE_CHECKING:
+    from mlxd.engine.grammar import Grammars  # imports mlx
+
 _log = logging.getLogger(__name__)
 
 # A text is longer than its context when this many characters per token of context are.
@@ -26,18 +29,25 @@ _GENEROUS_CHARACTERS = 16
 class PromptRenderer:
     """Prepares the prompts of one model."""
 
-    def __init__(self, model_id: str, tokenizer: Any, facts: EngineFacts) -> None:
-        """Take mlx-lm's `TokenizerWrapper` and what was measured at the load."""
+    def __init__(
+        self,
+        model_id: str,
+        tokenizer: Any,
+        facts: EngineFacts,
+        grammars: Grammars,
+    ) -> None:
+        """Take mlx-lm's `TokenizerWrapper`, what was measured at the load, and what compiles constraints."""
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._facts = facts
+        self._grammars = grammars
 
     def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render, tokenize and check against the context.
 
         Raises:
             InvalidRequest: a sampling parameter is out of its range, the template refuses the messages, the prompt is
-                empty, or a token id is out of range.
+                empty, a token id is out of range, or the constraint cannot be enforced.
             ContextLengthExceeded: prompt + max_tokens is over the context.
         """
         check_sampling(request.sampling, self._facts.vocab_size)
@@ -58,7 +68,10 @@ class PromptRenderer:
                 tokens = list(request.prompt.tokens)
         self._check_range(tokens)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
-        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation)
+        if request.logprobs is not None:
+            self._grammars.read_tokens("logprobs")  # here and not on the device thread
+        grammar = None if request.constraint is None else self._grammars.compile(request.constraint)
+        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, grammar)
 
     def _render(self, prompt: ChatPrompt) -> str:
         if not self._facts.chat_template:

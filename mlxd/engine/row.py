@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from mlxd.engine.base import Listener, Submit, Usage
+from mlxd.engine.base import Delta, Listener, Submit, TextKind, Usage
+from mlxd.engine.grammar import Grammar, GrammarProcessor
+from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.output import Output
 
 # A row asks for a larger grant when fewer tokens than this remain of it.
@@ -17,6 +19,8 @@ _NEVER = 2**62
 class Phase(Enum):
     """Where a row is."""
 
+    HELD = "held"  # another row processes the same prompt for it
+    SCORING = "scoring"  # its prompt is read for its logprobs
     PREFILL = "prefill"
     DECODE = "decode"
     PAUSED = "paused"  # out of the batch, without KV
@@ -30,7 +34,7 @@ class Row:
     listener: Listener
     output: Output
     sampler: Any
-    processors: list[Any]
+    processors: list[Any]  # the grammar's is not among them
     kv_tokens: int  # the grant
     tokens: list[int]  # prompt and generated
     phase: Phase = Phase.PREFILL
@@ -39,6 +43,9 @@ class Row:
     cached_tokens: int = 0  # of the prompt, at its first prefill
     inserted_tokens: int = 0  # whose KV it came into the batch with
     prefilled_tokens: int = 0
+    grammar: GrammarProcessor | None = None  # of its present stay in the batch
+    unreported: list[TokenLogprob] = field(default_factory=list)  # of tokens whose text has not come out
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()  # once they have been posted
     is_low_posted: bool = False  # for this grant
     check_at_tokens: int = field(default=_NEVER)  # the length at which the grant matters next
 
@@ -67,6 +74,45 @@ class Row:
         """What it used until now."""
         return Usage(self.prompt_tokens, self.cached_tokens, self.generated)
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether the logprobs of its prompt have been posted."""
+        return bool(self.prompt_logprobs)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing has been generated for it."""
+        return self.generated == 0
+
+    def enter_grammar(self) -> list[Any]:
+        """Return the logits processors for a stay in the batch that begins now."""
+        grammar = self.submit.prompt.grammar
+        if not isinstance(grammar, Grammar):
+            return self.processors
+        is_thinking = self.submit.prompt.initial_kind is TextKind.REASONING
+        self.grammar = grammar.processor(self.tokens[self.prompt_tokens :], is_thinking=is_thinking)
+        return [*self.processors, self.grammar]
+
+    def push(self, token: int, logprob: TokenLogprob | None) -> list[Delta]:
+        """Return what *token* makes known; its logprob goes out with the text that it is in."""
+        pieces = self.output.push(token)
+        if logprob is not None and not self.output.stopped:
+            self.unreported.append(logprob)
+        return [self._delta(kind, text) for kind, text in pieces]
+
+    def flush(self) -> list[Delta]:
+        """Return what was held back until the end."""
+        deltas = [self._delta(kind, text) for kind, text in self.output.finish()]
+        if self.unreported and not self.output.stopped:  # of tokens that have no text of their own
+            deltas.append(Delta(self.sequence_id, "", TextKind.CONTENT, self.generated, tuple(self.unreported)))
+        return deltas
+
+    def _delta(self, kind: TextKind, text: str) -> Delta:
+        logprobs = tuple(self.unreported) if text else ()
+        if text:
+            self.unreported.clear()
+        return Delta(self.sequence_id, text, kind, self.generated, logprobs)
+
     def set_grant(self, kv_tokens: int) -> None:
         """Let it grow to *kv_tokens*."""
         self.kv_tokens = kv_tokens
@@ -83,3 +129,22 @@ class Row:
             self.check_at_tokens = _NEVER
         else:
             self.check_at_tokens = self.kv_tokens - (0 if self.is_low_posted else KV_LOW_TOKENS - 1)
+
+
+class Rows(dict[int, Row]):
+    """All rows of one model by sequence id, oldest first."""
+
+    def is_led(self, row: Row) -> bool:
+        """Whether a row before it processes the same prompt, and has more to do than its last token."""
+        return any(
+            other.submit.prompt is row.submit.prompt
+            and other.submit.scores_prompt == row.submit.scores_prompt
+            and other.is_fresh
+            and (other.phase is Phase.SCORING or (other.phase is Phase.PREFILL and other.unprocessed_tokens > 1))
+            for other in self.values()
+            if other is not row
+        )
+
+    def held_by(self, leader: Row) -> list[Row]:
+        """Return the rows that wait for *leader* to process their prompt."""
+        return [row for row in self.values() if row.phase is Phase.HELD and row.submit.prompt is leader.submit.prompt]

@@ -14,6 +14,7 @@ from mlx_lm.utils import load_config, load_tokenizer
 from mlxd.engine.base import LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.fault import in_words
+from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import LoadFailed
 
 # Where configurations state their context, in the order of preference.
@@ -44,7 +45,7 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
         tokenizer.encode("a", add_special_tokens=False)
     except Exception as error:  # tokenizers raise bare Exception
         raise LoadFailed(f"model '{spec.model_id}': the tokenizer cannot be read: {in_words(error)}") from error
-    return ModelFiles(spec.path, config, tokenizer)
+    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer))
 
 
 def context_length(spec: LoadSpec, files: ModelFiles) -> int:

@@ -1,22 +1,22 @@
 """A text model on the device thread: one `BatchGenerator`, its rows, its prompt cache.
 
-Every row is in the batch, or paused and without KV. A row leaves the batch before the step that would take its KV over
-its grant, which the pool has reserved. What `BatchGenerator.next` returned as a token is in the KV; the token after it
-is being computed already, and is computed again when a row comes back.
+Every row is in the batch, or paused and without KV, or waits for the KV of its prompt: the prompt is read for its
+logprobs first, or another row with the same prompt processes it for both. A row leaves the batch before the step that
+would take its KV over its grant, which the pool has reserved. What `BatchGenerator.next` returned as a token is in the
+KV; the token after it is being computed already, and is computed again when a row comes back.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from mlxd.engine.base import (
-    Delta,
     Failed,
     Finished,
     FinishReason,
@@ -24,19 +24,22 @@ from mlxd.engine.base import (
     Listener,
     Paused,
     Prefilling,
+    PromptScored,
     SchedulingParams,
     SequenceEvent,
     Submit,
 )
 from mlxd.engine.fault import generation_failure
 from mlxd.engine.loader import LoadedModel
+from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.memory import MemoryLimits, is_gpu
 from mlxd.engine.output import Markup
 from mlxd.engine.pace import PrefillPace
 from mlxd.engine.prompt_cache import PromptCache
-from mlxd.engine.row import Phase, Row
+from mlxd.engine.row import Phase, Row, Rows
 from mlxd.engine.sampling import SamplerCache, SeededSampler, logits_processors
-from mlxd.protocol.errors import MlxdError
+from mlxd.engine.scoring import PromptScorer, Scores, to_float32
+from mlxd.protocol.errors import GenerationFailed, MlxdError
 
 _log = logging.getLogger(__name__)
 
@@ -71,17 +74,19 @@ class TextModel:
         self._post = post
         self._pace = PrefillPace(scheduling, _GPU_PREFILL_TOKENS if is_gpu() else _CPU_PREFILL_TOKENS)
         self._markup = Markup(tokenizer)
+        self._scores = Scores(loaded.vocabulary, loaded.facts.vocab_size)
         self._eos_tokens = sorted(tokenizer.eos_token_ids)
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._samplers = SamplerCache(loaded.facts.vocab_size, [*newline, *self._eos_tokens])
-        self._rows: dict[int, Row] = {}  # by sequence id
-        self._batch: dict[int, Row] = {}  # by uid: the ones that are not paused
+        self._rows = Rows()
+        self._batch: dict[int, Row] = {}  # by uid: the ones that the generator has
+        self._scorers: dict[int, PromptScorer] = {}  # by sequence id; the oldest is read first
         self._generator = self._make_generator()
 
     @property
     def is_busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._batch)
+        return bool(self._batch or self._scorers)
 
     @property
     def is_decoding(self) -> bool:
@@ -110,7 +115,7 @@ class TextModel:
         """Take a sequence out of the batch and drop its KV."""
         row = self._rows.get(sequence_id)
         if row is not None and row.phase is not Phase.PAUSED:
-            self._generator.remove([row.uid])
+            self._generator.remove([row.uid])  # knows nothing of rows that wait for their prompt
             self._pause(row)
 
     def resume(self, sequence_id: int, kv_tokens: int) -> None:
@@ -139,6 +144,10 @@ class TextModel:
 
     def step(self, *, others_decode: bool) -> None:
         """Make one token for every decoding row, and process one chunk of the prompts that wait."""
+        if self._scorers:
+            self._score()
+        if not self._batch:
+            return
         prefilled, responses = self._next(others_decode=others_decode)
         for response in prefilled:
             self._on_prefilled(response)
@@ -171,11 +180,12 @@ class TextModel:
 
     def fail_batch(self, error: MlxdError) -> None:
         """End the sequences in the batch with *error* and begin a fresh one, whatever state the old one is in."""
-        for row in list(self._batch.values()):
-            self._forget(row)
-            self._post(row.listener, Failed(row.sequence_id, error))
+        failed = list(self._batch.values())
         self._generator.close()
         self._generator = self._make_generator()
+        for row in failed:
+            self._forget(row)
+            self._post(row.listener, Failed(row.sequence_id, error))
 
     def close(self, error: MlxdError) -> None:
         """End all sequences with *error* and let go of everything MLX."""
@@ -206,26 +216,41 @@ class TextModel:
             listener=listener,
             output=self._markup.output(prompt, submit.stop),
             sampler=self._samplers.row_sampler(submit.sampling),
-            processors=logits_processors(submit.sampling, len(prompt.tokens)),
+            processors=[
+                *([] if submit.logprobs is None else [to_float32]),
+                *logits_processors(submit.sampling, len(prompt.tokens)),
+            ],
             kv_tokens=submit.kv_tokens,
             tokens=list(prompt.tokens),
         )
 
     def _enter(self, row: Row, kv_tokens: int) -> None:
-        """Put *row* into the batch, with what the prompt cache knows of its tokens."""
+        """Let *row* go on with a grant: in the batch, or towards it."""
         row.set_grant(kv_tokens)
         if len(row.tokens) >= kv_tokens:  # no token fits
             self._pause(row)
-            return
+        elif row.is_fresh and self._rows.is_led(row):
+            row.phase = Phase.HELD
+        elif row.submit.scores_prompt and not row.is_scored:
+            self._begin_scoring(row)
+        else:
+            try:
+                cache, known = self.prompts.fetch(row.tokens)
+            except Exception as error:  # noqa: BLE001 the engine's edge: nothing was touched
+                self._fail(row, error)
+                return
+            self._insert(row, cache, known)
+
+    def _insert(self, row: Row, cache: list[Any] | None, known: int) -> None:
+        """Put *row* into the batch with the KV of its first *known* tokens."""
         try:
-            cache, known = self.prompts.fetch(row.tokens)
             (row.uid,) = self._generator.insert(
                 [row.tokens[known:]],
                 max_tokens=[row.remaining_tokens],
                 caches=[cache],
                 all_tokens=[row.tokens[:known]],
                 samplers=[row.sampler],
-                logits_processors=[row.processors],
+                logits_processors=[row.enter_grammar()],
             )
         except Exception as error:  # noqa: BLE001 the engine's edge: refused before the batch was touched
             self._fail(row, error)
@@ -233,9 +258,46 @@ class TextModel:
         row.phase = Phase.PREFILL
         row.inserted_tokens = row.prefilled_tokens = known
         self._batch[row.uid] = row
-        if row.generated == 0:
+        if row.is_fresh:
             row.cached_tokens = known
             self._post(row.listener, Prefilling(row.sequence_id, known, len(row.tokens)))
+
+    def _hand_on(self, leader: Row, cache: list[Any]) -> None:
+        """Let those in that waited for the KV of *leader*'s prompt, all but its last token; merging copies it."""
+        for row in self._rows.held_by(leader):
+            if leader.is_scored:
+                self._post_scores(row, leader.prompt_logprobs)
+            self._insert(row, cache, len(row.tokens) - 1)
+            row.cached_tokens = leader.cached_tokens
+
+    def _begin_scoring(self, row: Row) -> None:
+        try:
+            self._scorers[row.sequence_id] = self._scores.of_prompt(self._loaded.model, row.tokens, row.submit.logprobs)
+        except Exception as error:  # noqa: BLE001 the engine's edge: nothing was touched
+            self._fail(row, error)
+            return
+        row.phase = Phase.SCORING
+
+    def _score(self) -> None:
+        """Read the next slice of the oldest prompt that is to be scored."""
+        sequence_id, scorer = next(iter(self._scorers.items()))
+        row = self._rows[sequence_id]
+        try:
+            scorer.advance()
+        except Exception as error:  # noqa: BLE001 the engine's edge: no other row had a part in it
+            self._fail(row, error)
+            return
+        self._post(row.listener, Prefilling(sequence_id, len(scorer.logprobs), len(row.tokens)))
+        if scorer.is_done:
+            del self._scorers[sequence_id]
+            self._post_scores(row, tuple(scorer.logprobs))
+            self._insert(row, scorer.cache, len(row.tokens) - 1)
+            row.cached_tokens = 0
+            self._hand_on(row, scorer.cache)
+
+    def _post_scores(self, row: Row, logprobs: tuple[TokenLogprob, ...]) -> None:
+        row.prompt_logprobs = logprobs
+        self._post(row.listener, PromptScored(row.sequence_id, logprobs))
 
     def _on_prefilled(self, response: Any) -> None:
         row = self._batch[response.uid]
@@ -244,31 +306,39 @@ class TextModel:
         done = row.inserted_tokens + response.progress[0]
         if done > row.prefilled_tokens:
             row.prefilled_tokens = done
-            if row.generated == 0:
+            if row.is_fresh:
                 self._post(row.listener, Prefilling(row.sequence_id, done, len(row.tokens)))
+        if row.unprocessed_tokens == 1 and self._rows.held_by(row):
+            cache, _ = self._generator.extract_cache([row.uid])[row.uid]
+            self._hand_on(row, cache)
 
     def _on_token(self, response: Any, stopped: list[Row]) -> None:
         """Hand out what a token made known; rows to take out of the batch because of a stop string go to *stopped*."""
         row = self._batch[response.uid]
-        output = row.output
         row.tokens.append(response.token)
         row.generated += 1
+        if row.grammar is not None and row.grammar.failure is not None:
+            self._fail(row, GenerationFailed(f"the grammar of the answer failed: {row.grammar.failure}"))
+            return
         if response.finish_reason == "stop":
             self._finish(row, FinishReason.STOP, (response.prompt_cache, response.all_tokens))
             return
         try:
-            pieces = output.push(response.token)
+            deltas = row.push(response.token, self._scores.of_token(response, row.submit.logprobs))
         except Exception as error:  # noqa: BLE001 a tokenizer's failure on one row is none of the others' business
             self._fail(row, error)
             return
-        for kind, text in pieces:
-            self._post(row.listener, Delta(row.sequence_id, text, kind, row.generated))
+        self._post_all(row, deltas)
         if response.finish_reason is not None:
             self._finish(row, FinishReason.LENGTH, (response.prompt_cache, response.all_tokens))
-        elif output.stopped:
+        elif row.output.stopped:
             stopped.append(row)
         elif len(row.tokens) >= row.check_at_tokens:
             self._check_grant(row)
+
+    def _post_all(self, row: Row, events: Iterable[SequenceEvent]) -> None:
+        for event in events:
+            self._post(row.listener, event)
 
     def _check_grant(self, row: Row) -> None:
         if len(row.tokens) >= row.kv_tokens:
@@ -279,22 +349,29 @@ class TextModel:
             self._post(row.listener, KvLow(row.sequence_id, row.kv_tokens))
 
     def _pause(self, row: Row) -> None:
-        self._batch.pop(row.uid, None)
-        row.phase = Phase.PAUSED
+        self._leave(row)
         self._post(row.listener, Paused(row.sequence_id, len(row.tokens)))
+
+    def _leave(self, row: Row) -> None:
+        """Note that *row* is out of the batch; those that waited for its prompt process it themselves."""
+        self._batch.pop(row.uid, None)
+        self._scorers.pop(row.sequence_id, None)
+        led = self._rows.held_by(row) if row.phase in {Phase.SCORING, Phase.PREFILL} else []
+        row.phase = Phase.PAUSED
+        for other in led:
+            self._enter(other, other.kv_tokens)
 
     def _finish(self, row: Row, reason: FinishReason, kept: tuple[list[Any], list[int]] | None) -> None:
         """End *row*, which is out of the batch; *kept* is its KV and the tokens in it."""
         try:
-            pieces = row.output.finish()
+            deltas = row.flush()
             # KV that came out of the prompt cache and went no further is still in there.
             if kept is not None and len(kept[1]) > row.inserted_tokens:
                 self.prompts.store(kept[1], kept[0])
         except Exception as error:  # noqa: BLE001 as above
             self._fail(row, error)
             return
-        for kind, text in pieces:
-            self._post(row.listener, Delta(row.sequence_id, text, kind, row.generated))
+        self._post_all(row, deltas)
         if reason is FinishReason.LENGTH and row.output.stopped:
             reason = FinishReason.STOP
         self._forget(row)
@@ -308,4 +385,4 @@ class TextModel:
 
     def _forget(self, row: Row) -> None:
         del self._rows[row.sequence_id]
-        self._batch.pop(row.uid, None)
+        self._leave(row)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 
-from mlxd.engine.base import Delta, EngineFacts, Finished, GenerationRequest, Prefilling, PreparedPrompt
+from mlxd.engine.base import Delta, EngineFacts, Finished, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import Ticket
 
-GenerateEvent = Prefilling | Delta | Finished
+GenerateEvent = Prefilling | PromptScored | Delta | Finished
 
 
 class Lease:
@@ -59,10 +59,11 @@ class Lease:
                 self._scheduler.pump()
 
     async def generate(self, request: GenerationRequest, prompt: PreparedPrompt) -> AsyncGenerator[GenerateEvent, None]:
-        """Generate one sequence: `Prefilling`*, then `Delta`*, then one `Finished`. Several may run at once.
+        """Generate one sequence: `Prefilling`*, `PromptScored` if asked for, `Delta`*, then one `Finished`.
 
-        It waits for a slot and for KV memory before the first event. Being paused for memory is invisible but for the
-        time. Closing the generator, or leaving the lease, cancels the sequence within one step.
+        Several may run at once; those of one `PreparedPrompt` share its prefill. It waits for a slot and for KV memory
+        before the first event. Being paused for memory is invisible but for the time. Closing the generator, or leaving
+        the lease, cancels the sequence within one step.
 
         Raises:
             DoesNotFit: the prompt can never fit beside the weights under the memory limit.
@@ -76,7 +77,7 @@ class Lease:
         try:
             while True:
                 event = await sequence.events.get()
-                if isinstance(event, Prefilling | Delta | Finished):
+                if isinstance(event, Prefilling | PromptScored | Delta | Finished):
                     yield event
                 if isinstance(event, Finished):
                     return

@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from mlxd.engine.base import Delta, Engine, Failed, Finished, KvLow, Paused, Prefilling, SequenceEvent, Submit
+from mlxd.engine.base import (
+    Delta,
+    Engine,
+    Failed,
+    Finished,
+    KvLow,
+    Paused,
+    Prefilling,
+    PromptScored,
+    SequenceEvent,
+    Submit,
+)
 from mlxd.pool.resident import ModelState
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
@@ -43,8 +54,15 @@ class Runner:
             return
         resident.waiting.pop(sequence.number, None)
         resident.active[sequence.number] = sequence
+        request = sequence.request
         submit = Submit(
-            sequence.number, sequence.prompt, sequence.request.sampling, tuple(sequence.request.stop), kv_tokens
+            sequence.number,
+            sequence.prompt,
+            request.sampling,
+            tuple(request.stop),
+            kv_tokens,
+            request.logprobs,
+            request.scores_prompt,
         )
         engine.submit(submit, partial(self._on_event, sequence))
 
@@ -77,6 +95,8 @@ class Runner:
     def _on_event(self, sequence: Sequence, event: SequenceEvent) -> None:
         if isinstance(event, Delta):
             self._count(sequence, event.completion_tokens)
+            sequence.events.put(event)
+        elif isinstance(event, PromptScored):
             sequence.events.put(event)
         elif isinstance(event, Prefilling):
             # A resumed sequence prefills again; its reader is past that.

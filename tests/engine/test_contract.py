@@ -20,6 +20,7 @@ from mlxd.engine.base import (
     LoadSpec,
     Paused,
     Prefilling,
+    PromptScored,
     SamplingParams,
     TextPrompt,
     TokenPrompt,
@@ -352,3 +353,33 @@ async def test_two_models_run_side_by_side(bench: Bench, loaded: Engine) -> None
     assert (await run(bench, other)).reason is FinishReason.LENGTH
     await bench.wait(stream.ended())
     assert stream.text() == alone.text()
+
+
+async def test_logprobs_cover_the_text(bench: Bench, loaded: Engine) -> None:
+    """The tokens whose logprobs were asked for spell the answer."""
+    sequence = await run(bench, loaded, logprobs=2)
+
+    entries = [entry for delta in sequence.deltas for entry in delta.logprobs]
+    assert b"".join(entry.raw for entry in entries).decode() == sequence.text()
+    assert all(entry.logprob is not None and entry.logprob <= 0 for entry in entries)
+
+
+async def test_prompt_is_scored_once_before_the_answer(bench: Bench, loaded: Engine) -> None:
+    """One event holds the logprobs of all prompt tokens; the first token has none."""
+    sequence = await run(bench, loaded, logprobs=1, scores_prompt=True)
+
+    (scored,) = sequence.of(PromptScored)
+    assert len(scored.logprobs) == sequence.usage.prompt_tokens
+    assert [entry.logprob is None for entry in scored.logprobs[:2]] == [True, False]
+    assert sequence.events.index(scored) < sequence.events.index(sequence.deltas[0])
+
+
+async def test_sequences_of_one_prompt_run_side_by_side(bench: Bench, loaded: Engine) -> None:
+    """One prepared prompt serves several sequences; each has its own answer and end."""
+    prompt = await bench.wait(prepare(loaded, max_tokens=20))
+    alone = await bench.wait(start(loaded, prompt).ended())
+    several = [start(loaded, prompt) for _ in range(3)]
+    for sequence in several:
+        await bench.wait(sequence.ended())
+
+    assert [sequence.text() for sequence in several] == [alone.text()] * 3

@@ -19,7 +19,9 @@ from mlxd.engine.base import (
     TextPrompt,
     TokenPrompt,
 )
+from mlxd.engine.grammar import Grammars
 from mlxd.engine.prompt import PromptRenderer
+from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 from tests.engine.conftest import WriteModel
 
@@ -35,6 +37,11 @@ FACTS = EngineFacts(
 )
 
 
+def renderer_of(tokenizer: Any, facts: EngineFacts = FACTS) -> PromptRenderer:
+    """Return the renderer of a model with *facts*."""
+    return PromptRenderer("tiny", tokenizer, facts, Grammars(tokenizer, Vocabulary(tokenizer), facts.vocab_size))
+
+
 @pytest.fixture(scope="module")
 def tokenizer(write_model: WriteModel) -> Any:
     """The tiny model's."""
@@ -44,7 +51,7 @@ def tokenizer(write_model: WriteModel) -> Any:
 @pytest.fixture
 def renderer(tokenizer: Any) -> PromptRenderer:
     """A context of 100 tokens."""
-    return PromptRenderer("tiny", tokenizer, FACTS)
+    return renderer_of(tokenizer)
 
 
 def test_chat_goes_through_the_template(renderer: PromptRenderer, tokenizer: Any) -> None:
@@ -68,13 +75,13 @@ def test_template_that_opens_the_thinking_is_noticed(
     write_model: WriteModel, kwargs: dict[str, bool], kind: TextKind
 ) -> None:
     """The answer then begins as reasoning, and template arguments reach the template."""
-    renderer = PromptRenderer("tiny", load_tokenizer(write_model(open_thinking=True)), FACTS)
+    renderer = renderer_of(load_tokenizer(write_model(open_thinking=True)))
     assert renderer.prepare(GenerationRequest(replace(CHAT, template_kwargs=kwargs))).initial_kind is kind
 
 
 def test_tag_in_a_message_opens_nothing(write_model: WriteModel) -> None:
     """A user may write about tags."""
-    renderer = PromptRenderer("tiny", load_tokenizer(write_model(thinking=True)), FACTS)
+    renderer = renderer_of(load_tokenizer(write_model(thinking=True)))
     chat = ChatPrompt(({"role": "user", "content": "what is <think>"},))
     assert renderer.prepare(GenerationRequest(chat)).initial_kind is TextKind.CONTENT
 
@@ -105,7 +112,7 @@ def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
         return original(text, **options)
 
     original, tokenizer._tokenizer.encode = tokenizer._tokenizer.encode, encode
-    renderer = PromptRenderer("tiny", tokenizer, FACTS)
+    renderer = renderer_of(tokenizer)
     with pytest.raises(ContextLengthExceeded, match=r"first 1600 are \d+ tokens.* 100 tokens"):
         renderer.prepare(GenerationRequest(prompt))
     assert max(tokenized) == 1600
@@ -127,7 +134,7 @@ def test_unknown_token_is_refused(renderer: PromptRenderer, token: int) -> None:
 
 def test_model_without_a_template_refuses_chat(tokenizer: Any) -> None:
     """The error names the way that works."""
-    renderer = PromptRenderer("tiny", tokenizer, replace(FACTS, chat_template=False))
+    renderer = renderer_of(tokenizer, replace(FACTS, chat_template=False))
     with pytest.raises(InvalidRequest, match="no chat template") as error:
         renderer.prepare(GenerationRequest(CHAT))
     assert "/v1/completions" in str(error.value.hint)
@@ -143,7 +150,7 @@ def test_template_that_refuses_is_the_requests_fault(tokenizer: Any) -> None:
             raise ValueError("roles must alternate")
 
     with pytest.raises(InvalidRequest, match="roles must alternate") as error:
-        PromptRenderer("tiny", Refusing(), FACTS).prepare(GenerationRequest(CHAT))
+        renderer_of(Refusing()).prepare(GenerationRequest(CHAT))
     assert error.value.param == "messages"
 
 

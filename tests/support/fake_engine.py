@@ -19,6 +19,7 @@ from mlxd.engine.base import (
     Paused,
     Prefilling,
     PreparedPrompt,
+    PromptScored,
     SequenceEvent,
     Submit,
     TextKind,
@@ -26,7 +27,7 @@ from mlxd.engine.base import (
     Usage,
 )
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, MlxdError, RequestCancelled
-from tests.support.fake_row import LOW_TOKENS, Row, answer_start
+from tests.support.fake_row import LOW_TOKENS, Row, answer_start, made_up_logprob
 
 Post = tuple[Listener, SequenceEvent]
 
@@ -213,8 +214,12 @@ class FakeEngine:
         if row.tokens >= row.granted_tokens:
             self._pause(row, posts)
             return
+        if row.submit.scores_prompt and not row.scored:
+            row.scored = True
+            scores = tuple(made_up_logprob(token, place > 0) for place, token in enumerate(row.submit.prompt.tokens))
+            posts.append((row.listener, PromptScored(number, scores)))
         text, ended = row.make(most_tokens)
-        posts.append((row.listener, Delta(number, text, TextKind.CONTENT, row.generated)))
+        posts.append((row.listener, Delta(number, text, TextKind.CONTENT, row.generated, row.logprobs(text))))
         if ended:
             self._finish(row, FinishReason.STOP, posts)
         elif row.tokens >= row.final_tokens:

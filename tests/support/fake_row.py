@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 
 from mlxd.engine.base import Listener, Submit
+from mlxd.engine.logprob import TokenLogprob
 
 # engine.base: a row asks for more when fewer tokens than this remain of its grant.
 LOW_TOKENS = 128
@@ -25,6 +26,11 @@ def answer_text(prompt: str, seed: int | None, tokens: int) -> str:
     return _LETTERS[start : start + tokens]
 
 
+def made_up_logprob(token: int, has_one: bool = True) -> TokenLogprob:
+    """Return what the fake says of a letter; the first token of a prompt has no logprob."""
+    return TokenLogprob(token, chr(token).encode(), -0.5 if has_one else None)
+
+
 @dataclass(slots=True)
 class Row:
     """One sequence on the fake device."""
@@ -38,6 +44,7 @@ class Row:
     asked: bool = False  # KvLow was posted for this grant
     paused: bool = False
     cached_tokens: int = 0
+    scored: bool = False  # PromptScored was posted
     pending: str = ""  # held back because it may be the beginning of a stop string
 
     @property
@@ -49,6 +56,12 @@ class Row:
     def final_tokens(self) -> int:
         """Its greatest length."""
         return len(self.submit.prompt.tokens) + self.submit.prompt.max_tokens
+
+    def logprobs(self, text: str) -> tuple[TokenLogprob, ...]:
+        """Return the logprobs of *text*, whose letters are its tokens, if they were asked for."""
+        if self.submit.logprobs is None:
+            return ()
+        return tuple(made_up_logprob(ord(letter)) for letter in text)
 
     def make(self, most_tokens: int) -> tuple[str, bool]:
         """Make up to so many tokens within the grant; return the text that may go out, and whether a stop ended it."""

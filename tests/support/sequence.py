@@ -116,12 +116,15 @@ def start(
     *,
     stop: tuple[str, ...] = (),
     kv_tokens: int | None = None,
+    logprobs: int | None = None,
+    scores_prompt: bool = False,
 ) -> Recorder:
     """Start a sequence; without *kv_tokens* its grant holds all of it."""
     recorder = Recorder(next(_ids))
     if kv_tokens is None:
         kv_tokens = len(prompt.tokens) + prompt.max_tokens
-    engine.submit(Submit(recorder.sequence_id, prompt, sampling, stop, kv_tokens), recorder)
+    submit = Submit(recorder.sequence_id, prompt, sampling, stop, kv_tokens, logprobs, scores_prompt)
+    engine.submit(submit, recorder)
     return recorder
 
 

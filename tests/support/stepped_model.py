@@ -18,6 +18,7 @@ from mlxd.engine.base import (
     Submit,
     TextPrompt,
 )
+from mlxd.engine.grammar import Grammars
 from mlxd.engine.loader import LoadedModel, SlicedLoad
 from mlxd.engine.memory import MemoryLimits
 from mlxd.engine.prompt import PromptRenderer
@@ -50,7 +51,8 @@ class SteppedModel:
         target_gap_ms: int = 30,
     ) -> None:
         self.loaded = loaded
-        self.renderer = PromptRenderer("tiny", loaded.tokenizer, loaded.facts)
+        grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.facts.vocab_size)
+        self.renderer = PromptRenderer("tiny", loaded.tokenizer, loaded.facts, grammars)
         scheduling = SchedulingParams(prefill_step_tokens, target_gap_ms)
         self.model = TextModel(loaded, prompt_cache_bytes, scheduling, MemoryLimits(_LIMITS), self._post)
         self._ids = itertools.count(1)
@@ -76,13 +78,16 @@ class SteppedModel:
         stop: tuple[str, ...] = (),
         kv_tokens: int | None = None,
         max_tokens: int = 20,
+        logprobs: int | None = None,
+        scores_prompt: bool = False,
     ) -> Recorder:
         """Submit a sequence; without *kv_tokens* its grant holds all of it."""
         if isinstance(prompt, str):
             prompt = self.prompt(prompt, max_tokens)
         recorder = Recorder(next(self._ids))
         grant = len(prompt.tokens) + prompt.max_tokens if kv_tokens is None else kv_tokens
-        self.model.submit(Submit(recorder.sequence_id, prompt, sampling, stop, grant), recorder)
+        submit = Submit(recorder.sequence_id, prompt, sampling, stop, grant, logprobs, scores_prompt)
+        self.model.submit(submit, recorder)
         return recorder
 
     def step(self, steps: int = 1) -> None:

@@ -1,0 +1,96 @@
+"""Log-probabilities: of each token that a row draws, and of the tokens of a prompt. Used on the device thread only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxd.engine.logprob import Alternative, TokenLogprob
+from mlxd.engine.vocabulary import Vocabulary
+
+# The logits of a slice are held in float32: 64 tokens of a vocabulary of 150,000 take 38 MB.
+_SLICE_TOKENS = 64
+# OpenAI's number for "so good as impossible"; JSON has no infinity.
+LEAST_LOGPROB = -9999.0
+
+
+def to_float32(_: mx.array, logits: mx.array) -> mx.array:
+    """Return *logits* as float32: a logits processor for rows whose logprobs are read (bfloat16 is coarse)."""
+    return logits.astype(mx.float32)
+
+
+def token_logprob(vocabulary: Any, logprobs: Any, token: int, top: int) -> TokenLogprob:
+    """Return what *logprobs* (float32, [vocabulary], numpy) say of *token*, and the *top* likeliest tokens."""
+    alternatives = []
+    if top > 0:
+        count = min(top, len(logprobs))
+        best = np.argpartition(logprobs, -count)[-count:]
+        order = best[np.argsort(-logprobs[best], kind="stable")]
+        alternatives = [
+            Alternative(int(other), vocabulary.decode_bytes([int(other)]), _finite(logprobs[other])) for other in order
+        ]
+    return TokenLogprob(token, vocabulary.decode_bytes([token]), _finite(logprobs[token]), tuple(alternatives))
+
+
+def _finite(logprob: Any) -> float:
+    return max(float(logprob), LEAST_LOGPROB)
+
+
+class Scores:
+    """Log-probabilities of one model."""
+
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
+        """Take its tokens and the size of its logits."""
+        self._vocabulary = vocabulary
+        self._vocab_size = vocab_size
+
+    def of_token(self, response: Any, top: int | None) -> TokenLogprob | None:
+        """Return what a generator's *response* says of its token; None where *top* is None."""
+        if top is None:
+            return None
+        # Evaluated already; any operation of MLX on it would queue behind the step in flight.
+        logprobs = np.array(response.logprobs, copy=False)
+        return token_logprob(self._tokens(), logprobs, response.token, top)
+
+    def of_prompt(self, model: Any, tokens: list[int], top: int | None) -> PromptScorer:
+        """Return what reads a prompt."""
+        return PromptScorer(model, self._tokens(), tokens, 0 if top is None else top)
+
+    def _tokens(self) -> Any:
+        return self._vocabulary.tokens(self._vocab_size, "logprobs")
+
+
+class PromptScorer:
+    """Reads a prompt in slices and keeps what the model thought of its tokens, and the KV of all but the last."""
+
+    def __init__(self, model: Any, vocabulary: Any, tokens: list[int], top: int) -> None:
+        """Begin with nothing read; *top* alternatives are reported beside each token."""
+        self._model = model
+        self._vocabulary = vocabulary
+        self._tokens = tokens
+        self._top = top
+        self._done = 0
+        self.cache: list[Any] = make_prompt_cache(model)
+        self.logprobs = [TokenLogprob(tokens[0], vocabulary.decode_bytes([tokens[0]]), None)]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every token has been scored."""
+        return len(self.logprobs) == len(self._tokens)
+
+    def advance(self) -> None:
+        """Read one slice."""
+        end = min(self._done + _SLICE_TOKENS, len(self._tokens) - 1)
+        if end > self._done:
+            logits = self._model(mx.array([self._tokens[self._done : end]]), cache=self.cache)[0].astype(mx.float32)
+            scored = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            mx.eval(scored, [part.state for part in self.cache])
+            rows = np.array(scored, copy=False)
+            self.logprobs += [
+                token_logprob(self._vocabulary, row, token, self._top)
+                for row, token in zip(rows, self._tokens[self._done + 1 : end + 1], strict=True)
+            ]
+            self._done = end

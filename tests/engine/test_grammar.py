@@ -1,0 +1,189 @@
+"""Answers bound to a grammar, in a batch with free ones; what cannot be enforced is refused before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from mlxd.engine.base import ChatPrompt, GenerationRequest, PreparedPrompt, SamplingParams, TextKind, TextPrompt
+from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint
+from mlxd.engine.grammar import Grammar
+from mlxd.engine.loader import LoadedModel
+from mlxd.protocol.errors import InvalidRequest
+from tests.engine.conftest import WriteModel
+from tests.support.stepped_model import SteppedModel, load_now
+from tests.support.tiny_model import token_id
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(write_model: WriteModel) -> LoadedModel:
+    """The tiny model."""
+    return load_now(write_model())
+
+
+@pytest.fixture(scope="module")
+def thinker(write_model: WriteModel) -> LoadedModel:
+    """A model that may think."""
+    return load_now(write_model(thinking=True))
+
+
+@pytest.fixture
+def stepped(loaded: LoadedModel) -> SteppedModel:
+    """The model, to be stepped by hand."""
+    return SteppedModel(loaded)
+
+
+def bound(stepped: SteppedModel, constraint: Constraint, text: str = "Say", max_tokens: int = 200) -> PreparedPrompt:
+    """Prepare a prompt whose answer is bound."""
+    request = GenerationRequest(TextPrompt(text), max_tokens=max_tokens, constraint=constraint)
+    return stepped.renderer.prepare(request)
+
+
+def schema(value: Any) -> JsonConstraint:
+    """Return the constraint of a schema."""
+    return JsonConstraint(json.dumps(value))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_answer_satisfies_its_schema(stepped: SteppedModel, seed: int) -> None:
+    """Whatever the model would rather say, the whole answer is a document of the schema, and ends there."""
+    sampling = SamplingParams(temperature=1.5, seed=seed)
+    sequence = stepped.say(bound(stepped, schema(SCHEMA)), sampling)
+
+    Draft202012Validator(SCHEMA).validate(json.loads(sequence.text()))
+    assert sequence.reason.value == "stop"
+
+
+def test_json_without_a_schema_is_an_object(stepped: SteppedModel) -> None:
+    """`json_object` gives an object and nothing else."""
+    text = stepped.say(bound(stepped, JsonConstraint(), max_tokens=1500), SamplingParams(temperature=1, seed=5)).text()
+
+    assert text.startswith("{")
+
+
+def test_bound_rows_leave_the_others_alone(stepped: SteppedModel) -> None:
+    """Free rows in the same batch say what they say alone, and so do bound ones."""
+    free_alone = stepped.say("Once upon a time", max_tokens=60).text()
+    bound_alone = stepped.say(bound(stepped, schema(SCHEMA))).text()
+
+    rows = [stepped.start("Once upon a time", max_tokens=60), stepped.start(bound(stepped, schema(SCHEMA)))]
+    stepped.run(*rows)
+
+    assert [row.text() for row in rows] == [free_alone, bound_alone]
+
+
+def test_bound_row_goes_on_after_a_pause(stepped: SteppedModel) -> None:
+    """The grammar stands where the text stands, not where the batch was."""
+    prompt = bound(stepped, schema(SCHEMA))
+    alone = stepped.say(prompt).text()
+    sequence = stepped.start(prompt)
+    while len(sequence.text()) < 9:
+        stepped.step()
+    stepped.model.pause(sequence.sequence_id)
+    stepped.model.resume(sequence.sequence_id, 2000)
+    stepped.run(sequence)
+
+    assert sequence.text() == alone
+
+
+def test_thinking_is_free_and_the_answer_is_bound(thinker: LoadedModel) -> None:
+    """A model may think before it answers; only the answer is the document."""
+    stepped = SteppedModel(thinker)
+    start, end = (token_id(tag, thinking=True) for tag in ("<think>", "</think>"))
+    prompt = bound(stepped, schema(SCHEMA))
+    grammar = prompt.grammar
+    assert isinstance(grammar, Grammar)
+
+    opening = stepped.start(prompt, SamplingParams(temperature=0, logit_bias=((start, 100.0),)))
+    while len(opening.text(TextKind.REASONING)) < 5:
+        stepped.step()
+    assert opening.text() == ""
+
+    processor = grammar.processor([start, 40, 41, end], is_thinking=False)
+    document = stepped.renderer.prepare(GenerationRequest(TextPrompt('{"name":"x'))).tokens
+    for token in document:
+        processor.take(token)
+    assert processor.failure is None
+
+
+def test_prompt_that_opens_the_thinking_is_bound_after_its_end(write_model: WriteModel) -> None:
+    """The template's open tag counts as the beginning of the thinking."""
+    stepped = SteppedModel(load_now(write_model(open_thinking=True)))
+    chat = ChatPrompt(({"role": "user", "content": "Hi"},))
+    prompt = stepped.renderer.prepare(GenerationRequest(chat, max_tokens=20, constraint=schema(SCHEMA)))
+
+    sequence = stepped.say(prompt)
+
+    assert sequence.text() == ""
+    assert len(sequence.text(TextKind.REASONING)) == 20
+
+
+def test_text_of_a_lark_grammar(stepped: SteppedModel) -> None:
+    """Any context-free language will do."""
+    constraint = LarkConstraint('start: "yes" | "no"', "tool_choice")
+
+    assert stepped.say(bound(stepped, constraint)).text() in {"yes", "no"}
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"not": {"type": "string"}}, "not"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "format": "shoe-size"}, "shoe-size"),
+        ({"$ref": "#/$defs/missing"}, "missing"),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"type": "colour"}, "colour"),
+        ({"enum": []}, "Unsatisfiable"),
+        (False, "object"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_enforced_is_refused_by_name(stepped: SteppedModel, bad: Any, word: str) -> None:
+    """The message names the keyword, and nothing of the parser's insides."""
+    with pytest.raises(InvalidRequest, match=word) as caught:
+        bound(stepped, schema(bad))
+
+    assert caught.value.param == "response_format"
+    assert "<state>" not in caught.value.message
+
+
+def test_grammars_are_compiled_once(stepped: SteppedModel) -> None:
+    """An equal constraint is known already."""
+    first, second = (bound(stepped, schema(SCHEMA)).grammar for _ in range(2))
+
+    assert first is second
+
+
+def test_failing_grammar_fails_its_row_and_no_other(stepped: SteppedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in a processor would cost the others their tokens; it is an error of one request."""
+    prompt = bound(stepped, schema(SCHEMA))
+    alone = stepped.say("Once upon a time", max_tokens=60).text()
+    assert isinstance(prompt.grammar, Grammar)
+    make = prompt.grammar.processor
+
+    def broken(*given: Any, **options: Any) -> Any:
+        processor = make(*given, **options)
+        processor._matcher = None
+        return processor
+
+    monkeypatch.setattr(prompt.grammar, "processor", broken)
+    failing, other = stepped.start(prompt), stepped.start("Once upon a time", max_tokens=60)
+    stepped.run(failing, other)
+
+    assert "grammar" in failing.error.message
+    assert other.text() == alone
