@@ -1,35 +1,24 @@
-"""The control connection as mlxctl uses it: a blocking socket, one request after the other.
+"""The control connection as mlxctl uses it: a blocking socket, one request after the other, beside subscriptions.
 
-Owns the words for everything that can be wrong between the two programs. Frames are `mlxd.protocol.framing`'s.
-Must not import asyncio: it costs as much as the rest of the program.
+Owns the words for everything that can be wrong between the two greeted programs; `connect.py` has those before. Frames
+are `mlxd.protocol.framing`'s. Must not import asyncio: it costs as much as the rest of the program.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-import stat
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlxctl.connect import connect
+from mlxctl.subscription import Subscription
 from mlxd import __version__
 from mlxd.protocol import framing
-from mlxd.protocol.errors import (
-    EXIT_DENIED,
-    EXIT_INVALID,
-    EXIT_PROTOCOL,
-    EXIT_UNREACHABLE,
-    EXIT_WAIT_TIMEOUT,
-    ControlError,
-    ProtocolError,
-)
-from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
+from mlxd.protocol.errors import EXIT_PROTOCOL, EXIT_UNREACHABLE, EXIT_WAIT_TIMEOUT, ControlError, ProtocolError
 from mlxd.protocol.units import format_duration
 
 _RECEIVE_BYTES = 65536
@@ -44,16 +33,6 @@ class Reply:
     result: dict[str, Any]
     generation: int | None
     ignored: tuple[str, ...] = ()
-
-
-def not_running(path: Path) -> ControlError:
-    """Return the error that says that nobody listens at *path*."""
-    return ControlError(
-        f"no daemon is running: there is no socket at {path}",
-        exit_code=EXIT_UNREACHABLE,
-        code="control.not_running",
-        hint="mlxctl start",
-    )
 
 
 def is_running(path: Path, timeout_s: float) -> bool:
@@ -84,8 +63,9 @@ class Client:
         self.timeout_s = timeout_s
         self._decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
         self._frames: deque[dict[str, Any]] = deque()
+        self._subscriptions: dict[int, Subscription] = {}
         self._last_id = 0
-        self._socket = _connect(path, timeout_s)
+        self._socket = connect(path, timeout_s)
         try:
             self.hello = self._greet()
         except BaseException:
@@ -129,26 +109,84 @@ class Client:
         Raises:
             ControlError: as the daemon answered, or no answer came in time (exit 7), or the connection ended (exit 3).
         """
-        self._last_id += 1
-        frame: dict[str, Any] = {"t": "req", "id": self._last_id, "m": operation, "p": dict(params or {})}
+        frame: dict[str, Any] = {"t": "req", "m": operation, "p": dict(params or {})}
         if dry:
             frame["dry"] = True
         if if_generation is not None:
             frame["if_gen"] = if_generation
+        return _read_answer(self._exchange(frame, operation, timeout_s, on_progress))
+
+    def subscribe(self, topics: Sequence[str] | None = None, *, model: str | None = None) -> Subscription:
+        """Return a snapshot and what happens after it, of *topics* (all when left out) and about *model* (all).
+
+        `subscription.snapshot` is {gen, pool, requests, operations} as `status` has them. Then, until Ctrl-C:
+
+            for item in subscription:                  # or item = subscription.next(timeout_s): None when nothing came
+                if isinstance(item, Gap):              # events were lost: subscribe again for a new snapshot
+                    ...
+                else:                                  # Event(seq, kind, data): "model.loaded", {"model": ..., ...}
+                    ...
+
+        Requests may be asked on the same connection in between. `mlxd.protocol.topic` lists the topics.
+
+        Raises:
+            ControlError: refused; later, from the subscription, when it ends (code `control.ended`, with the reason).
+        """
+        frame: dict[str, Any] = {"t": "sub", "topic": "events"}
+        if topics is not None:
+            frame["topics"] = list(topics)
+        if model is not None:
+            frame["model"] = model
+        number = self._last_id + 1
+        # Events may follow the answer in the same read, so their place is made first.
+        subscription = self._subscriptions[number] = Subscription(self._pump, lambda: self._unsubscribe(number))
+        try:
+            reply = _read_answer(self._exchange(frame, "a subscription", None, None))
+        except BaseException:
+            del self._subscriptions[number]
+            raise
+        is_choosing = "topics" in self.hello.get("caps", ())
+        subscription.begin(reply.result, None if is_choosing else topics, None if is_choosing else model)
+        return subscription
+
+    def _exchange(
+        self, frame: dict[str, Any], name: str, timeout_s: float | None, on_progress: Progress | None
+    ) -> dict[str, Any]:
+        """Send a frame and return the `res` frame that answers it."""
+        self._last_id += 1
         wait_s = self.timeout_s if timeout_s is None else timeout_s
         deadline_s = time.monotonic() + wait_s
-        self._send(frame)
+        self._send({**frame, "id": self._last_id})
         while True:
             try:
                 answer = self._receive(deadline_s)
             except TimeoutError:
-                raise self._no_answer(operation, wait_s) from None
+                raise self._no_answer(name, wait_s) from None
             if answer.get("id") != self._last_id:
-                continue
-            if answer.get("t") == "prog" and on_progress is not None:
+                self._hand_on(answer)
+            elif answer.get("t") == "prog" and on_progress is not None:
                 on_progress(answer)
             elif answer.get("t") == "res":
-                return _read_answer(answer)
+                return answer
+
+    def _hand_on(self, frame: dict[str, Any]) -> None:
+        """Give a subscription's frame to it; whatever else is not asked for is passed over."""
+        subscription = self._subscriptions.get(frame.get("sub", 0))
+        if subscription is not None:
+            subscription.take(frame)
+
+    def _pump(self, deadline_s: float | None) -> bool:
+        """Take one frame for the subscriptions; False when none came before *deadline_s*, None waits for ever."""
+        try:
+            frame = self._receive(deadline_s)
+        except TimeoutError:
+            return False
+        self._hand_on(frame)
+        return True
+
+    def _unsubscribe(self, number: int) -> None:
+        if self._subscriptions.pop(number, None) is not None:
+            self._send({"t": "cancel", "id": number})
 
     def wait_closed(self, timeout_s: float) -> bool:
         """Return True when the daemon has ended the connection; False when it has not within *timeout_s*."""
@@ -190,10 +228,10 @@ class Client:
             # The daemon may have said why before it hung up: the next receive reads that, or finds the end.
             return
 
-    def _receive(self, deadline_s: float) -> dict[str, Any]:
+    def _receive(self, deadline_s: float | None) -> dict[str, Any]:
         while not self._frames:
-            left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and left_s <= 0:
                 raise TimeoutError
             self._socket.settimeout(left_s)
             try:
@@ -234,66 +272,3 @@ def _read_answer(answer: Mapping[str, Any]) -> Reply:
     if not answer.get("ok"):
         raise ControlError.from_wire(answer.get("e") or {})
     return Reply(answer.get("r") or {}, answer.get("gen"), tuple(answer.get("ignored") or ()))
-
-
-def _connect(path: Path, timeout_s: float) -> socket.socket:
-    raw = os.fsencode(path)
-    if len(raw) > MAX_SOCKET_PATH_BYTES:
-        raise ControlError(
-            f"the socket path has {len(raw)} bytes and a Unix socket's may have {MAX_SOCKET_PATH_BYTES}: {path}",
-            exit_code=EXIT_INVALID,
-            code="control.path_too_long",
-            hint="a shorter MLXD_HOME",
-        )
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout_s)
-    try:
-        connection.connect(raw)
-    except OSError as error:
-        connection.close()
-        raise _unreachable(path, error) from None
-    return connection
-
-
-def _unreachable(path: Path, error: OSError) -> ControlError:
-    match error:
-        case FileNotFoundError() | NotADirectoryError():
-            return not_running(path)
-        case PermissionError():
-            return ControlError(
-                f"{path} belongs to another account: only its owner and root may steer that daemon",
-                exit_code=EXIT_DENIED,
-                code="control.denied",
-                hint="MLXD_HOME=~/.mlxd mlxctl start, for a daemon of your own",
-            )
-        case ConnectionRefusedError() if _is_socket(path):
-            return ControlError(
-                f"no daemon is running: the one that made {path} is gone and left its socket behind",
-                exit_code=EXIT_UNREACHABLE,
-                code="control.stale_socket",
-                hint="mlxctl start, which replaces it",
-            )
-        case ConnectionRefusedError() | OSError(errno=errno.ENOTSOCK):
-            return ControlError(
-                f"{path} is not a socket",
-                exit_code=EXIT_INVALID,
-                code="control.not_a_socket",
-                hint="mlxctl --socket PATH, with the path that mlxd logged when it started",
-            )
-        case TimeoutError() | BlockingIOError():
-            reason = "it is busy with other connections"
-        case _:
-            reason = error.strerror or str(error)
-    return ControlError(
-        f"the daemon at {path} cannot be reached: {reason}",
-        exit_code=EXIT_UNREACHABLE,
-        code="control.unreachable",
-        hint="mlxctl restart",
-    )
-
-
-def _is_socket(path: Path) -> bool:
-    try:
-        return stat.S_ISSOCK(path.stat().st_mode)
-    except OSError:
-        return False

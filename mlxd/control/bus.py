@@ -1,7 +1,8 @@
 """The event bus: everything that happens, numbered, to subscribers that may be slow.
 
 A publisher never waits. Each subscriber has a bounded queue; when it overflows, the subscriber is told which numbers it
-missed. Nothing is lost silently.
+missed. Nothing is lost silently. Who asks for some events only sees numbers that are not consecutive: that is no loss,
+as a loss is always told.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from mlxd.protocol.topic import topic_of
 
 QUEUE_LENGTH = 1024
 
@@ -26,23 +29,40 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Events that a slow subscriber has missed, both ends included."""
+    """Events that a slow subscriber has missed: the first and the last number of those it had asked for."""
 
     first: int
     last: int
 
 
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """Which events a subscriber wants: those of *topics* and about *model*; None does not choose."""
+
+    topics: frozenset[str] | None = None
+    model: str | None = None
+
+    def includes(self, event: Event) -> bool:
+        """Tell whether the event is wanted."""
+        if self.topics is not None and topic_of(event.kind) not in self.topics:
+            return False
+        return self.model is None or self.model == event.data.get("model") or self.model in event.data.get("models", ())
+
+
 class Subscription:
     """One subscriber's queue."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, interest: Interest) -> None:
         """Made by `Bus.subscribe` only."""
         self._length = length
+        self._interest = interest
         self._queue: deque[Event | Gap] = deque()
         self._filled = asyncio.Event()
 
     def put(self, event: Event) -> None:
-        """Queue the event, or widen the gap."""
+        """Queue the event if it is wanted, or widen the gap."""
+        if not self._interest.includes(event):
+            return
         last = self._queue[-1] if self._queue else None
         if len(self._queue) < self._length:
             self._queue.append(event)
@@ -59,6 +79,9 @@ class Subscription:
         if not self._queue:
             self._filled.clear()
         return item
+
+
+_ALL = Interest()
 
 
 class Bus:
@@ -84,9 +107,9 @@ class Bus:
         """Call *listener* with every event, at once."""
         self._listeners.append(listener)
 
-    def subscribe(self) -> Subscription:
-        """Return a queue of all events after `seq`."""
-        subscription = Subscription(self._queue_length)
+    def subscribe(self, interest: Interest = _ALL) -> Subscription:
+        """Return a queue of the events after `seq` that are of *interest*."""
+        subscription = Subscription(self._queue_length, interest)
         self._subscriptions.add(subscription)
         return subscription
 

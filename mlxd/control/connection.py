@@ -1,4 +1,8 @@
-"""One client of the control socket: hello, requests, subscriptions, the end. The daemon never waits for a client."""
+"""One client of the control socket: hello, requests, subscriptions, the end. The daemon never waits for a client.
+
+What is in flight is bounded, and so is what is written: one frame beyond the transport's buffer. A client that asks
+without reading stops being read, and one that has not read for `stall_timeout_s` loses its connection.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from mlxd.control.bus import Bus, Gap, Subscription
+from mlxd.control.bus import Bus, Gap, Interest
 from mlxd.protocol import framing
-from mlxd.protocol.errors import InvalidRequest, MlxdError, NotFound, ProtocolError, RequestCancelled
+from mlxd.protocol.errors import Draining, InvalidRequest, MlxdError, NotFound, ProtocolError, RequestCancelled
+from mlxd.protocol.topic import check_topics
 
 MAX_IN_FLIGHT = 32
 STALL_TIMEOUT_S = 10.0
@@ -50,6 +56,25 @@ class Service:
     hello_timeout_s: float = framing.HELLO_TIMEOUT_S
 
 
+@dataclass(slots=True)
+class _Exchange:
+    """A request or a subscription in flight. *why* is set by whoever ends it before it ends by itself."""
+
+    number: int
+    name: str
+    task: asyncio.Task[None] | None = None
+    is_begun: bool = False  # a task that is cancelled before its first turn could say nothing
+    is_feeding: bool = False  # its snapshot was sent: from now on it ends with `end`
+    why: MlxdError | None = None
+
+    def give_up(self, why: MlxdError) -> None:
+        """End it, with words for the client."""
+        if self.why is None and self.task is not None:
+            self.why = why
+            if self.is_begun:
+                self.task.cancel()
+
+
 class Connection:
     """One connection, from its hello to its end."""
 
@@ -66,9 +91,7 @@ class Connection:
         self._decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
         self._frames: deque[dict[str, Any]] = deque()
         self._writing = asyncio.Lock()
-        self._requests: dict[int, asyncio.Task[None]] = {}
-        self._given_up: set[int] = set()
-        self._subscriptions: dict[int, asyncio.Task[None]] = {}
+        self._exchanges: dict[int, _Exchange] = {}
 
     async def serve(self) -> None:
         """Serve until the client goes, breaks the rules or stops reading."""
@@ -90,9 +113,20 @@ class Connection:
         await self._close()
 
     async def end(self, reason: str) -> None:
-        """Tell the subscriptions that there is nothing more to come."""
-        for sub in list(self._subscriptions):
-            await self._unsubscribe(sub, reason)
+        """Answer everything in flight with *reason*, so that who waits learns why that is over, and hang up."""
+        exchanges = list(self._exchanges.values())
+        for exchange in exchanges:
+            exchange.give_up(Draining(reason, hint="mlxctl start"))
+        await asyncio.gather(
+            *(exchange.task for exchange in exchanges if exchange.task is not None), return_exceptions=True
+        )
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    def drop(self) -> None:
+        """Hang up at once, whatever the client has not taken yet."""
+        self._writer.transport.abort()
 
     async def _greet(self) -> None:
         try:
@@ -115,80 +149,77 @@ class Connection:
         return self._frames.popleft()
 
     async def _take(self, frame: dict[str, Any]) -> None:
+        """Begin what the frame asks for; what is answered here at once keeps the next frame waiting for its reader."""
         kind, number = frame.get("t"), frame.get("id")
         if kind == "ping":
             await self._send({"t": "pong"})
         elif not isinstance(number, int) or isinstance(number, bool):
-            raise ProtocolError(f"a frame of type {kind!r} needs a whole number as its id")
+            raise ProtocolError(f"a frame of type {str(kind)[:40]!r} needs a whole number as its id")
         elif kind == "cancel":
-            await self._cancel(number)
-        elif number in self._requests or number in self._subscriptions:
+            self._cancel(number)
+        elif number in self._exchanges:
             raise ProtocolError(f"the id {number} is in use")
-        elif kind == "req":
-            self._start(number, frame)
-        elif kind == "sub":
-            await self._subscribe(number, frame)
+        elif kind not in {"req", "sub"}:
+            await self._answer_error(number, NotFound(f"there is no frame of type {str(kind)[:40]!r}"))
+        elif len(self._exchanges) >= MAX_IN_FLIGHT:
+            await self._answer_error(number, ProtocolError(f"{MAX_IN_FLIGHT} requests are in flight already"))
         else:
-            await self._answer_error(number, NotFound(f"there is no frame of type {kind!r}"))
+            self._begin(number, frame)
 
-    def _start(self, number: int, frame: dict[str, Any]) -> None:
-        if len(self._requests) >= MAX_IN_FLIGHT:
-            work = self._answer_error(number, ProtocolError(f"{MAX_IN_FLIGHT} requests are in flight already"))
-        else:
-            work = self._run(number, frame)
-        task = asyncio.get_running_loop().create_task(work)
-        self._requests[number] = task
-        task.add_done_callback(lambda _: self._requests.pop(number, None))
+    def _begin(self, number: int, frame: dict[str, Any]) -> None:
+        is_request = frame["t"] == "req"
+        exchange = _Exchange(number, str(frame.get("m" if is_request else "topic"))[:40])
+        work = self._answer if is_request else self._feed
+        exchange.task = asyncio.get_running_loop().create_task(self._run(exchange, partial(work, exchange, frame)))
+        self._exchanges[number] = exchange
+        exchange.task.add_done_callback(lambda _: self._exchanges.pop(number, None))
 
-    async def _run(self, number: int, frame: dict[str, Any]) -> None:
-        async def progress(data: Mapping[str, Any]) -> None:
-            await self._send({"t": "prog", "id": number, **data})
-
+    async def _run(self, exchange: _Exchange, work: Callable[[], Awaitable[None]]) -> None:
+        """Do *work*, and put into words whatever ends it."""
+        exchange.is_begun = True
         try:
-            result, ignored = await self._service.dispatch(frame, progress)
-            reply = {"t": "res", "id": number, "ok": True, "r": result, "gen": self._service.generation()}
-            if ignored:
-                reply["ignored"] = ignored
-            await self._send(reply)
+            if exchange.why is not None:
+                await self._finish(exchange, exchange.why)
+            else:
+                await work()
         except MlxdError as error:
-            await self._answer_error(number, error)
+            await self._finish(exchange, error)
         except asyncio.CancelledError:
-            if number not in self._given_up:
+            if exchange.why is None:
                 raise
-            self._given_up.discard(number)
-            await self._answer_error(number, RequestCancelled("the client gave the request up"))
+            await self._finish(exchange, exchange.why)
         except (ConnectionError, TimeoutError):
             self._writer.transport.abort()
         except Exception:  # noqa: BLE001  (the renderer of control replies: the client learns no detail)
-            _log.exception("%s failed", frame.get("m"))
-            await self._answer_error(number, MlxdError("this failed inside of mlxd; its log has the details"))
+            _log.exception("%s failed", exchange.name)
+            await self._finish(exchange, MlxdError("this failed inside of mlxd; its log has the details"))
 
-    async def _answer_error(self, number: int, error: MlxdError) -> None:
-        reply = {"t": "res", "id": number, "ok": False, "e": error.to_wire(), "gen": self._service.generation()}
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            await self._send(reply)
-
-    async def _cancel(self, number: int) -> None:
-        if number in self._subscriptions:
-            await self._unsubscribe(number, "cancelled")
-        elif number in self._requests:
-            self._given_up.add(number)
-            self._requests[number].cancel()
-
-    async def _subscribe(self, number: int, frame: dict[str, Any]) -> None:
-        if frame.get("topic") != _TOPIC:
-            error = InvalidRequest(f"there is no topic {frame.get('topic')!r}, only {_TOPIC!r}", param="topic")
-            await self._answer_error(number, error)
+    async def _finish(self, exchange: _Exchange, error: MlxdError) -> None:
+        if not exchange.is_feeding:
+            await self._answer_error(exchange.number, error)
             return
-        # In one turn of the loop, so that what the snapshot lacks comes as an event.
-        subscription = self._service.bus.subscribe()
-        result = {"sub": number, "seq": self._service.bus.seq, "snapshot": self._service.snapshot()}
-        task = asyncio.get_running_loop().create_task(self._relay(number, subscription, result))
-        self._subscriptions[number] = task
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await self._send({"t": "end", "sub": exchange.number, "reason": error.message})
 
-    async def _relay(self, number: int, subscription: Subscription, result: Mapping[str, Any]) -> None:
+    async def _answer(self, exchange: _Exchange, frame: dict[str, Any]) -> None:
+        async def progress(data: Mapping[str, Any]) -> None:
+            await self._send({"t": "prog", "id": exchange.number, **data})
+
+        result, ignored = await self._service.dispatch(frame, progress)
+        more = {"ignored": ignored} if ignored else {}
+        await self._send(
+            {"t": "res", "id": exchange.number, "ok": True, "r": result, "gen": self._service.generation(), **more}
+        )
+
+    async def _feed(self, exchange: _Exchange, frame: dict[str, Any]) -> None:
+        """Send the snapshot, then every event that it lacks, until somebody ends it."""
+        interest, number, bus = _read_interest(frame), exchange.number, self._service.bus
+        # In one turn of the loop, so that what the snapshot lacks comes as an event.
+        subscription = bus.subscribe(interest)
         try:
+            result = {"sub": number, "seq": bus.seq, "snapshot": self._service.snapshot()}
             await self._send({"t": "res", "id": number, "ok": True, "r": result, "gen": self._service.generation()})
+            exchange.is_feeding = True
             while True:
                 item = await subscription.next()
                 if isinstance(item, Gap):
@@ -196,17 +227,19 @@ class Connection:
                 else:
                     data = dict(item.data)
                     await self._send({"t": "evt", "sub": number, "seq": item.seq, "k": item.kind, "d": data})
-        except (ConnectionError, TimeoutError):
-            self._writer.transport.abort()
         finally:
-            self._service.bus.unsubscribe(subscription)
+            bus.unsubscribe(subscription)
 
-    async def _unsubscribe(self, number: int, reason: str) -> None:
-        task = self._subscriptions.pop(number)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    async def _answer_error(self, number: int, error: MlxdError) -> None:
+        reply = {"t": "res", "id": number, "ok": False, "e": error.to_wire(), "gen": self._service.generation()}
         with contextlib.suppress(ConnectionError, TimeoutError):
-            await self._send({"t": "end", "sub": number, "reason": reason})
+            await self._send(reply)
+
+    def _cancel(self, number: int) -> None:
+        exchange = self._exchanges.get(number)
+        if exchange is not None:
+            words = "cancelled" if exchange.is_feeding else "the client gave the request up"
+            exchange.give_up(RequestCancelled(words))
 
     async def _send(self, frame: Mapping[str, Any]) -> None:
         """Write the frame and wait until the client has taken most of it; one that does not read loses its connection.
@@ -239,7 +272,7 @@ class Connection:
 
     async def _close(self) -> None:
         """End what belongs to the connection; operations that it began go on."""
-        tasks = [*self._requests.values(), *self._subscriptions.values()]
+        tasks = [exchange.task for exchange in self._exchanges.values() if exchange.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -248,3 +281,17 @@ class Connection:
             async with asyncio.timeout(self._service.stall_timeout_s):
                 await self._writer.wait_closed()
         self._writer.transport.abort()
+
+
+def _read_interest(frame: Mapping[str, Any]) -> Interest:
+    """Return what a `sub` frame is about.
+
+    Raises:
+        InvalidRequest: its topic, topics or model are none; `param` names the key.
+    """
+    topic, topics, model = frame.get("topic"), frame.get("topics"), frame.get("model")
+    if topic != _TOPIC:
+        raise InvalidRequest(f"there is no topic {str(topic)[:40]!r}, only {_TOPIC!r}", param="topic")
+    if model is not None and (not isinstance(model, str) or not model):
+        raise InvalidRequest("model must be a text that is not empty", param="model")
+    return Interest(None if topics is None else frozenset(check_topics(topics)), model)

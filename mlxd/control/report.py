@@ -112,5 +112,6 @@ def snapshot(context: ControlContext) -> dict[str, Any]:
     return {
         "gen": context.store.generation,
         "pool": dataclasses.asdict(context.pool.status()),
+        "requests": _requests(context),
         "operations": context.operations.running(),
     }

@@ -23,7 +23,9 @@ from mlxd.protocol.errors import Forbidden, InvalidRequest, ProtocolError, WaitE
 from mlxd.protocol.operations import Operation, check_params, find_operation
 
 MAX_CONNECTIONS = 64
-_CAPS = ("deadline", "dry", "events", "if_gen", "ops")
+# What a client is given to take the last words: they are written at once, so this is for one that does not read.
+_FAREWELL_S = 1.0
+_CAPS = ("deadline", "dry", "events", "if_gen", "ops", "topics")
 _log = logging.getLogger(__name__)
 
 
@@ -59,12 +61,17 @@ class ControlServer:
         self._server = await asyncio.start_unix_server(self._on_client, sock=listening)
 
     async def close(self) -> None:
-        """Accept nobody any more, end all subscriptions and close all connections; begun mutations end first."""
+        """Accept nobody any more, answer what is in flight and close all connections; begun mutations end first."""
         if self._server is not None:
             self._server.close()
         await asyncio.gather(*self._mutations, return_exceptions=True)
-        for connection in list(self._connections):
-            await connection.end("the daemon ends")
+        farewells = [asyncio.ensure_future(connection.end("the daemon ends")) for connection in self._connections]
+        if farewells:
+            _, late = await asyncio.wait(farewells, timeout=_FAREWELL_S)
+            for farewell in late:
+                farewell.cancel()
+        for connection in self._connections:
+            connection.drop()
         tasks = list(self._connections.values())
         for task in tasks:
             task.cancel()

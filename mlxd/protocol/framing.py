@@ -6,12 +6,15 @@ never changes its type or meaning. `t` is the frame's type:
     hello  {t, min, max, version, caps}                       the first frame of either side
            the daemon adds {proto, boot_id, pid, gen, http, limits: {request_bytes, in_flight}}
     reject {t, e, min?, max?, version?}                       instead of the daemon's hello; the connection ends
-    req    {t, id, m, p, deadline_ms?, if_gen?, dry?}         an operation of `operations.py`
+    req    {t, id, m, p, deadline_ms?, if_gen?, dry?}         an operation of `operations/`
     res    {t, id, ok, r | e, gen, ignored?}                  its answer, in any order; `ignored` names unknown params
     prog   {t, id, op, phase, done, total}                    while an `op.wait` is open
     cancel {t, id}                                            gives up a request or ends a subscription
-    sub    {t, id, topic}                                     answered by res with r = {sub, seq, snapshot}
-    evt    {t, sub, seq, k, d}    gap {t, sub, from, to}    end {t, sub, reason}
+    sub    {t, id, topic, topics?, model?}                    answered by res with r = {sub, seq, snapshot}; `topic` is
+                                                              "events", `topics` and `model` choose among them
+    evt    {t, sub, seq, k, d}                                what happened after the snapshot, of kind `k`
+    gap    {t, sub, from, to}                                 events were lost: the client reads too slowly
+    end    {t, sub, reason}                                   there will be nothing more
     ping   {t} → pong {t}
 
 `e` is `{code, msg, exit, hint?, field?, data?}` (`errors.MlxdError.to_wire`). Bytes and milliseconds are integers, and

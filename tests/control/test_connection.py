@@ -8,6 +8,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from mlxd.control import server
 from mlxd.control.connection import MAX_IN_FLIGHT
 from mlxd.control.server import MAX_CONNECTIONS
 from mlxd.protocol import framing
@@ -24,7 +25,7 @@ async def test_hello(plane: Plane) -> None:
     assert (hello["version"], hello["boot_id"], hello["gen"]) == ("1.2.3", "boot-1", 1)
     assert isinstance(hello["pid"], int)
     assert hello["http"] == "http://127.0.0.1:6593"
-    assert hello["caps"] == ["deadline", "dry", "events", "if_gen", "ops"]
+    assert hello["caps"] == ["deadline", "dry", "events", "if_gen", "ops", "topics"]
     assert hello["limits"] == {"request_bytes": 2**20, "in_flight": MAX_IN_FLIGHT}
 
 
@@ -380,3 +381,131 @@ async def test_closing_a_connection_ends_its_subscriptions_only(plane: Plane) ->
     plane.backend.hold_loads(hold=False)
     async with await plane.connect() as other:
         assert (await other.wait(op))["state"] == "done"
+
+
+async def test_a_subscription_chooses_topics_and_model(plane: Plane, client: Client) -> None:
+    """Only what was asked for comes, under the numbers that it has for all."""
+    await client.send({"t": "sub", "id": 9, "topic": "events", "topics": ["op", "model"], "model": "a"})
+    seq = (await client.receive())["r"]["seq"]
+    for kind, data in (
+        ("config.changed", {"model": "a"}),
+        ("model.loaded", {"model": "b"}),
+        ("model.loaded", {"model": "a"}),
+        ("op.ended", {"models": ["b", "a"]}),
+        ("op.ended", {"models": []}),
+    ):
+        plane.bus.publish(kind, data)
+    events = [await client.receive() for _ in range(2)]
+    assert [(event["seq"], event["k"]) for event in events] == [(seq + 3, "model.loaded"), (seq + 4, "op.ended")]
+    assert await client.ask("ping")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"topics": []}, "topics must be a list of config, "),
+        ({"topics": "model"}, "topics must be a list of config, "),
+        ({"topics": ["modle"]}, "no topic 'modle'; the nearest is 'model'"),
+        ({"topics": ["model", 7]}, "no topic 7; there are config, "),
+        ({"model": ""}, "model must be a text"),
+    ],
+)
+async def test_a_choice_that_is_none_is_refused(client: Client, keys: dict[str, Any], words: str) -> None:
+    """What cannot be chosen is answered by name, and the connection lives."""
+    await client.send({"t": "sub", "id": 9, "topic": "events", **keys})
+    answer = await client.receive()
+    assert (answer["ok"], answer["e"]["code"]) == (False, "invalid_request")
+    assert words in answer["e"]["msg"]
+    assert await client.ask("ping")
+
+
+async def test_subscriptions_count_as_in_flight(client: Client) -> None:
+    """A connection cannot open queues without bound."""
+    for number in range(MAX_IN_FLIGHT):
+        await client.send({"t": "sub", "id": 100 + number, "topic": "events"})
+        assert (await client.receive())["ok"]
+    assert "in flight" in (await client.refused("ping"))["msg"]
+
+
+async def test_a_snapshot_that_fails_is_told_and_harms_nothing(
+    plane: Plane, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug in the snapshot is answered as any other, and the connection lives."""
+
+    def broken() -> Any:
+        raise ZeroDivisionError("a secret")
+
+    plane.pool.status = broken  # type: ignore[method-assign]
+    await client.send({"t": "sub", "id": 9, "topic": "events"})
+    assert (await client.receive())["e"]["code"] == "internal_error"
+    assert "a secret" in caplog.text
+    assert await client.ask("ping")
+    assert not plane.bus._subscriptions
+
+
+async def test_an_event_that_is_too_long_ends_the_subscription_in_words(
+    plane: Plane, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be sent is not left out silently."""
+    await client.send({"t": "sub", "id": 9, "topic": "events"})
+    await client.receive()
+    monkeypatch.setattr(framing, "MAX_REPLY_BYTES", 400)
+    plane.bus.publish("noise", {"text": "x" * 500})
+    end = await client.receive()
+    assert (end["t"], end["sub"]) == ("end", 9)
+    assert "over the limit of 400 bytes" in end["reason"]
+    assert await client.ask("ping")
+
+
+async def test_a_waiter_learns_that_the_daemon_ends(home: Home) -> None:
+    """A request in flight is answered before the connection ends, also one that waits for something else."""
+    async with running_plane(home) as plane:
+        client = await plane.connect()
+        plane.backend.hold_loads(hold=True)
+        op = (await client.ask("model.load", model="a"))["op"]
+        await client.send({"t": "req", "id": 100, "m": "op.wait", "p": {"op": op}})
+        await client.receive_of("prog")
+        await plane.server.close()
+        error = (await client.receive_of("res"))["e"]
+        assert (error["code"], error["msg"], error["hint"]) == ("draining", "the daemon ends", "mlxctl start")
+        with pytest.raises(EOFError):
+            await client.receive()
+        await client.close()
+        plane.backend.hold_loads(hold=False)
+
+
+async def test_a_client_that_does_not_read_does_not_hold_up_the_end(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last words are not waited for beyond their time."""
+    monkeypatch.setattr(server, "_FAREWELL_S", 0.05)
+    async with running_plane(home, stall_timeout_s=60) as plane:
+        lazy = socket.socket(socket.AF_UNIX)
+        lazy.connect(str(home.socket))
+        sub = framing.encode({"t": "sub", "id": 1, "topic": "events"}, framing.MAX_REQUEST_BYTES)
+        lazy.send(framing.encode(framing.make_hello("9.9"), framing.MAX_REQUEST_BYTES) + sub)
+        await until(lambda: plane.bus._subscriptions)
+        plane.bus.publish("noise", {"text": "x" * 4_000_000})
+        async with asyncio.timeout(30):
+            await plane.server.close()
+        lazy.close()
+
+
+async def test_a_client_that_asks_without_reading_is_not_read(home: Home) -> None:
+    """What it sends beyond its bounds stays in its own socket: nothing piles up in the daemon."""
+    async with running_plane(home) as plane:
+        lazy = socket.socket(socket.AF_UNIX)
+        lazy.setblocking(False)
+        lazy.connect(str(home.socket))
+        lazy.send(framing.encode(framing.make_hello("9.9"), framing.MAX_REQUEST_BYTES))
+        frame = framing.encode({"t": "later", "id": 1, "x": "x" * 1000}, framing.MAX_REQUEST_BYTES)
+        async with await plane.connect() as client:
+            refused = 0
+            while refused < 50:
+                try:
+                    lazy.send(frame)
+                    refused = 0
+                except BlockingIOError:
+                    refused += 1
+                await client.ask("ping")
+        lazy.close()

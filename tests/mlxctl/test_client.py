@@ -127,7 +127,7 @@ def test_permission_denied(path: Path, listener: socket.socket, monkeypatch: pyt
         def connect(self, address: Any) -> None:
             raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("mlxctl.client.socket.socket", Denied)
+    monkeypatch.setattr("mlxctl.connect.socket.socket", Denied)
 
     error = fail(path)
     assert (error.exit_code, error.code) == (8, "control.denied")

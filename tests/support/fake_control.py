@@ -26,7 +26,8 @@ class FakeControl:
     """Listens at *path* and answers each operation with what `answers` has for it.
 
     An answer is the result, an error to send, or a function of the request's frame that returns either (or a list of
-    frames to send as they are, before the connection ends). `requests` has every request frame in order of arrival.
+    frames to send as they are, before the connection ends). For `sub` and `cancel` frames it is a function that returns
+    the frames to send. `requests` has every frame but hellos in order of arrival.
     """
 
     def __init__(self, path: Path, answers: Mapping[str, Answer] | None = None, **hello: Any) -> None:
@@ -110,6 +111,10 @@ class FakeControl:
             _send(connection, self.hello)
             return bool(self.hello["t"] == "hello")
         self.requests.append(frame)
+        if frame["t"] in {"sub", "cancel"}:
+            for raw in self.answers[frame["t"]](frame):  # type: ignore[operator]
+                _send(connection, raw)
+            return True
         try:
             answer = self._answer(frame)
         except MlxdError as error:

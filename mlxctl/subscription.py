@@ -1,0 +1,104 @@
+"""What a subscription hears: a snapshot, events in order, and a gap where some were lost. See `Client.subscribe`."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.protocol.errors import EXIT_UNREACHABLE, ControlError
+from mlxd.protocol.topic import topic_of
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened. *kind* is `model.loaded`; *data* has what is worth knowing, `model` among it."""
+
+    seq: int
+    kind: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that were lost because nobody read them in time: what is known from before may be wrong by now."""
+
+    first: int
+    last: int
+
+
+class Subscription:
+    """One subscription of a connection.
+
+    Attributes:
+        snapshot: {gen, pool, requests, operations} at the moment it began.
+        seq: the number of the last event that the snapshot knows of.
+    """
+
+    def __init__(self, pump: Callable[[float | None], bool], cancel: Callable[[], None]) -> None:
+        """Take what reads one more frame of the connection, and what ends this subscription."""
+        self.snapshot: dict[str, Any] = {}
+        self.seq = 0
+        self._pump = pump
+        self._cancel = cancel
+        self._items: deque[Event | Gap] = deque()
+        self._reason: str | None = None
+        self._topics: frozenset[str] | None = None
+        self._model: str | None = None
+
+    def begin(self, result: Mapping[str, Any], topics: Sequence[str] | None, model: str | None) -> None:
+        """Take the daemon's answer; *topics* and *model* are what an older daemon cannot choose for us."""
+        self.snapshot, self.seq = dict(result.get("snapshot") or {}), int(result.get("seq", 0))
+        self._topics, self._model = None if topics is None else frozenset(topics), model
+        self._items = deque(item for item in self._items if self._is_wanted(item))
+
+    def take(self, frame: Mapping[str, Any]) -> None:
+        """Keep what a frame says until somebody asks."""
+        item: Event | Gap
+        if frame["t"] == "end":
+            self._reason = str(frame.get("reason"))
+            return
+        if frame["t"] == "gap":
+            item = Gap(frame["from"], frame["to"])
+        elif frame["t"] == "evt":
+            item = Event(frame["seq"], frame["k"], frame.get("d") or {})
+        else:
+            return
+        if self._is_wanted(item):
+            self._items.append(item)
+
+    def next(self, timeout_s: float | None = None) -> Event | Gap | None:
+        """Return what comes next, None when nothing has come within *timeout_s*; without it, wait for ever.
+
+        Raises:
+            ControlError: the daemon ended it, with the reason, or the connection.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._items:
+            if self._reason is not None:
+                raise ControlError(
+                    f"there will be no more events: {self._reason}",
+                    exit_code=EXIT_UNREACHABLE,
+                    code="control.ended",
+                    hint="mlxctl status",
+                )
+            if not self._pump(deadline_s):
+                return None
+        return self._items.popleft()
+
+    def __iter__(self) -> Iterator[Event | Gap]:
+        while (item := self.next()) is not None:
+            yield item
+
+    def close(self) -> None:
+        """End it; the connection goes on."""
+        self._cancel()
+
+    def _is_wanted(self, item: Event | Gap) -> bool:
+        if isinstance(item, Gap):
+            return True
+        if self._topics is not None and topic_of(item.kind) not in self._topics:
+            return False
+        return self._model is None or self._model in (item.data.get("model"), *item.data.get("models", ()))
