@@ -192,11 +192,7 @@ class SettingsStore:
         for _ in range(_ATTEMPTS):
             await self._absorb("file")
             if if_gen is not None and if_gen != self.generation:
-                raise Conflict(
-                    f"the settings are at generation {self.generation}, not {if_gen}",
-                    hint="look again, then repeat",
-                    data={"gen": self.generation},
-                )
+                raise Conflict.of_generation(self.generation, if_gen)
             base = self._version if self._file.signature() is not None else None
             new = draft(base, edits(self.current) if callable(edits) else edits, self.machine)
             changed = document.differences(self._version.document, new.document)

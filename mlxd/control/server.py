@@ -1,31 +1,25 @@
-"""`ControlServer`: accepts the control socket's clients and runs what they ask for.
-
-Mutations run one at a time, in the order of their arrival; one that has begun is finished, whatever becomes of its
-client.
-"""
+"""`ControlServer`: accepts the control socket's clients and greets them."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.control.connection import MAX_IN_FLIGHT, STALL_TIMEOUT_S, Answer, Connection, Progress, Service
-from mlxd.control.context import ControlContext, Request
-from mlxd.control.handlers import HANDLERS
+from mlxd.control.connection import MAX_IN_FLIGHT, STALL_TIMEOUT_S, Connection, Service
+from mlxd.control.context import ControlContext
+from mlxd.control.dispatch import Dispatcher
 from mlxd.control.listen import is_allowed, peer_uid
 from mlxd.control.report import snapshot
 from mlxd.protocol import framing
-from mlxd.protocol.errors import Forbidden, InvalidRequest, ProtocolError, WaitEnded
-from mlxd.protocol.operations import Operation, check_params, find_operation
+from mlxd.protocol.errors import Forbidden, ProtocolError
 
 MAX_CONNECTIONS = 64
 # What a client is given to take the last words: they are written at once, so this is for one that does not read.
 _FAREWELL_S = 1.0
-_CAPS = ("deadline", "dry", "events", "if_gen", "ops", "topics")
+_CAPS = ("deadline", "dry", "events", "idem", "if_gen", "ops", "topics")
 _log = logging.getLogger(__name__)
 
 
@@ -41,18 +35,17 @@ class ControlServer:
     ) -> None:
         """Take what the operations work on, and how long a client may keep us waiting."""
         self._context = context
+        self.dispatcher = Dispatcher(context)
         self._service = Service(
             version=context.info.version,
             make_hello=self._make_hello,
-            dispatch=self._dispatch,
+            dispatch=self.dispatcher.dispatch,
             bus=context.bus,
             snapshot=lambda: snapshot(context),
             generation=lambda: context.store.generation,
             stall_timeout_s=stall_timeout_s,
             hello_timeout_s=hello_timeout_s,
         )
-        self._mutating = asyncio.Lock()
-        self._mutations: set[asyncio.Task[Mapping[str, Any]]] = set()
         self._connections: dict[Connection, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
 
@@ -64,7 +57,7 @@ class ControlServer:
         """Accept nobody any more, answer what is in flight and close all connections; begun mutations end first."""
         if self._server is not None:
             self._server.close()
-        await asyncio.gather(*self._mutations, return_exceptions=True)
+        await self.dispatcher.mutations.close()
         farewells = [asyncio.ensure_future(connection.end("the daemon ends")) for connection in self._connections]
         if farewells:
             _, late = await asyncio.wait(farewells, timeout=_FAREWELL_S)
@@ -103,50 +96,3 @@ class ControlServer:
             http=info.http().url,
             limits={"request_bytes": framing.MAX_REQUEST_BYTES, "in_flight": MAX_IN_FLIGHT},
         )
-
-    async def _dispatch(self, frame: Mapping[str, Any], progress: Progress) -> Answer:
-        operation = find_operation(frame.get("m"))
-        params, ignored = check_params(operation, frame.get("p", {}))
-        request = Request(params, _flag(frame, "dry"), _count(frame, "if_gen"), progress)
-        if not operation.commits and (request.dry or request.if_gen is not None):
-            raise InvalidRequest(f"{operation.name} changes no settings: it takes neither dry nor if_gen", param="dry")
-        deadline_ms = _count(frame, "deadline_ms")
-        deadline_s = None if deadline_ms is None else deadline_ms / 1000
-        try:
-            return await self._run(operation, request, deadline_s), ignored
-        except TimeoutError:
-            raise WaitEnded(
-                f"{operation.name} had {deadline_ms} ms and was not begun or not answered in time"
-            ) from None
-
-    async def _run(self, operation: Operation, request: Request, deadline_s: float | None) -> Mapping[str, Any]:
-        handler = HANDLERS[operation.name]
-        if not operation.mutates:
-            async with asyncio.timeout(deadline_s):
-                return await handler(self._context, request)
-        async with asyncio.timeout(deadline_s):
-            await self._mutating.acquire()
-        task = asyncio.ensure_future(handler(self._context, request))
-        self._mutations.add(task)
-        task.add_done_callback(self._on_mutated)
-        return await asyncio.shield(task)
-
-    def _on_mutated(self, task: asyncio.Task[Mapping[str, Any]]) -> None:
-        self._mutations.discard(task)
-        self._mutating.release()
-        with contextlib.suppress(asyncio.CancelledError):
-            task.exception()  # its client may be gone
-
-
-def _flag(frame: Mapping[str, Any], name: str) -> bool:
-    value = frame.get(name, False)
-    if not isinstance(value, bool):
-        raise InvalidRequest(f"{name} must be true or false", param=name)
-    return value
-
-
-def _count(frame: Mapping[str, Any], name: str) -> int | None:
-    value = frame.get(name)
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-        raise InvalidRequest(f"{name} must be a whole number of at least 0", param=name)
-    return value

@@ -25,7 +25,7 @@ async def test_hello(plane: Plane) -> None:
     assert (hello["version"], hello["boot_id"], hello["gen"]) == ("1.2.3", "boot-1", 1)
     assert isinstance(hello["pid"], int)
     assert hello["http"] == "http://127.0.0.1:6593"
-    assert hello["caps"] == ["deadline", "dry", "events", "if_gen", "ops", "topics"]
+    assert hello["caps"] == ["deadline", "dry", "events", "idem", "if_gen", "ops", "topics"]
     assert hello["limits"] == {"request_bytes": 2**20, "in_flight": MAX_IN_FLIGHT}
 
 
@@ -132,7 +132,11 @@ async def test_every_reply_has_the_generation(client: Client) -> None:
             "invalid_request",
             "if_gen must",
         ),
-        ({"m": "model.load", "p": {"model": "a"}, "dry": True}, "invalid_request", "neither dry nor if_gen"),
+        ({"m": "model.load", "p": {"model": "a"}, "dry": True}, "invalid_request", "it has no dry run"),
+        ({"m": "ping", "if_gen": 1}, "invalid_request", "takes no if_gen"),
+        ({"m": "catalog.rescan", "if_gen": 9}, "config.conflict", "at generation 1, not 9"),
+        ({"m": "catalog.rescan", "idem": ""}, "invalid_request", "idem must be a text of 1 to 128"),
+        ({"m": "catalog.rescan", "idem": "x" * 129}, "invalid_request", "idem must be a text of 1 to 128"),
         ({"m": "ping", "deadline_ms": -1}, "invalid_request", "deadline_ms must be"),
     ],
 )
@@ -240,25 +244,26 @@ async def test_a_deadline_ends_a_wait(plane: Plane, client: Client) -> None:
 
 async def test_a_deadline_keeps_a_change_from_beginning_too_late(plane: Plane, client: Client) -> None:
     """A change whose turn does not come in time is not made; one that has begun is finished."""
-    await plane.server._mutating.acquire()
+    await plane.server.dispatcher.mutations._turn.acquire()
     error = await client.refused("settings.set", {"deadline_ms": 10}, changes={"pool.max_models": 3})
     assert error["code"] == "wait_ended"
-    plane.server._mutating.release()
+    plane.server.dispatcher.mutations._turn.release()
     assert plane.store.generation == 1
     assert (await client.ask("settings.set", {"deadline_ms": 10_000}, changes={"pool.max_models": 3}))["gen"] == 2
 
 
 async def test_a_change_survives_its_client(plane: Plane) -> None:
     """Hanging up right after asking loses nothing."""
+    mutations = plane.server.dispatcher.mutations
     client = await plane.connect()
-    await plane.server._mutating.acquire()
+    await plane.server.dispatcher.mutations._turn.acquire()
     await client.send({"t": "req", "id": 1, "m": "settings.set", "p": {"changes": {"pool.max_models": 3}}})
     await client.send({"t": "ping"})
     await client.receive()
-    plane.server._mutating.release()
-    await until(lambda: plane.server._mutations)
+    plane.server.dispatcher.mutations._turn.release()
+    await until(lambda: mutations._begun)
     await client.close()
-    await asyncio.gather(*plane.server._mutations)
+    await asyncio.gather(*mutations._begun)
     assert plane.store.current.pool.max_models == 3
 
 

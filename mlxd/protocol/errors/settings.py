@@ -40,6 +40,15 @@ class Conflict(SettingsError):
     code = "config.conflict"
     exit_code = EXIT_CONFLICT
 
+    @classmethod
+    def of_generation(cls, generation: int, expected: int) -> Conflict:
+        """Return the error of a caller that *expected* another generation than there is."""
+        return cls(
+            f"the settings are at generation {generation}, not {expected}",
+            hint="look again, then repeat",
+            data={"gen": generation},
+        )
+
 
 class InsufficientCapacity(SettingsError):
     """The new limit is below what pins or the preload list need."""

@@ -13,5 +13,7 @@ TABLE = (
         "daemon.stop",
         "End the daemon once running requests have ended.",
         {"now": flag("Cancel the running requests.")},
+        mutates=True,
+        at_once=True,
     ),
 )

@@ -12,5 +12,5 @@ TABLE = (
         "Answer when the operation has ended or the timeout has passed, with `prog` frames until then.",
         {"op": text("Operation id."), "timeout_ms": count("Longest wait; without end when left out.")},
     ),
-    Operation("op.cancel", "Give an operation up.", {"op": text("Operation id.")}),
+    Operation("op.cancel", "Give an operation up.", {"op": text("Operation id.")}, mutates=True, at_once=True),
 )

@@ -54,8 +54,10 @@ class Operation:
         name: what `m` holds.
         help: one sentence.
         params: name → type.
-        mutates: True when it changes something; such operations run one at a time, in the order of their arrival.
-        commits: True when it changes settings; such operations take `dry` and `if_gen`.
+        mutates: True when it changes something; such operations take `idem` and `if_gen`, and run one at a time, in the
+            order of their arrival.
+        commits: True when it changes settings; such operations take `dry`.
+        at_once: True when it mutates and waits for no turn: what ends something must not queue behind it.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Operation:
     params: Mapping[str, Param] = field(default_factory=dict)
     mutates: bool = False
     commits: bool = False
+    at_once: bool = False
 
 
 def text(help_text: str, *, required: bool = True) -> Param:

@@ -1,0 +1,134 @@
+"""Mutations: one at a time in the order of their arrival, and each once, however often its client has to ask.
+
+One that waits for its turn is dropped when nobody waits for its answer any more; one that has begun is finished,
+whatever becomes of its client. The answers to the last ones that carried an idempotency key are kept, so that a client
+whose connection broke before the answer asks again with the same key and gets it, without a second change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxd.protocol.errors import Conflict, Draining, WaitEnded
+
+KEPT_ANSWERS = 256
+
+Work = Callable[[], Awaitable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """An idempotency key, and a fingerprint of the request that it stands for."""
+
+    key: str
+    fingerprint: bytes
+
+
+@dataclass(slots=True)
+class _Mutation:
+    once: Once | None
+    is_begun: bool = False
+    waiters: int = 0
+    task: asyncio.Task[Mapping[str, Any]] = field(init=False)
+
+
+class Mutations:
+    """All mutations that wait or run, and the answers that are kept."""
+
+    def __init__(self) -> None:
+        """Nothing runs yet."""
+        self._is_closed = False
+        self._turn = asyncio.Lock()
+        self._begun: set[asyncio.Task[Mapping[str, Any]]] = set()
+        self._kept: dict[str, _Mutation] = {}
+
+    async def run(
+        self, work: Work, *, once: Once | None = None, deadline_s: float | None = None, at_once: bool = False
+    ) -> Mapping[str, Any]:
+        """Return what *work* returns, when its turn has come; or what it returned when its key was used before.
+
+        Args:
+            work: makes the change.
+            once: the key, where the client gave one.
+            deadline_s: longest wait for its turn.
+            at_once: it needs no turn.
+
+        Raises:
+            Conflict: the key stands for another request.
+            WaitEnded: its turn did not come in time; nothing was changed.
+            Draining: the daemon ends first.
+        """
+        mutation = self._find(once)
+        if mutation is None:
+            mutation = self._start(work, once, deadline_s, at_once=at_once)
+        mutation.waiters += 1
+        try:
+            return await asyncio.shield(mutation.task)
+        finally:
+            mutation.waiters -= 1
+            if not mutation.waiters and not mutation.is_begun:
+                self._forget(mutation)
+                mutation.task.cancel()
+
+    async def close(self) -> None:
+        """Begin nothing any more, and return when all that have begun have ended."""
+        self._is_closed = True
+        await asyncio.gather(*self._begun, return_exceptions=True)
+
+    def _find(self, once: Once | None) -> _Mutation | None:
+        mutation = None if once is None else self._kept.get(once.key)
+        if mutation is not None and mutation.once != once:
+            raise Conflict(
+                "this idempotency key was used for another request; nothing was changed",
+                code="idem.conflict",
+                hint="a key of its own for each request",
+                param="idem",
+            )
+        return mutation
+
+    def _start(self, work: Work, once: Once | None, deadline_s: float | None, *, at_once: bool) -> _Mutation:
+        mutation = _Mutation(once)
+        mutation.task = asyncio.get_running_loop().create_task(
+            self._run_now(mutation, work) if at_once else self._run_in_turn(mutation, work, deadline_s)
+        )
+        mutation.task.add_done_callback(self._on_done)
+        if once is not None:
+            self._kept[once.key] = mutation
+            ended = [key for key, kept in self._kept.items() if kept.task.done()]
+            for key in ended[:-KEPT_ANSWERS]:
+                del self._kept[key]
+        return mutation
+
+    async def _run_in_turn(self, mutation: _Mutation, work: Work, deadline_s: float | None) -> Mapping[str, Any]:
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._turn.acquire()
+        except TimeoutError:
+            self._forget(mutation)
+            raise WaitEnded(
+                f"its turn behind other changes did not come within {deadline_s:g} s; nothing was changed"
+            ) from None
+        try:
+            return await self._run_now(mutation, work)
+        finally:
+            self._turn.release()
+
+    async def _run_now(self, mutation: _Mutation, work: Work) -> Mapping[str, Any]:
+        if self._is_closed:
+            raise Draining("the daemon ends; nothing was changed", hint="mlxctl start")
+        mutation.is_begun = True
+        self._begun.add(mutation.task)
+        return await work()
+
+    def _forget(self, mutation: _Mutation) -> None:
+        if mutation.once is not None and self._kept.get(mutation.once.key) is mutation:
+            del self._kept[mutation.once.key]
+
+    def _on_done(self, task: asyncio.Task[Mapping[str, Any]]) -> None:
+        self._begun.discard(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            task.exception()  # its client may be gone
