@@ -19,6 +19,7 @@ from typing import Any
 
 from mlxd import model_config
 from mlxd.engine.base import KvShape
+from mlxd.kv_estimate import Confidence, estimate_kv
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
 from mlxd.safetensors_header import BadSafetensors, Tensor, read_tensors
@@ -42,6 +43,7 @@ class ModelEntry:
     disk_bytes: int
     context_length: int | None
     kv: KvShape  # an estimate; the engine measures it
+    kv_confidence: Confidence  # of that estimate
     quantization: str | None  # "4-bit group 32"
     source: str  # "mlxd" (the daemon's own folder), "huggingface" or "folder"
     problem: str | None  # why it cannot be served; None: it can
@@ -213,16 +215,19 @@ def _read_entry(model_id: str, folder: Path, source: str, runnable: frozenset[st
     # Every activation passes through these; see `activation_itemsize`.
     dtypes = [tensor.dtype for tensor in tensors if tensor.name.endswith(("norm.weight", ".scales"))]
     itemsize = model_config.activation_itemsize(config, dtypes)
+    weights_bytes = sum(tensor.n_bytes for tensor in tensors)
+    kv = estimate_kv(config, itemsize, weights_bytes)
     problems = (config_problem, kind_problem, weights_problem)
     return ModelEntry(
         id=model_id,
         path=folder,
         kind=kind,
         model_type=config["model_type"] if isinstance(config.get("model_type"), str) else None,
-        weights_bytes=sum(tensor.n_bytes for tensor in tensors),
+        weights_bytes=weights_bytes,
         disk_bytes=sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
         context_length=model_config.context_length(config),
-        kv=model_config.kv_shape(config, itemsize),
+        kv=kv.shape,
+        kv_confidence=kv.confidence,
         quantization=model_config.quantization_of(config),
         source=source,
         problem=next((problem for problem in problems if problem is not None), None),

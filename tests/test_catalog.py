@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from mlxd.catalog import Catalog, ModelEntry, nearest_names, resolve_roots
+from mlxd.engine.base import KvShape
+from mlxd.kv_estimate import Confidence
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
 from tests.support.model_folder import LLAMA_CONFIG, TENSORS_BYTES, write_model, write_safetensors
@@ -49,7 +51,7 @@ def test_plain_model(tmp_path: Path) -> None:
     assert entry.weights_bytes == TENSORS_BYTES
     assert sum(file.stat().st_size for file in folder.iterdir()) == entry.disk_bytes
     assert entry.context_length == 2048
-    assert entry.kv.bytes_for(256) == 256 * 2 * 2 * 2 * 16 * 4
+    assert (entry.kv, entry.kv_confidence) == (KvShape(((2 * 2 * 2 * 16 * 4, None),)), Confidence.HEADER)
     assert entry.source == "folder"
 
 
@@ -168,7 +170,7 @@ def test_odd_config_values(tmp_path: Path) -> None:
     odd = {key: ["x"] for key in LLAMA_CONFIG} | {"model_type": "llama", "quantization": 4, "text_config": 1}
     write_model(tmp_path / "tiny", odd)
     entry = scan(tmp_path)["tiny"]
-    assert (entry.context_length, entry.quantization, entry.kv.bytes_for(1000)) == (None, None, 0)
+    assert (entry.context_length, entry.quantization, entry.kv_confidence) == (None, None, Confidence.GUESS)
 
 
 def test_missing_index_shard(tmp_path: Path) -> None:

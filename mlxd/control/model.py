@@ -56,6 +56,7 @@ def _show(context: ControlContext, entry: ModelEntry, resident: ModelStatus | No
         "disk_bytes": entry.disk_bytes,
         "context_length": entry.context_length,
         "kv_bytes_per_1000_tokens": entry.kv.bytes_for(1000),
+        "kv_confidence": entry.kv_confidence.value,
         "quantization": entry.quantization,
         "source": entry.source,
         "problem": entry.problem,

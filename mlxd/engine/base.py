@@ -21,6 +21,10 @@ from mlxd.protocol.errors import MlxdError
 
 # mlx-lm's caches grow in steps of this many tokens (`KVCache.step`).
 KV_STEP_TOKENS = 256
+# Prompts that are processed side by side, and the most tokens of each in one step where layers have a sliding window:
+# these keep the whole step beside the window until the next.
+PREFILL_ROWS = 8
+WINDOW_PREFILL_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,10 +209,35 @@ class KvShape:
     fixed_bytes: int = 0
 
     def bytes_for(self, tokens: int) -> int:
-        """Return the bytes of one sequence of *tokens*, rounded up to the cache's step of 256 tokens."""
-        rounded = -(-tokens // KV_STEP_TOKENS) * KV_STEP_TOKENS
-        grown = sum(per_token * (rounded if cap is None else min(rounded, cap)) for per_token, cap in self.groups)
+        """Return the most that one sequence of *tokens* holds when its prompt is done.
+
+        A cache that is full grows by one step of 256 tokens from whatever length it has, which a batch leaves
+        anywhere; so what it holds is not rounded up to a step, but up to one step more.
+        """
+        kept = tokens + KV_STEP_TOKENS - 1
+        grown = sum(per_token * (kept if cap is None else min(kept, cap)) for per_token, cap in self.groups)
         return grown + self.fixed_bytes
+
+    @property
+    def has_window(self) -> bool:
+        """Whether some layers keep no more than the last tokens."""
+        return any(cap is not None for _, cap in self.groups)
+
+    def prefill_bytes(self, tokens: int) -> int:
+        """Return what one sequence of *tokens* holds beyond that while its prompt is processed.
+
+        A layer with a window keeps the window and all of the step that came last (mlx-lm's `RotatingKVCache`).
+        """
+        return sum(
+            per_token * max(0, min(tokens - cap, WINDOW_PREFILL_TOKENS))
+            for per_token, cap in self.groups
+            if cap is not None
+        )
+
+    def batch_bytes(self, rows: int, longest_tokens: int) -> int:
+        """Return the most that a batch holds: every row is padded to the longest."""
+        prefilling = min(rows, PREFILL_ROWS)
+        return rows * self.bytes_for(longest_tokens) + prefilling * self.prefill_bytes(longest_tokens)
 
 
 @dataclass(frozen=True, slots=True)

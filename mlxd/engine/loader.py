@@ -40,6 +40,7 @@ class SlicedLoad:
         self._files = files
         self._model: Any = None
         self._waiting: list[mx.array] = []
+        self._measured_bytes = 0
         self.done_bytes = 0
         self.total_bytes = 0
 
@@ -61,7 +62,10 @@ class SlicedLoad:
             while self._waiting and taken_bytes + self._waiting[-1].nbytes <= slice_bytes:
                 arrays.append(self._waiting.pop())
                 taken_bytes += arrays[-1].nbytes
+            before_bytes = mx.get_active_memory()
             mx.eval(arrays)
+            # Nothing else runs meanwhile: what became active is what the weights take, conversions included.
+            self._measured_bytes += mx.get_active_memory() - before_bytes
             self.done_bytes += taken_bytes
         else:
             return self._measured()
@@ -71,7 +75,7 @@ class SlicedLoad:
         kv, vocab_size = probe_kv(self._model)
         tokenizer = self._files.tokenizer
         facts = EngineFacts(
-            weights_bytes=self.total_bytes,
+            weights_bytes=self._measured_bytes,
             kv=kv,
             context_length=context_length(self._spec, self._files),
             vocab_size=vocab_size,

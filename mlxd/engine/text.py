@@ -17,6 +17,8 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from mlxd.engine.base import (
+    PREFILL_ROWS,
+    WINDOW_PREFILL_TOKENS,
     Failed,
     Finished,
     FinishReason,
@@ -45,8 +47,6 @@ _log = logging.getLogger(__name__)
 
 # The pool bounds the rows, not the generator.
 _MOST_ROWS = 1 << 20
-# Prompts that are processed side by side; they are padded to each other's length.
-_PREFILL_ROWS = 8
 # On the CPU longer steps take longer per token: 3000 tokens in 6 s at 256, in 14 s at 2048 (tiny model, 2 cores).
 _CPU_PREFILL_TOKENS = 256
 _GPU_PREFILL_TOKENS = 2048
@@ -168,6 +168,8 @@ class TextModel:
         step_tokens = 0
         if chunked:
             step_tokens = self._pace.step_tokens(chunked, others_decode=decoding or others_decode)
+            if self._loaded.facts.kv.has_window:
+                step_tokens = min(step_tokens, WINDOW_PREFILL_TOKENS)
             self._generator.prefill_step_size = step_tokens
         started_s = time.perf_counter()
         responses: tuple[list[Any], list[Any]] = self._generator.next()
@@ -201,7 +203,7 @@ class TextModel:
             self._loaded.model,
             stop_tokens=[[token] for token in self._eos_tokens],
             completion_batch_size=_MOST_ROWS,
-            prefill_batch_size=_PREFILL_ROWS,
+            prefill_batch_size=PREFILL_ROWS,
             stream=mx.default_stream(mx.default_device()),
         )
         self._limits.apply_wired()

@@ -47,20 +47,20 @@ def margin_bytes(weights_bytes: int) -> int:
 def batch_bytes(kv: KvShape, grants: Iterable[int]) -> int:
     """Return what a batch of rows with these granted tokens holds: every row is padded to the longest."""
     lengths = list(grants)
-    return len(lengths) * kv.bytes_for(max(lengths)) if lengths else 0
+    return kv.batch_bytes(len(lengths), max(lengths)) if lengths else 0
 
 
 def short_sequence_bytes(resident: Resident) -> int:
     """Return the KV that a loaded model reserves at least."""
     context_tokens = resident.context_length
     tokens = SHORT_SEQUENCE_TOKENS if context_tokens is None else min(SHORT_SEQUENCE_TOKENS, context_tokens)
-    return resident.kv.bytes_for(tokens)
+    return resident.kv.batch_bytes(1, tokens)
 
 
 def floor_bytes(resident: Resident, tokens: int = 0) -> int:
     """Return the least that the model needs to be loaded and, if *tokens* are given, to run one sequence of them."""
     weights = resident.weights_bytes
-    kv_bytes = max(short_sequence_bytes(resident), resident.kv.bytes_for(tokens) if tokens else 0)
+    kv_bytes = max(short_sequence_bytes(resident), resident.kv.batch_bytes(1, tokens) if tokens else 0)
     return weights + margin_bytes(weights) + kv_bytes
 
 

@@ -14,6 +14,7 @@ import pytest
 from mlxd.catalog import Catalog
 from mlxd.download import gguf
 from mlxd.download.errors import CannotConvert
+from mlxd.engine.base import KvShape
 from tests.support.starter import starter_folder
 from tests.support.tiny_gguf import TOKENS, plain_weights, write_gguf
 
@@ -109,7 +110,7 @@ def test_starter_in_the_catalog(starter: Path) -> None:
     entry = catalog.get(starter.name)
     assert (entry.problem, entry.model_type, entry.quantization) == (None, "llama", "4-bit group 32")
     assert entry.context_length == 8192
-    assert entry.kv.bytes_for(256) == 256 * 30 * 2 * 3 * 64 * 4
+    assert entry.kv == KvShape(((30 * 2 * 3 * 64 * 4, None),))
     assert entry.weights_bytes <= entry.disk_bytes <= entry.weights_bytes + 4_000_000
 
 

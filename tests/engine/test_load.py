@@ -40,6 +40,12 @@ def test_facts_are_measured(write_model: WriteModel) -> None:
     assert (facts.has_thinking, facts.has_tool_calling, facts.chat_template) == (True, True, True)
 
 
+def test_weights_are_what_became_active(write_model: WriteModel, baseline_bytes: int) -> None:
+    """The weights count as MLX's memory grew with them, which is neither the files' size nor the arrays' sum."""
+    loaded = load_now(write_model(layers=3))
+    assert loaded.facts.weights_bytes == pytest.approx(mx.get_active_memory() - baseline_bytes, abs=10_000)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -21,7 +21,7 @@ async def test_limit_lowered_and_idle_models_suffice() -> None:
         await w.advance(2)
 
         begun = w.change({"pool": {"memory": 60 * MB}})
-        assert begun.evicting == (Victim("b", 43_280_000),)
+        assert begun.evicting == (Victim("b", 43_535_000),)
         assert (begun.draining, begun.over_limit, begun.limit_bytes) == ((), None, 60 * MB)
         assert w.state("b") == "unloading"
 
@@ -109,12 +109,12 @@ async def test_limit_below_the_pinned_models_is_refused() -> None:
         error = refused.value
         assert error.message == (
             "memory limit 60.0 MB (57.2 MiB) is below the pinned models: "
-            "a 32.8 MB (31.3 MiB) + b 43.3 MB (41.3 MiB) = 76.1 MB (72.5 MiB)"
+            "a 33.0 MB (31.5 MiB) + b 43.5 MB (41.5 MiB) = 76.6 MB (73.0 MiB)"
         )
         assert (error.code, error.exit_code) == ("pool.pinned_exceeds_limit", 6)
         assert error.hint is not None
         assert "mlxctl model unpin a" in error.hint
-        assert error.data["pinned_bytes"] == 76_060_000
+        assert error.data["pinned_bytes"] == 76_570_000
         assert (w.state("a"), w.state("b")) == ("ready", "ready")
 
 

@@ -22,6 +22,7 @@ from tests.support.pool_world import entry, facts
 
 MB = 1_000_000
 KB = 1000
+SHORT_KB = 1280 + 255  # of KV
 
 
 class CachedEngine(FakeEngine):
@@ -70,20 +71,27 @@ def test_margin_is_five_percent_within_bounds(weights_bytes: int, expected: int)
 
 
 def test_a_batch_is_padded_to_its_longest_row() -> None:
-    """Every row costs as much as the longest, rounded up to the cache's step."""
-    assert ledger.batch_bytes(KvShape(((10, None),)), [3000, 20, 20]) == 3 * 3072 * 10
+    """Every row costs as much as the longest, which may be a step of the cache ahead."""
+    assert ledger.batch_bytes(KvShape(((10, None),)), [3000, 20, 20]) == 3 * (3000 + 255) * 10
 
 
 def test_sliding_windows_do_not_grow_beyond_their_cap() -> None:
-    """A capped cache kind costs no more tokens than its cap."""
-    assert ledger.batch_bytes(KvShape(((10, None), (5, 512)), fixed_bytes=7), [3000]) == 3072 * 10 + 512 * 5 + 7
+    """A capped cache kind costs no more tokens than its cap, and a step of the prompt while that is processed."""
+    shape = KvShape(((10, None), (5, 512)), fixed_bytes=7)
+    assert ledger.batch_bytes(shape, [3000]) == 3255 * 10 + (512 + 1024) * 5 + 7
+    assert ledger.batch_bytes(shape, [600]) == 855 * 10 + 600 * 5 + 7
+
+
+def test_only_so_many_prompts_are_processed_at_a_time() -> None:
+    """The prompts' steps cost no more often than there are rows in a prefill."""
+    assert ledger.batch_bytes(KvShape(((5, 512),)), [3000] * 20) == 20 * 512 * 5 + 8 * 1024 * 5
 
 
 def test_a_loaded_model_reserves_one_short_sequence() -> None:
     """Weights, margin and the KV of a short sequence are reserved although nothing runs."""
     footprint = ledger.footprint(resident())
 
-    assert (footprint.weights_bytes, footprint.margin_bytes, footprint.kv_bytes) == (100 * MB, 5 * MB, 1280 * KB)
+    assert (footprint.weights_bytes, footprint.margin_bytes, footprint.kv_bytes) == (100 * MB, 5 * MB, SHORT_KB * KB)
     assert footprint.total_bytes == ledger.floor_bytes(resident())
 
 
@@ -91,7 +99,7 @@ def test_a_short_context_reserves_no_more_than_itself() -> None:
     """A model of 512 tokens of context needs no more than these."""
     small = Resident(entry("a", facts(100 * MB, context_length=512)))
 
-    assert ledger.short_sequence_bytes(small) == 512 * KB
+    assert ledger.short_sequence_bytes(small) == (512 + 255) * KB
 
 
 def test_an_unloaded_model_reserves_nothing() -> None:
@@ -112,7 +120,7 @@ async def test_a_second_row_pays_for_the_padding() -> None:
     model = resident()
     await add(model, 4096)
 
-    assert ledger.admission_bytes(model, 256) == 4096 * KB
+    assert ledger.admission_bytes(model, 256) == (4096 + 255) * KB
 
 
 async def test_growth_of_a_shorter_row_is_free() -> None:
@@ -144,7 +152,7 @@ async def test_a_pausing_row_settles_to_nothing() -> None:
     model = resident()
     await add(model, 4096, SequenceState.PAUSING)
 
-    assert ledger.held_bytes(model) == 105 * MB + 4096 * KB
+    assert ledger.held_bytes(model) == 105 * MB + (4096 + 255) * KB
     assert ledger.settled_bytes(model) == ledger.floor_bytes(model)
 
 
@@ -156,7 +164,7 @@ async def test_settled_without_a_sequence() -> None:
 
     gain = ledger.settled_bytes(model) - ledger.settled_bytes(model, without=long)
 
-    assert gain == (2 * 4096 - 2048) * KB
+    assert gain == (2 * (4096 + 255) - (2048 + 255)) * KB
 
 
 def test_an_unloading_model_settles_to_nothing() -> None:

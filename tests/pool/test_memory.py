@@ -9,7 +9,7 @@ from mlxd.pool.lease import Lease
 from mlxd.pool.sequence import SequenceState
 from mlxd.protocol.errors import DoesNotFit
 from tests.support.fake_row import answer_text
-from tests.support.pool_world import KV_BYTES_PER_TOKEN, MB, SHORT_KV_BYTES, World, facts, world
+from tests.support.pool_world import KV_BYTES_PER_TOKEN, MB, SHORT_KV_BYTES, STEP_KV_BYTES, World, facts, world
 
 # One 60 MB model with its margin and the KV of a short sequence.
 FLOOR_BYTES = 63 * MB + SHORT_KV_BYTES
@@ -33,16 +33,16 @@ async def test_the_first_grant_is_the_prompt_and_a_step() -> None:
         w.send("a", prompt="x" * 4096, tokens=10_000)
         await w.advance(1.5)
 
-        assert kv_bytes(w) == (4096 + 1024) * KV_BYTES_PER_TOKEN
+        assert kv_bytes(w) == (4096 + 1024) * KV_BYTES_PER_TOKEN + STEP_KV_BYTES
 
 
 async def test_the_first_grant_is_never_more_than_the_request() -> None:
-    """A request for a few tokens reserves no more than its final length, in steps of the cache."""
+    """A request for a few tokens reserves no more than its final length."""
     async with world({"a": 60}) as w:
         w.send("a", prompt="x" * 4096, tokens=200)
         await w.advance(1.5)
 
-        assert kv_bytes(w) == (4096 + 256) * KV_BYTES_PER_TOKEN
+        assert kv_bytes(w) == (4096 + 200) * KV_BYTES_PER_TOKEN + STEP_KV_BYTES
 
 
 async def test_grants_grow_in_steps_before_the_tokens_are_made() -> None:
@@ -55,7 +55,7 @@ async def test_grants_grow_in_steps_before_the_tokens_are_made() -> None:
             await w.advance(0.5)
             seen.add(kv_bytes(w))
 
-        assert sorted(seen) == [0, *(size * KV_BYTES_PER_TOKEN for size in (2048, 3072, 4096, 5120))]
+        assert sorted(seen) == [0, *(size * KV_BYTES_PER_TOKEN + STEP_KV_BYTES for size in (2048, 3072, 4096, 5120))]
         assert pauses(w) == 0
         assert stream.text == answer_text("x" * 1024, 0, 4096)
 
@@ -109,7 +109,7 @@ async def test_growth_evicts_idle_models_before_it_pauses() -> None:
 
 async def test_the_youngest_pauses_and_the_oldest_goes_on() -> None:
     """Under pressure the youngest stream gives its KV back; it ends whole after the older one."""
-    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 4 * MB}}) as w:
+    async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 4 * MB + STEP_KV_BYTES}}) as w:
         old = w.send("a", prompt="o" * 500, tokens=3000)
         await w.advance(1.2)
         young = w.send("a", prompt="y" * 500, tokens=3000)

@@ -124,7 +124,7 @@ async def test_a_wait_ends_with_its_reason() -> None:
         _, waiting = await blocked(w)
         await w.advance(19.9)
         assert not waiting.done
-        assert w.pool.status().queue[0].reason.startswith("needs 64.3 MB")
+        assert w.pool.status().queue[0].reason.startswith("needs 64.5 MB")
 
         await w.advance(0.2)
         assert isinstance(waiting.error, QueueTimeout)

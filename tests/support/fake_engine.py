@@ -84,7 +84,7 @@ class FakeEngine:
     def held_bytes(self) -> int:
         """Weights, a padded batch and the prompt cache."""
         lengths = [row.tokens for row in self._rows.values() if not row.paused and row.prefilled]
-        batch_bytes = len(lengths) * self._facts.kv.bytes_for(max(lengths)) if lengths else 0
+        batch_bytes = self._facts.kv.batch_bytes(len(lengths), max(lengths)) if lengths else 0
         return self._facts.weights_bytes + batch_bytes + self.prompt_cache_bytes
 
     @property

@@ -20,6 +20,7 @@ from mlxd.engine.base import (
     SamplingParams,
     TextPrompt,
 )
+from mlxd.kv_estimate import Confidence
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool
 from mlxd.pool.status import ModelStatus, PoolPlan
@@ -32,9 +33,11 @@ from tests.support.fake_backend import DEFAULT_FACTS, FakeBackend
 
 MB = 1_000_000
 USABLE_BYTES = 1000 * MB
-# A loaded model's least: weights, margin, and the KV of a short sequence (1280 tokens of 1 kB).
+# A loaded model's least: weights, margin, and the KV of a short sequence.
 KV_BYTES_PER_TOKEN = 1000
-SHORT_KV_BYTES = 1280 * KV_BYTES_PER_TOKEN
+# A cache may run a step of 256 tokens ahead of its sequence.
+STEP_KV_BYTES = 255 * KV_BYTES_PER_TOKEN
+SHORT_KV_BYTES = 1280 * KV_BYTES_PER_TOKEN + STEP_KV_BYTES
 # Turns of the event loop after which nothing is left to do but timers; the longest chain takes about eight.
 TURNS = 12
 
@@ -65,6 +68,7 @@ def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None) -
         disk_bytes=measured.weights_bytes,
         context_length=measured.context_length,
         kv=measured.kv,
+        kv_confidence=Confidence.HEADER,
         quantization=None,
         source="folder",
         problem=problem,
