@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _VERBS = {
     "status": "mlxctl.status",
     "ps": "mlxctl.status",
+    "top": "mlxctl.top",
     "logs": "mlxctl.logs",
     "chat": "mlxctl.chat",
     "quickstart": "mlxctl.quickstart",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from mlxd.protocol.units import format_duration, show_bytes
 SCHEMA = "mlxctl/v1"
 _GAP = "  "
 _NARROWEST = 8
+# A number alone, with its unit, or a duration: what is compared by its length. `1 sequence paused` is none.
+_NUMBER = re.compile(r"\d[\d.,]*(?: ?(?:%|[KMGT]?i?B)(?: \(.*\))?)?|(?:\d+(?:\.\d+)?(?:ms|[dhms]))+")
 
 
 def print_text(text: str) -> None:
@@ -67,17 +70,29 @@ def describe_error(error: MlxdError) -> dict[str, Any]:
     }
 
 
-def format_table(heads: Sequence[str], rows: Iterable[Sequence[object]], *, width: int | None = None) -> str:
+def format_table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    width: int | None = None,
+    optional: Sequence[str] = (),
+) -> str:
     """Return rows under their heads in ASCII, numbers to the right, cut to *width* columns where that is known.
 
-    A cell of None is shown as `-`. The widest column gives way first, and shows with `...` that it did.
+    A cell of None is shown as `-`. The widest column gives way first, and shows with `...` that it did; where that is
+    not enough, *optional* columns are left out, the first of them first.
     """
     cells = [list(heads), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(heads))]
     limit = terminal_width() if width is None else width
-    if limit is not None:
-        _shrink(widths, limit)
-    is_number = [_is_numeric(line[column] for line in cells[1:]) for column in range(len(heads))]
+    dropped = [cells[0].index(head) for head in optional if head in heads]
+    while True:
+        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+        if limit is None or _shrink(widths, limit) or not dropped:
+            break
+        gone = dropped.pop(0)
+        cells = [line[:gone] + line[gone + 1 :] for line in cells]
+        dropped = [column - (column > gone) for column in dropped]
+    is_number = [_is_numeric(line[column] for line in cells[1:]) for column in range(len(widths))]
     return "\n".join(
         _GAP.join(
             _fit(cell, column_width, to_the_right=right)
@@ -136,12 +151,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _shrink(widths: list[int], limit: int) -> None:
+def _shrink(widths: list[int], limit: int) -> bool:
+    """Take from the widest until all fit; False when they cannot."""
     while sum(widths) + len(_GAP) * (len(widths) - 1) > limit:
         widest = max(range(len(widths)), key=widths.__getitem__)
         if widths[widest] <= _NARROWEST:
-            return
+            return False
         widths[widest] -= 1
+    return True
 
 
 def _fit(cell: str, width: int, *, to_the_right: bool) -> str:
@@ -152,4 +169,4 @@ def _fit(cell: str, width: int, *, to_the_right: bool) -> str:
 
 def _is_numeric(cells: Iterable[str]) -> bool:
     seen = [cell for cell in cells if cell != "-"]
-    return bool(seen) and all(cell[0].isdecimal() for cell in seen)
+    return bool(seen) and all(_NUMBER.fullmatch(cell) for cell in seen)

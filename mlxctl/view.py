@@ -155,24 +155,31 @@ def _format_residents(models: Iterable[Map]) -> str:
             (
                 model["id"],
                 model["state"],
-                show_size(model["weights_bytes"] + model["kv_bytes"] + model["prompt_cache_bytes"]),
+                show_size(memory_bytes(model)),
                 model["running"] + model["paused"],
                 model["waiting"],
-                _format_expiry(model),
-                _format_note(model),
+                expiry(model),
+                note(model),
             )
             for model in models
         ],
     )
 
 
-def _format_expiry(model: Map) -> str | None:
+def memory_bytes(model: Map) -> int:
+    """Return what a resident holds."""
+    return int(model["weights_bytes"] + model["kv_bytes"] + model["prompt_cache_bytes"])
+
+
+def expiry(model: Map) -> str | None:
+    """Return when an idle resident goes; None for one that is in use or not ready."""
     if model["state"] != "ready" or model["running"] or model["paused"] or model["leases"]:
         return None
     return "never" if model["expires_in_s"] is None else f"in {show_duration(model['expires_in_s'])}"
 
 
-def _format_note(model: Map) -> str | None:
+def note(model: Map) -> str | None:
+    """Return what there is to say of a resident beside its numbers."""
     if model["state"] == "loading" and model["load_total_bytes"]:
         return f"{100 * model['load_done_bytes'] // model['load_total_bytes']} % loaded"
     paused = f"{count(model['paused'], 'sequence')} paused" if model["paused"] else None
