@@ -12,10 +12,10 @@ quickstart: ## install, fetch a small model, start the daemon, ask it a question
 	@goal=$@ .ci/venv
 	@.venv/bin/mlxctl quickstart
 
-test: ## run every test (PYTEST_ARGS="tests/pool -k evict" runs some)
+test: ## run every test, on up to four cores (PYTEST_ARGS="tests/pool -k evict" runs some, PYTEST_ARGS="-n 0 --pdb" one by one)
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.support.starter
-	@.venv/bin/python -m pytest $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: ## ruff, mypy --strict, import-linter
 	@goal=$@ .ci/venv test

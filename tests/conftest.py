@@ -19,7 +19,7 @@ _FOREIGN_NAMES = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "SSH_CONNECTION
 
 
 @pytest.fixture(scope="session", autouse=True)
-def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def clean_environment(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[None]:
     """Take the user's settings out of the environment, for fixtures of every scope and for child processes."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
@@ -30,6 +30,11 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         # A proxy may be what pip needs; loopback never goes through it.
         patch.setenv("NO_PROXY", "127.0.0.1,localhost,::1")
         patch.setenv("no_proxy", "127.0.0.1,localhost,::1")
+        # Where no byte code may lie beside the sources, each daemon would compile all that it imports, a second each
+        # time: children keep it in a folder that `make clean` removes.
+        if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+            patch.delenv("PYTHONDONTWRITEBYTECODE")
+            patch.setenv("PYTHONPYCACHEPREFIX", str(pytestconfig.rootpath / ".pytest_cache" / "bytecode"))
         yield
 
 

@@ -14,6 +14,8 @@ from typing import Any
 
 from openai import OpenAI
 
+from mlxctl.client import is_running
+
 
 class RealDaemon:
     """One `mlxd` with an `MLXD_HOME` of its own, driven as users drive it: by `mlxctl` and by HTTP."""
@@ -48,9 +50,7 @@ class RealDaemon:
         """Return when the control socket says hello; fail with the log when the process ends first."""
         assert self.process is not None
         while self.process.poll() is None:
-            if (self.home / "mlxd.sock").exists() and self.mlxctl(
-                "status", "--timeout", "30s", check=False
-            ).returncode == 0:
+            if is_running(self.home / "mlxd.sock", 30):
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(0.05)
