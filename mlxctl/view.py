@@ -28,6 +28,7 @@ def format_status(document: Map) -> str:
                 ("requests", f"{len(requests)} running, {len(pool['queue'])} waiting"),
                 ("cloud", None if cloud is None else _format_cloud(cloud)),
                 ("settings", f"{show_path(config['path'])}, generation {document['gen']}"),
+                ("runtime-only", ", ".join(config.get("overlay", [])) or None),
             ]
         ),
         *(f"problem: {problem}" for problem in document.get("problems", [])),

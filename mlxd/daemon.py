@@ -21,7 +21,7 @@ from mlxd.catalog import Catalog, resolve_roots
 from mlxd.cloud.providers.openai import OpenAIProvider, open_session
 from mlxd.cloud.router import Router
 from mlxd.cloud.rules import compile_rules
-from mlxd.config import SettingsStore
+from mlxd.config import SettingsStore, Terms
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
@@ -38,7 +38,7 @@ from mlxd.openai.context import AppContext
 from mlxd.openai.server import HttpServer
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool, scheduling_params
-from mlxd.protocol.errors import EXIT_OK, FileInvalid, MlxdError
+from mlxd.protocol.errors import EXIT_OK, Conflict, FileInvalid, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
@@ -180,8 +180,8 @@ async def _run(options: Options) -> int:
 
 async def _reload(store: SettingsStore) -> None:
     """Take the file up now; what is wrong with it is in the log and in `status`."""
-    with contextlib.suppress(FileInvalid):
-        await store.reload("SIGHUP")
+    with contextlib.suppress(FileInvalid, Conflict):
+        await store.reload(Terms("file"))
 
 
 async def _drain(pool: Pool, requests: RunningRequests, shutdown: Shutdown, timeout_s: float) -> None:

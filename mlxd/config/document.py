@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxd.config.edit import is_same
-from mlxd.config.scan import Path, locate
+from mlxd.config.scan import BOM, Path, locate
 from mlxd.protocol.errors import FileInvalid, InvalidValue, SettingsError, UnknownSetting
 from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.kind import Machine
@@ -39,7 +39,7 @@ def parse(data: bytes, name: str, machine: Machine) -> Version:
         FileInvalid: `config.toml:12:5: pool.memory: why`, with path, line and column in `data`.
     """
     try:
-        text = data.decode()
+        text = data.decode()  # a byte order mark stays in the text, and is kept
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise file_invalid(name, line, 1, "it is not UTF-8") from None
@@ -55,7 +55,7 @@ def parse(data: bytes, name: str, machine: Machine) -> Version:
 
 def _parse_toml(text: str, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(text.removeprefix(BOM))
     except RecursionError:
         raise file_invalid(name, 1, 1, "it is nested too deeply") from None
     except ValueError as error:  # a whole number of thousands of digits is not a TOMLDecodeError
@@ -142,6 +142,24 @@ def is_entry(path: Path) -> bool:
         for pattern, _ in rows()
         if len(pattern) == len(path) + 1
     )
+
+
+def entry_of(path: Path) -> Path | None:
+    """Return the entry of a keyed table that the setting at *path* belongs to; None for a plain setting."""
+    for pattern, _ in rows():
+        if len(pattern) == len(path) and all(want in {"*", got} for want, got in zip(pattern, path, strict=True)):
+            return path[: pattern.index("*") + 1] if "*" in pattern else None
+    return None
+
+
+def is_stated(document: Mapping[str, Any], path: Path) -> bool:
+    """Tell whether a value or a table stands at *path*."""
+    node: Any = document
+    for part in path:
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def leaves(document: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:

@@ -23,7 +23,7 @@ from typing import Any
 import tomlkit
 from tomlkit.items import Array
 
-from mlxd.config.scan import Path, Statement, StatementKind, comments, scan, split_pair
+from mlxd.config.scan import BOM, Path, Statement, StatementKind, comments, scan, split_pair
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _LONGEST_LINE = 100
@@ -41,6 +41,8 @@ def edit(text: str, changes: Changes) -> str:
     Raises:
         CannotEditError: the result failed a guard.
     """
+    if text.startswith(BOM):
+        return BOM + edit(text.removeprefix(BOM), changes)
     if any(statement.kind is StatementKind.ARRAY_TABLE for statement in scan(text)):
         raise CannotEditError("it has an array of tables, [[...]], which no setting is")
     wanted = change(tomllib.loads(text), changes)

@@ -1,12 +1,13 @@
 """The settings file on disk: read with its hash, replaced by temp file, fsync and rename.
 
-All system calls that write go through one seam. A symlink stays a symlink: what it leads to is replaced, by a temp file
+All system calls go through one seam. A symlink stays a symlink: what it leads to is replaced, by a temp file
 in the same folder. Mode and owner are kept; a new file is 0600. Nothing here knows what a setting is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -16,8 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_FILE_BYTES = 2**20
+from mlxd.protocol.settings import MAX_FILE_BYTES
+
 _NEW_MODE = 0o600
+_READ_BYTES = 65536
 # macOS: fsync hands the data to the drive, which may keep it in its cache; this has it written.
 _FULL_FSYNC: int | None = getattr(fcntl, "F_FULLFSYNC", None)
 
@@ -32,9 +35,10 @@ def _fsync(descriptor: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SystemCalls:
-    """What the settings file asks of the system; a test puts a failing one in its place."""
+    """What the settings file and its history ask of the system; a test puts a failing one in its place."""
 
     open: Callable[[str, int, int], int] = os.open
+    read: Callable[[int, int], bytes] = os.read
     write: Callable[[int, memoryview], int] = os.write
     fsync: Callable[[int], None] = _fsync
     fchmod: Callable[[int, int], None] = os.fchmod
@@ -54,7 +58,7 @@ class Content:
         return hashlib.sha256(self.data or b"").hexdigest()
 
 
-Signature = tuple[int, int, int, int] | None
+Signature = tuple[int, ...] | None
 
 
 class ConfigFile:
@@ -78,16 +82,20 @@ class ConfigFile:
         """
         try:
             # Without O_NONBLOCK a pipe in the file's place would have us wait for ever.
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise OSError(f"{self.path} is no regular file")
-                data = file.read(MAX_FILE_BYTES + 1)
+            descriptor = self._calls.open(str(self.path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0)
         except FileNotFoundError:
             return Content(None)
-        if len(data) > MAX_FILE_BYTES:
-            raise OSError(f"{self.path} is over {MAX_FILE_BYTES} bytes")
-        return Content(data)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError("it is no regular file")
+            data = bytearray()
+            while piece := self._calls.read(descriptor, _READ_BYTES):
+                data += piece
+                if len(data) > MAX_FILE_BYTES:
+                    raise OSError(f"it is over {MAX_FILE_BYTES} bytes")
+        finally:
+            os.close(descriptor)
+        return Content(bytes(data))
 
     def signature(self) -> Signature:
         """Return what changes when the file changes, without reading it; None when there is no file."""
@@ -95,7 +103,7 @@ class ConfigFile:
             found = os.stat(self.path)  # noqa: PTH116
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_size, found.st_ino, found.st_dev
+        return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
     def stage(self, data: bytes) -> StagedFile:
         """Write *data* to a temp file beside the target, down to the disk, so that only a rename is left to do.
@@ -103,15 +111,15 @@ class ConfigFile:
         Raises:
             OSError: nothing is left behind.
         """
+        if len(data) > MAX_FILE_BYTES:  # it could not be read again
+            raise OSError(errno.EFBIG, f"it would have {len(data)} bytes, and it may have {MAX_FILE_BYTES}")
         target = self.target
         temp = target.with_name(f"{_temp_prefix(target)}{secrets.token_hex(4)}.tmp")
         descriptor = self._calls.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _NEW_MODE)
         try:
             try:
                 self._keep_mode_and_owner(descriptor, target)
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[self._calls.write(descriptor, rest) :]
+                write_all(self._calls, descriptor, data)
                 self._calls.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -160,6 +168,11 @@ class StagedFile:
         self._target = target
         self._calls = calls
 
+    @property
+    def target(self) -> Path:
+        """The file that it will replace."""
+        return self._target
+
     def commit(self) -> None:
         """Replace the target in one step.
 
@@ -172,6 +185,13 @@ class StagedFile:
         """Delete the temp file, if it is still there."""
         with contextlib.suppress(OSError):
             self._temp.unlink(missing_ok=True)
+
+
+def write_all(calls: SystemCalls, descriptor: int, data: bytes) -> None:
+    """Write all of *data*, however little the system takes at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[calls.write(descriptor, rest) :]
 
 
 def _temp_prefix(target: Path) -> str:

@@ -1,55 +1,158 @@
-"""The last committed versions of the settings file, `history/GENERATION.toml`; they keep the generation number, too."""
+"""The last committed versions of the settings file, `history/GENERATION.toml`, with records of where they came from.
+
+A change that did not touch the file (runtime-only) has a record and no version: it can be listed, not gone back to.
+Losing the folder loses no setting; what is in it is also what keeps the generation number growing over restarts.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from mlxd.config.file import SystemCalls, write_all
 
 KEPT_VERSIONS = 50
+_KEPT_RECORDS = 200
+_KEPT_REJECTED = 10
+_REJECTED = "rejected-"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one generation.
+
+    Attributes:
+        generation: its number.
+        time_ms: when it came into force, unix time; None when that is not known.
+        source: the operation, `file` for an edit by hand, or `rollback N`; None when that is not known.
+        changed: keys of the settings that it changed.
+        has_version: whether the file of that generation is kept.
+    """
+
+    generation: int
+    time_ms: int | None
+    source: str | None
+    changed: tuple[str, ...]
+    has_version: bool
 
 
 class History:
-    """A folder of past versions, named by generation. Losing it loses no setting."""
+    """A folder of past versions, named by generation."""
 
-    def __init__(self, folder: Path) -> None:
-        """Take the folder; it is made with the first version."""
+    def __init__(self, folder: Path, calls: SystemCalls | None = None) -> None:
+        """Take the folder, which is made with the first version, and the system calls."""
         self._folder = folder
+        self._calls = calls if calls is not None else SystemCalls()
+        with contextlib.suppress(OSError):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def generations(self) -> list[int]:
-        """Return the generations that are kept, oldest first."""
-        try:
-            names = [path.name for path in self._folder.iterdir()]
-        except OSError:
-            return []
-        stems = [name.removesuffix(".toml") for name in names if name.endswith(".toml")]
-        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+        """Return the generations whose version is kept, oldest first."""
+        return self._numbers(".toml")
+
+    def last(self) -> int:
+        """Return the number of the last generation that is known of; 0 when there is none."""
+        return max([*self.generations(), *self._numbers(".json")], default=0)
 
     def read(self, generation: int) -> bytes | None:
         """Return the file as it was committed as *generation*; None when it is not kept."""
         try:
-            return self._path(generation).read_bytes()
+            return self._version(generation).read_bytes()
         except OSError:
             return None
 
-    def keep(self, generation: int, data: bytes) -> None:
-        """Keep *data* as *generation* and drop the oldest beyond `KEPT_VERSIONS`.
+    def records(self) -> list[Record]:
+        """Return what is known of each generation, oldest first."""
+        versions = set(self.generations())
+        return [self._record(number, number in versions) for number in sorted(versions | set(self._numbers(".json")))]
+
+    def keep(self, record: Record, data: bytes | None) -> None:
+        """Keep *data*, the file as it is now, and its record; without *data* the record alone. The oldest go.
 
         Raises:
             OSError: it is not kept.
         """
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temp = self._folder / f".{generation}.tmp"
-        descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        told = {"time_ms": record.time_ms, "source": record.source, "changed": list(record.changed)}
+        if data is not None:
+            self._write(self._version(record.generation), data)
+        self._write(self._folder / f"{record.generation}.json", json.dumps(told).encode())
+        self._prune()
+
+    def keep_rejected(self, generation: int, data: bytes) -> Path:
+        """Keep a file that a person wrote and that is about to be replaced; return where.
+
+        Raises:
+            OSError: it is not kept, so it must not be replaced.
+        """
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._folder / f"{_REJECTED}{generation}.toml"
+        number = 1
+        while path.exists() and path.read_bytes() != data:
+            number += 1
+            path = self._folder / f"{_REJECTED}{generation}-{number}.toml"
+        self._write(path, data)
+        found = sorted(self._folder.glob(f"{_REJECTED}*.toml"), key=lambda kept: kept.stat().st_mtime_ns)
+        for old in found[:-_KEPT_REJECTED]:
+            _remove(old)
+        return path
+
+    def _record(self, generation: int, has_version: bool) -> Record:  # noqa: FBT001
+        told: Any = None
+        path = self._folder / f"{generation}.json"
+        with contextlib.suppress(OSError, ValueError):  # it may have been cut off by a power cut
+            told = json.loads(path.read_bytes())
+        if not isinstance(told, dict):
+            told = {}
+        changed = told.get("changed")
+        return Record(
+            generation,
+            told.get("time_ms") if isinstance(told.get("time_ms"), int) else None,
+            told.get("source") if isinstance(told.get("source"), str) else None,
+            tuple(map(str, changed)) if isinstance(changed, list) else (),
+            has_version,
+        )
+
+    def _prune(self) -> None:
+        versions = self.generations()
+        for old in versions[:-KEPT_VERSIONS]:
+            _remove(self._version(old))
+        records = self._numbers(".json")
+        oldest = versions[-KEPT_VERSIONS:][0] if versions else 0
+        doomed = {number for number in records if number < oldest} | set(records[:-_KEPT_RECORDS])
+        for old in doomed:
+            _remove(self._folder / f"{old}.json")
+
+    def _numbers(self, suffix: str) -> list[int]:
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            temp.replace(self._path(generation))
+            names = [path.name for path in self._folder.iterdir()]
+        except OSError:
+            return []
+        stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+        return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temp = path.with_name(f".{path.name}.tmp")
+        descriptor = self._calls.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                write_all(self._calls, descriptor, data)
+                self._calls.fsync(descriptor)  # or a power cut leaves an empty version to go back to
+            finally:
+                os.close(descriptor)
+            self._calls.replace(str(temp), str(path))
         finally:
             temp.unlink(missing_ok=True)
-        for old in self.generations()[:-KEPT_VERSIONS]:
-            with contextlib.suppress(OSError):
-                self._path(old).unlink()
 
-    def _path(self, generation: int) -> Path:
+    def _version(self, generation: int) -> Path:
         return self._folder / f"{generation}.toml"
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

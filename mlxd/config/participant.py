@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 from mlxd.protocol.settings import Settings
+
+
+class Revert(Enum):
+    """In the place of an edit's value: the file's value holds again. Only for what is runtime-only."""
+
+    TO_FILE = "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,25 @@ Edits = Sequence[Edit] | Callable[[Settings], Sequence[Edit]]
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How a change is asked for.
+
+    Attributes:
+        source: who asks, for the history and the event.
+        if_gen: refuse when the settings are of another generation.
+        dry_run: check and plan, and change nothing.
+        force: passed on to the participants' checks.
+        persist: False leaves the file alone: the change is lost with the process.
+    """
+
+    source: str
+    if_gen: int | None = None
+    dry_run: bool = False
+    force: bool = False
+    persist: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class CommitResult:
     """What a commit did, or with `dry_run` would do.
 
@@ -31,6 +57,8 @@ class CommitResult:
         warnings: sentences, or `not_durable` / `no_history` with the cause, when the disk failed after the commit.
         effects: participant → what it planned (dry run) or began.
         dry_run: nothing was changed.
+        is_runtime_only: what was asked for is not in the file.
+        is_rewritten: the file is another one now.
     """
 
     generation: int
@@ -38,6 +66,8 @@ class CommitResult:
     warnings: list[str]
     effects: Mapping[str, Any]
     dry_run: bool = False
+    is_runtime_only: bool = False
+    is_rewritten: bool = False
 
 
 class Participant(Protocol):
@@ -65,7 +95,12 @@ class Preparer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreEvent:
-    """`config.changed` {gen, source, changed, warnings}, `config.file_invalid` {msg} or `config.file_mended` {}."""
+    """What the store tells its listeners.
+
+    Attributes:
+        kind: `config.changed`, `config.file_invalid` or `config.file_mended`.
+        data: {gen, source, changed, warnings, runtime_only}, {msg} or {}.
+    """
 
     kind: str
     data: Mapping[str, Any]

@@ -14,6 +14,9 @@ from typing import Any
 
 Path = tuple[str, ...]
 
+# Some editors begin a UTF-8 file with it.
+BOM = "\ufeff"
+
 _TOKEN = re.compile(
     r'''
       (?P<string> """(?:[^\\]|\\.)*?"{3,5} | \'\'\'.*?\'{3,5} | "(?:[^"\\\n]|\\.)*" | '[^'\n]*' )
@@ -25,6 +28,7 @@ _TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 _PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')"""
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _KEY = re.compile(rf"[ \t]*(?P<key>{_PART}(?:[ \t]*\.[ \t]*{_PART})*)[ \t]*")
 
 
@@ -108,6 +112,8 @@ def _parse_key(text: str) -> Path:
     match = _KEY.match(text)
     if match is None:
         return ()
+    if _BARE_KEY.fullmatch(match["key"]):
+        return tuple(match["key"].split("."))
     node: Any = tomllib.loads(match["key"] + " = 0")
     parts = []
     while isinstance(node, dict):
@@ -140,7 +146,7 @@ def comments(text: str) -> list[str]:
 def locate(text: str, path: Path) -> tuple[int, int]:
     """Return (line, column) of the statement that defines *path*, or the nearest above it; (1, 1) without one."""
     best: Statement | None = None
-    for statement in scan(text):
+    for statement in scan(text.removeprefix(BOM)):
         is_above = statement.path and path[: len(statement.path)] == statement.path
         if is_above and (best is None or len(statement.path) > len(best.path)):
             best = statement

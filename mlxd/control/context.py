@@ -73,15 +73,19 @@ class Request:
     """One request, its params checked by the table of operations.
 
     Attributes:
+        operation: its name, which the history of the settings has as the source.
         params: the known ones; optional ones that were left out are missing.
         dry: say what would happen.
         if_gen: refuse when the settings are of another generation.
+        persist: False leaves the settings file alone; what changes is lost with the process.
         progress: sends a `prog` frame to the client.
     """
 
+    operation: str
     params: Mapping[str, Any]
     dry: bool
     if_gen: int | None
+    persist: bool
     progress: Callable[[Mapping[str, Any]], Awaitable[None]]
 
     @property

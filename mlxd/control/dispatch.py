@@ -38,11 +38,20 @@ class Dispatcher:
         """
         operation = find_operation(frame.get("m"))
         params, ignored = check_params(operation, frame.get("p", {}))
-        request = Request(params, _flag(frame, "dry"), _count(frame, "if_gen"), progress)
+        request = Request(
+            operation.name,
+            params,
+            dry=_flag(frame, "dry", default=False),
+            if_gen=_count(frame, "if_gen"),
+            persist=_flag(frame, "persist", default=True),
+            progress=progress,
+        )
         if request.dry and not operation.commits:
             raise InvalidRequest(f"{operation.name} changes no settings: it has no dry run", param="dry")
         if request.if_gen is not None and not operation.mutates:
             raise InvalidRequest(f"{operation.name} changes nothing: it takes no if_gen", param="if_gen")
+        if not request.persist and not operation.can_be_runtime_only:
+            raise InvalidRequest(f"{operation.name} cannot be runtime-only", param="persist")
         deadline_ms = _count(frame, "deadline_ms")
         deadline_s = None if deadline_ms is None else deadline_ms / 1000
         if not operation.mutates:
@@ -78,8 +87,8 @@ def _once(frame: Mapping[str, Any]) -> Once | None:
     return Once(key, hashlib.sha256(msgpack.packb(asked)).digest())
 
 
-def _flag(frame: Mapping[str, Any], name: str) -> bool:
-    value = frame.get(name, False)
+def _flag(frame: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = frame.get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(f"{name} must be true or false", param=name)
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mlxd.control import cloud, model, preload, process, report, setting
+from mlxd.control import cloud, model, preload, process, report, setting, settings_file
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 
 
@@ -53,9 +53,14 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "settings.get": setting.get,
         "settings.list": setting.list_all,
         "settings.set": setting.set_many,
-        "settings.validate": setting.validate,
-        "settings.path": setting.path,
-        "settings.reload": setting.reload,
+        "settings.validate": settings_file.validate,
+        "settings.path": settings_file.path,
+        "settings.read": settings_file.read,
+        "settings.reload": settings_file.reload,
+        "settings.apply": settings_file.apply,
+        "settings.history": settings_file.history,
+        "settings.rollback": settings_file.rollback,
+        "settings.diff": settings_file.diff,
         "model.list": model.list_all,
         "model.show": model.show,
         "model.load": model.load,

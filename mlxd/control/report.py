@@ -33,7 +33,11 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
         "ready": context.pool.ready,
         "home": str(info.home.root),
         "http": dataclasses.asdict(http),
-        "config": {"path": str(store.path), "problem": None if store.problem is None else store.problem.to_wire()},
+        "config": {
+            "path": str(store.path),
+            "problem": None if store.problem is None else store.problem.to_wire(),
+            "overlay": store.state.overlay.keys(),
+        },
         "pool": dataclasses.asdict(pool),
         "requests": _requests(context),
         "operations": context.operations.running(),

@@ -19,7 +19,7 @@ from mlxd.protocol.errors import Forbidden, ProtocolError
 MAX_CONNECTIONS = 64
 # What a client is given to take the last words: they are written at once, so this is for one that does not read.
 _FAREWELL_S = 1.0
-_CAPS = ("deadline", "dry", "events", "idem", "if_gen", "ops", "topics")
+_CAPS = ("deadline", "dry", "events", "idem", "if_gen", "ops", "persist", "topics")
 _log = logging.getLogger(__name__)
 
 

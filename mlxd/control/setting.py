@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlxd.config import CommitResult, Edit, Edits
-from mlxd.config.document import parse_key, row_of
+from mlxd.config import CommitResult, Edit, Edits, Revert, Terms, document
+from mlxd.config.document import parse_key
+from mlxd.config.scan import locate
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.pool.status import PoolPlan
 from mlxd.protocol.errors import WaitEnded
@@ -16,28 +17,31 @@ from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import lookup
 
-_SOURCE = "mlxctl"
-
 
 async def get(context: ControlContext, request: Request) -> Reply:
-    """Return one setting: {key, value, written, default, origin, live, help}."""
+    """Return one setting: {key, value, written, saved, default, origin, line, live, help}."""
     return _show(context, parse_key(request.params["key"]))
 
 
 async def list_all(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
-    """Return every setting as `get` does; those of keyed tables once per entry of the file."""
-    return {"settings": [_show(context, path) for path in context.store.entries()]}
+    """Return every setting as `get` does, and the path of the file; those of keyed tables once per entry."""
+    state = context.store.state
+    shown = [_show(context, path) for path in document.paths(state.document)]
+    return {"path": str(context.store.path), "settings": shown, "overlay": state.overlay.keys()}
 
 
 def _show(context: ControlContext, path: tuple[str, ...]) -> dict[str, Any]:
-    row = row_of(path)
-    written, origin = context.store.as_written(path)
+    row = document.row_of(path)
+    state = context.store.state
+    origin = state.origin(path)
     return {
         "key": format_path(path),
-        "value": _plain(_live(context.store.current, path)),
-        "written": written,
+        "value": _plain(_live(state.settings, path)),
+        "written": document.written(state.document, path)[0],
+        "saved": document.written(state.version.document, path)[0],
         "default": row.default,
         "origin": origin,
+        "line": locate(state.version.text, path)[0] if origin == "file" else None,
         "live": row.live,
         "help": row.help,
     }
@@ -58,43 +62,40 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-async def path(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
-    """Return where the file is and whether there is one."""
-    return {"path": str(context.store.path), "exists": context.store.path.exists()}
-
-
-async def validate(context: ControlContext, request: Request) -> Reply:
-    """Check a text, or the file on disk, and change nothing."""
-    warnings = context.store.check_text(request.params.get("text"))
-    return {"path": str(context.store.path), "valid": True, "warnings": warnings}
-
-
 async def set_many(context: ControlContext, request: Request) -> Reply:
-    """Change settings, all or none."""
+    """Change settings, all or none; to unset what is runtime-only leads back to the file."""
     changes: Mapping[str, Any] = request.params["changes"]
-    return await commit(context, request, [Edit(parse_key(key), value) for key, value in changes.items()])
-
-
-async def reload(context: ControlContext, request: Request) -> Reply:
-    """Take up the file as it is now."""
-    return _answer(context, request, await context.store.reload("file"))
+    unset = None if request.persist else Revert.TO_FILE
+    edits = [Edit(parse_key(key), unset if value is None else value) for key, value in changes.items()]
+    return await commit(context, request, edits)
 
 
 async def commit(context: ControlContext, request: Request, edits: Edits) -> Reply:
     """Commit the edits; return {gen, changed, warnings, dry_run, memory} and what it moves: evicting, ..., op."""
-    result = await context.store.commit(
-        edits, source=_SOURCE, if_gen=request.if_gen, dry_run=request.dry, force=request.force
+    return answer(context, request, await context.store.commit(edits, terms(request)))
+
+
+def terms(request: Request) -> Terms:
+    """Return how the request wants its change."""
+    return Terms(
+        request.operation,
+        if_gen=request.if_gen,
+        dry_run=request.dry,
+        force=request.force,
+        persist=request.persist,
     )
-    return _answer(context, request, result)
 
 
-def _answer(context: ControlContext, request: Request, result: CommitResult) -> Reply:
+def answer(context: ControlContext, request: Request, result: CommitResult) -> Reply:
+    """Return the reply to a change of settings."""
     memory = context.pool.status().memory
     reply: Reply = {
         "gen": result.generation,
         "changed": result.changed,
         "warnings": result.warnings,
         "dry_run": result.dry_run,
+        "runtime_only": result.is_runtime_only,
+        "rewritten": result.is_rewritten,
         "memory": {"limit_bytes": memory.limit_bytes, "reserved_bytes": memory.reserved_bytes},
     }
     moved = result.effects.get("pool")

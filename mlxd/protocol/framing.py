@@ -6,8 +6,8 @@ never changes its type or meaning. `t` is the frame's type:
     hello  {t, min, max, version, caps}                       the first frame of either side
            the daemon adds {proto, boot_id, pid, gen, http, limits: {request_bytes, in_flight}}
     reject {t, e, min?, max?, version?}                       instead of the daemon's hello; the connection ends
-    req    {t, id, m, p, deadline_ms?, idem?, if_gen?, dry?}  an operation of `operations/`; a mutation asked for twice
-                                                              with one `idem` is made once and answered twice
+    req    {t, id, m, p, deadline_ms?, idem?, if_gen?,        an operation of `operations/`; a mutation asked for twice
+            dry?, persist?}                                   with one `idem` is made once and answered twice
     res    {t, id, ok, r | e, gen, ignored?}                  its answer, in any order; `ignored` names unknown params
     prog   {t, id, op, phase, done, total}                    while an `op.wait` is open
     cancel {t, id}                                            gives up a request or ends a subscription

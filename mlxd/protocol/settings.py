@@ -24,6 +24,9 @@ from mlxd.protocol.kind import (
 )
 from mlxd.protocol.row import group, keyed, row
 
+# Of the settings file. Its text travels in one control request, which may have twice that.
+MAX_FILE_BYTES = 2**19
+
 
 @dataclass(frozen=True, slots=True)
 class DaemonSettings:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlxd.config import SettingsStore, StoreEvent
-from tests.support.settings import MACHINE, MakeStore, Owner, StoreFixture
+from tests.support.settings import MACHINE, MakeStore, Owner, StoreFixture, turn
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def make(tmp_path: Path) -> MakeStore:
             path.write_text(text)
         owner = Owner()
         events: list[StoreEvent] = []
-        store = SettingsStore(path, tmp_path / "history", MACHINE, **more)
+        store = SettingsStore(path, tmp_path / "history", MACHINE, **{"pause": turn, **more})
         store.attach("owner", owner)
         store.subscribe(events.append)
         return StoreFixture(path, store, owner, events)

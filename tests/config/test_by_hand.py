@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.config import Edit
+from mlxd.config import Edit, Terms
 from mlxd.protocol.errors import (
     Conflict,
     FileInvalid,
@@ -32,7 +32,7 @@ async def test_an_edit_that_depends_on_what_it_changes_sees_the_edit_by_hand(mak
     """An element that is added to a list keeps those that a person has added a moment ago."""
     fixture = make(TEXT)
     fixture.path.write_text(TEXT + 'preload = ["a"]\n')
-    await fixture.store.commit(lambda current: [Edit(("pool", "preload"), [*current.pool.preload, "b"])], source="test")
+    await fixture.store.commit(lambda current: [Edit(("pool", "preload"), [*current.pool.preload, "b"])], Terms("test"))
     assert fixture.store.current.pool.preload == ("a", "b")
 
 
@@ -72,7 +72,7 @@ async def test_an_edit_by_hand_that_an_owner_refuses_names_its_line(make: MakeSt
     fixture.owner.check = refuse  # type: ignore[method-assign]
     fixture.path.write_text(TEXT + 'preload = ["gone"]\n')
     with pytest.raises(FileInvalid, match=r"config.toml:4:1: no such model"):
-        await fixture.store.reload("test")
+        await fixture.store.reload(Terms("test"))
 
 
 async def test_an_edit_by_hand_passes_what_could_be_forced(make: MakeStore) -> None:
@@ -80,7 +80,7 @@ async def test_an_edit_by_hand_passes_what_could_be_forced(make: MakeStore) -> N
     fixture = make(TEXT)
     fixture.owner.refusal = InsufficientCapacity("below the pinned models")
     fixture.path.write_text(TEXT.replace("60%", "1GB"))
-    result = await fixture.store.reload("test")
+    result = await fixture.store.reload(Terms("test"))
     assert result.warnings == ["forced"]
     assert fixture.store.current.pool.memory == 10**9
 
@@ -155,7 +155,7 @@ async def test_a_removed_file_means_the_defaults(make: MakeStore) -> None:
     """Deleting the file is an edit like any other, and the next commit explains everything again."""
     fixture = make(TEXT)
     fixture.path.unlink()
-    await fixture.store.reload("test")
+    await fixture.store.reload(Terms("test"))
     assert fixture.store.current.pool.memory == 24 * 10**9
     await fixture.set("pool.max_models", 2)
     assert "# Settings of mlxd." in fixture.path.read_text()
@@ -171,7 +171,7 @@ async def test_a_bad_file_at_the_start_keeps_nothing_from_coming_up(make: MakeSt
         await fixture.set("pool.memory", "1GB")
     assert fixture.path.read_text() == text
     fixture.path.write_text(TEXT)
-    await fixture.store.reload("test")
+    await fixture.store.reload(Terms("test"))
     assert (fixture.problem != "", fixture.store.has_booted_invalid) == (False, False)
     assert fixture.owner.calls[-1] == "apply"
 
@@ -184,8 +184,8 @@ async def test_a_file_that_cannot_be_read_is_a_problem_and_no_crash(make: MakeSt
     os.mkfifo(tmp_path / "config.toml")
     assert "is no regular file" in str(make().store.problem)
     (tmp_path / "config.toml").unlink()
-    (tmp_path / "config.toml").write_bytes(b"#" * (2**20 + 1))
-    assert "over 1048576 bytes" in str(make().store.problem)
+    (tmp_path / "config.toml").write_bytes(b"#" * (2**19 + 1))
+    assert "over 524288 bytes" in str(make().store.problem)
 
 
 async def test_what_no_daemon_can_start_with_is_refused_at_boot_and_in_commits(make: MakeStore) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import shutil
 import stat
 import tomllib
 from pathlib import Path
@@ -15,34 +16,101 @@ from mlxd.config.file import SystemCalls
 from mlxd.protocol.errors import (
     CommitFailed,
     Conflict,
+    FileInvalid,
 )
-from tests.support.settings import TEXT, MakeStore, assert_untouched, failing
+from tests.support.settings import (
+    COMMIT_CALLS,
+    FIRST_OF_HISTORY,
+    FIRST_OF_WRITING,
+    RENAME,
+    TEXT,
+    Faults,
+    MakeStore,
+    assert_untouched,
+)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EBUSY, errno.EIO])
-@pytest.mark.parametrize("name", ["open", "write", "fsync", "fchmod", "replace"])
-async def test_a_failing_system_call_leaves_the_file_byte_identical(make: MakeStore, name: str, code: int) -> None:
-    """Whatever fails before the rename: old settings live, old file on disk, no temp file, and words for it."""
-    fixture = make(TEXT, calls=failing(name, code))
-    with pytest.raises(CommitFailed, match=r"could not be written: .*; nothing was changed") as caught:
-        await fixture.set("pool.memory", "1GB")
-    assert caught.value.hint
-    assert_untouched(fixture)
+@pytest.mark.parametrize("number", range(len(COMMIT_CALLS)), ids=lambda number: f"{number}-{COMMIT_CALLS[number]}")
+async def test_a_failing_system_call_leaves_old_or_new_never_both(make: MakeStore, number: int, code: int) -> None:
+    """Up to the rename, which counts: old settings live, the file byte-identical; after it: new, with a warning."""
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    faults.fail(number, code)
+    if number > RENAME:
+        result = await fixture.set("pool.memory", "1GB")
+        assert fixture.path.read_text() == TEXT.replace("60%", "1GB")
+        assert fixture.store.current.pool.memory == 10**9
+        kind = "not_durable" if number < FIRST_OF_HISTORY else "no_history"
+        assert [warning.partition(":")[0] for warning in result.warnings] == [kind]
+    else:
+        refusal = FileInvalid if number < FIRST_OF_WRITING else CommitFailed
+        with pytest.raises(refusal, match=os.strerror(code)) as caught:
+            await fixture.set("pool.memory", "1GB")
+        assert caught.value.hint
+        assert_untouched(fixture)
+    assert (await fixture.set("pool.max_models", 2)).warnings == []
+    assert tomllib.loads(fixture.path.read_text())["pool"]["max_models"] == 2
+    assert not fixture.problem
+
+
+async def test_the_system_calls_of_a_commit_are_those_of_the_table(make: MakeStore) -> None:
+    """The table that the failures go through leaves no call out."""
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    faults.seen.clear()
+    await fixture.set("pool.memory", "1GB")
+    assert faults.seen == COMMIT_CALLS
+
+
+async def test_what_failed_is_told_with_its_remedy(make: MakeStore) -> None:
+    """A full disk, a read-only one and a mount point are told apart; what needs no disk is offered."""
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    for code, words in [(errno.ENOSPC, "free some"), (errno.EROFS, "read-only disk"), (errno.EBUSY, "mount point")]:
+        faults.fail(RENAME, code)
+        with pytest.raises(CommitFailed, match=r"could not be written: .*; nothing was changed") as caught:
+            await fixture.set("pool.memory", "1GB")
+        assert words in str(caught.value.hint)
+        assert "--runtime-only" in str(caught.value.hint)
+
+
+async def test_runtime_only_needs_no_disk(make: MakeStore) -> None:
+    """Where nothing can be written, not even the history, a runtime-only value is taken without a word of warning."""
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    faults.fail_always(errno.EROFS, "write", "replace", "fsync", "fchmod")
+    result = await fixture.set("pool.memory", "1GB", persist=False)
+    assert (result.warnings, result.is_runtime_only) == ([], True)
+    assert fixture.store.current.pool.memory == 10**9
+    assert fixture.path.read_text() == TEXT
 
 
 async def test_a_disk_that_fills_up_in_the_middle_leaves_the_file_byte_identical(make: MakeStore) -> None:
     """A write that is taken in part and then fails is undone."""
+    room = [10_000]
 
     def write_some(descriptor: int, data: memoryview) -> int:
-        if len(data) < 20:
+        if room[0] <= 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return os.write(descriptor, data[:10])
+        taken = os.write(descriptor, data[: min(10, room[0])])
+        room[0] -= taken
+        return taken
 
     fixture = make(TEXT, calls=dataclasses.replace(SystemCalls(), write=write_some))
-    with pytest.raises(CommitFailed) as caught:
+    room[0] = 25
+    with pytest.raises(CommitFailed, match="No space left"):
         await fixture.set("pool.memory", "1GB")
-    assert caught.value.hint == "free some disk space"
     assert_untouched(fixture)
+
+
+async def test_a_file_that_grows_beyond_what_can_be_read_is_not_written(make: MakeStore) -> None:
+    """The largest file that can be read is also the largest that is written."""
+    text = TEXT + "# " + "x" * 522_000 + "\n"
+    fixture = make(text)
+    with pytest.raises(CommitFailed, match="and it may have 524288"):
+        await fixture.set("catalog.paths", ["x" * 3000])
+    assert fixture.path.read_text() == text
 
 
 async def test_a_short_write_is_continued(make: MakeStore) -> None:
@@ -69,8 +137,7 @@ async def test_a_history_that_cannot_be_written_is_a_warning(make: MakeStore, tm
     """Without a history the settings still change."""
     fixture = make(TEXT)
     history = tmp_path / "history"
-    (history / "1.toml").unlink()
-    history.rmdir()
+    shutil.rmtree(history)
     history.write_text("in the way")
     result = await fixture.set("pool.memory", "1GB")
     assert [warning.partition(":")[0] for warning in result.warnings] == ["no_history"]
@@ -83,8 +150,9 @@ async def test_the_history_keeps_the_last_fifty(make: MakeStore, tmp_path: Path)
     fixture = make(TEXT)
     for number in range(1, 56):
         await fixture.set("pool.max_models", number)
-    kept = sorted(int(path.stem) for path in (tmp_path / "history").iterdir())
-    assert kept == list(range(7, 57))
+    for suffix in ("toml", "json"):
+        kept = sorted(int(path.stem) for path in (tmp_path / "history").glob(f"*.{suffix}"))
+        assert kept == list(range(7, 57))
 
 
 async def test_mode_and_symlink_survive(make: MakeStore, tmp_path: Path) -> None:
@@ -117,7 +185,7 @@ async def test_an_edit_by_hand_during_the_write_is_not_lost(make: MakeStore) -> 
     path: list[Path] = []
 
     def fsync(descriptor: int) -> None:
-        if edits:
+        if edits and path:
             path[0].write_text(edits.pop())
 
     fixture = make(TEXT, calls=dataclasses.replace(SystemCalls(), fsync=fsync))
@@ -133,7 +201,7 @@ async def test_a_file_edited_again_and_again_is_left_to_the_editor(make: MakeSto
     path: list[Path] = []
 
     def fsync(descriptor: int) -> None:
-        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        if path and not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             path[0].write_text(TEXT + f"max_models = {next(count)}\n")
 
     fixture = make(TEXT, calls=dataclasses.replace(SystemCalls(), fsync=fsync))
@@ -162,5 +230,5 @@ async def test_an_edit_that_would_do_damage_is_refused(make: MakeStore, monkeypa
     fixture = make(TEXT)
     with pytest.raises(CommitFailed, match="cannot be edited safely: a comment would be lost") as caught:
         await fixture.set("pool.memory", "1GB")
-    assert caught.value.hint == "edit it by hand"
+    assert "mlxctl config edit" in str(caught.value.hint)
     assert_untouched(fixture)

@@ -1,48 +1,82 @@
 """A process that is killed in the middle of a commit leaves the old settings file or the new one."""
 
 import asyncio
-import signal
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mlxd.config import Edit, SettingsStore
+from mlxd.config import Edit, SettingsStore, Terms
 from mlxd.protocol.kind import Machine
+from tests.support.settings import COMMIT_CALLS, RENAME
 
 MACHINE = Machine(usable_bytes=32 * 10**9)
 OLD = "# mine\n[pool]\nmax_models = 1  # one\n" + "# filler\n" * 2000
 NEW = OLD.replace("= 1", "= 2")
 
-# Commits max_models = 2 and kills itself at one system call: before it, in the middle of it, or after it.
-KILLED_AT_A_CALL = """
-import asyncio, dataclasses, os, signal, sys
+# For each system call of a commit: commits max_models = 2 in a process of its own, and kills that before, after or,
+# where there is one, in the middle of the call; then starts on what is left. Prints a line for each:
+# [number of the call, its name, before | middle | after, version of the file, generation after the start].
+KILLED_AT_EACH_CALL = """
+import asyncio, dataclasses, json, os, signal, sys
 from pathlib import Path
-from mlxd.config import Edit, SettingsStore
+from mlxd.config import Edit, SettingsStore, Terms
 from mlxd.config.file import SystemCalls
 from mlxd.protocol.kind import Machine
 
-home, name, when = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-real = getattr(SystemCalls(), name)
+base, old, new = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
-def deadly(*arguments):
-    if when == "middle":
-        os.write(arguments[0], arguments[1][:5000])
-    if when == "after":
-        real(*arguments)
-    os.kill(os.getpid(), signal.SIGKILL)
+def start(home, **more):
+    return SettingsStore(home / "config.toml", home / "history", Machine(32 * 10**9), **more)
 
-calls = dataclasses.replace(SystemCalls(), **{name: deadly})
-store = SettingsStore(home / "config.toml", home / "history", Machine(32 * 10**9), calls=calls)
-asyncio.run(store.commit([Edit(("pool", "max_models"), 2)], source="test"))
+def commit(home, wanted, when):
+    count = -1000  # the start has calls, too
+
+    def watched(name, real):
+        def call(*arguments):
+            nonlocal count
+            count += 1
+            if count == wanted and when == "middle":
+                os.write(arguments[0], arguments[1][:5000])
+            if count == wanted and when == "after":
+                real(*arguments)
+            if count == wanted:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments)
+        return call
+
+    names = [item.name for item in dataclasses.fields(SystemCalls)]
+    calls = SystemCalls(**{name: watched(name, getattr(SystemCalls(), name)) for name in names})
+    store = start(home, calls=calls)
+    count = -1
+    asyncio.run(store.commit([Edit(("pool", "max_models"), 2)], Terms("test")))
+
+names = sys.argv[4].split()
+for number, name in enumerate(names):
+    for when in ["before", "after", *(["middle"] if name == "write" else [])]:
+        home = base / f"{number}-{when}"
+        home.mkdir()
+        (home / "config.toml").write_text(old)
+        child = os.fork()
+        if child == 0:
+            commit(home, number, when)
+            os._exit(0)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL, (number, name, when)
+        found = {old: "old", new: "new"}.get((home / "config.toml").read_text(), "mixed")
+        store = start(home)
+        assert store.problem is None
+        left = [path.name for folder in (home, home / "history") for path in folder.iterdir() if path.name[0] == "."]
+        assert left == [], left
+        print(json.dumps([number, name, when, found, store.generation]))
 """
 
 # Commits one value after the other, for ever, and says each generation once it is committed.
 COMMITS_FOR_EVER = """
 import asyncio, itertools, sys
 from pathlib import Path
-from mlxd.config import Edit, SettingsStore
+from mlxd.config import Edit, SettingsStore, Terms
 from mlxd.protocol.kind import Machine
 
 home = Path(sys.argv[1])
@@ -50,35 +84,26 @@ store = SettingsStore(home / "config.toml", home / "history", Machine(32 * 10**9
 
 async def run():
     for number in itertools.cycle([2, 1]):
-        result = await store.commit([Edit(("pool", "max_models"), number)], source="test")
+        result = await store.commit([Edit(("pool", "max_models"), number)], Terms("test"))
         print(result.generation, flush=True)
 
 asyncio.run(run())
 """
 
 
-@pytest.mark.parametrize(
-    ("name", "when", "wanted"),
-    [
-        ("open", "before", OLD),
-        ("open", "after", OLD),
-        ("fchmod", "after", OLD),
-        ("write", "before", OLD),
-        ("write", "middle", OLD),
-        ("write", "after", OLD),
-        ("fsync", "after", OLD),
-        ("replace", "before", OLD),
-        ("replace", "after", NEW),
-    ],
-)
-def test_killed_at_a_system_call(tmp_path: Path, name: str, when: str, wanted: str) -> None:
+def test_killed_at_each_system_call(tmp_path: Path) -> None:
     """Up to the rename the file is the old one, byte for byte, from then on the new one; a start mends the rest."""
-    config = tmp_path / "config.toml"
-    config.write_text(OLD)
-    child = subprocess.run([sys.executable, "-c", KILLED_AT_A_CALL, str(tmp_path), name, when], check=False)
-    assert child.returncode == -signal.SIGKILL
-    assert config.read_text() == wanted
-    assert_starts(tmp_path)
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EACH_CALL, str(tmp_path), OLD, NEW, " ".join(COMMIT_CALLS)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    lines = [json.loads(line) for line in child.stdout.splitlines()]
+    assert [name for number, name, when, *_ in lines if when == "before"] == COMMIT_CALLS
+    for number, _, when, found, generation in lines:
+        is_committed = number > RENAME or (number == RENAME and when == "after")
+        assert (found, generation) == (("new", 2) if is_committed else ("old", 1)), (number, when)
 
 
 @pytest.mark.parametrize("commits", [1, 2, 5])
@@ -94,7 +119,7 @@ def test_killed_from_outside(tmp_path: Path, commits: int) -> None:
     assert config.read_text() in {OLD, NEW}
     store = assert_starts(tmp_path)
     before = store.generation
-    asyncio.run(store.commit([Edit(("pool", "max_models"), 9)], source="test"))
+    asyncio.run(store.commit([Edit(("pool", "max_models"), 9)], Terms("test")))
     assert store.generation == before + 1
     assert config.read_text() == OLD.replace("= 1", "= 9")
 

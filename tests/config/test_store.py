@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.config import Edit
+from mlxd.config import Edit, Terms
 from mlxd.protocol.errors import (
     CommitFailed,
     Conflict,
@@ -18,7 +18,7 @@ from mlxd.protocol.errors import (
     UnknownSetting,
 )
 from mlxd.protocol.settings import Settings
-from tests.support.settings import TEXT, Binder, MakeStore, Owner, assert_untouched, failing
+from tests.support.settings import TEXT, Binder, Faults, MakeStore, Owner, assert_untouched
 
 
 async def test_a_commit_is_live_and_saved(make: MakeStore) -> None:
@@ -81,7 +81,7 @@ async def test_unset_leads_back_to_the_default(make: MakeStore) -> None:
     result = await fixture.set("pool.memory", None)
     assert fixture.path.read_text() == "# mine\n[pool]\n"
     assert result.changed == [{"key": "pool.memory", "old": "60%", "new": "auto"}]
-    assert fixture.store.as_written(("pool", "memory")) == ("auto", "default")
+    assert fixture.store.state.origin(("pool", "memory")) == "default"
 
 
 async def test_edits_are_all_or_nothing(make: MakeStore) -> None:
@@ -89,7 +89,7 @@ async def test_edits_are_all_or_nothing(make: MakeStore) -> None:
     fixture = make(TEXT)
     edits = [Edit(("pool", "memory"), "24GB"), Edit(("pool", "max_models"), 0)]
     with pytest.raises(InvalidValue, match="from 1 to 1000") as caught:
-        await fixture.store.commit(edits, source="test")
+        await fixture.store.commit(edits, Terms("test"))
     assert caught.value.param == "pool.max_models"
     assert_untouched(fixture)
 
@@ -161,7 +161,9 @@ async def test_commits_run_one_after_the_other(make: MakeStore) -> None:
 
 async def test_prepared_work_is_abandoned_when_the_commit_fails(make: MakeStore) -> None:
     """A port that was bound for new settings is given back when they do not come."""
-    fixture = make(TEXT, calls=failing("replace", errno.EIO))
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    faults.fail_always(errno.EIO, "replace")
     first, second = Binder(), Binder()
     fixture.store.attach("http", Owner(), first)
     fixture.store.attach("more", Owner(), second)

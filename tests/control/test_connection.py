@@ -25,7 +25,7 @@ async def test_hello(plane: Plane) -> None:
     assert (hello["version"], hello["boot_id"], hello["gen"]) == ("1.2.3", "boot-1", 1)
     assert isinstance(hello["pid"], int)
     assert hello["http"] == "http://127.0.0.1:6593"
-    assert hello["caps"] == ["deadline", "dry", "events", "idem", "if_gen", "ops", "topics"]
+    assert hello["caps"] == ["deadline", "dry", "events", "idem", "if_gen", "ops", "persist", "topics"]
     assert hello["limits"] == {"request_bytes": 2**20, "in_flight": MAX_IN_FLIGHT}
 
 

@@ -17,7 +17,7 @@ async def test_status_of_a_quiet_daemon(plane: Plane, client: Client) -> None:
     assert status["gen"] == 1
     assert status["ready"] is True
     assert status["http"] == {"url": "http://127.0.0.1:6593", "problem": None}
-    assert status["config"] == {"path": str(plane.home.config), "problem": None}
+    assert status["config"] == {"path": str(plane.home.config), "problem": None, "overlay": []}
     assert status["pool"]["memory"]["limit_bytes"] == 16 * 10**6
     assert status["pool"]["models"] == status["pool"]["queue"] == status["requests"] == status["operations"] == []
     assert status["cloud"] == {"enabled": False, "providers": 0, "rules": 0}

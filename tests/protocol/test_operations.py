@@ -9,6 +9,7 @@ from mlxd.protocol.operations import OPERATIONS, ParamType, check_params, find_o
 
 EXAMPLES: dict[ParamType, tuple[list[Any], list[Any]]] = {
     ParamType.TEXT: (["x"], ["", 1, ["x"], {}, True]),
+    ParamType.TOML: (["", "x"], [1, ["x"], {}, True]),
     ParamType.COUNT: ([0, 5], [-1, "5", 1.5, True, []]),
     ParamType.INTEGER: ([-5, 0, 5], ["5", 1.5, True, []]),
     ParamType.BOOLEAN: ([True, False], [0, 1, "true"]),

@@ -1,12 +1,13 @@
 """A settings store over a temp folder, with an owner and a listener that record."""
 
+import asyncio
 import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mlxd.config import CommitResult, Edit, SettingsStore, StoreEvent
+from mlxd.config import CommitResult, Edit, SettingsStore, StoreEvent, Terms
 from mlxd.config.file import SystemCalls
 from mlxd.protocol.errors import SettingsError
 from mlxd.protocol.key import parse_path
@@ -15,6 +16,11 @@ from mlxd.protocol.settings import Settings
 
 MACHINE = Machine(usable_bytes=32 * 10**9)
 TEXT = '# mine\n[pool]\nmemory = "60%"  # of all\n'
+# Every system call of a commit, in order. The first look at the file, the temp file, the second look, the rename; then
+# the folder, the version in the history, and its record.
+_READ, _WRITE = ["open", "read", "read"], ["open", "write", "fsync", "replace"]
+COMMIT_CALLS = [*_READ, "open", "fchmod", "write", "fsync", *_READ, "replace", "open", "fsync", *_WRITE, *_WRITE]
+FIRST_OF_WRITING, RENAME, FIRST_OF_HISTORY = 3, 10, 13
 
 
 class Owner:
@@ -55,7 +61,12 @@ class StoreFixture:
 
     async def set(self, key: str, value: Any, **more: Any) -> CommitResult:
         """Commit one edit."""
-        return await self.store.commit([Edit(parse_path(key), value)], source="test", **more)
+        return await self.store.commit([Edit(parse_path(key), value)], Terms("test", **more))
+
+
+async def turn(seconds: float) -> None:
+    """Wait for an editor that is writing: one turn of the loop."""
+    await asyncio.sleep(0)
 
 
 MakeStore = Callable[..., StoreFixture]
@@ -86,10 +97,36 @@ def assert_untouched(fixture: StoreFixture) -> None:
     assert [path.name for path in fixture.path.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def failing(name: str, code: int) -> SystemCalls:
-    """Return system calls of which one fails with *code*."""
+class Faults:
+    """System calls that are seen, and that fail when they are told to."""
 
-    def fail(*arguments: Any) -> Any:
-        raise OSError(code, os.strerror(code))
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self._number: int | None = None
+        self._names: tuple[str, ...] = ()
+        self._code = 0
+        real = SystemCalls()
+        self.calls = SystemCalls(
+            **{item.name: self._watched(item.name, getattr(real, item.name)) for item in dataclasses.fields(real)}
+        )
 
-    return dataclasses.replace(SystemCalls(), **{name: fail})
+    def fail(self, number: int, code: int) -> None:
+        """Have the call of this number fail, counted from now, once."""
+        self.seen.clear()
+        self._number, self._code = number, code
+
+    def fail_always(self, code: int, *names: str) -> None:
+        """Have each call of these names fail."""
+        self._names, self._code = names, code
+
+    def _watched(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            is_due = len(self.seen) == self._number
+            self.seen.append(name)
+            if is_due:
+                self._number = None
+            if is_due or name in self._names:
+                raise OSError(self._code, os.strerror(self._code))
+            return real(*arguments)
+
+        return call

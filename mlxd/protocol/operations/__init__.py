@@ -2,8 +2,8 @@
 
 The rows stand in one file per noun, `row.py` says what a row is. The server takes its checks from here, and mlxctl its
 names. A result is a plain map. `force` passes a check that says so; `idem` and `if_gen` are keys of the frame, for
-every operation that changes something, and `dry` for those that change settings. An operation that goes on after its
-reply puts the id of what goes on into the reply's `op`, for `op.wait`.
+every operation that changes something, `dry` and `persist` for those that change settings. An operation that goes on
+after its reply puts the id of what goes on into the reply's `op`, for `op.wait`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ class ParamType(Enum):
     """What a param may hold; the value is how it is called in messages."""
 
     TEXT = "a text that is not empty"
+    TOML = "a text"
     COUNT = "a whole number of at least 0"
     INTEGER = "a whole number"
     BOOLEAN = "true or false"
@@ -25,6 +26,8 @@ class ParamType(Enum):
         match self:
             case ParamType.TEXT:
                 return isinstance(value, str) and value != ""
+            case ParamType.TOML:
+                return isinstance(value, str)
             case ParamType.COUNT:
                 return isinstance(value, int) and not isinstance(value, bool) and value >= 0
             case ParamType.INTEGER:
@@ -56,7 +59,8 @@ class Operation:
         params: name → type.
         mutates: True when it changes something; such operations take `idem` and `if_gen`, and run one at a time, in the
             order of their arrival.
-        commits: True when it changes settings; such operations take `dry`.
+        commits: True when it changes settings; such operations take `dry`, and `persist` unless `is_about_file`.
+        is_about_file: True when it makes no sense without the settings file.
         at_once: True when it mutates and waits for no turn: what ends something must not queue behind it.
     """
 
@@ -65,7 +69,13 @@ class Operation:
     params: Mapping[str, Param] = field(default_factory=dict)
     mutates: bool = False
     commits: bool = False
+    is_about_file: bool = False
     at_once: bool = False
+
+    @property
+    def can_be_runtime_only(self) -> bool:
+        """Whether it can change settings and leave their file alone."""
+        return self.commits and not self.is_about_file
 
 
 def text(help_text: str, *, required: bool = True) -> Param:

@@ -1,0 +1,36 @@
+"""Notices that a file was edited by hand, by looking at it from time to time without reading it."""
+
+from __future__ import annotations
+
+from mlxd.config.file import ConfigFile, Signature
+
+
+class FileWatch:
+    """What the file looked like when it was last looked at, and when it was last read."""
+
+    def __init__(self, file: ConfigFile) -> None:
+        """Take the file, which somebody reads now."""
+        self._file = file
+        self._seen: Signature = file.signature()
+        self._read: Signature = None
+        self._is_known = False
+
+    def is_due(self) -> bool:
+        """Look; tell whether the file should be read: two looks in a row saw the same, and it was not read like that.
+
+        A missing file is looked at like any other. Who is told so reads it.
+        """
+        signature = self._file.signature()
+        is_settled, self._seen = signature == self._seen, signature
+        if not is_settled or (self._is_known and signature == self._read):
+            return False
+        self._read, self._is_known = signature, True
+        return True
+
+    def forget(self) -> None:
+        """Have the file read once more when it has settled.
+
+        Called after each reading or writing outside of the watch: an edit in the same tick of the file system's clock
+        does not show in the signature, and would never be noticed.
+        """
+        self._is_known = False

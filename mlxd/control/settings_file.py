@@ -1,0 +1,107 @@
+"""`settings.*` about the file as a whole: where it is, what was in it, what differs, another one in its place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.config import Terms, document
+from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.setting import answer, terms
+from mlxd.protocol.errors import FileInvalid, InvalidRequest
+
+
+async def path(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return where the file is and whether there is one."""
+    return {"path": str(context.store.path), "exists": context.store.path.exists()}
+
+
+async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return the text, valid or not, with what `settings.apply` takes as its `base`."""
+    content = context.store.read_text()
+    try:
+        text = (content.data or b"").decode()
+    except UnicodeDecodeError:
+        raise FileInvalid(f"{context.store.path} is not UTF-8", hint="mend the file with an editor") from None
+    return {
+        "path": str(context.store.path),
+        "exists": content.data is not None,
+        "text": text,
+        "sha256": content.digest,
+        "gen": context.store.generation,
+    }
+
+
+async def validate(context: ControlContext, request: Request) -> Reply:
+    """Check a text, or the file on disk, and change nothing."""
+    warnings = context.store.check_text(request.params.get("text"))
+    return {"path": str(context.store.path), "valid": True, "warnings": warnings}
+
+
+async def reload(context: ControlContext, request: Request) -> Reply:
+    """Take up the file as it is now."""
+    return answer(context, request, await context.store.reload(Terms("file", request.if_gen, request.dry)))
+
+
+async def apply(context: ControlContext, request: Request) -> Reply:
+    """Take a text for the whole file."""
+    result = await context.store.replace(
+        request.params["text"], terms(request), base=request.params.get("base"), over_invalid=request.force
+    )
+    return answer(context, request, result)
+
+
+async def history(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return the generations, newest first: {gen, time_ms, source, changed, runtime_only, current}."""
+    records = await context.store.history()
+    return {
+        "gen": context.store.generation,
+        "generations": [
+            {
+                "gen": record.generation,
+                "time_ms": record.time_ms,
+                "source": record.source,
+                "changed": list(record.changed),
+                "runtime_only": not record.has_version,
+                "current": record.generation == context.store.generation,
+            }
+            for record in reversed(records)
+        ],
+    }
+
+
+async def rollback(context: ControlContext, request: Request) -> Reply:
+    """Take the file of an earlier generation, as a generation of its own."""
+    return answer(context, request, await context.store.rollback(request.params["gen"], terms(request)))
+
+
+async def diff(context: ControlContext, request: Request) -> Reply:
+    """Return what differs, each as {key, old, new}.
+
+    With `old`: `changed`, from that generation's file to that of `new`, or to the present one. Without: `overlay`, from
+    the file to what is runtime-only, and `pending`, from the file in force to the one on the disk; when that one is not
+    valid, `problem` says why.
+    """
+    store = context.store
+    old, new = request.params.get("old"), request.params.get("new")
+    if old is None:
+        if new is not None:
+            raise InvalidRequest("settings.diff needs 'old' when it is given 'new'", param="old")
+        pending, problem = _pending(context)
+        overlay = document.differences(store.state.version.document, store.state.document)
+        return {"gen": store.generation, "overlay": overlay, "pending": pending, "problem": problem}
+    before = await store.version_of(old)
+    after = store.state.version if new is None else await store.version_of(new)
+    return {
+        "gen": store.generation,
+        "old": old,
+        "new": new,
+        "changed": document.differences(before.document, after.document),
+    }
+
+
+def _pending(context: ControlContext) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    try:
+        found = context.store.parse_file()
+    except FileInvalid as error:
+        return [], error.to_wire()
+    return document.differences(context.store.state.version.document, found.document), None
