@@ -21,13 +21,13 @@ from mlxd.protocol.errors import EXIT_OTHER, EXIT_UNREACHABLE, ControlError
 _LINE_INTERVAL_S = 5.0
 
 
-def pull(call: Call, arguments: Sequence[str]) -> Document:
-    """Fetch a model, tell a running daemon of it, and return {id, path, already}.
+def run(call: Call, arguments: Sequence[str]) -> Document:
+    """Let the download program fetch or import a model, tell a running daemon of it, and return {id, path, already}.
 
     Raises:
         ControlError: as the download program failed.
     """
-    command = [sys.executable, "-m", "mlxd.download", "pull", *arguments]
+    command = [sys.executable, "-m", "mlxd.download", *arguments]
     folder = Path(mlxd.__file__).parent.parent  # -m puts it first on the path, so that it is this very mlxd
     with subprocess.Popen(
         command,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,7 +15,7 @@ from mlxctl.question import confirm
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models
 
-app = make_app("Models on disk: fetch, load, unload, pin.")
+app = make_app("Models on disk: fetch, import, load, unload, pin.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it.")]
 Source = Annotated[str, typer.Argument(metavar="starter|ORG/NAME", help="The starter model, or one of the hub.")]
@@ -23,6 +24,8 @@ Dtype = Annotated[
     typer.Option("--dtype", metavar="float32", help="Also a dequantized copy (starter only)."),
 ]
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit (hub only).")]
+File = Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file, which is left as it is.")]
+Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Model id; that of the file if left out.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -48,7 +51,16 @@ def pull(ctx: typer.Context, source: Source, dtype: Dtype = None, revision: Revi
         *(["--dtype", dtype] if dtype is not None else []),
         *(["--revision", revision] if revision is not None else []),
     ]
-    call.show(download.pull(call, [source, *options]), format_pulled)
+    call.show(download.run(call, ["pull", source, *options]), format_pulled)
+
+
+@app.command("import", cls=Verb)
+def import_file(ctx: typer.Context, file: File, name: Name = None) -> None:
+    """Make a model of a GGUF file; needs no daemon, and tells a running one."""
+    call = Call.of(ctx)
+    path = Path(file).expanduser().absolute()  # the program that does it has a working folder of its own
+    options = ["--name", name] if name is not None else []
+    call.show(download.run(call, ["import", *options, "--", str(path)]), format_pulled)
 
 
 @app.command("load", cls=changes("model.load"))

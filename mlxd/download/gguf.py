@@ -1,7 +1,7 @@
-"""GGUF to a folder that mlx-lm loads: tensors and `config.json`. The tokenizer is in `gguf_tokenizer.py`.
+"""GGUF to a folder that mlx-lm loads: `config.json`, the tokenizer (`gguf_tokenizer.py`) and the weights.
 
-Only the llama architecture, which is what the starter model has. MLX reads the file natively: quantized tensors arrive
-as packed weights with scales and biases. Imports mlx, which is allowed here because this is a process of its own.
+The one path for the starter model and for `model import`. Imports mlx, which is allowed here because this is a process
+of its own. Holds one shard of the weights in memory, never all.
 """
 
 from __future__ import annotations
@@ -9,170 +9,269 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
+import numpy as np
 
 from mlxd.download.errors import CannotConvert
-from mlxd.download.gguf_tokenizer import write_tokenizer
+from mlxd.download.gguf_config import Architecture, ConfigReader
+from mlxd.download.gguf_file import GgufFile, GgufTensor, read_gguf
+from mlxd.download.gguf_tensor import GROUP_SIZE, QUANTIZED_BITS, output_bytes, to_arrays
+from mlxd.download.gguf_tokenizer import make_tokenizer
 
 # https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py, to mlx-lm's names of the same.
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
+_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
-# Q4_0, Q4_1 and Q8_0 all scale groups of 32.
-_GROUP_SIZE = 32
-_END_OF_TEXT = "<|endoftext|>"
+_ROPE_FACTORS = "rope_freqs.weight"
+_NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
+_DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+# As the hub's tools cut weights, but small enough for two of them to fit where the model itself does.
+_SHARD_BYTES = 2 << 30
 
 Tensors = dict[str, mx.array]
 OpenFile = Callable[[Path], BinaryIO]
 
 
-def convert(gguf: Path, folder: Path, dtype: str | None, open_file: OpenFile) -> None:
-    """Write config, tokenizer and weights of *gguf* into the empty *folder*.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be made of a file, checked; nothing is written yet."""
+
+    file: GgufFile
+    config: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]  # file name → what is in it
+    architecture: Architecture
+    dtype: str  # of all floats
+    is_plain: bool  # quantized weights become floats
+    tensors: tuple[GgufTensor, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """About the size of the folder: the weights, and a margin for the tokenizer."""
+        return self.weights_bytes + (8 << 20)
+
+    @property
+    def weights_bytes(self) -> int:
+        """The size of all arrays."""
+        return sum(self.array_bytes(tensor) for tensor in self.tensors)
+
+    def array_bytes(self, tensor: GgufTensor) -> int:
+        """The size of the arrays that a tensor becomes."""
+        itemsize = _DTYPES[self.dtype].size
+        if self.is_plain and tensor.type_name in QUANTIZED_BITS:
+            rows, columns = tensor.shape
+            return rows * columns * itemsize
+        return output_bytes(tensor, itemsize)
+
+
+def plan(gguf: Path, *, dtype: str | None = None, is_plain: bool = False) -> Plan:
+    """Read the header of *gguf* and check that a model can be made of it.
 
     Args:
-        gguf: the file to read.
+        gguf: the file.
+        dtype: what all floats become; None: what suits the file. Scales of another type than the activations would be
+            cast at every step.
+        is_plain: dequantize.
+
+    Raises:
+        CannotConvert: in words: what the file has that cannot be converted.
+        OSError: it could not be read.
+    """
+    file = read_gguf(gguf)
+    by_name = {tensor.name: tensor for tensor in file.tensors}
+    factors = by_name.get(_ROPE_FACTORS)
+    reader = ConfigReader(file.metadata, {name: tensor.shape for name, tensor in by_name.items()})
+    config = reader.read(None if factors is None else _read_factors(file, factors))
+    weights = tuple(tensor for tensor in file.tensors if tensor is not factors)
+    _check_shapes(config, reader.architecture, weights)
+    chosen = dtype if dtype is not None else _choose_dtype(reader.architecture, weights)
+    made = Plan(file, config, make_tokenizer(file.metadata, config), reader.architecture, chosen, is_plain, weights)
+    return _with_dtype(made)
+
+
+def convert(made: Plan, folder: Path, open_file: OpenFile) -> None:
+    """Write config, tokenizer and weights into the empty *folder*.
+
+    Args:
+        made: what `plan` returned.
         folder: exists, and is nobody else's yet.
-        dtype: "float32" makes plain weights; None keeps the quantization.
         open_file: opens each file for writing, so that the caller sees progress and makes it durable.
 
     Raises:
-        CannotConvert: the file is no GGUF file, or of an architecture that is not handled.
+        CannotConvert: the file became shorter meanwhile.
         OSError: a file could not be written.
     """
-    try:
-        loaded: tuple[Tensors, dict[str, Any]] = mx.load(str(gguf), format="gguf", return_metadata=True)  # type: ignore[assignment]
-    except (RuntimeError, ValueError) as error:
-        raise CannotConvert(f"{gguf.name} is not a GGUF file that MLX reads: {error}") from error
-    raw, metadata = loaded
-    config = _config(metadata, tied="output.weight" not in raw)
-    permuted = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
-    tensors: Tensors = {}
-    for raw_name, array in raw.items():
-        name = _mlx_name(raw_name)
-        n_heads = permuted.get(name.split(".")[-2])
-        tensors[name] = array if n_heads is None else _unpermuted(array, n_heads)
-    if dtype is None and _quantized_modules(tensors):
-        config["quantization"] = _quantization(tensors)
-        # The activations are float32 (the norms are): scales of another type would be cast at every step, which costs a
-        # tenth of the speed on the CPU.
-        tensors = {
-            name: array if array.dtype == mx.uint32 else array.astype(mx.float32) for name, array in tensors.items()
+    for name, value in {"config.json": made.config, **made.tokenizer}.items():
+        with open_file(folder / name) as file:
+            file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+    shards = list(_shards(made))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = _convert_tensors(made, shard)
+        weight_map.update(dict.fromkeys(arrays, name))
+        with open_file(folder / name) as file:
+            mx.save_safetensors(file, arrays, metadata={"format": "mlx"})
+        del arrays
+        mx.clear_cache()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": made.weights_bytes}, "weight_map": weight_map}
+        with open_file(folder / "model.safetensors.index.json") as file:
+            file.write(json.dumps(index, indent=2).encode() + b"\n")
+
+
+def _read_factors(file: GgufFile, tensor: GgufTensor) -> list[float]:
+    (array,) = to_arrays(tensor, file.read(tensor)).values()
+    return [float(factor) for factor in np.array(array.astype(mx.float32)).flatten()]
+
+
+def _choose_dtype(architecture: Architecture, tensors: Iterable[GgufTensor]) -> str:
+    """Return the type of all floats: that of the matrices, as norms are float32 in every file."""
+    types = {tensor.type_name for tensor in tensors if len(tensor.shape) > 1}
+    if types & set(QUANTIZED_BITS):
+        return architecture.quantized_dtype
+    if "BF16" in types:
+        return "bfloat16"
+    return "float16" if "F16" in types else "float32"
+
+
+def _with_dtype(made: Plan) -> Plan:
+    config = {**made.config, "torch_dtype": made.dtype}
+    if not made.is_plain:
+        bits = {
+            mlx_name(tensor.name).removesuffix(".weight"): QUANTIZED_BITS[tensor.type_name]
+            for tensor in made.tensors
+            if tensor.type_name in QUANTIZED_BITS
         }
-    else:
-        tensors = _dequantized(tensors)
-    write_tokenizer(metadata, folder, open_file)
-    _write_json(folder / "config.json", config, open_file)
-    with open_file(folder / "model.safetensors") as file:
-        mx.save_safetensors(file, tensors, metadata={"format": "mlx"})
+        if bits:
+            config["quantization"] = _quantization(bits)
+    return Plan(made.file, config, made.tokenizer, made.architecture, made.dtype, made.is_plain, made.tensors)
 
 
-def _config(metadata: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
-    architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise CannotConvert(f"GGUF files of the architecture {architecture!r} cannot be converted; only llama can")
-
-    def number(key: str) -> Any:
-        value = metadata.get(key)
-        if not isinstance(value, mx.array):
-            raise CannotConvert(f"the GGUF file lacks {key}")
-        return value.item()
-
-    n_heads = number("llama.attention.head_count")
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "hidden_size": number("llama.embedding_length"),
-        "intermediate_size": number("llama.feed_forward_length"),
-        "num_hidden_layers": number("llama.block_count"),
-        "num_attention_heads": n_heads,
-        "num_key_value_heads": number("llama.attention.head_count_kv"),
-        "head_dim": number("llama.rope.dimension_count"),
-        # Stored as float32: 1e-05 comes back as 9.99999974e-06.
-        "rms_norm_eps": float(f"{number('llama.attention.layer_norm_rms_epsilon'):.6g}"),
-        "rope_theta": number("llama.rope.freq_base"),
-        "max_position_embeddings": number("llama.context_length"),
-        "vocab_size": number("llama.vocab_size"),
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": tied,
-        "bos_token_id": number("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": _end_tokens(metadata, number("tokenizer.ggml.eos_token_id")),
-        "torch_dtype": "float32",
+def _quantization(bits: Mapping[str, int]) -> dict[str, Any]:
+    """Return mlx-lm's `quantization` map: the bits that most modules have, and the exceptions by name."""
+    usual, _ = Counter(bits.values()).most_common(1)[0]
+    exceptions = {
+        module: {"group_size": GROUP_SIZE, "bits": own} for module, own in sorted(bits.items()) if own != usual
     }
+    return {"group_size": GROUP_SIZE, "bits": usual, **exceptions}
 
 
-def _end_tokens(metadata: Mapping[str, Any], turn_end: int) -> list[int]:
-    """Return the end of a turn, and the end of a text: GGUF has room for one, llama.cpp knows the other by its name."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    others = [tokens.index(_END_OF_TEXT)] if _END_OF_TEXT in tokens else []
-    return list(dict.fromkeys([turn_end, *others]))
+def _check_shapes(config: Mapping[str, Any], architecture: Architecture, tensors: Sequence[GgufTensor]) -> None:
+    """Compare the tensors with those that the config promises, so that what is written can be loaded."""
+    expected = dict(_expected_shapes(config, architecture))
+    found = {mlx_name(tensor.name): tensor for tensor in tensors}
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CannotConvert(f"the GGUF file lacks the tensor of {missing[0]}{more}")
+    for name, tensor in found.items():
+        if name not in expected:
+            raise CannotConvert(
+                f"the GGUF file has the tensor {tensor.name!r}, which a {architecture.model_type} does not have"
+            )
+        if tensor.shape != expected[name]:
+            raise CannotConvert(f"{tensor.name} of the GGUF file is {tensor.shape}, and {expected[name]} is expected")
+        if tensor.type_name in QUANTIZED_BITS and len(tensor.shape) != 2:
+            raise CannotConvert(f"{tensor.name} of the GGUF file is {tensor.type_name} and no matrix")
 
 
-def _mlx_name(raw_name: str) -> str:
-    stem, _, leaf = raw_name.rpartition(".")
-    block = _BLOCK.fullmatch(stem)
-    prefix, stem = (f"model.layers.{block[1]}.", block[2]) if block is not None else ("", stem)
-    if stem not in _NAMES:
-        raise CannotConvert(f"the GGUF file has the tensor {raw_name!r}, which a llama does not have")
-    return f"{prefix}{_NAMES[stem]}.{leaf}"
+def _expected_shapes(config: Mapping[str, Any], architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
+    width, hidden, head_dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    q_rows, kv_rows = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+    has_qkv_bias = config["attention_bias"] if architecture.has_qkv_bias is None else architecture.has_qkv_bias
+    matrices = {
+        "self_attn.q_proj": (q_rows, width, has_qkv_bias),
+        "self_attn.k_proj": (kv_rows, width, has_qkv_bias),
+        "self_attn.v_proj": (kv_rows, width, has_qkv_bias),
+        # mlx-lm gives q, k, v and o biases together in a llama, and none to o elsewhere.
+        "self_attn.o_proj": (width, q_rows, has_qkv_bias and architecture.has_qkv_bias is None),
+        "mlp.gate_proj": (hidden, width, config["mlp_bias"]),
+        "mlp.up_proj": (hidden, width, config["mlp_bias"]),
+        "mlp.down_proj": (width, hidden, config["mlp_bias"]),
+    }
+    yield "model.embed_tokens.weight", (config["vocab_size"], width)
+    yield "model.norm.weight", (width,)
+    if not config["tie_word_embeddings"]:
+        yield "lm_head.weight", (config["vocab_size"], width)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        for module, (rows, columns, has_bias) in matrices.items():
+            yield f"{prefix}{module}.weight", (rows, columns)
+            if has_bias:
+                yield f"{prefix}{module}.bias", (rows,)
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{norm}.weight", (width,)
+        if architecture.has_qk_norm:
+            for norm in ("self_attn.q_norm", "self_attn.k_norm"):
+                yield f"{prefix}{norm}.weight", (head_dim,)
+
+
+def mlx_name(raw_name: str) -> str:
+    """Return mlx-lm's name of a tensor.
+
+    Raises:
+        CannotConvert: no model that is known here has it.
+    """
+    match = _NAME.fullmatch(raw_name)
+    names = _TOP if match is not None and match[1] is None else _LAYER
+    if match is None or match[2] not in names:
+        raise CannotConvert(f"the GGUF file has the tensor {raw_name!r}, which is not known here")
+    prefix = "" if match[1] is None else f"model.layers.{int(match[1])}."
+    return f"{prefix}{names[match[2]]}.{match[3]}"
+
+
+def _shards(made: Plan) -> Iterator[list[GgufTensor]]:
+    shard: list[GgufTensor] = []
+    shard_bytes = 0
+    for tensor in made.tensors:
+        size = made.array_bytes(tensor)
+        if shard and shard_bytes + size > _SHARD_BYTES:
+            yield shard
+            shard, shard_bytes = [], 0
+        shard.append(tensor)
+        shard_bytes += size
+    yield shard
+
+
+def _convert_tensors(made: Plan, tensors: Iterable[GgufTensor]) -> Tensors:
+    heads = {"q_proj": made.config["num_attention_heads"], "k_proj": made.config["num_key_value_heads"]}
+    arrays: Tensors = {}
+    for tensor in tensors:
+        name = mlx_name(tensor.name)
+        module, _, leaf = name.rpartition(".")
+        n_heads = heads.get(module.rpartition(".")[2]) if made.architecture.is_permuted else None
+        parts = to_arrays(tensor, made.file.read(tensor))
+        if n_heads is not None:
+            parts = {part: _unpermuted(array, n_heads) for part, array in parts.items()}
+        parts = {part: _cast(array, _DTYPES[made.dtype]) for part, array in parts.items()}
+        if made.is_plain and "scales" in parts:
+            bits = QUANTIZED_BITS[tensor.type_name]
+            parts = {"": mx.dequantize(parts["weight"], parts["scales"], parts["biases"], GROUP_SIZE, bits)}
+        arrays.update({f"{module}.{part or leaf}": array for part, array in parts.items()})
+    return arrays
+
+
+def _cast(array: mx.array, dtype: mx.Dtype) -> mx.array:
+    return array if array.dtype == mx.uint32 else array.astype(dtype)
 
 
 def _unpermuted(array: mx.array, n_heads: int) -> mx.array:
     """Undo GGUF's order of the rows of q and k, which serves another way to rotate (pairs, not halves)."""
     rows, *rest = array.shape
     return array.reshape(n_heads, rows // n_heads // 2, 2, *rest).swapaxes(1, 2).reshape(rows, *rest)
-
-
-def _bits(tensors: Tensors, module: str) -> int:
-    """Return the bits per weight of a quantized module: 32 · packed columns / (32 · groups)."""
-    return tensors[f"{module}.weight"].shape[-1] // tensors[f"{module}.scales"].shape[-1]
-
-
-def _quantized_modules(tensors: Tensors) -> list[str]:
-    return sorted(name.removesuffix(".scales") for name in tensors if name.endswith(".scales"))
-
-
-def _quantization(tensors: Tensors) -> dict[str, Any]:
-    """Return mlx-lm's `quantization` map: the bits that most modules have, and the exceptions by name."""
-    bits = {module: _bits(tensors, module) for module in _quantized_modules(tensors)}
-    usual, _ = Counter(bits.values()).most_common(1)[0]
-    exceptions = {module: {"group_size": _GROUP_SIZE, "bits": own} for module, own in bits.items() if own != usual}
-    return {"group_size": _GROUP_SIZE, "bits": usual, **exceptions}
-
-
-def _dequantized(tensors: Tensors) -> Tensors:
-    modules = _quantized_modules(tensors)
-    packed = {f"{module}.{leaf}" for module in modules for leaf in ("weight", "scales", "biases")}
-    plain = {name: array.astype(mx.float32) for name, array in tensors.items() if name not in packed}
-    for module in modules:
-        weight, scales, biases = (tensors[f"{module}.{leaf}"] for leaf in ("weight", "scales", "biases"))
-        plain[f"{module}.weight"] = mx.dequantize(
-            weight,
-            scales.astype(mx.float32),
-            biases.astype(mx.float32),
-            group_size=_GROUP_SIZE,
-            bits=_bits(tensors, module),
-        )
-    return plain
-
-
-def _write_json(path: Path, value: Any, open_file: OpenFile) -> None:
-    with open_file(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")

@@ -6,7 +6,6 @@ import contextlib
 import fnmatch
 import os
 import signal
-import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,14 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging as hub_logging
 
-from mlxd.catalog import Catalog, resolve_roots
 from mlxd.download import staging
 from mlxd.download.errors import Interrupted, NoNetwork, NoWeights, RepositoryNotFound
 from mlxd.download.hub_blob import BigFile, fetch_blob, partial_bytes
 from mlxd.download.hub_errors import HUB_ERRORS, from_hub
 from mlxd.download.hub_progress import Meter, snapshot_bar
 from mlxd.download.progress import Pulled, Reporter
+from mlxd.download.roots import find_entry, note_if_unsearched
 from mlxd.protocol.paths import Home
-from mlxd.protocol.table import find_row
 
 # What mlx-lm reads, without Python code: that of a repository is never run.
 PATTERNS = ("*.json", "model*.safetensors", "tokenizer.model", "*.tiktoken", "*.txt", "*.jsonl", "*.jinja")
@@ -166,28 +164,13 @@ def _on_disk(name: str, revision: str | None) -> Path | None:
 def _pulled(name: str, snapshot: Path, reporter: Reporter, home: Home, *, already: bool) -> Pulled:
     """Return the model under the id that the catalog gives it; notes say why it may not be served."""
     cache = Path(constants.HF_HUB_CACHE)
-    catalog = Catalog([cache])
-    catalog.scan()
-    entry = next((entry for entry in catalog.entries() if entry.path.resolve() == snapshot.resolve()), None)
+    entry = find_entry(cache, snapshot)
     if entry is None:
         reporter.note(f"{name} is served as of its branch main; a commit is found by its path only")
     elif entry.problem is not None:
         reporter.note(f"{entry.id} cannot be served: {entry.problem}")
-    roots = _roots(home)
-    if not any(root.resolve() == cache.resolve() for root in roots):
-        paths = ",".join(str(root) for root in (*roots, cache))
-        reporter.note(f"mlxd does not look into {cache}: mlxctl config set catalog.paths {paths}")
+    note_if_unsearched(cache, home, reporter)
     return Pulled(name if entry is None else entry.id, snapshot, already=already)
-
-
-def _roots(home: Home) -> list[Path]:
-    """Return the folders that the settings file names, or the default ones."""
-    row = find_row(("catalog", "paths"))
-    paths: list[str] = row.default if row is not None else []
-    # There may be no file yet, or a broken one, which the daemon tells better.
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        paths = tomllib.loads(home.config.read_text())["catalog"]["paths"]
-    return resolve_roots(paths, home)
 
 
 def end_on_signals(reporter: Reporter) -> None:

@@ -162,6 +162,18 @@ class PlainReporter:
             self._stream.flush()
 
 
+def counter(phase: str, total_bytes: int, reporter: Reporter) -> Callable[[int], None]:
+    """Return what takes the size of each piece that was written, and reports the sum."""
+    done_bytes = 0
+
+    def on_bytes(n_bytes: int) -> None:
+        nonlocal done_bytes
+        done_bytes += n_bytes
+        reporter.progress(phase, min(done_bytes, total_bytes), total_bytes)
+
+    return on_bytes
+
+
 def _amount(done_bytes: int, total_bytes: int | None) -> str:
     if total_bytes is None or total_bytes == 0:
         return show_bytes(done_bytes)

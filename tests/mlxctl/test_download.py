@@ -52,6 +52,23 @@ def test_pull(child: Callable[..., list[list[str]]], capsys: pytest.CaptureFixtu
     assert commands[0][1:] == ["-m", "mlxd.download", "pull", "starter", "--dtype", "float32"]
 
 
+def test_import(
+    child: Callable[..., list[list[str]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A file is handed on by its whole path, as the program works in another folder; a running daemon is told."""
+    commands = child({**PROGRESS, "phase": "converting"}, {**DONE, "id": "x"})
+    monkeypatch.chdir(tmp_path)
+    with FakeControl(Home.from_environment().socket, {"catalog.rescan": {}}) as fake:
+        assert main(["model", "import", "-x.gguf", "--name", "x"]) == 2  # an option of that name there is not
+        assert main(["model", "import", "--name", "x", "--", "-x.gguf"]) == 0
+        assert fake.asked("catalog.rescan") == [{}]
+    assert capsys.readouterr().out == "x is ready: /m/smollm2\n"
+    assert commands[0][1:] == ["-m", "mlxd.download", "import", "--name", "x", "--", f"{tmp_path}/-x.gguf"]
+
+
 def test_running_daemon_is_told(child: Callable[..., list[list[str]]], own_home: None) -> None:
     """A daemon that runs looks for models again, so that the new one can be asked for at once."""
     child(DONE)

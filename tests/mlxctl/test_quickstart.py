@@ -42,7 +42,7 @@ def status_of(url: str | None, **more: Any) -> dict[str, Any]:
 @pytest.fixture
 def http(own_home: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHTTP]:
     """A daemon that runs, has the starter, and knows the capital of France."""
-    monkeypatch.setattr(download, "pull", lambda call, arguments: STARTER)
+    monkeypatch.setattr(download, "run", lambda call, arguments: STARTER)
     with running_openai() as fake:
         fake.answer, fake.models = ANSWER, [{"id": STARTER["id"], "state": "unloaded"}]
         answers = {"status": status_of(fake.url), "model.load": {"op": "op-1"}, "op.wait": {"state": "done"}}
@@ -98,7 +98,7 @@ def test_download_that_fails(
             "the package index cannot be reached", exit_code=1, code="download.no_network", hint="a proxy?"
         )
 
-    monkeypatch.setattr(download, "pull", fail)
+    monkeypatch.setattr(download, "run", fail)
 
     assert main(["quickstart", "-q"]) == 1
     assert capsys.readouterr().err.splitlines()[0] == "error: the package index cannot be reached"
@@ -108,7 +108,7 @@ def test_daemon_that_does_not_start(
     own_home: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A daemon that ends at once shows the last lines of its log."""
-    monkeypatch.setattr(download, "pull", lambda call, arguments: STARTER)
+    monkeypatch.setattr(download, "run", lambda call, arguments: STARTER)
     monkeypatch.setattr(
         process, "daemon_command", lambda home, socket: [sys.executable, "-c", "raise SystemExit('no such luck')"]
     )
@@ -123,7 +123,7 @@ def test_port_that_is_taken(
     own_home: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A daemon whose port is taken says which, and how to take another."""
-    monkeypatch.setattr(download, "pull", lambda call, arguments: STARTER)
+    monkeypatch.setattr(download, "run", lambda call, arguments: STARTER)
     problem = "port 6593 on 127.0.0.1 is taken by another program; free it, or mlxctl config set http.port=N"
     status = status_of(None, http={"url": None, "problem": problem})
     with FakeControl(Home.from_environment().socket, {"status": status}, http=None):

@@ -69,7 +69,7 @@ def main() -> int:
 def _code_digest() -> str:
     """Return a name that changes with the code of the conversion."""
     folder = Path(starter.__file__).parent
-    sources = [folder / name for name in ("gguf.py", "gguf_tokenizer.py", "starter.py")]
+    sources = [*sorted(folder.glob("gguf*.py")), folder / "starter.py"]
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
 
 

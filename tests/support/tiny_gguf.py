@@ -1,103 +1,192 @@
-"""A tiny llama as llama.cpp would lay it out, and a wheel that holds it, in place of the starter's 93 MB."""
+"""A tiny model as llama.cpp would lay it out, and a wheel that holds it, in place of the starter's 93 MB."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from mlxd.download import starter
 from mlxd.download.wheel import Wheel
+from tests.support.gguf_writer import RawTensor, encode_tensor, write_container
 
-LAYERS, WIDTH, HEADS, KV_HEADS, HIDDEN = 2, 64, 2, 1, 96
-HEAD_DIM = WIDTH // HEADS
+Weights = dict[str, NDArray[np.float32]]
+
 TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcĠ", "ab")
+_NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.layers.": "blk.",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
 
 
-def plain_weights() -> dict[str, mx.array]:
-    """Return the weights under mlx-lm's names, from a fixed seed."""
-    keys = iter(mx.random.split(mx.random.key(7), 100))
+@dataclass(frozen=True, slots=True)
+class TinyModel:
+    """A model of a known architecture: its shape, its config for mlx-lm, its weights from a fixed seed."""
 
-    def draw(rows: int, columns: int) -> mx.array:
-        return mx.random.normal((rows, columns), key=next(keys))
+    architecture: str = "llama"
+    layers: int = 2
+    width: int = 64
+    heads: int = 2
+    kv_heads: int = 1
+    head_dim: int = 32
+    hidden: int = 96
+    is_tied: bool = True
+    has_bias: bool = False  # of a llama: attention and MLP
+    rope_theta: float = 100_000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    vocabulary: int = len(TOKENS)
 
-    weights = {"model.embed_tokens.weight": draw(len(TOKENS), WIDTH), "model.norm.weight": mx.ones((WIDTH,))}
-    for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}"
-        for name, rows in (
-            ("q", HEADS * HEAD_DIM),
-            ("k", KV_HEADS * HEAD_DIM),
-            ("v", KV_HEADS * HEAD_DIM),
-            ("o", WIDTH),
-        ):
-            weights[f"{prefix}.self_attn.{name}_proj.weight"] = draw(rows, WIDTH)
-        weights[f"{prefix}.mlp.gate_proj.weight"] = draw(HIDDEN, WIDTH)
-        weights[f"{prefix}.mlp.up_proj.weight"] = draw(HIDDEN, WIDTH)
-        weights[f"{prefix}.mlp.down_proj.weight"] = draw(WIDTH, HIDDEN)
-        weights[f"{prefix}.input_layernorm.weight"] = mx.ones((WIDTH,))
-        weights[f"{prefix}.post_attention_layernorm.weight"] = mx.ones((WIDTH,))
-    return weights
+    def config(self) -> dict[str, Any]:
+        """Return what mlx-lm needs to build it."""
+        return {
+            "model_type": self.architecture,
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": None if self.rope_scaling is None else dict(self.rope_scaling),
+            "max_position_embeddings": 512,
+            "vocab_size": self.vocabulary,
+            "attention_bias": self.has_bias,
+            "mlp_bias": self.has_bias,
+            "tie_word_embeddings": self.is_tied,
+        }
+
+    def weights(self) -> Weights:
+        """Return the weights under mlx-lm's names."""
+        random = np.random.default_rng(7)
+
+        def draw(*shape: int) -> NDArray[np.float32]:
+            return random.normal(size=shape).astype(np.float32)
+
+        weights = {
+            "model.embed_tokens.weight": draw(self.vocabulary, self.width),
+            "model.norm.weight": draw(self.width),
+        }
+        if not self.is_tied:
+            weights["lm_head.weight"] = draw(self.vocabulary, self.width)
+        q_rows, kv_rows = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        has_qkv_bias = self.has_bias or self.architecture == "qwen2"
+        modules = {
+            "self_attn.q_proj": (q_rows, self.width, has_qkv_bias),
+            "self_attn.k_proj": (kv_rows, self.width, has_qkv_bias),
+            "self_attn.v_proj": (kv_rows, self.width, has_qkv_bias),
+            "self_attn.o_proj": (self.width, q_rows, self.has_bias),
+            "mlp.gate_proj": (self.hidden, self.width, self.has_bias),
+            "mlp.up_proj": (self.hidden, self.width, self.has_bias),
+            "mlp.down_proj": (self.width, self.hidden, self.has_bias),
+        }
+        for layer in range(self.layers):
+            prefix = f"model.layers.{layer}"
+            for module, (rows, columns, has_bias) in modules.items():
+                weights[f"{prefix}.{module}.weight"] = draw(rows, columns)
+                if has_bias:
+                    weights[f"{prefix}.{module}.bias"] = draw(rows)
+            norms = {"input_layernorm": self.width, "post_attention_layernorm": self.width}
+            if self.architecture == "qwen3":
+                norms |= {"self_attn.q_norm": self.head_dim, "self_attn.k_norm": self.head_dim}
+            for norm, size in norms.items():
+                weights[f"{prefix}.{norm}.weight"] = draw(size)
+        return weights
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what llama.cpp's converter would write, with a byte-level tokenizer."""
+        name = self.architecture
+        return {
+            "general.architecture": name,
+            f"{name}.embedding_length": self.width,
+            f"{name}.feed_forward_length": self.hidden,
+            f"{name}.block_count": self.layers,
+            f"{name}.attention.head_count": self.heads,
+            f"{name}.attention.head_count_kv": self.kv_heads,
+            f"{name}.attention.key_length": self.head_dim,
+            f"{name}.attention.value_length": self.head_dim,
+            f"{name}.attention.layer_norm_rms_epsilon": 1e-5,
+            f"{name}.rope.dimension_count": self.head_dim,
+            f"{name}.rope.freq_base": self.rope_theta,
+            f"{name}.context_length": 512,
+            f"{name}.vocab_size": self.vocabulary,
+            "tokenizer.ggml.model": "gpt2",
+            "tokenizer.ggml.pre": "smollm",
+            "tokenizer.ggml.tokens": list(TOKENS),
+            "tokenizer.ggml.merges": ["a b"],
+            "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(TOKENS) - 3),
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.chat_template": "{{ messages[0]['content'] }}",
+        }
 
 
-def permute(weights: mx.array, n_heads: int) -> mx.array:
-    """Order rows as llama.cpp's convert_hf_to_gguf.py does (`LlamaModel.permute`)."""
-    rows, columns = weights.shape
-    return weights.reshape(n_heads, 2, rows // n_heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+def write_folder(folder: Path, model: TinyModel) -> None:
+    """Write config and weights as mlx-lm reads them."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(model.config()))
+    save_file(model.weights(), folder / "model.safetensors", {"format": "mlx"})
 
 
-def write_gguf(path: Path, **changes: str) -> None:
-    """Write the model to *path*; *changes* replace metadata, with `__` for the dots of a key."""
-    names = {
-        "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k",
-        "self_attn.v_proj": "attn_v",
-        "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate",
-        "mlp.up_proj": "ffn_up",
-        "mlp.down_proj": "ffn_down",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        "model.layers.": "blk.",
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-    }
-    tensors = {}
-    for name, array in plain_weights().items():
-        heads = HEADS if "q_proj" in name else KV_HEADS if "k_proj" in name else None
+def raw_tensors(model: TinyModel, type_name: str = "F32") -> list[RawTensor]:
+    """Return the tensors as llama.cpp's converter writes them: matrices in *type_name*, the rest in float32."""
+    tensors = []
+    for name, array in model.weights().items():
+        heads = model.heads if "q_proj" in name else model.kv_heads if "k_proj" in name else None
         gguf_name = name
-        for ours, theirs in names.items():
+        for ours, theirs in _NAMES.items():
             gguf_name = gguf_name.replace(ours, theirs)
-        tensors[gguf_name] = array if heads is None else permute(array, heads)
-    numbers = {
-        "llama.embedding_length": WIDTH,
-        "llama.feed_forward_length": HIDDEN,
-        "llama.block_count": LAYERS,
-        "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV_HEADS,
-        "llama.rope.dimension_count": HEAD_DIM,
-        "llama.context_length": 512,
-        "llama.vocab_size": len(TOKENS),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
-    metadata: dict[str, mx.array | str | list[str]] = {
-        "general.architecture": "llama",
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": list(TOKENS),
-        "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.token_type": mx.array([3, 3, 3] + [1] * (len(TOKENS) - 3), dtype=mx.int32),
-        "tokenizer.chat_template": "{{ messages[0]['content'] }}",
-        "llama.attention.layer_norm_rms_epsilon": mx.array(1e-5),
-        "llama.rope.freq_base": mx.array(100000.0),
-        **{key: mx.array(value, dtype=mx.uint32) for key, value in numbers.items()},
-        **{key.replace("__", "."): value for key, value in changes.items()},
-    }
-    mx.save_gguf(str(path), tensors, metadata)
+        ordered = permute(array, heads) if heads is not None and model.architecture == "llama" else array
+        tensors.append(encode_tensor(gguf_name, ordered, type_name if array.ndim == 2 else "F32"))
+    return tensors
+
+
+def permute(weights: NDArray[np.float32], n_heads: int) -> NDArray[np.float32]:
+    """Order rows as llama.cpp's convert_hf_to_gguf.py does (`LlamaModel.permute`)."""
+    rows, *rest = weights.shape
+    return weights.reshape(n_heads, 2, rows // n_heads // 2, *rest).swapaxes(1, 2).reshape(rows, *rest)
+
+
+def write_gguf(
+    path: Path,
+    model: TinyModel | None = None,
+    type_name: str = "F32",
+    *,
+    changes: Mapping[str, Any] | None = None,
+    more: Sequence[RawTensor] = (),
+    edit: Callable[[list[RawTensor]], list[RawTensor]] = list,
+) -> None:
+    """Write the model to *path*.
+
+    *changes* replace metadata (None takes a key away), *more* tensors are added, and *edit* returns other tensors.
+    """
+    written = TinyModel() if model is None else model
+    metadata = {**written.metadata(), **(changes or {})}
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    write_container(path, kept, edit([*raw_tensors(written, type_name), *more]))
 
 
 def write_wheel(folder: Path) -> Wheel:
