@@ -25,6 +25,7 @@ _VERBS = {
     "status": "mlxctl.status",
     "ps": "mlxctl.status",
     "top": "mlxctl.top",
+    "events": "mlxctl.events",
     "logs": "mlxctl.logs",
     "chat": "mlxctl.chat",
     "quickstart": "mlxctl.quickstart",

@@ -182,15 +182,15 @@ def _table(rows: list[Sequence[object]], columns: int, *, optional: Sequence[str
 
 def _stack(sections: list[list[Line]], rows: int | None) -> Iterator[Line]:
     """Yield the sections under each other, each with its share of the *rows*; what is left out is counted."""
+    if rows is not None:
+        rows -= len(sections) - 1
     for place, section in enumerate(sections):
         if place:
             yield Line("")
         if rows is None:
             yield from section
             continue
-        if place:
-            rows -= 1
-        share = max(3, rows // (len(sections) - place))
+        share = max(2, rows // (len(sections) - place))
         if len(section) > share:
             hidden = len(section) - share + 1
             section = [*section[: share - 1], Line(f"... {hidden} more", Style.DIM)]  # noqa: PLW2901
