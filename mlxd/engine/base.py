@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from mlxd.engine.constraint import Constraint
 from mlxd.engine.logprob import TokenLogprob
+from mlxd.engine.tool import ToolCall, ToolUse
 from mlxd.protocol.errors import MlxdError
 
 # mlx-lm's caches grow in steps of this many tokens (`KVCache.step`).
@@ -50,6 +51,8 @@ class ChatPrompt:
 
     messages: tuple[Mapping[str, Any], ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: ToolUse | None = None
+    reasoning_effort: str | None = None  # one of OpenAI's words; refused by a model that cannot act upon it
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class GenerationRequest:
 
 
 class TextKind(Enum):
-    """Which part of the answer a piece of text belongs to."""
+    """Which part of the answer a piece of text belongs to. Text of a call is TOOL once the call is whole and valid."""
 
     CONTENT = "content"
     REASONING = "reasoning"
@@ -98,6 +101,7 @@ class PreparedPrompt:
     max_tokens: int  # resolved against the context, ≥ 1
     initial_kind: TextKind = TextKind.CONTENT  # REASONING where the template ends with an open thinking tag
     is_continuation: bool = False  # the answer goes on in the prompt's own text: its leading space is part of it
+    tools: ToolUse | None = None  # None: nothing in the answer is a call
     grammar: object | None = None  # the compiled constraint; only the engine that made it looks inside
 
 
@@ -157,6 +161,7 @@ class Delta:
     kind: TextKind
     completion_tokens: int  # generated so far
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens since the last delta that had any
+    calls: tuple[ToolCall, ...] = ()  # of a delta of kind TOOL
 
 
 @dataclass(frozen=True, slots=True)

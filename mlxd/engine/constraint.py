@@ -31,4 +31,26 @@ class LarkConstraint:
     field: str
 
 
-Constraint = JsonConstraint | LarkConstraint
+@dataclass(frozen=True, slots=True)
+class ToolConstraint:
+    """The answer calls tools, in the format of the model.
+
+    Attributes:
+        functions: those that may be called, as JSON text: a list of objects with `name`, `parameters` (a JSON Schema)
+            and `strict`. Arguments satisfy the schema; one that cannot be enforced is refused where `strict` is true,
+            and is enforced as "an object" where it is not.
+        is_required: whether the answer is calls and nothing else; if not, text may stand before the calls, and in place
+            of them.
+        parallel: whether there may be more than one call.
+        schema: the JSON Schema of what may stand in place of calls, where they are not required; None allows any text.
+        field: the field of the request that asked for it, for error messages.
+    """
+
+    functions: str
+    is_required: bool
+    parallel: bool
+    field: str
+    schema: str | None = None
+
+
+Constraint = JsonConstraint | LarkConstraint | ToolConstraint

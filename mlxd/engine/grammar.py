@@ -6,6 +6,8 @@ to, and is bound from the end of its thinking on.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,7 +18,8 @@ import mlx.core as mx
 import numpy as np
 from llguidance import LLMatcher
 
-from mlxd.engine.constraint import Constraint, JsonConstraint
+from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
+from mlxd.engine.tool_grammar import tool_lark
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import InvalidRequest
 
@@ -63,8 +66,32 @@ class Grammars:
         return grammar
 
     def _compiled(self, constraint: Constraint) -> Grammar:
+        if isinstance(constraint, ToolConstraint):
+            return self._tool_grammar(constraint)
+        return self._checked(constraint, _grammar_text(constraint))
+
+    def _tool_grammar(self, constraint: ToolConstraint) -> Grammar:
+        """Return the grammar of calls; a schema that is not strict and cannot be enforced counts as "an object"."""
+        lark = tool_lark(self._tokenizer, constraint)
+        if lark is None:
+            raise InvalidRequest(
+                f"{constraint.field}: the format in which this model calls tools cannot be enforced",
+                hint='send tool_choice "auto", and no tool with strict: true',
+                param=constraint.field,
+            )
+        try:
+            return self._checked(constraint, lark)
+        except InvalidRequest:
+            functions = json.loads(constraint.functions)
+            loose = [function for function in functions if not function.get("strict") and "parameters" in function]
+            if not loose:
+                raise
+            for function in loose:
+                function["parameters"] = {"type": "object"}
+            return self._tool_grammar(dataclasses.replace(constraint, functions=json.dumps(functions)))
+
+    def _checked(self, constraint: Constraint, text: str) -> Grammar:
         tokens = self.read_tokens(constraint.field)
-        text = _grammar_text(constraint)
         # Warnings are about speed.
         is_error, messages = LLMatcher.validate_grammar_with_warnings(text, tokens)
         if is_error:
@@ -75,7 +102,7 @@ class Grammars:
         return Grammar(matcher, self._tokenizer)
 
 
-def _grammar_text(constraint: Constraint) -> str:
+def _grammar_text(constraint: JsonConstraint | LarkConstraint) -> str:
     if not isinstance(constraint, JsonConstraint):
         return LLMatcher.grammar_from_lark(constraint.grammar)
     schema = '{"type":"object"}' if constraint.schema is None else constraint.schema
@@ -89,7 +116,7 @@ def _grammar_text(constraint: Constraint) -> str:
 def _refused(constraint: Constraint, reason: str) -> InvalidRequest:
     # What follows is the state of the parser.
     reason = reason.split("<state>", 1)[0].strip()[:_SHOWN_CHARACTERS]
-    what = "the schema" if isinstance(constraint, JsonConstraint) else "the grammar"
+    what = "the grammar" if isinstance(constraint, LarkConstraint) else "the schema"
     return InvalidRequest(f"{constraint.field}: {what} cannot be enforced: {reason}", param=constraint.field)
 
 

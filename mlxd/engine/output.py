@@ -11,11 +11,7 @@ from typing import Any
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
 from mlxd.engine.base import PreparedPrompt, TextKind
-
-Piece = tuple[TextKind, str]
-
-# mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
-_KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING, "tool": TextKind.TOOL}
+from mlxd.engine.tool_reader import Piece, ToolReader
 
 
 class Markup:
@@ -39,25 +35,26 @@ class Markup:
             # It strips a leading space from the first text it makes; this is not the first.
             detokenizer.text = "\n"
             detokenizer.offset = 1
-        return Output(detokenizer, stops, tags)
+        return Output(detokenizer, stops, tags, ToolReader(self._tokenizer, prompt.tools))
 
 
 class Output:
     """The text of one sequence, as it comes."""
 
-    __slots__ = ("_detokenizer", "_stops", "_tags", "stopped")
+    __slots__ = ("_detokenizer", "_stops", "_tags", "_tools", "stopped")
 
-    def __init__(self, detokenizer: Any, stops: Any, tags: Any) -> None:
-        """Take a detokenizer of its own, and the states of the matchers where there are any."""
+    def __init__(self, detokenizer: Any, stops: Any, tags: Any, tools: ToolReader) -> None:
+        """Take a detokenizer of its own, the states of the matchers where there are any, and what reads calls."""
         self._detokenizer = detokenizer
         self._stops = stops
         self._tags = tags
-        self.stopped = False  # a stop string was matched; nothing comes after it
+        self._tools = tools
+        self.stopped = False  # a stop string was matched, or the last call allowed was made; nothing comes after it
 
     def push(self, token: int) -> list[Piece]:
         """Return the text that *token* makes known; at least one piece, which may be empty."""
         self._detokenizer.add_token(token)
-        return self._split(self._detokenizer.last_segment)
+        return self._split(self._detokenizer.last_segment) or [Piece(TextKind.CONTENT, "")]
 
     def finish(self) -> list[Piece]:
         """Return what was held back, without empty pieces."""
@@ -68,10 +65,12 @@ class Output:
             if self._stops is not None and not self.stopped:
                 self._stops, rest, _ = TextStateMachine.flush(self._stops)
                 pieces += self._tagged(rest)
-        if self._tags is not None:
+        if self._tags is not None and not self._tools.is_done:
             self._tags, rest, state = TextStateMachine.flush(self._tags)
-            pieces += _pieces([(state, rest)])
-        return [(kind, text) for kind, text in pieces if text]
+            pieces += self._tools.read([(state, rest)])
+        if not self._tools.is_done:
+            pieces += self._tools.finish()
+        return [piece for piece in pieces if piece.text]
 
     def _split(self, text: str) -> list[Piece]:
         if self._stops is None:
@@ -82,10 +81,8 @@ class Output:
 
     def _tagged(self, text: str) -> list[Piece]:
         if self._tags is None:
-            return [(TextKind.CONTENT, text)]
+            return [Piece(TextKind.CONTENT, text)]
         self._tags, segments = TextStateMachine.split(self._tags, text)
-        return _pieces(segments) or [(TextKind.CONTENT, "")]
-
-
-def _pieces(segments: list[tuple[str, str]]) -> list[Piece]:
-    return [(_KINDS[state], text) for state, text in segments if state in _KINDS]
+        pieces = self._tools.read(segments)
+        self.stopped = self.stopped or self._tools.is_done
+        return pieces

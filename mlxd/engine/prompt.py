@@ -68,10 +68,11 @@ class PromptRenderer:
                 tokens = list(request.prompt.tokens)
         self._check_range(tokens)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
-        if request.logprobs is not None:
+        if request.logprobs is not None or request.scores_prompt:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint)
-        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, grammar)
+        tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
+        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar)
 
     def _render(self, prompt: ChatPrompt) -> str:
         if not self._facts.chat_template:
@@ -81,16 +82,37 @@ class PromptRenderer:
                 param="messages",
             )
         messages = [dict(message) for message in prompt.messages]
+        options = {**self._reasoning(prompt.reasoning_effort), **prompt.template_kwargs}
+        if prompt.tools is not None:
+            if not self._facts.has_tool_calling:
+                raise InvalidRequest(
+                    f"model '{self._model_id}' cannot call tools: its chat template has no format for calls",
+                    hint="leave tools out, or take a model that was trained for them",
+                    param="tools",
+                )
+            options["tools"] = list(prompt.tools.tools)
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **prompt.template_kwargs
-            )
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
         except Exception as error:  # a program that came with the model, on data that came with the request
             _log.debug("the chat template of %s failed", self._model_id, exc_info=True)
             raise InvalidRequest(
                 f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
             ) from error
         return str(text)
+
+    def _reasoning(self, effort: str | None) -> dict[str, Any]:
+        """Return what tells the template how much to think: its own variable, or thinking on and off."""
+        if effort is None:
+            return {}
+        template = self._tokenizer.chat_template
+        has_variable = isinstance(template, str) and "reasoning_effort" in template
+        if not has_variable and not self._facts.has_thinking and effort != "none":
+            raise InvalidRequest(
+                f"model '{self._model_id}' does not reason: reasoning_effort {effort!r} would change nothing",
+                hint="leave reasoning_effort out",
+                param="reasoning_effort",
+            )
+        return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
     def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenize *text*; one that is far too long is refused by its beginning.

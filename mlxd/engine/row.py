@@ -10,6 +10,7 @@ from mlxd.engine.base import Delta, Listener, Submit, TextKind, Usage
 from mlxd.engine.grammar import Grammar, GrammarProcessor
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.output import Output
+from mlxd.engine.tool_reader import Piece
 
 # A row asks for a larger grant when fewer tokens than this remain of it.
 KV_LOW_TOKENS = 128
@@ -98,20 +99,20 @@ class Row:
         pieces = self.output.push(token)
         if logprob is not None and not self.output.stopped:
             self.unreported.append(logprob)
-        return [self._delta(kind, text) for kind, text in pieces]
+        return [self._delta(piece) for piece in pieces]
 
     def flush(self) -> list[Delta]:
         """Return what was held back until the end."""
-        deltas = [self._delta(kind, text) for kind, text in self.output.finish()]
+        deltas = [self._delta(piece) for piece in self.output.finish()]
         if self.unreported and not self.output.stopped:  # of tokens that have no text of their own
             deltas.append(Delta(self.sequence_id, "", TextKind.CONTENT, self.generated, tuple(self.unreported)))
         return deltas
 
-    def _delta(self, kind: TextKind, text: str) -> Delta:
-        logprobs = tuple(self.unreported) if text else ()
-        if text:
+    def _delta(self, piece: Piece) -> Delta:
+        logprobs = tuple(self.unreported) if piece.text else ()
+        if piece.text:
             self.unreported.clear()
-        return Delta(self.sequence_id, text, kind, self.generated, logprobs)
+        return Delta(self.sequence_id, piece.text, piece.kind, self.generated, logprobs, piece.calls)
 
     def set_grant(self, kv_tokens: int) -> None:
         """Let it grow to *kv_tokens*."""

@@ -7,10 +7,12 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import TextKind
+from mlxd.engine.base import Delta, Finished, TextKind
 from mlxd.openai import chunk
+from mlxd.openai.answer import ChatAnswer
 from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.generation import generation
+from mlxd.openai.generation import AnswerEvent, generation
+from mlxd.openai.logprob import chat_logprobs
 from mlxd.openai.route import Local, admit
 from mlxd.openai.schema import ParsedBody, parse_chat
 from mlxd.openai.stream import EventStream
@@ -32,34 +34,62 @@ def _members(request: web.Request, kind: str, model: str) -> dict[str, Any]:
 
 
 async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.StreamResponse:
-    chunks = chunk.ChatChunks(_members(request, "chat.completion.chunk", model), include_usage=parsed.include_usage)
-    lead = chunks.role()
+    members = _members(request, "chat.completion.chunk", model)
+    choices = [chunk.ChatChunks(members, index, include_usage=parsed.include_usage) for index in range(parsed.n)]
+    answers = [ChatAnswer() for _ in choices]
+    leads = [choice.role() for choice in choices]
 
-    async def write(kind: TextKind, text: str) -> None:
-        nonlocal lead
-        data, lead = lead + chunks.text(kind, text), b""
+    async def write(index: int, event: AnswerEvent) -> None:
+        answer, chunks = answers[index], choices[index]
+        data, leads[index] = leads[index], b""
+        if isinstance(event, Delta):
+            calls = b"".join(chunks.call(call) for call in answer.take(event))
+            if event.kind is TextKind.TOOL:
+                data += calls
+            else:
+                logprobs = event.logprobs if event.kind is TextKind.CONTENT else ()
+                data += chunks.text(event.kind, event.text, logprobs)
+        elif isinstance(event, Finished):
+            answer.finished = event
+            data += chunks.finish(answer.finish_reason)
         await stream.send(data)
 
     async with EventStream(request) as stream, generation(request, model) as held:
-        finished = await held.deliver(parsed.requests[0], write)
-        usage = chunks.usage((finished.usage,)) if parsed.include_usage else b""
-        await stream.send(lead + chunks.finish(finished.reason) + usage + chunk.DONE)
+        ends = await held.deliver(parsed.requests, parsed.n, write)
+        usage = chunk.usage_body(ends, parsed.n, sum(answer.reasoning_tokens for answer in answers))
+        await stream.send((choices[0].usage(usage) if parsed.include_usage else b"") + chunk.DONE)
     return stream.response
 
 
 async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.Response:
+    answers = [ChatAnswer() for _ in range(parsed.n)]
+
+    async def keep(index: int, event: AnswerEvent) -> None:
+        if isinstance(event, Delta):
+            for _ in answers[index].take(event):
+                pass
+        elif isinstance(event, Finished):
+            answers[index].finished = event
+
     async with generation(request, model) as held:
-        answer = await held.collect(parsed.requests[0])
-    # Tool text stays visible as content for as long as tool calls are not parsed, as in the stream.
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": answer.text(TextKind.CONTENT, TextKind.TOOL),
-        "refusal": None,
-    }
+        ends = await held.deliver(parsed.requests, parsed.n, keep)
+    wants_logprobs = parsed.requests[0].logprobs is not None
+    body = _members(request, "chat.completion", model)
+    body["choices"] = [_choice(index, answer, wants_logprobs) for index, answer in enumerate(answers)]
+    body["usage"] = chunk.usage_body(ends, parsed.n, sum(answer.reasoning_tokens for answer in answers))
+    return web.Response(body=orjson.dumps(body), content_type="application/json")
+
+
+def _choice(index: int, answer: ChatAnswer, wants_logprobs: bool) -> dict[str, Any]:  # noqa: FBT001
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
     reasoning = answer.text(TextKind.REASONING)
     if reasoning:
         message["reasoning_content"] = reasoning
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.reason.value}
-    body = _members(request, "chat.completion", model)
-    body |= {"choices": [choice], "usage": chunk.usage_body((answer.usage,))}
-    return web.Response(body=orjson.dumps(body), content_type="application/json")
+    if answer.calls:
+        message["tool_calls"] = [chunk.call_body(call) for call in answer.calls]
+    return {
+        "index": index,
+        "message": message,
+        "logprobs": chat_logprobs(answer.logprobs) if wants_logprobs else None,
+        "finish_reason": answer.finish_reason,
+    }

@@ -5,27 +5,31 @@ A chunk is a head and a tail that are formatted once per stream, with one JSON s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 import mlxd
-from mlxd.engine.base import FinishReason, TextKind, Usage
+from mlxd.engine.base import Finished, TextKind
+from mlxd.engine.logprob import TokenLogprob
+from mlxd.openai.answer import NumberedCall
+from mlxd.openai.logprob import chat_logprobs
 
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = f"mlxd-{mlxd.__version__}"
 
 
-def usage_body(usages: tuple[Usage, ...]) -> dict[str, Any]:
-    """Return `usage` for all sequences of an answer."""
-    prompt = sum(usage.prompt_tokens for usage in usages)
-    completion = sum(usage.completion_tokens for usage in usages)
+def usage_body(ends: Sequence[Finished], n: int, reasoning_tokens: int = 0) -> dict[str, Any]:
+    """Return `usage` of an answer: *ends* of all its sequences, of which *n* after each other share a prompt."""
+    prompt = sum(end.usage.prompt_tokens for end in ends[::n])
+    completion = sum(end.usage.completion_tokens for end in ends)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages)},
+        "prompt_tokens_details": {"cached_tokens": sum(end.usage.cached_tokens for end in ends[::n])},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
 
 
@@ -48,53 +52,70 @@ class _Chunks:
         self._head = b"data: " + orjson.dumps(members)[:-1] + b',"choices":['
         self._tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
 
-    def usage(self, usages: tuple[Usage, ...]) -> bytes:
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
         """Return the chunk without choices that ends a stream with `include_usage`."""
-        return self._head + b'],"usage":' + orjson.dumps(usage_body(usages)) + b"}\n\n"
+        return self._head + b'],"usage":' + orjson.dumps(usage) + b"}\n\n"
 
 
 class ChatChunks(_Chunks):
-    """The chunks of one /v1/chat/completions stream."""
+    """The chunks of one choice of a /v1/chat/completions stream."""
 
-    def __init__(self, members: Mapping[str, Any], *, include_usage: bool) -> None:
-        """Format all that does not change from chunk to chunk."""
+    def __init__(self, members: Mapping[str, Any], index: int, *, include_usage: bool) -> None:
+        """Format all that does not change from chunk to chunk of choice *index*."""
         super().__init__(members, include_usage=include_usage)
-        unfinished = b'},"logprobs":null,"finish_reason":null}' + self._tail
-        choice = self._head + b'{"index":0,"delta":{'
+        self._unfinished = b',"finish_reason":null}' + self._tail
+        self._choice = self._head + b'{"index":%d,"delta":{' % index
         self._starts = {
-            # Tool text stays visible as content for as long as tool calls are not parsed.
-            TextKind.CONTENT: choice + b'"content":',
-            TextKind.TOOL: choice + b'"content":',
-            TextKind.REASONING: choice + b'"reasoning_content":',
+            TextKind.CONTENT: self._choice + b'"content":',
+            TextKind.REASONING: self._choice + b'"reasoning_content":',
         }
-        self._end = unfinished
-        self._role = choice + b'"role":"assistant","content":"","refusal":null' + unfinished
-        self._finish = choice + b'},"logprobs":null,"finish_reason":'
+        self._end = b'},"logprobs":null' + self._unfinished
 
     def role(self) -> bytes:
         """Return the first chunk."""
-        return self._role
+        return self._choice + b'"role":"assistant","content":"","refusal":null' + self._end
 
-    def text(self, kind: TextKind, text: str) -> bytes:
-        """Return a chunk with new text."""
-        return self._starts[kind] + orjson.dumps(text) + self._end
+    def text(self, kind: TextKind, text: str, logprobs: Sequence[TokenLogprob] = ()) -> bytes:
+        """Return a chunk with new text, and what the model thought of its tokens."""
+        if not logprobs:
+            return self._starts[kind] + orjson.dumps(text) + self._end
+        thought = b'},"logprobs":' + orjson.dumps(chat_logprobs(logprobs))
+        return self._starts[kind] + orjson.dumps(text) + thought + self._unfinished
 
-    def finish(self, reason: FinishReason) -> bytes:
+    def call(self, call: NumberedCall) -> bytes:
+        """Return the chunks of a call: who is called, then with what."""
+        opened = {
+            "index": call.index,
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.call.name, "arguments": ""},
+        }
+        filled = {"index": call.index, "function": {"arguments": call.call.arguments}}
+        start = self._choice + b'"tool_calls":['
+        return b"".join(start + orjson.dumps(part) + b"]" + self._end for part in (opened, filled))
+
+    def finish(self, reason: str) -> bytes:
         """Return the chunk with the finish reason."""
-        return self._finish + orjson.dumps(reason.value) + b"}" + self._tail
+        return self._choice + b'},"logprobs":null,"finish_reason":' + orjson.dumps(reason) + b"}" + self._tail
+
+
+def call_body(call: NumberedCall) -> dict[str, Any]:
+    """Return a call as it stands in a whole message."""
+    function = {"name": call.call.name, "arguments": call.call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
 
 
 class CompletionChunks(_Chunks):
     """The chunks of one /v1/completions stream; its text is the text of all kinds."""
 
-    def text(self, index: int, text: str) -> bytes:
-        """Return a chunk with new text of prompt *index*."""
-        return self._choice(index, orjson.dumps(text), b"null")
+    def text(self, index: int, text: str, logprobs: Mapping[str, Any] | None = None) -> bytes:
+        """Return a chunk with new text of choice *index*."""
+        return self._choice(index, orjson.dumps(text), orjson.dumps(logprobs), b"null")
 
-    def finish(self, index: int, reason: FinishReason) -> bytes:
-        """Return the chunk with the finish reason of prompt *index*."""
-        return self._choice(index, b'""', orjson.dumps(reason.value))
+    def finish(self, index: int, reason: str) -> bytes:
+        """Return the chunk with the finish reason of choice *index*."""
+        return self._choice(index, b'""', b"null", orjson.dumps(reason))
 
-    def _choice(self, index: int, text: bytes, reason: bytes) -> bytes:
-        choice = b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":%b}' % (index, text, reason)
+    def _choice(self, index: int, text: bytes, logprobs: bytes, reason: bytes) -> bytes:
+        choice = b'{"index":%d,"text":%b,"logprobs":%b,"finish_reason":%b}' % (index, text, logprobs, reason)
         return self._head + choice + self._tail

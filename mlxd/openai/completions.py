@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import GenerationRequest, TextKind, Usage
+from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, PromptScored, TextPrompt
+from mlxd.engine.logprob import TokenLogprob
 from mlxd.openai import chunk
 from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.generation import generation, together
+from mlxd.openai.generation import AnswerEvent, generation
+from mlxd.openai.logprob import completion_logprobs
 from mlxd.openai.route import Local, admit
 from mlxd.openai.schema import ParsedBody, parse_completion
 from mlxd.openai.stream import EventStream
@@ -26,36 +29,131 @@ async def post_completions(request: web.Request) -> web.StreamResponse:
     return await (_stream if parsed.stream else _answer)(request, admitted.model, parsed)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A piece of a choice's text and the logprobs of its tokens."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice as it grows: the prompt, where it is echoed, and its continuation, where one is wanted."""
+
+    request: GenerationRequest
+    echo: bool
+    answers: bool  # False for max_tokens 0: the prompt alone is asked for
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    length: int = 0
+    finished: Finished | None = None
+
+    def begin(self) -> _Part | None:
+        """Return the echo of a prompt whose text is known and whose logprobs are not wanted."""
+        if self.echo and not self.request.scores_prompt and isinstance(self.request.prompt, TextPrompt):
+            return self._add(_Part(self.request.prompt.text, ()))
+        return None
+
+    def take(self, event: AnswerEvent) -> _Part | None:
+        """Return what *event* adds."""
+        if isinstance(event, PromptScored):
+            return self._add(_echo(self.request, event.logprobs))
+        if isinstance(event, Delta) and self.answers:
+            return self._add(_Part(event.text, event.logprobs))
+        if isinstance(event, Finished):
+            self.finished = event
+        return None
+
+    def shown_logprobs(self, part: _Part) -> dict[str, Any] | None:
+        """Return the logprobs of the part that was added last; None where they are not wanted."""
+        if self.request.logprobs is None:
+            return None
+        return completion_logprobs(part.logprobs, self.length - len(part.text))
+
+    def _add(self, part: _Part) -> _Part:
+        self.text.append(part.text)
+        self.logprobs += part.logprobs
+        self.length += len(part.text)
+        return part
+
+    @property
+    def finish_reason(self) -> str:
+        """OpenAI's word for the end; nothing but the prompt is an answer of length 0."""
+        if self.finished is None:
+            raise RuntimeError("the answer goes on")
+        return (self.finished.reason if self.answers else FinishReason.LENGTH).value
+
+
+def _echo(request: GenerationRequest, logprobs: tuple[TokenLogprob, ...]) -> _Part:
+    """Return the prompt as text; a token that the tokenizer put before it is none of the client's."""
+    if isinstance(request.prompt, TextPrompt):
+        if not request.prompt.text.encode().startswith(logprobs[0].raw):
+            logprobs = logprobs[1:]
+        return _Part(request.prompt.text, logprobs)
+    return _Part(b"".join(entry.raw for entry in logprobs).decode(errors="replace"), logprobs)
+
+
+def _choices(parsed: ParsedBody) -> list[_Choice]:
+    return [
+        _Choice(request, parsed.echo, answers=not parsed.echoes_only)
+        for request in parsed.requests
+        for _ in range(parsed.n)
+    ]
+
+
 def _members(request: web.Request, model: str) -> dict[str, Any]:
     answer_id = f"cmpl-{request[EXCHANGE].request_id}"
     return chunk.header(answer_id, "text_completion", int(request.app[CONTEXT].now()), model)
 
 
+def _usage(ends: list[Finished], parsed: ParsedBody) -> dict[str, Any]:
+    usage = chunk.usage_body(ends, parsed.n)
+    if parsed.echoes_only:
+        usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+    return usage
+
+
 async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.StreamResponse:
     chunks = chunk.CompletionChunks(_members(request, model), include_usage=parsed.include_usage)
+    choices = _choices(parsed)
 
-    async def one(index: int, prompt: GenerationRequest) -> Usage:
-        async def write(_kind: TextKind, text: str) -> None:
-            await stream.send(chunks.text(index, text))
-
-        finished = await held.deliver(prompt, write)
-        await stream.send(chunks.finish(index, finished.reason))
-        return finished.usage
+    async def write(index: int, event: AnswerEvent) -> None:
+        choice = choices[index]
+        parts = [choice.begin() if not choice.text else None, choice.take(event)]
+        data = b"".join(
+            chunks.text(index, part.text, choice.shown_logprobs(part)) for part in parts if part is not None
+        )
+        if isinstance(event, Finished):
+            data += chunks.finish(index, choice.finish_reason)
+        if data:
+            await stream.send(data)
 
     async with EventStream(request) as stream, generation(request, model) as held:
-        usages = await together(one(index, prompt) for index, prompt in enumerate(parsed.requests))
-        usage = chunks.usage(tuple(usages)) if parsed.include_usage else b""
-        await stream.send(usage + chunk.DONE)
+        ends = await held.deliver(parsed.requests, parsed.n, write)
+        await stream.send((chunks.usage(_usage(ends, parsed)) if parsed.include_usage else b"") + chunk.DONE)
     return stream.response
 
 
 async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.Response:
+    choices = _choices(parsed)
+    for choice in choices:
+        choice.begin()
+
+    async def keep(index: int, event: AnswerEvent) -> None:
+        choices[index].take(event)
+
     async with generation(request, model) as held:
-        answers = await together(held.collect(prompt) for prompt in parsed.requests)
-    choices = [
-        {"index": index, "text": answer.text(*TextKind), "logprobs": None, "finish_reason": answer.reason.value}
-        for index, answer in enumerate(answers)
-    ]
+        ends = await held.deliver(parsed.requests, parsed.n, keep)
     body = _members(request, model)
-    body |= {"choices": choices, "usage": chunk.usage_body(tuple(answer.usage for answer in answers))}
+    body["choices"] = [
+        {
+            "index": index,
+            "text": "".join(choice.text),
+            "logprobs": None if choice.request.logprobs is None else completion_logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+        }
+        for index, choice in enumerate(choices)
+    ]
+    body["usage"] = _usage(ends, parsed)
     return web.Response(body=orjson.dumps(body), content_type="application/json")

@@ -19,6 +19,26 @@ _MAX_BIASES = 1024
 _BIAS_LIMIT = 100
 # Token ids are 32-bit in MLX.
 _MAX_TOKEN = 2**31 - 1
+# What `apply_chat_template` of transformers takes for itself.
+_TEMPLATE_ARGUMENTS = frozenset(
+    [
+        "conversation",
+        "messages",
+        "tools",
+        "documents",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    ]
+)
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -93,6 +113,25 @@ def sequence(name: str, value: Any) -> list[Any]:
     return value
 
 
+def listing(name: str, value: Any) -> list[Any]:
+    """Accept a list, which may be empty."""
+    if not isinstance(value, list):
+        raise wrong(name, value, "a list")
+    return value
+
+
+def word(*words: str) -> Check:
+    """Return a check for one of some words."""
+    expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
+
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise wrong(name, value, expected)
+        return value
+
+    return check
+
+
 def anything(name: str, value: Any) -> Any:  # noqa: ARG001
     """Accept every value; its reader checks it."""
     return value
@@ -109,6 +148,15 @@ def stop(name: str, value: Any) -> tuple[str, ...]:
         if len(item) > _MAX_STOP_CHARACTERS:
             raise wrong(name, item, f"texts of at most {_MAX_STOP_CHARACTERS} characters")
     return tuple(texts)
+
+
+def template_kwargs(name: str, value: Any) -> dict[str, Any]:
+    """Accept variables for a chat template; not the arguments that decide what is rendered at all."""
+    given = mapping(name, value)
+    for key in given:
+        if not key.isidentifier() or key in _TEMPLATE_ARGUMENTS:
+            raise InvalidRequest(f"{name}.{key[:_SHOWN_CHARACTERS]} is no variable of a template", param=name)
+    return given
 
 
 def logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:

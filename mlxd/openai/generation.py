@@ -1,23 +1,27 @@
-"""From a leased model to text: what chat and completions share, streamed or not. Writes nothing itself."""
+"""From a leased model to events: what all routes that generate share, streamed or not. Writes nothing itself."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, TextKind, Usage
+from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, PreparedPrompt, PromptScored
 from mlxd.openai.context import CONTEXT, EXCHANGE
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import GenerationFailed, RequestCancelled
 from mlxd.requests import RequestState, RunningRequest
 
 T = TypeVar("T")
-Sink = Callable[[TextKind, str], Awaitable[None]]
+AnswerEvent = PromptScored | Delta | Finished
+Sink = Callable[[AnswerEvent], Awaitable[None]]
+IndexedSink = Callable[[int, AnswerEvent], Awaitable[None]]
+_SEEDS = 2**64
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,54 +31,58 @@ class Generation:
     lease: Lease
     running: RunningRequest
 
-    async def deliver(self, request: GenerationRequest, sink: Sink) -> Finished:
-        """Generate one sequence and give its text to *sink* as it comes; return how it ended.
+    async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
+        """Generate *n* answers to each of *requests*, all side by side, and give *sink* what comes of them.
+
+        Args:
+            requests: one per prompt.
+            n: answers per prompt, which share its prefill. With a seed the i-th answer has seed + i.
+            sink: gets the number of the answer (prompt by prompt) and its events: `PromptScored`, deltas with text,
+                calls or logprobs, and `Finished`.
+
+        Returns:
+            how each answer ended, in the order of their numbers.
 
         Raises:
             RequestCancelled: it was ended by command.
-            MlxdError: whatever the pool or the engine says.
+            MlxdError: whatever the pool or the engine says; the other answers are given up.
         """
-        prompt = await self.lease.prepare(request)
+
+        async def answer(place: int, request: GenerationRequest) -> list[Finished]:
+            prompt = await self.lease.prepare(request)
+            return await together(
+                self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number))
+                for number in range(n)
+            )
+
+        answers = await together(answer(place, request) for place, request in enumerate(requests))
+        return [finished for group in answers for finished in group]
+
+    async def _deliver_one(self, request: GenerationRequest, prompt: PreparedPrompt, sink: Sink) -> Finished:
         finished: Finished | None = None
-        counted_tokens = 0
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     self.running.state = RequestState.ANSWERING
-                    self.running.completion_tokens += event.completion_tokens - counted_tokens
-                    counted_tokens = event.completion_tokens
-                    if event.text:
-                        await sink(event.kind, event.text)
+                    if event.text or event.logprobs:
+                        await sink(event)
+                elif isinstance(event, PromptScored):
+                    await sink(event)
                 elif isinstance(event, Finished):
                     finished = event
         if finished is None:
             raise GenerationFailed("the model stopped answering without a reason")
         if finished.reason is FinishReason.CANCELLED:
             raise RequestCancelled("the request was cancelled")
+        await sink(finished)
         return finished
 
-    async def collect(self, request: GenerationRequest) -> Answer:
-        """Generate one sequence to its end and return all of it."""
-        pieces: list[tuple[TextKind, str]] = []
 
-        async def keep(kind: TextKind, text: str) -> None:
-            pieces.append((kind, text))
-
-        finished = await self.deliver(request, keep)
-        return Answer(tuple(pieces), finished.reason, finished.usage)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The whole answer of one sequence."""
-
-    pieces: tuple[tuple[TextKind, str], ...]  # in the order of their making
-    reason: FinishReason
-    usage: Usage
-
-    def text(self, *kinds: TextKind) -> str:
-        """Return the text of these kinds."""
-        return "".join(text for kind, text in self.pieces if kind in kinds)
+def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
+    """Return *request* for its answer of that number: with one seed for all, all would be equal."""
+    if number == 0 or request.sampling.seed is None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=(request.sampling.seed + number) % _SEEDS))
 
 
 @asynccontextmanager

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from mlxd.openai import field
 from mlxd.openai.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_TOOL_ROLES = frozenset({"tool", "function"})
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _KNOWN = frozenset({"role", "content", "name"})
+_TOOL_KNOWN = _KNOWN | {"tool_call_id"}
+_CALL_KNOWN = frozenset({"id", "type", "function", "index"})
 # What SDKs send back of an earlier answer.
 _ASSISTANT_KNOWN = _KNOWN | {"reasoning_content", "refusal", "audio", "function_call", "tool_calls", "annotations"}
-_ASSISTANT_REFUSED = ("refusal", "audio", "function_call", "tool_calls", "annotations")
+_ASSISTANT_REFUSED = ("refusal", "audio", "function_call", "annotations")
 _PART_KNOWN = frozenset({"type", "text", "prompt_cache_breakpoint"})
 
 
 def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Mapping[str, Any], ...]:
-    """Return the messages with text content; `developer` becomes `system`.
+    """Return the messages with text content; `developer` becomes `system`, the arguments of calls become objects.
 
     Raises:
-        UnsupportedParameter: tool messages, tool calls, images, audio, files.
-        InvalidRequest: a message without a known role or without content.
+        UnsupportedParameter: images, audio, files, calls of what is no function.
+        InvalidRequest: a message without a known role or without content, a result without its call's id.
     """
     return tuple(_parse_message(f"messages[{index}]", message, unknown) for index, message in enumerate(messages))
 
@@ -31,23 +34,71 @@ def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Mapping
 def _parse_message(path: str, message: Any, unknown: UnknownFields) -> Mapping[str, Any]:
     field.mapping(path, message)
     role = message.get("role")
-    if isinstance(role, str) and role in _TOOL_ROLES:
-        raise UnsupportedParameter(f"{path}.role {role!r} is not supported: tools are not", param=f"{path}.role")
+    if role == "function":
+        raise UnsupportedParameter(
+            f"{path}.role 'function' is not supported; send the result as role 'tool'", param=f"{path}.role"
+        )
     if not isinstance(role, str) or role not in _ROLES:
-        raise field.wrong(f"{path}.role", role, "system, developer, user or assistant")
-    is_assistant = role == "assistant"
-    unknown.note(path, message, _ASSISTANT_KNOWN if is_assistant else _KNOWN)
-    content = _content(f"{path}.content", message.get("content"), unknown)
-    parsed: dict[str, Any] = {"role": _ROLES[role], "content": content}
+        raise field.wrong(f"{path}.role", role, "system, developer, user, assistant or tool")
+    if role == "assistant":
+        parsed = _assistant(path, message, unknown)
+    else:
+        unknown.note(path, message, _TOOL_KNOWN if role == "tool" else _KNOWN)
+        parsed = {"role": _ROLES[role], "content": _content(f"{path}.content", message.get("content"), unknown)}
+    if role == "tool":
+        parsed["tool_call_id"] = field.text(f"{path}.tool_call_id", message.get("tool_call_id"))
     if message.get("name") is not None:
         parsed["name"] = field.text(f"{path}.name", message["name"])
-    if is_assistant:
-        for name in _ASSISTANT_REFUSED:
-            if message.get(name) not in (None, [], ""):
-                raise UnsupportedParameter(f"{path}.{name} is not supported; leave it out", param=f"{path}.{name}")
-        if message.get("reasoning_content") not in (None, ""):
-            parsed["reasoning_content"] = field.text(f"{path}.reasoning_content", message["reasoning_content"])
     return parsed
+
+
+def _assistant(path: str, message: Mapping[str, Any], unknown: UnknownFields) -> dict[str, Any]:
+    unknown.note(path, message, _ASSISTANT_KNOWN)
+    for name in _ASSISTANT_REFUSED:
+        if message.get(name) not in (None, [], ""):
+            raise UnsupportedParameter(f"{path}.{name} is not supported; leave it out", param=f"{path}.{name}")
+    calls = message.get("tool_calls") or []
+    content = message.get("content")
+    parsed: dict[str, Any] = {"role": "assistant", "content": ""}
+    if content is not None or not calls:
+        parsed["content"] = _content(f"{path}.content", content, unknown)
+    if calls:
+        listed = enumerate(field.sequence(f"{path}.tool_calls", calls))
+        parsed["tool_calls"] = [_call(f"{path}.tool_calls[{place}]", call, unknown) for place, call in listed]
+    if message.get("reasoning_content") not in (None, ""):
+        parsed["reasoning_content"] = field.text(f"{path}.reasoning_content", message["reasoning_content"])
+    return parsed
+
+
+def _call(path: str, call: Any, unknown: UnknownFields) -> dict[str, Any]:
+    """Return a call that an earlier answer made, with its arguments as templates want them: an object."""
+    unknown.note(path, field.mapping(path, call), _CALL_KNOWN)
+    kind = call.get("type", "function")
+    if kind != "function":
+        raise UnsupportedParameter(
+            f"{path}.type {field.shown(kind)} is not supported, only 'function'", param=f"{path}.type"
+        )
+    function = field.mapping(f"{path}.function", call.get("function"))
+    arguments = function.get("arguments", "{}")
+    if not isinstance(arguments, str):
+        raise field.wrong(f"{path}.function.arguments", arguments, "a text that holds a JSON object")
+    return {
+        "id": field.text(f"{path}.id", call.get("id")),
+        "type": "function",
+        "function": {
+            "name": field.text(f"{path}.function.name", function.get("name")),
+            "arguments": _object(arguments),
+        },
+    }
+
+
+def _object(arguments: str) -> Any:
+    """Return the object; the text itself where a model wrote something else."""
+    try:
+        value = orjson.loads(arguments) if arguments else {}
+    except orjson.JSONDecodeError:
+        return arguments
+    return value if isinstance(value, dict) else arguments
 
 
 def _content(path: str, content: Any, unknown: UnknownFields) -> str:

@@ -7,17 +7,20 @@ field that OpenAI does not define is ignored in the open (named in a response he
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
 from mlxd.openai import field
 from mlxd.openai.message import parse_messages
+from mlxd.openai.response_format import parse_response_format
+from mlxd.openai.tool import parse_tools
 from mlxd.openai.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 _MAX_TOKENS = 2**31 - 1
 _MAX_PROMPTS = 128
+_MAX_ANSWERS = 128
 # More than any model has, and as many as a cloud rule can match.
 _MAX_NAME_CHARACTERS = 512
 # What OpenAI documents for /v1/completions when max_tokens is left out.
@@ -65,7 +68,7 @@ _COMMON: Table = {
     "stop": Works(field.stop),
     "stream": Works(field.boolean),
     "stream_options": Works(field.mapping),
-    "n": Refused((1,)),
+    "n": Works(field.integer(1, _MAX_ANSWERS)),
     "user": Habit(),
     "metadata": Habit(),
     "store": Habit(),
@@ -80,29 +83,29 @@ CHAT: Table = {
     "messages": Works(field.sequence),
     "max_completion_tokens": Works(field.integer(1, _MAX_TOKENS)),
     "audio": Refused(),
-    "chat_template_kwargs": Refused(({},)),
+    "chat_template_kwargs": Works(field.template_kwargs),
     "function_call": Refused(("none", "auto")),
     "functions": Refused(([],)),
-    "logprobs": Refused((False,)),
+    "logprobs": Works(field.boolean),
     "modalities": Refused((["text"],)),
     "moderation": Refused(),
-    # Without tools it says nothing; tools are refused.
-    "parallel_tool_calls": Refused((True, False)),
+    "parallel_tool_calls": Works(field.boolean),
     "prediction": Refused(),
-    "reasoning_effort": Refused(),
-    "response_format": Refused(({"type": "text"},)),
-    "tool_choice": Refused(("none", "auto")),
-    "tools": Refused(([],)),
-    "top_logprobs": Refused((0,)),
+    "reasoning_effort": Works(field.word("none", "minimal", "low", "medium", "high", "xhigh")),
+    "response_format": Works(field.mapping),
+    "tool_choice": Works(field.anything),
+    "tools": Works(field.listing),
+    "top_logprobs": Works(field.integer(0, 20)),
     "verbosity": Refused(("medium",)),
     "web_search_options": Refused(),
 }
 COMPLETION: Table = {
     **_COMMON,
+    "max_tokens": Works(field.integer(0, _MAX_TOKENS)),
     "prompt": Works(field.anything),
     "best_of": Refused((1,)),
-    "echo": Refused((False,)),
-    "logprobs": Refused(),  # 0 asks for the chosen tokens' logprobs
+    "echo": Works(field.boolean),
+    "logprobs": Works(field.integer(0, 20)),  # 0 asks for the chosen tokens' logprobs
     "suffix": Refused(("",)),
 }
 _STREAM_OPTIONS: Table = {"include_usage": Works(field.boolean), "include_obfuscation": Refused((False,))}
@@ -116,6 +119,9 @@ class ParsedBody:
     stream: bool
     include_usage: bool
     ignored: tuple[str, ...]  # names of fields that are not OpenAI's
+    n: int = 1  # answers per prompt
+    echo: bool = False  # the prompt stands before its answer
+    echoes_only: bool = False  # ... and no answer is wanted
 
 
 def model_of(body: Mapping[str, Any]) -> str:
@@ -138,8 +144,25 @@ def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
     values = _read(CHAT, body, unknown)
     if "messages" not in values:
         raise InvalidRequest("messages is required: a list of messages, the oldest first", param="messages")
-    prompt = ChatPrompt(parse_messages(values["messages"], unknown))
-    return _parsed(values, [prompt], _chat_max_tokens(values), unknown)
+    answer = None
+    if "response_format" in values:
+        answer = parse_response_format(values["response_format"], unknown)
+    rules = parse_tools(values, unknown, answer)
+    prompt = ChatPrompt(
+        parse_messages(values["messages"], unknown),
+        values.get("chat_template_kwargs", {}),
+        rules.use,
+        values.get("reasoning_effort"),
+    )
+    request = GenerationRequest(
+        prompt,
+        _sampling(values),
+        _chat_max_tokens(values),
+        values.get("stop", ()),
+        logprobs=_chat_logprobs(values),
+        constraint=answer if rules.constraint is None else rules.constraint,
+    )
+    return _parsed(values, [request], unknown)
 
 
 def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
@@ -148,7 +171,27 @@ def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
     values = _read(COMPLETION, body, unknown)
     if "prompt" not in values:
         raise InvalidRequest("prompt is required: a text, a list of texts, or lists of tokens", param="prompt")
-    return _parsed(values, _prompts(values["prompt"]), values.get("max_tokens", _COMPLETION_TOKENS), unknown)
+    max_tokens, echo = values.get("max_tokens", _COMPLETION_TOKENS), values.get("echo", False)
+    if max_tokens == 0 and not echo:
+        raise InvalidRequest("max_tokens is 0, which asks for nothing unless echo is true", param="max_tokens")
+    prompts = _prompts(values["prompt"])
+    n = values.get("n", 1)
+    if len(prompts) * n > _MAX_ANSWERS:
+        raise InvalidRequest(f"{len(prompts)} prompts with n = {n} are more than {_MAX_ANSWERS} answers", param="n")
+    logprobs = values.get("logprobs")
+    requests = [
+        GenerationRequest(
+            prompt,
+            _sampling(values),
+            max(max_tokens, 1),  # a prompt that is only scored makes a token too, which nobody sees
+            values.get("stop", ()),
+            logprobs=logprobs,
+            # The text of tokens is known to the model alone.
+            scores_prompt=echo and (logprobs is not None or isinstance(prompt, TokenPrompt)),
+        )
+        for prompt in prompts
+    ]
+    return replace(_parsed(values, requests, unknown), echo=echo, echoes_only=max_tokens == 0)
 
 
 def _read(table: Table, body: Mapping[str, Any], unknown: UnknownFields, path: str = "") -> dict[str, Any]:
@@ -201,18 +244,23 @@ def _one_of_many(name: str, item: Any, kind: type) -> TextPrompt | TokenPrompt:
     return TextPrompt(item) if isinstance(item, str) else TokenPrompt(field.tokens(name, item))
 
 
-def _parsed(
-    values: Mapping[str, Any],
-    prompts: Iterable[ChatPrompt | TextPrompt | TokenPrompt],
-    max_tokens: int | None,
-    unknown: UnknownFields,
-) -> ParsedBody:
-    sampling = SamplingParams(**{name: values[name] for name in SAMPLING if name in values})
+def _sampling(values: Mapping[str, Any]) -> SamplingParams:
+    return SamplingParams(**{name: values[name] for name in SAMPLING if name in values})
+
+
+def _chat_logprobs(values: Mapping[str, Any]) -> int | None:
+    if not values.get("logprobs", False):
+        if "top_logprobs" in values and values["top_logprobs"] > 0:
+            raise InvalidRequest("top_logprobs is allowed only when logprobs is true", param="top_logprobs")
+        return None
+    top: int = values.get("top_logprobs", 0)
+    return top
+
+
+def _parsed(values: Mapping[str, Any], requests: Iterable[GenerationRequest], unknown: UnknownFields) -> ParsedBody:
     stream = values.get("stream", False)
     include_usage = _include_usage(values, unknown, stream=stream)
-    stop = values.get("stop", ())
-    requests = tuple(GenerationRequest(prompt, sampling, max_tokens, stop) for prompt in prompts)
-    return ParsedBody(requests, stream, include_usage, unknown.names)
+    return ParsedBody(tuple(requests), stream, include_usage, unknown.names, values.get("n", 1))
 
 
 def _include_usage(values: Mapping[str, Any], unknown: UnknownFields, *, stream: bool) -> bool:

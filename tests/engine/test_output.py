@@ -8,10 +8,17 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from mlxd.engine.base import PreparedPrompt, TextKind
-from mlxd.engine.output import Markup, Output, Piece
+from mlxd.engine.output import Markup, Output
+from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.tool_reader import Piece
 from tests.engine.conftest import WriteModel
 
 CONTENT, REASONING, TOOL = TextKind.CONTENT, TextKind.REASONING, TextKind.TOOL
+Said = tuple[TextKind, str]
+
+CALL = '{"name": "f", "arguments": {"a": 1}}'
+TAGGED = f"<tool_call>{CALL}</tool_call>"
+TOOLS = ToolUse(({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},))
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +42,10 @@ def pushed(tokenizer: Any, out: Output, text: str) -> list[Piece]:
     return pieces
 
 
-def joined(pieces: list[Piece]) -> list[Piece]:
+def joined(pieces: list[Piece]) -> list[Said]:
     """Join neighbours of the same kind, and drop what is empty."""
-    whole: list[Piece] = []
-    for kind, text in pieces:
+    whole: list[Said] = []
+    for kind, text, _ in pieces:
         if text and whole and whole[-1][0] is kind:
             whole[-1] = (kind, whole[-1][1] + text)
         elif text:
@@ -46,7 +53,7 @@ def joined(pieces: list[Piece]) -> list[Piece]:
     return whole
 
 
-def said(tokenizer: Any, text: str, stop: tuple[str, ...] = (), kind: TextKind = CONTENT) -> list[Piece]:
+def said(tokenizer: Any, text: str, stop: tuple[str, ...] = (), kind: TextKind = CONTENT) -> list[Said]:
     """Return all that comes out for *text*, the flush at the end included."""
     out = output(tokenizer, stop, kind)
     return joined(pushed(tokenizer, out, text) + out.finish())
@@ -57,8 +64,8 @@ def test_text_comes_out_whole(tokenizer: Any, text: str) -> None:
     """Every character comes out once, multi-byte ones too, and no replacement character in between."""
     out = output(tokenizer)
     pieces = pushed(tokenizer, out, text)
-    assert all("\ufffd" not in piece for _, piece in pieces)
-    assert "".join(piece for _, piece in pieces + out.finish()) == text
+    assert all("\ufffd" not in piece for _, piece, _ in pieces)
+    assert "".join(piece for _, piece, _ in pieces + out.finish()) == text
 
 
 def test_every_token_gives_a_piece(tokenizer: Any) -> None:
@@ -72,7 +79,7 @@ def test_incomplete_character_comes_out_at_the_end(tokenizer: Any) -> None:
     out = output(tokenizer)
     for token in tokenizer.encode("a😀", add_special_tokens=False)[:-1]:
         out.push(token)
-    assert out.finish() == [(CONTENT, "\ufffd")]
+    assert joined(out.finish()) == [(CONTENT, "\ufffd")]
 
 
 def test_leading_space_belongs_to_a_continuation(tokenizer: Any) -> None:
@@ -80,7 +87,7 @@ def test_leading_space_belongs_to_a_continuation(tokenizer: Any) -> None:
     texts = []
     for goes_on in (True, False):
         out = output(tokenizer, goes_on=goes_on)
-        texts.append("".join(text for _, text in pushed(tokenizer, out, " Paris") + out.finish()))
+        texts.append("".join(text for _, text, _ in pushed(tokenizer, out, " Paris") + out.finish()))
     assert texts == [" Paris", "Paris"]
 
 
@@ -103,7 +110,7 @@ def test_leading_space_belongs_to_a_continuation(tokenizer: Any) -> None:
 def test_stop_strings_cut_the_text(tokenizer: Any, text: str, stop: tuple[str, ...], expected: str) -> None:
     """The first stop string ends the text, is not in it, and its beginnings elsewhere are."""
     out = output(tokenizer, stop)
-    got = "".join(piece for _, piece in pushed(tokenizer, out, text) + out.finish())
+    got = "".join(piece for _, piece, _ in pushed(tokenizer, out, text) + out.finish())
     assert (got, out.stopped) == (expected, got != text)
 
 
@@ -135,24 +142,78 @@ def test_tags_made_of_several_tokens_are_found(tokenizer: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("so <tool_call>{1}</tool_call> done", [(CONTENT, "so "), (TOOL, "{1}"), (CONTENT, " done")]),
-        ("<tool_call>{1", [(TOOL, "{1")]),
-        ("<tool_call>{1}</tool_ca", [(TOOL, "{1}</tool_ca")]),
         ("<think>never closed", [(REASONING, "never closed")]),
         ("1 < 2 and <thin", [(CONTENT, "1 < 2 and <thin")]),
     ],
 )
-def test_unclosed_tags_lose_nothing(tokenizer: Any, text: str, expected: list[Piece]) -> None:
+def test_unclosed_tags_lose_nothing(tokenizer: Any, text: str, expected: list[Said]) -> None:
     """Text in a tag that is never closed, or that only looked like one, comes out."""
     assert said(tokenizer, text) == expected
 
 
-def test_neighbouring_tool_calls_stay_apart(tokenizer: Any) -> None:
-    """Between two calls there is a piece of another kind, be it empty."""
-    out = output(tokenizer)
-    kinds = [kind for kind, _ in pushed(tokenizer, out, "<tool_call>a</tool_call><tool_call>b</tool_call>")]
-    first, last = kinds.index(TOOL), len(kinds) - 1 - kinds[::-1].index(TOOL)
-    assert CONTENT in kinds[first:last]
+def with_tools(tokenizer: Any, text: str, use: ToolUse | None = TOOLS) -> list[Piece]:
+    """Return the pieces of *text* where the request has tools."""
+    out = Markup(tokenizer).output(PreparedPrompt((1,), 1, tools=use), ())
+    return [piece for piece in pushed(tokenizer, out, text) + out.finish() if piece.text]
+
+
+@pytest.mark.parametrize(
+    "text", [f"so {TAGGED} done", f"{TAGGED}{TAGGED}", "<tool_call>{1", f"{TAGGED[:-3]}", f"\n{TAGGED}"]
+)
+def test_without_tools_nothing_is_a_call(tokenizer: Any, text: str) -> None:
+    """What looks like a call is text, tags and all, and comes as it is made."""
+    assert said(tokenizer, text) == [(CONTENT, text)]
+
+
+def test_call_is_read_and_its_text_kept(tokenizer: Any) -> None:
+    """Text before and after stays content; the call is parsed, and comes once it is whole."""
+    assert Piece(TOOL, TAGGED, (ToolCall("f", '{"a": 1}'),)) in with_tools(tokenizer, f"so {TAGGED} done")
+    assert joined(with_tools(tokenizer, f"so {TAGGED} done")) == [(CONTENT, "so "), (TOOL, TAGGED), (CONTENT, " done")]
+
+
+def test_neighbouring_calls_are_two(tokenizer: Any) -> None:
+    """Each has a piece of its own; white space around them is no content."""
+    pieces = with_tools(tokenizer, f"\n{TAGGED}\n{TAGGED}\n")
+    assert [(piece.kind, len(piece.calls)) for piece in pieces] == [(TOOL, 1), (TOOL, 1)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<tool_call>{1}</tool_call>",
+        '<tool_call>{"name": 5, "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
+        '<tool_call>["f"]</tool_call>',
+        f"<tool_call>{CALL}",
+        f"<tool_call>{CALL}</tool_ca",
+        f"a {TAGGED[:20]}",
+        "\n<tool_call>x</tool_call>\n",
+    ],
+)
+def test_what_is_no_call_comes_out_as_text(tokenizer: Any, text: str) -> None:
+    """A malformed or unclosed call is shown, with its tags, and not lost."""
+    assert joined(with_tools(tokenizer, text)) == [(CONTENT, text)]
+
+
+def test_good_call_after_a_bad_one_counts(tokenizer: Any) -> None:
+    """One mistake does not spoil the rest."""
+    pieces = with_tools(tokenizer, f"<tool_call>x</tool_call>{TAGGED}")
+    assert joined(pieces) == [(CONTENT, "<tool_call>x</tool_call>"), (TOOL, TAGGED)]
+
+
+def test_second_call_is_not_made_where_one_is_allowed(tokenizer: Any) -> None:
+    """The answer stops after the first."""
+    out = Markup(tokenizer).output(PreparedPrompt((1,), 1, tools=ToolUse(TOOLS.tools, parallel=False)), ())
+    pieces = pushed(tokenizer, out, f"{TAGGED} {TAGGED}") + out.finish()
+    assert out.stopped
+    assert [len(piece.calls) for piece in pieces if piece.text] == [1]
+
+
+def test_call_in_a_stop_string_is_cut_like_any_text(tokenizer: Any) -> None:
+    """A stop string that is met inside of a call leaves an unclosed call, which is text."""
+    out = Markup(tokenizer).output(PreparedPrompt((1,), 1, tools=TOOLS), ("arg",))
+    pieces = pushed(tokenizer, out, TAGGED) + out.finish()
+    assert joined(pieces) == [(CONTENT, TAGGED[: TAGGED.index("arg")])]
 
 
 def test_stop_string_ends_reasoning_too(tokenizer: Any) -> None:

@@ -24,10 +24,11 @@ ServeModels = Callable[..., AbstractAsyncContextManager[Served]]
 
 @pytest.fixture(scope="session")
 def models_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the models `tiny`, `thinker` and `org/other`."""
+    """A folder with the models `tiny`, `thinker`, `caller` (calls tools) and `org/other`."""
     root = tmp_path_factory.mktemp("models")
     write_tiny_model(root / "tiny", seed=1)
     write_tiny_model(root / "thinker", seed=3, open_thinking=True)
+    write_tiny_model(root / "caller", seed=4, tools=True)
     (root / "org").mkdir()
     write_tiny_model(root / "org" / "other", seed=2)
     return root

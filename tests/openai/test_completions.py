@@ -20,7 +20,7 @@ HEAD = (
 
 async def test_a_stream_is_exactly_this() -> None:
     """One chunk per piece, the text of all kinds, the finish reason, usage when it is asked for, [DONE]."""
-    script = [*say("a\n", ""), *say("b", kind=TextKind.REASONING), *say("c", kind=TextKind.TOOL), *end()]
+    script = [*say("a\n", ""), *say("b", kind=TextKind.REASONING), *say("c"), *end()]
     asked = {"model": "m", "prompt": "hi", "stream": True, "stream_options": {"include_usage": True}}
     async with serving(ScriptedPool(script)) as served:
         _, _, body = await served.post(PATH, asked, x_request_id="golden")
@@ -31,7 +31,7 @@ async def test_a_stream_is_exactly_this() -> None:
         + HEAD + '{"index":0,"text":"c",' + unfinished
         + HEAD + '{"index":0,"text":"","logprobs":null,"finish_reason":"stop"}],"usage":null}\n\n'
         + HEAD + '],"usage":{"prompt_tokens":7,"completion_tokens":2,"total_tokens":9,'
-        '"prompt_tokens_details":{"cached_tokens":3}}}\n\n'
+        '"prompt_tokens_details":{"cached_tokens":3},"completion_tokens_details":{"reasoning_tokens":0}}}\n\n'
         "data: [DONE]\n\n"
     )  # fmt: skip
 

@@ -128,7 +128,7 @@ async def test_models_are_listed_and_found(serve_models: ServeModels) -> None:
         other = await client.models.retrieve("org/other")
         tiny = await client.models.retrieve("tiny")
         _, _, plain = await served.get("/v1/models/org/other")
-    assert before == [("org/other", "unloaded"), ("thinker", "unloaded"), ("tiny", "unloaded")]
+    assert before == [(name, "unloaded") for name in ("caller", "org/other", "thinker", "tiny")]
     assert (other.id, other.object, other.owned_by, tiny.owned_by) == ("org/other", "model", "org", "local")
     assert (other.to_dict()["state"], tiny.to_dict()["state"]) == ("ready", "unloaded")
     assert other.created > 1_600_000_000
@@ -157,8 +157,8 @@ async def test_a_bad_parameter_is_a_bad_request_that_names_it(serve_models: Serv
     """A value out of bounds, an unsupported field, a prompt that is empty, a context that is too small."""
     cases: list[tuple[dict[str, Any], str, str | None]] = [
         ({"temperature": 3}, "invalid_request", "temperature"),
-        ({"n": 2}, "unsupported_parameter", "n"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "unsupported_parameter", "tools"),
+        ({"n": 129}, "invalid_request", "n"),
+        ({"verbosity": "low"}, "unsupported_parameter", "verbosity"),
         ({"max_tokens": 10**6}, "context_length_exceeded", None),
     ]
     async with serve_models() as served, _client(served) as client:

@@ -148,9 +148,12 @@ def test_all_sampling_fields_arrive() -> None:
         ("seed", 2**63, "a whole number from"),
         ("seed", 1e20, "a whole number from"),
         ("seed", 1.5, "a whole number from"),
-        ("max_tokens", 0, "a whole number from 1"),
-        ("max_tokens", True, "a whole number from 1"),
-        ("max_tokens", 16.0, "a whole number from 1"),
+        ("max_tokens", -1, "a whole number from"),
+        ("max_tokens", True, "a whole number from"),
+        ("max_tokens", 16.0, "a whole number from"),
+        ("n", 0, "a whole number from 1 to 128"),
+        ("n", True, "a whole number from 1"),
+        ("n", 1.0, "a whole number from 1"),
         ("logit_bias", {"a": 1}, "token ids"),
         ("logit_bias", {"-1": 1}, "token ids"),
         ("logit_bias", {"05": 1}, "token ids"),
@@ -203,18 +206,13 @@ def test_refused_fields_pass_at_neutral_values_only(table_and_parse: tuple[dict[
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("n", True),
-        ("n", 2),
-        ("n", 1.0),
-        ("logprobs", True),
-        ("logprobs", 0),
-        ("top_logprobs", 5),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
-        ("reasoning_effort", "low"),
-        ("parallel_tool_calls", 1),
-        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("audio", {"voice": "x"}),
+        ("functions", [{"name": "f"}]),
+        ("function_call", {"name": "f"}),
+        ("modalities", ["text", "audio"]),
+        ("prediction", {"type": "content", "content": "x"}),
+        ("verbosity", "low"),
+        ("web_search_options", {}),
     ],
 )
 def test_a_field_that_would_change_the_answer_is_refused(name: str, value: Any) -> None:
@@ -223,11 +221,9 @@ def test_a_field_that_would_change_the_answer_is_refused(name: str, value: Any) 
         chat(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("echo", True), ("best_of", 2), ("suffix", "x"), ("logprobs", 0), ("n", 3)]
-)
+@pytest.mark.parametrize(("name", "value"), [("best_of", 2), ("suffix", "x"), ("best_of", True)])
 def test_a_completion_field_that_would_change_the_answer_is_refused(name: str, value: Any) -> None:
-    """For completions, logprobs 0 asks for logprobs."""
+    """Completions have two of their own."""
     with pytest.raises(UnsupportedParameter):
         completion(**{name: value})
 
@@ -294,7 +290,8 @@ def test_roles_and_parts_become_what_a_template_wants() -> None:
 @pytest.mark.parametrize(
     ("message", "param", "code"),
     [
-        ({"role": "tool", "content": "x", "tool_call_id": "1"}, "messages[0].role", "unsupported_parameter"),
+        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id", "invalid_request"),
+        ({"role": "tool", "tool_call_id": "1"}, "messages[0].content", "invalid_request"),
         ({"role": "function", "content": "x"}, "messages[0].role", "unsupported_parameter"),
         ({"role": "boss", "content": "x"}, "messages[0].role", "invalid_request"),
         ({"content": "x"}, "messages[0].role", "invalid_request"),
@@ -311,8 +308,8 @@ def test_roles_and_parts_become_what_a_template_wants() -> None:
         ({"role": "user", "content": ["x"]}, "messages[0].content[0]", "invalid_request"),
         (
             {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
-            "messages[0].tool_calls",
-            "unsupported_parameter",
+            "messages[0].tool_calls[0].function",
+            "invalid_request",
         ),
         ({"role": "user", "content": "x", "name": 5}, "messages[0].name", "invalid_request"),
         ("hello", "messages[0]", "invalid_request"),
@@ -395,3 +392,79 @@ def test_a_completion_is_16_tokens_when_nothing_is_said() -> None:
     assert only(completion()).max_tokens == 16
     with pytest.raises(InvalidRequest, match="prompt is required"):
         completion(prompt=None)
+
+
+def test_nothing_at_all_is_asked_for_by_mistake_only() -> None:
+    """max_tokens 0 makes sense where the prompt is echoed, and nowhere else."""
+    with pytest.raises(InvalidRequest, match="must be"):
+        chat(max_tokens=0)
+    with pytest.raises(InvalidRequest, match="unless echo is true"):
+        completion(max_tokens=0)
+    assert completion(max_tokens=0, echo=True).echoes_only
+
+
+def test_logprobs_are_a_switch_and_a_number_for_chat_and_a_number_for_completions() -> None:
+    """0 alternatives are logprobs too; alternatives without logprobs are a mistake."""
+    assert only(chat()).logprobs is None
+    assert only(chat(logprobs=False, top_logprobs=0)).logprobs is None
+    assert only(chat(logprobs=True)).logprobs == 0
+    assert only(chat(logprobs=True, top_logprobs=20)).logprobs == 20
+    assert only(completion(logprobs=0)).logprobs == 0
+    with pytest.raises(InvalidRequest, match="only when logprobs is true"):
+        chat(top_logprobs=1)
+    with pytest.raises(InvalidRequest, match="must be"):
+        chat(logprobs=1)
+
+
+@pytest.mark.parametrize("prompts", [["a"] * 2, ["a"] * 128])
+def test_answers_to_one_request_are_bounded(prompts: list[str]) -> None:
+    """Prompts times n."""
+    with pytest.raises(InvalidRequest, match="128 answers"):
+        completion(prompt=prompts, n=100)
+
+
+def test_template_variables_are_passed_on_but_not_what_is_rendered() -> None:
+    """A client sets variables; the messages and the template itself are not variables."""
+    request = only(chat(chat_template_kwargs={"enable_thinking": False, "budget": 3}))
+    assert isinstance(request.prompt, ChatPrompt)
+    assert request.prompt.template_kwargs == {"enable_thinking": False, "budget": 3}
+    for name in ("chat_template", "tokenize", "messages", "a b"):
+        with pytest.raises(InvalidRequest, match="no variable of a template"):
+            chat(chat_template_kwargs={name: 1})
+
+
+def test_calls_and_results_become_what_a_template_wants() -> None:
+    """Arguments are objects, a message of calls alone has no text; what is no object stays as it is."""
+
+    def call(arguments: str) -> dict[str, Any]:
+        return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call('{"a": 1}'), call("[oops"), call("")]},
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "4"}]},
+    ]
+    prompt = only(chat(messages=messages)).prompt
+    assert isinstance(prompt, ChatPrompt)
+    said, result = prompt.messages
+    assert said["content"] == ""
+    assert [item["function"]["arguments"] for item in said["tool_calls"]] == [{"a": 1}, "[oops", {}]
+    assert result == {"role": "tool", "tool_call_id": "c", "content": "4"}
+
+
+@pytest.mark.parametrize(
+    ("value", "param"),
+    [
+        ({"type": "yaml"}, "response_format.type"),
+        ({}, "response_format.type"),
+        ("json", "response_format"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": {"name": "a b"}}, "response_format.json_schema.name"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": []}}, "response_format.json_schema.schema"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "strict": 1}}, "response_format.json_schema.strict"),
+    ],
+)
+def test_a_malformed_response_format_is_named(value: Any, param: str) -> None:
+    """The error leads to the part that is wrong."""
+    with pytest.raises(InvalidRequest) as refused:
+        chat(response_format=value)
+    assert refused.value.param == param

@@ -37,7 +37,19 @@ _MESSAGES = (
 _ANSWER = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 _OPEN_THINKING = "{% if add_generation_prompt and enable_thinking %}{{ '<think>\n' }}{% endif %}"
 # mlx-lm infers its JSON tool parser from these two names in the template.
-_TOOL_HINT = "{% if false %}<tool_call>{{ tool_call.name }}{% endif %}"
+_TOOL_MESSAGES = (
+    "{% if tools %}{{ '<|im_start|>system\n' + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}"
+    "{% for tool_call in message.tool_calls or [] %}"
+    "<tool_call>\n"
+    "{{ {'name': tool_call.function.name, 'arguments': tool_call.function.arguments} | tojson }}"
+    "\n</tool_call>"
+    "{% endfor %}"
+    "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if false %}{{ tool_call.name }}{% endif %}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,8 @@ def write_tiny_model(
         thinking: adds the tokens `<think>` and `</think>`.
         open_thinking: the chat template ends with an open `<think>`, but not with `enable_thinking` false; implies
             *thinking*.
-        tools: adds the tokens `<tool_call>` and `</tool_call>` and lets mlx-lm infer its JSON tool parser.
+        tools: adds the tokens `<tool_call>` and `</tool_call>`, and a template that renders tools and calls, from which
+            mlx-lm infers its JSON tool parser.
         all_bytes: every byte is a token, so that any Unicode text can be encoded (and answers may be invalid UTF-8).
         sliding_window: every second layer attends to this many tokens only.
     """
@@ -92,7 +105,7 @@ def write_tiny_model(
     if sliding_window is not None:
         config["sliding_window"] = sliding_window
         config["layer_types"] = [("full_attention", "sliding_attention")[i % 2] for i in range(layers)]
-    template = _MESSAGES + _ANSWER + _OPEN_THINKING * open_thinking + _TOOL_HINT * tools
+    template = (_TOOL_MESSAGES if tools else _MESSAGES) + _ANSWER + _OPEN_THINKING * open_thinking
     _write_json(folder / "config.json", config)
     _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(template, context))

@@ -1,0 +1,127 @@
+"""From the text between a model's tool tags to calls. What is no call comes out as the text that it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from mlxd.engine.base import TextKind
+from mlxd.engine.tool import ToolCall, ToolUse
+
+# mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
+_KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING}
+_TOOL = "tool"
+
+Segment = tuple[str, str]  # a state and its text, as mlx-lm's state machine hands them out
+
+
+class Piece(NamedTuple):
+    """A piece of an answer. One of kind TOOL holds calls, and its text is what the model wrote for them."""
+
+    kind: TextKind
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+
+
+class ToolReader:
+    """Reads the segments of one answer in order.
+
+    Without tools in the request nothing is a call: tags and all come out as content, as they come. With tools a call is
+    held back until it is whole. White space around calls is no content: it is held back until text follows.
+    """
+
+    def __init__(self, tokenizer: Any, use: ToolUse | None) -> None:
+        """Take mlx-lm's `TokenizerWrapper`, which has the parser and the tags, and what the request says of tools."""
+        self._parse = tokenizer.tool_parser
+        self._start: str = tokenizer.tool_call_start or ""
+        self._end: str = tokenizer.tool_call_end or ""
+        self._use = use
+        self._open: list[str] | None = None  # the text of the call that is being written
+        self._space = ""
+        self._holds_space = use is not None
+        self._has_called = False
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the one call that the request allows has been made."""
+        return self._has_called and self._use is not None and not self._use.parallel
+
+    def read(self, segments: list[Segment]) -> list[Piece]:
+        """Return what the segments make known."""
+        pieces: list[Piece] = []
+        for state, text in segments:
+            if state == _TOOL:
+                pieces += self._inside(text)
+            else:
+                if self._open is not None:
+                    pieces += self._closed(self._end)
+                if state in _KINDS:
+                    pieces += self._outside(_KINDS[state], text)
+            if self.is_done:
+                break
+        return pieces
+
+    def finish(self) -> list[Piece]:
+        """Return what is held back when the answer ends: a call whose format has no end tag, or text."""
+        pieces: list[Piece] = []
+        if self._open is not None:
+            pieces = self._closed("") if not self._end or self._use is None else self._as_text("")
+        if self._space and not self._has_called:
+            pieces.append(Piece(TextKind.CONTENT, self._space))
+        return pieces
+
+    def _inside(self, text: str) -> list[Piece]:
+        is_first = self._open is None
+        if self._open is None:
+            self._open = []
+        if self._use is None:
+            return [Piece(TextKind.CONTENT, (self._start if is_first else "") + text)]
+        self._open.append(text)
+        return []
+
+    def _outside(self, kind: TextKind, text: str) -> list[Piece]:
+        if kind is not TextKind.CONTENT or not self._holds_space or not text:
+            return [Piece(kind, text)]
+        text, self._space = self._space + text, ""
+        if text.isspace():
+            self._space = text
+            return []
+        self._holds_space = False
+        return [Piece(kind, text)]
+
+    def _closed(self, end: str) -> list[Piece]:
+        if self._use is None:
+            self._open = None
+            return [Piece(TextKind.CONTENT, end)]
+        calls = self._calls("".join(self._open or ()), self._use)
+        if not calls:
+            return self._as_text(end)
+        if not self._use.parallel:
+            calls = calls[:1]
+        text = self._start + "".join(self._open or ()) + end
+        self._open, self._space = None, ""
+        self._holds_space = self._has_called = True
+        return [Piece(TextKind.TOOL, text, calls)]
+
+    def _as_text(self, end: str) -> list[Piece]:
+        """Return an attempt at a call that is none."""
+        text = self._space + self._start + "".join(self._open or ()) + end
+        self._open, self._space, self._holds_space = None, "", False
+        return [Piece(TextKind.CONTENT, text)]
+
+    def _calls(self, text: str, use: ToolUse) -> tuple[ToolCall, ...]:
+        try:
+            parsed = self._parse(text, list(use.tools))
+            return tuple(_call(item) for item in (parsed if isinstance(parsed, list) else [parsed]))
+        except Exception:  # noqa: BLE001  (a parser of mlx-lm's on what a model wrote: it raises anything)
+            return ()
+
+
+def _call(parsed: Any) -> ToolCall:
+    """Check what a parser returned; anything but a name and an object of arguments raises."""
+    name, arguments = parsed["name"], parsed.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    if not isinstance(name, str) or not name or not isinstance(arguments, dict):
+        raise TypeError(name)
+    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))

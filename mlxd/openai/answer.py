@@ -1,0 +1,63 @@
+"""One answer of a chat as it grows: text, reasoning, calls with their ids, logprobs. Knows no wire shape but ids."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mlxd.engine.base import Delta, Finished, FinishReason, TextKind
+from mlxd.engine.logprob import TokenLogprob
+from mlxd.engine.tool import ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedCall:
+    """A call with what clients know it by."""
+
+    index: int
+    id: str
+    call: ToolCall
+
+
+@dataclass(slots=True)
+class ChatAnswer:
+    """All that one answer has said so far."""
+
+    pieces: dict[TextKind, list[str]] = field(default_factory=dict)
+    calls: list[NumberedCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of the content's tokens
+    reasoning_tokens: int = 0
+    _tokens: int = 0
+    finished: Finished | None = None
+
+    def take(self, delta: Delta) -> Iterator[NumberedCall]:
+        """Add *delta*, and yield its calls with their ids."""
+        if delta.kind is TextKind.REASONING:
+            self.reasoning_tokens += delta.completion_tokens - self._tokens
+        self._tokens = delta.completion_tokens
+        self.pieces.setdefault(delta.kind, []).append(delta.text)
+        if delta.kind is TextKind.CONTENT:
+            self.logprobs += delta.logprobs
+        for call in delta.calls:
+            numbered = NumberedCall(len(self.calls), f"call_{uuid.uuid4().hex[:24]}", call)
+            self.calls.append(numbered)
+            yield numbered
+
+    def text(self, kind: TextKind) -> str:
+        """Return the text of one kind."""
+        return "".join(self.pieces.get(kind, ()))
+
+    @property
+    def content(self) -> str | None:
+        """The text of the message; None where it is calls alone."""
+        return self.text(TextKind.CONTENT) or (None if self.calls else "")
+
+    @property
+    def finish_reason(self) -> str:
+        """OpenAI's word for the end; an answer that was cut off while it called is cut off."""
+        if self.finished is None:
+            raise RuntimeError("the answer goes on")
+        if self.calls and self.finished.reason is FinishReason.STOP:
+            return "tool_calls"
+        return self.finished.reason.value

@@ -1,0 +1,154 @@
+"""`tools`, `tool_choice` and `parallel_tool_calls`: what may be called, what must be, and how many at a time."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.engine.constraint import JsonConstraint, ToolConstraint
+from mlxd.engine.tool import ToolUse
+from mlxd.openai import field
+from mlxd.openai.unknown import UnknownFields
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+_MAX_TOOLS = 128
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
+_TOOL_KNOWN = frozenset({"type", "function"})
+_FUNCTION_KNOWN = frozenset({"name", "description", "parameters", "strict"})
+_MODES = frozenset({"none", "auto", "required"})
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRules:
+    """What a request says of tools: what the template is shown, and what the answer is bound to."""
+
+    use: ToolUse | None = None
+    constraint: ToolConstraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A `tool_choice`, whatever its wire shape: a mode, and the names that it allows (None: all)."""
+
+    mode: str  # none, auto or required
+    names: tuple[str, ...] | None = None
+
+
+def parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
+    """Return one function tool as templates and parsers want it; raises as `parse_tools`."""
+    kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
+    if kind != "function":
+        raise UnsupportedParameter(f"{path}.type {kind!r} is not supported, only 'function'", param=f"{path}.type")
+    unknown.note(path, tool, _TOOL_KNOWN)
+    return {"type": "function", "function": parse_function(f"{path}.function", tool.get("function"), unknown)}
+
+
+def parse_function(path: str, function: Any, unknown: UnknownFields) -> dict[str, Any]:
+    """Return the checked members of a function's definition; null ones are left out."""
+    unknown.note(path, field.mapping(path, function), _FUNCTION_KNOWN)
+    name = field.text(f"{path}.name", function.get("name"))
+    if not _NAME.fullmatch(name):
+        raise field.wrong(f"{path}.name", name, "1 to 128 letters, digits, underscores, dots and dashes")
+    parsed: dict[str, Any] = {"name": name, "description": ""}
+    if function.get("description") is not None:
+        if not isinstance(function["description"], str):
+            raise field.wrong(f"{path}.description", function["description"], "a text")
+        parsed["description"] = function["description"]
+    parameters = function.get("parameters")
+    parsed["parameters"] = {"type": "object", "properties": {}}
+    if parameters is not None:
+        parsed["parameters"] = field.mapping(f"{path}.parameters", parameters)
+    if function.get("strict") is not None:
+        parsed["strict"] = field.boolean(f"{path}.strict", function["strict"])
+    return parsed
+
+
+def parse_tools(values: Mapping[str, Any], unknown: UnknownFields, answer: JsonConstraint | None) -> ToolRules:
+    """Return the rules of a chat body whose fields have been type-checked.
+
+    Args:
+        values: the body's `tools`, `tool_choice` and `parallel_tool_calls`, where given.
+        unknown: collects unknown fields.
+        answer: what `response_format` binds the answer to.
+
+    Raises:
+        UnsupportedParameter: a tool that is no function.
+        InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
+    """
+    tools = tuple(parse_tool(f"tools[{place}]", tool, unknown) for place, tool in enumerate(values.get("tools", ())))
+    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"))
+    return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
+
+
+def rules_of(
+    tools: tuple[dict[str, Any], ...], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
+) -> ToolRules:
+    """Return the rules of checked tools and a choice; raises `InvalidRequest` as `parse_tools`."""
+    names = [tool["function"]["name"] for tool in tools]
+    if len(tools) > _MAX_TOOLS:
+        raise InvalidRequest(f"tools holds {len(tools)} tools; at most {_MAX_TOOLS} are taken", param="tools")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"tools holds two functions named {twice!r}", param="tools")
+    for name in choice.names or ():
+        if name not in names:
+            known = ", ".join(map(repr, names[:10])) or "none"
+            raise InvalidRequest(f"tool_choice names {name!r}; the tools are: {known}", param="tool_choice")
+    if choice.mode == "required" and not tools:
+        raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
+    if choice.mode == "none" or not tools:
+        return ToolRules()
+    allowed = [tool["function"] for tool in tools if choice.names is None or tool["function"]["name"] in choice.names]
+    return ToolRules(
+        ToolUse(tuple(_without_strict(tool) for tool in tools), parallel),
+        _constraint(allowed, choice, parallel=parallel, answer=answer),
+    )
+
+
+def _constraint(
+    allowed: list[dict[str, Any]], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
+) -> ToolConstraint | None:
+    """Return what binds the answer: calls that must be, arguments that must fit, or a document in place of calls."""
+    is_required = choice.mode == "required"
+    is_strict = any(function.get("strict") for function in allowed)
+    if not is_required and not is_strict and answer is None and choice.names is None:
+        return None
+    what = "tool_choice" if is_required or choice.names is not None else "tools" if is_strict else "response_format"
+    schema = None if answer is None or is_required else answer.schema or '{"type":"object"}'
+    return ToolConstraint(json.dumps(allowed), is_required, parallel, what, schema)
+
+
+def _without_strict(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return *tool* for the prompt: how it is enforced is none of the model's business."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}
+
+
+def _parse_choice(value: Any) -> Choice:
+    if isinstance(value, str) and value in _MODES:
+        return Choice(value)
+    expected = "'none', 'auto', 'required', or an object that names a function"
+    if not isinstance(value, dict):
+        raise field.wrong("tool_choice", value, expected)
+    match value.get("type"):
+        case "function":
+            function = field.mapping("tool_choice.function", value.get("function"))
+            return Choice("required", (field.text("tool_choice.function.name", function.get("name")),))
+        case "allowed_tools":
+            allowed = field.mapping("tool_choice.allowed_tools", value.get("allowed_tools"))
+            mode = allowed.get("mode")
+            if mode not in {"auto", "required"}:
+                raise field.wrong("tool_choice.allowed_tools.mode", mode, "'auto' or 'required'")
+            listed = field.sequence("tool_choice.allowed_tools.tools", allowed.get("tools"))
+            return Choice(mode, tuple(_allowed_name(place, tool) for place, tool in enumerate(listed)))
+    raise field.wrong("tool_choice", value, expected)
+
+
+def _allowed_name(place: int, tool: Any) -> str:
+    path = f"tool_choice.allowed_tools.tools[{place}]"
+    if field.mapping(path, tool).get("type") != "function":
+        raise UnsupportedParameter(f"{path}.type is not supported, only 'function'", param=path)
+    return field.text(f"{path}.function.name", field.mapping(f"{path}.function", tool.get("function")).get("name"))

@@ -1,0 +1,123 @@
+"""What a request says of tools: parsed, refused by name, or turned into what the answer is bound to."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mlxd.engine.base import ChatPrompt
+from mlxd.engine.constraint import JsonConstraint, ToolConstraint
+from mlxd.engine.tool import ToolUse
+from mlxd.openai.schema import parse_chat
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+HI = [{"role": "user", "content": "hi"}]
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
+    """Return a tool as clients send it."""
+    return {"type": "function", "function": {"name": name, "parameters": SCHEMA} | function}
+
+
+def rules(**fields: Any) -> tuple[ToolUse | None, Any]:
+    """Return what a body with these fields makes of tools."""
+    (request,) = parse_chat({"model": "m", "messages": HI} | fields, reject_unknown=False).requests
+    assert isinstance(request.prompt, ChatPrompt)
+    return request.prompt.tools, request.constraint
+
+
+def test_tools_are_shown_and_bind_nothing_by_themselves() -> None:
+    """With `auto`, which is the default, a model may call or not."""
+    expected = {"type": "function", "function": {"name": "weather", "description": "", "parameters": SCHEMA}}
+    assert rules(tools=[tool()]) == (ToolUse((expected,)), None)
+    assert rules(tools=[tool(description=None, strict=False)], tool_choice="auto") == (ToolUse((expected,)), None)
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": []}, {"tools": [tool()], "tool_choice": "none"}, {"tools": None}])
+def test_without_tools_nothing_is_a_call(fields: dict[str, Any]) -> None:
+    """`none` is as good as no tools: the model does not see them."""
+    assert rules(**fields) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", ["weather", "time"]),
+        ({"type": "function", "function": {"name": "time"}}, ["time"]),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "required",
+                    "tools": [{"type": "function", "function": {"name": "weather"}}],
+                },
+            },
+            ["weather"],
+        ),
+    ],
+)
+def test_a_call_that_must_be_is_enforced(choice: Any, names: list[str]) -> None:
+    """The answer is bound to calls of the tools that are allowed; the model sees all."""
+    use, constraint = rules(tools=[tool(), tool("time")], tool_choice=choice, parallel_tool_calls=False)
+    assert isinstance(constraint, ToolConstraint)
+    assert [function["name"] for function in json.loads(constraint.functions)] == names
+    assert (constraint.is_required, constraint.parallel) == (True, False)
+    assert use is not None
+    assert (len(use.tools), use.parallel) == (2, False)
+
+
+def test_strict_arguments_are_enforced_when_a_call_is_made() -> None:
+    """A strict tool is a promise about arguments, with `auto` too; the model does not see the word."""
+    use, constraint = rules(tools=[tool(strict=True)])
+    assert isinstance(constraint, ToolConstraint)
+    assert (constraint.is_required, constraint.schema, constraint.field) == (False, None, "tools")
+    assert use is not None
+    assert "strict" not in use.tools[0]["function"]
+
+
+def test_a_document_may_stand_in_place_of_calls() -> None:
+    """With `response_format` and tools the answer is either; when a call is required it is a call."""
+    schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    _, either = rules(tools=[tool()], response_format=schema)
+    _, call = rules(tools=[tool()], response_format=schema, tool_choice="required")
+    _, document = rules(response_format=schema)
+    assert (json.loads(either.schema), call.schema) == (SCHEMA, None)
+    assert document == JsonConstraint(json.dumps(SCHEMA, separators=(",", ":")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": {}}, "tools"),
+        ({"tools": ["x"]}, "tools[0]"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [tool("a b")]}, "tools[0].function.name"),
+        ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters"),
+        ({"tools": [tool(strict="yes")]}, "tools[0].function.strict"),
+        ({"tools": [tool(description=1)]}, "tools[0].function.description"),
+        ({"tools": [tool(), tool()]}, "tools"),
+        ({"tools": [tool(f"t{number}") for number in range(129)]}, "tools"),
+        ({"tools": [tool()], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": 1}, "tool_choice"),
+        ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tools": [tool()], "tool_choice": {"type": "function", "function": {"name": "wether"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ],
+)
+def test_what_is_malformed_is_named(fields: dict[str, Any], param: str) -> None:
+    """The error leads to the field."""
+    with pytest.raises(InvalidRequest) as refused:
+        rules(**fields)
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("kind", ["custom", "web_search", "mcp"])
+def test_tools_that_only_a_cloud_has_are_refused(kind: str) -> None:
+    """A tool that is no function is a 400 that names it."""
+    with pytest.raises(UnsupportedParameter, match=kind):
+        rules(tools=[{"type": kind}])
