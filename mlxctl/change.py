@@ -66,4 +66,4 @@ def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
     if "operation" in document:
         yield f"done ({document['op']})"
     elif document.get("op") is not None:
-        yield f"{document['op']} goes on: mlxctl ps shows it, --wait waits for it"
+        yield f"{document['op']} goes on: mlxctl op wait {document['op']}"

@@ -34,7 +34,7 @@ _VERBS = {
     "restart": "mlxctl.daemon",
     "version": "mlxctl.daemon",
 }
-_NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "queue", "cloud", "config", "service")}
+_NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "queue", "op", "cloud", "config", "service")}
 
 
 class Root(Noun):

@@ -22,6 +22,7 @@ from mlxd.protocol.errors import EXIT_PROTOCOL, EXIT_UNREACHABLE, EXIT_WAIT_TIME
 from mlxd.protocol.units import format_duration
 
 _RECEIVE_BYTES = 65536
+_CLOSED = "control.closed"
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -103,18 +104,33 @@ class Client:
         if_generation: int | None = None,
         timeout_s: float | None = None,
         on_progress: Progress | None = None,
+        key: str | None = None,
+        is_question: bool = False,
     ) -> Reply:
         """Ask for one operation and return its answer.
 
+        When the connection breaks before the answer, a question and a change with a *key* (one for each change) are
+        asked again over a new connection to the same daemon, which makes the change once.
+
         Raises:
-            ControlError: as the daemon answered, or no answer came in time (exit 7), or the connection ended (exit 3).
+            ControlError: as the daemon answered, or no answer came in time (exit 7), or the daemon went away (exit 3).
         """
         frame: dict[str, Any] = {"t": "req", "m": operation, "p": dict(params or {})}
         if dry:
             frame["dry"] = True
         if if_generation is not None:
             frame["if_gen"] = if_generation
-        return _read_answer(self._exchange(frame, operation, timeout_s, on_progress))
+        can_repeat = is_question
+        if key is not None and "idem" in self.hello.get("caps", ()):
+            frame["idem"], can_repeat = key, True
+        try:
+            answer = self._exchange(frame, operation, timeout_s, on_progress)
+        except ControlError as error:
+            if error.code != _CLOSED or not can_repeat:
+                raise
+            self._reconnect(operation)
+            answer = self._exchange(frame, operation, timeout_s, on_progress)
+        return _read_answer(answer)
 
     def subscribe(self, topics: Sequence[str] | None = None, *, model: str | None = None) -> Subscription:
         """Return a snapshot and what happens after it, of *topics* (all when left out) and about *model* (all).
@@ -148,6 +164,27 @@ class Client:
         is_choosing = "topics" in self.hello.get("caps", ())
         subscription.begin(reply.result, None if is_choosing else topics, None if is_choosing else model)
         return subscription
+
+    def _reconnect(self, operation: str) -> None:
+        """Open the connection anew; its subscriptions have ended with it.
+
+        Raises:
+            ControlError: the daemon is gone, or is another one now, which cannot know what was done.
+        """
+        boot_id = self.hello.get("boot_id")
+        self.close()
+        self._decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
+        self._frames.clear()
+        self._subscriptions.clear()
+        self._socket = connect(self.path, self.timeout_s)
+        self.hello = self._greet()
+        if self.hello.get("boot_id") != boot_id:
+            raise ControlError(
+                f"the daemon was restarted before it answered {operation}; it may have been done",
+                exit_code=EXIT_UNREACHABLE,
+                code="control.restarted",
+                hint="mlxctl status",
+            )
 
     def _exchange(
         self, frame: dict[str, Any], name: str, timeout_s: float | None, on_progress: Progress | None
@@ -242,7 +279,7 @@ class Client:
                 raise ControlError(
                     f"the daemon at {self.path} ended the connection without an answer",
                     exit_code=EXIT_UNREACHABLE,
-                    code="control.closed",
+                    code=_CLOSED,
                     hint="mlxctl status",
                 )
             try:

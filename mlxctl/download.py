@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import mlxd
-from mlxctl.call import Call, Document, ProgressLine, format_progress
+from mlxctl.call import Call, Document
+from mlxctl.wait import ProgressLine, format_progress
 from mlxd.protocol.errors import EXIT_OTHER, EXIT_UNREACHABLE, ControlError
 
 # Where there is no terminal, a line now and then shows that it goes on.

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ DEFAULT_TIMEOUT_S = 10.0
 DEFAULT_WAIT_S = 600.0
 
 _WAIT_FLAG = "--wait"
+_DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h|d))+")
 _NEGATIVE_VALUE = re.compile(r"-\.?\d")
 
 
@@ -93,12 +94,18 @@ class Verb(TyperCommand, _WithOptions):
         self.params = [*self.params, *_shared_options(), *_change_options(self.operation)]
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
-        """Parse the line, with `--wait` standing for `--wait=` and its default."""
+        """Parse the line, with `--wait` standing for `--wait=` and its default, or for the duration behind it.
+
+        `--wait 5s` has a duration where the verb does without that word: in `set-keep-alive --wait 5s` it is the value.
+        """
         end = args.index("--") if "--" in args else len(args)
-        head = [f"{_WAIT_FLAG}={DEFAULT_WAIT_S:g}s" if arg == _WAIT_FLAG else arg for arg in args[:end]]
-        if any(_NEGATIVE_VALUE.match(arg) for arg in head):
+        if any(_NEGATIVE_VALUE.match(arg) for arg in args[:end]):
             ctx.ignore_unknown_options = True
-        rest = super().parse_args(ctx, head + args[end:])
+        try:
+            rest = super().parse_args(ctx, [*_spell_out_wait(args[:end], takes_next=True), *args[end:]])
+        except typer.TyperException:
+            ctx.params.clear()
+            rest = super().parse_args(ctx, [*_spell_out_wait(args[:end], takes_next=False), *args[end:]])
         self._take_options(ctx)
         return rest
 
@@ -139,6 +146,22 @@ class Noun(TyperGroup, _WithOptions):
         return f"{ctx.command_path} {near[0]}" if near else None
 
 
+def _spell_out_wait(args: Sequence[str], *, takes_next: bool) -> Iterator[str]:
+    """Yield the words with every `--wait` as `--wait=DURATION`; *takes_next*: a duration behind it is its own."""
+    words = iter(args)
+    for word in words:
+        if word != _WAIT_FLAG:
+            yield word
+            continue
+        behind = next(words, None)
+        if takes_next and behind is not None and _DURATION.fullmatch(behind):
+            yield f"{_WAIT_FLAG}={behind}"
+            continue
+        yield f"{_WAIT_FLAG}={DEFAULT_WAIT_S:g}s"
+        if behind is not None:
+            yield from _spell_out_wait([behind, *words], takes_next=takes_next)
+
+
 def changes(operation: str) -> type[Verb]:
     """Return the class of a verb that asks for *operation*, with the options that this operation acts upon."""
     return type("ChangingVerb", (Verb,), {"operation": operation})
@@ -166,14 +189,14 @@ def _change_options(operation: str | None) -> Iterator[TyperOption]:
         return
     from mlxd.protocol.operations import OPERATIONS  # late: verbs that only ask do without
 
-    if operation not in _NO_SETTINGS:
+    if OPERATIONS[operation].commits:
         yield TyperOption(param_decls=["--dry-run"], is_flag=True, help="Say what would change, change nothing.")
-        yield TyperOption(
-            param_decls=["--if-generation"],
-            type=int,
-            metavar="N",
-            help="Refuse if the settings are not of generation N.",
-        )
+    yield TyperOption(
+        param_decls=["--if-generation"],
+        type=int,
+        metavar="N",
+        help="Refuse if the settings are not of generation N.",
+    )
     yield TyperOption(
         param_decls=[_WAIT_FLAG, "wait_s"],
         callback=_parse_duration,
@@ -184,9 +207,8 @@ def _change_options(operation: str | None) -> Iterator[TyperOption]:
         yield TyperOption(param_decls=["--force"], is_flag=True, help=OPERATIONS[operation].params["force"].help)
 
 
-def _parse_duration(ctx: Context, param: Parameter, value: str | None) -> float | None:  # noqa: ARG001  (click's signature)
-    if value is None:
-        return None
+def read_duration(value: str) -> float:
+    """Return the seconds of a duration that has an end and is more than nothing."""
     try:
         seconds = parse_duration_s(value)
     except ValueError as error:
@@ -196,10 +218,12 @@ def _parse_duration(ctx: Context, param: Parameter, value: str | None) -> float 
     return seconds
 
 
+def _parse_duration(ctx: Context, param: Parameter, value: str | None) -> float | None:  # noqa: ARG001  (click's signature)
+    return None if value is None else read_duration(value)
+
+
 def _parse_socket(ctx: Context, param: Parameter, value: str | None) -> Path | None:  # noqa: ARG001  (click's signature)
     return None if value is None else Path(value).expanduser()
 
 
-# Operations that change what is loaded or on disk and no setting: no generation to compare, no plan to show.
-_NO_SETTINGS = frozenset({"model.load", "model.unload", "model.remove"})
 _OPTION_NAMES = tuple(item.name for item in dataclasses.fields(Options))

@@ -31,8 +31,8 @@ async def wait_operation(context: ControlContext, request: Request) -> Reply:
 
 
 async def cancel_operation(context: ControlContext, request: Request) -> Reply:
-    """Give an operation up; what it began in the pool may go on."""
-    return context.operations.cancel(request.params["op"]).show()
+    """Give an operation up and return how it ended; what it began in the pool may go on."""
+    return (await context.operations.cancel(request.params["op"])).show()
 
 
 async def stop_daemon(context: ControlContext, request: Request) -> Reply:

@@ -75,6 +75,7 @@ class Operations:
         self._now = now
         self._operations: dict[str, Operation] = {}
         self._count = 0
+        self._is_closed = False
         bus.listen(self._on_event)
 
     def start(self, kind: str, models: tuple[str, ...], run: Run) -> Operation:
@@ -97,7 +98,7 @@ class Operations:
         """
         operation = self._operations.get(op_id)
         if operation is None:
-            raise NotFound(f"there is no operation {op_id!r}", hint="mlxctl ps")
+            raise NotFound(f"there is no operation {op_id[:40]!r}", hint="mlxctl op list")
         return operation
 
     def running(self) -> list[dict[str, Any]]:
@@ -126,15 +127,17 @@ class Operations:
                 break
         yield operation.show()
 
-    def cancel(self, op_id: str) -> Operation:
-        """Give the operation up; what it has begun in the pool may go on."""
+    async def cancel(self, op_id: str) -> Operation:
+        """Give the operation up and return it when it has ended; what it has begun in the pool may go on."""
         operation = self.get(op_id)
         if operation.task is not None:
             operation.task.cancel()
+            await asyncio.wait({operation.task})
         return operation
 
     async def close(self) -> None:
-        """Give all up."""
+        """Give all up: the daemon ends."""
+        self._is_closed = True
         tasks = [operation.task for operation in self._operations.values() if operation.task is not None]
         for task in tasks:
             task.cancel()
@@ -148,7 +151,8 @@ class Operations:
             operation.state, operation.failure = OperationState.FAILED, error
         except asyncio.CancelledError:
             operation.state = OperationState.CANCELLED
-            operation.failure = RequestCancelled(f"{operation.kind} ({operation.id}) was given up")
+            why = "ended with the daemon" if self._is_closed else "was given up"
+            operation.failure = RequestCancelled(f"{operation.kind} ({operation.id}) {why}")
         except Exception:  # noqa: BLE001  (this renders for clients, as the control reply does)
             _log.exception("operation %s failed", operation.id)
             operation.state = OperationState.FAILED

@@ -86,10 +86,10 @@ async def test_an_operation_can_be_given_up() -> None:
     operations = Operations(Bus())
     operation = operations.start("model.load", (), for_ever)
     await asyncio.sleep(0)
-    operations.cancel(operation.id)
-    shown = await last(operations, operation.id)
+    shown = (await operations.cancel(operation.id)).show()
     assert (shown["state"], shown["error"]["code"]) == ("cancelled", "cancelled")
-    assert operations.cancel(operation.id).show() == shown
+    assert "was given up" in shown["error"]["msg"]
+    assert (await operations.cancel(operation.id)).show() == shown
 
 
 async def test_a_wait_ends_with_its_timeout() -> None:
@@ -99,6 +99,7 @@ async def test_a_wait_ends_with_its_timeout() -> None:
     assert (await last(operations, operation.id, 0.0))["state"] == "running"
     await operations.close()
     assert operation.show()["state"] == "cancelled"
+    assert operation.show()["error"]["msg"] == "model.load (op-1) ended with the daemon"
 
 
 async def test_progress_of_its_models_is_its_progress() -> None:

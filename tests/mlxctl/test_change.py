@@ -47,7 +47,7 @@ def test_change_golden(fake: FakeControl, capsys: pytest.CaptureFixture[str]) ->
         "loading org/next",
         "deferred org/late: no room for 9.0 GB",
         "over limit: draining org/busy (2 requests)",
-        "op-5 goes on: mlxctl ps shows it, --wait waits for it",
+        "op-5 goes on: mlxctl op wait op-5",
         "generation 8",
     ]
 

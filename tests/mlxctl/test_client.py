@@ -233,3 +233,63 @@ def test_oversized_request_is_not_sent(path: Path) -> None:
         with pytest.raises(Exception, match=str(framing.MAX_REQUEST_BYTES)):
             daemon.request("settings.validate", {"text": "x" * framing.MAX_REQUEST_BYTES})
         assert fake.requests == []
+
+
+def breaking(answers: list[Any]) -> Any:
+    """Return an answer that hangs up where the list has None."""
+    rest = iter(answers)
+
+    def answer(frame: dict[str, Any]) -> Any:
+        taken = next(rest)
+        return [] if taken is None else taken
+
+    return answer
+
+
+def test_a_change_is_asked_again_with_its_key(path: Path) -> None:
+    """A connection that breaks before the answer is made anew, and the same request goes out under the same key."""
+    with (
+        FakeControl(path, {"model.load": breaking([None, {"op": "op-1"}])}, caps=["idem"]) as fake,
+        Client(path, TIMEOUT_S) as daemon,
+    ):
+        assert daemon.request("model.load", {"model": "m"}, key="k").result == {"op": "op-1"}
+
+    first, second = fake.requests
+    assert (first["idem"], first["p"]) == (second["idem"], second["p"]) == ("k", {"model": "m"})
+
+
+@pytest.mark.parametrize(("caps", "key"), [(["idem"], None), ([], "k")], ids=["no-key", "older-daemon"])
+def test_a_change_is_not_asked_twice_without_a_key(path: Path, caps: list[str], key: str | None) -> None:
+    """Where the daemon could make it twice, the broken connection is told instead."""
+    with (
+        FakeControl(path, {"model.load": breaking([None, {}])}, caps=caps) as fake,
+        Client(path, TIMEOUT_S) as daemon,
+        pytest.raises(ControlError) as caught,
+    ):
+        daemon.request("model.load", {"model": "m"}, key=key)
+
+    assert (caught.value.code, len(fake.requests)) == ("control.closed", 1)
+
+
+def test_a_question_is_asked_again(path: Path) -> None:
+    """Questions change nothing, so they need no key."""
+    with FakeControl(path, {"ping": breaking([None, {}])}) as fake, Client(path, TIMEOUT_S) as daemon:
+        assert daemon.request("ping", is_question=True).result == {}
+
+    assert len(fake.requests) == 2
+
+
+def test_a_change_is_not_asked_of_another_daemon(path: Path) -> None:
+    """A daemon that was restarted does not know the key: the person is told that it may have been done."""
+    with FakeControl(path, {"model.load": breaking([None, {}])}, caps=["idem"]) as fake:
+
+        def restart(frame: dict[str, Any]) -> Any:
+            fake.hello["boot_id"] = "another"
+            return []
+
+        fake.answers["model.load"] = restart
+        with Client(path, TIMEOUT_S) as daemon, pytest.raises(ControlError) as caught:
+            daemon.request("model.load", {"model": "m"}, key="k")
+
+    assert (caught.value.exit_code, caught.value.code) == (3, "control.restarted")
+    assert len(fake.requests) == 1

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from mlxctl.call import ProgressLine, format_progress
 from mlxctl.cli import main
-from mlxd.protocol.errors import LoadFailed
+from mlxctl.wait import ProgressLine, format_progress
+from mlxd.protocol.errors import Draining, LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.fake_control import FakeControl
 
@@ -31,13 +33,13 @@ def test_without_wait(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["model", "load", "tiny"]) == 0
 
     assert fake.asked("op.wait") == []
-    assert capsys.readouterr().out == "loading tiny\nop-3 goes on: mlxctl ps shows it, --wait waits for it\n"
+    assert capsys.readouterr().out == "loading tiny\nop-3 goes on: mlxctl op wait op-3\n"
 
 
-@pytest.mark.parametrize("line", [["--wait", "tiny"], ["tiny", "--wait"], ["--wait=5m", "tiny"]], ids=" ".join)
-def test_wait(fake: FakeControl, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """`--wait` takes no word after it for its duration, and comes back when it is done."""
-    assert main(["model", "load", *line]) == 0
+@pytest.mark.parametrize("words", ["--wait tiny", "tiny --wait", "--wait=5m tiny", "--wait 5m tiny", "tiny --wait 5m"])
+def test_wait(fake: FakeControl, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--wait` takes a word after it only if that is a duration, and comes back when it is done."""
+    assert main(["model", "load", *words.split()]) == 0
 
     assert fake.asked("model.load") == [{"model": "tiny"}]
     assert len(fake.asked("op.wait")) == 1
@@ -68,7 +70,7 @@ def test_wait_that_ends_first(fake: FakeControl, capsys: pytest.CaptureFixture[s
     assert main(["model", "load", "tiny", "--wait=1ms"]) == 7
     assert capsys.readouterr().err.splitlines() == [
         "error: model.load (op-3) did not end within 1ms; it goes on",
-        "  try: mlxctl ps, or the same with a longer --wait=DURATION",
+        "  try: mlxctl op wait op-3 | mlxctl op cancel op-3",
         "  code: op.wait_timeout",
     ]
 
@@ -111,3 +113,56 @@ def test_progress_line_is_written_over(monkeypatch: pytest.MonkeyPatch, capsys: 
     line.clear()
 
     assert capsys.readouterr().err == "\rconverting\rdone      \r    \r"
+
+
+def test_a_value_is_not_taken_for_the_duration(fake: FakeControl) -> None:
+    """Where the verb needs the word behind `--wait`, it is the verb's."""
+    fake.answers["settings.set"] = {"changed": [], "gen": 7}
+
+    assert main(["pool", "set-keep-alive", "--wait", "5m"]) == 0
+    assert main(["pool", "set-keep-alive", "--wait", "5m", "10m"]) == 0
+    assert fake.asked("settings.set") == [
+        {"changes": {"pool.keep_alive": "5m"}},
+        {"changes": {"pool.keep_alive": "10m"}},
+    ]
+
+
+def interrupted(frame: dict[str, Any]) -> Any:
+    """Press Ctrl-C while the daemon is asked."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return RUNNING
+
+
+def test_the_first_ctrl_c_detaches(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ctrl-C ends the wait, not what is waited for, and says how to get back to it."""
+    fake.answers["op.wait"] = interrupted
+
+    assert main(["model", "load", "tiny", "--wait"]) == 130
+    shown = capsys.readouterr()
+    assert shown.err == "detached: op-3 goes on\n  try: mlxctl op wait op-3 | mlxctl op cancel op-3\n"
+    assert shown.out == ""
+    assert fake.asked("op.cancel") == []
+
+
+def test_detached_in_json(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A program reads which operation goes on."""
+    fake.answers["op.wait"] = interrupted
+
+    assert main(["model", "load", "tiny", "--wait", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out) == {"schema": "mlxctl/v1", **BEGUN, "detached": True}
+
+
+def test_ctrl_c_before_the_answer(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before there is an operation, the person is told that it may have been done."""
+    fake.answers["model.load"] = interrupted
+
+    assert main(["model", "load", "tiny"]) == 130
+    assert "it may have been done: mlxctl status" in capsys.readouterr().err
+
+
+def test_a_daemon_that_ends_meanwhile(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The wait ends in the daemon's words."""
+    fake.answers["op.wait"] = Draining("the daemon ends", hint="mlxctl start")
+
+    assert main(["model", "load", "tiny", "--wait"]) == 6
+    assert "error: the daemon ends\n  try: mlxctl start" in capsys.readouterr().err
