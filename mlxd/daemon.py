@@ -31,11 +31,10 @@ from mlxd.control.relay import relay_pool_event, relay_store_event
 from mlxd.control.server import ControlServer
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
+from mlxd.http.context import AppContext
+from mlxd.http.server import HttpServer
 from mlxd.machine import usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
-from mlxd.openai.app import make_app
-from mlxd.openai.context import AppContext
-from mlxd.openai.server import HttpServer
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, Conflict, FileInvalid, MlxdError
@@ -43,6 +42,7 @@ from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
 from mlxd.requests import RunningRequests
+from mlxd.routes import make_app
 from mlxd.shutdown import Shutdown
 
 _GRACE_S = 5.0

@@ -1,4 +1,1 @@
-"""The TCP routes, in OpenAI's shapes.
-
-Uses the pool, the catalog and the cloud; must not import mlx or the control plane.
-"""
+"""The routes of OpenAI's API: bodies in, answers and streams out, in its shapes."""

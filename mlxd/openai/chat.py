@@ -8,14 +8,14 @@ import orjson
 from aiohttp import web
 
 from mlxd.engine.base import Delta, Finished, TextKind
+from mlxd.http.answer import ChatAnswer
+from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.generation import AnswerEvent, generation
+from mlxd.http.route import Local, admit
+from mlxd.http.stream import EventStream
 from mlxd.openai import chunk
-from mlxd.openai.answer import ChatAnswer
-from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.generation import AnswerEvent, generation
 from mlxd.openai.logprob import chat_logprobs
-from mlxd.openai.route import Local, admit
 from mlxd.openai.schema import ParsedBody, parse_chat
-from mlxd.openai.stream import EventStream
 
 
 async def post_chat_completions(request: web.Request) -> web.StreamResponse:

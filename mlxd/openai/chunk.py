@@ -13,7 +13,7 @@ import orjson
 import mlxd
 from mlxd.engine.base import Finished, TextKind
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.openai.answer import NumberedCall
+from mlxd.http.answer import NumberedCall
 from mlxd.openai.logprob import chat_logprobs
 
 DONE = b"data: [DONE]\n\n"

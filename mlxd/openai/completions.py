@@ -10,13 +10,13 @@ from aiohttp import web
 
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, PromptScored, TextPrompt
 from mlxd.engine.logprob import TokenLogprob
+from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.generation import AnswerEvent, generation
+from mlxd.http.route import Local, admit
+from mlxd.http.stream import EventStream
 from mlxd.openai import chunk
-from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.generation import AnswerEvent, generation
 from mlxd.openai.logprob import completion_logprobs
-from mlxd.openai.route import Local, admit
 from mlxd.openai.schema import ParsedBody, parse_completion
-from mlxd.openai.stream import EventStream
 
 
 async def post_completions(request: web.Request) -> web.StreamResponse:

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
-from mlxd.openai import field
-from mlxd.openai.unknown import UnknownFields
+from mlxd.http import field
+from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}

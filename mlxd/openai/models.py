@@ -10,7 +10,7 @@ from aiohttp import web
 
 from mlxd.catalog import ModelEntry
 from mlxd.cloud.router import CloudRoute
-from mlxd.openai.context import CONTEXT, AppContext
+from mlxd.http.context import CONTEXT, AppContext
 from mlxd.protocol.errors import ModelNotFound
 
 

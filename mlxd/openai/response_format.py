@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 
 from mlxd.engine.constraint import JsonConstraint
-from mlxd.openai import field
-from mlxd.openai.unknown import UnknownFields
+from mlxd.http import field
+from mlxd.http.unknown import UnknownFields
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KNOWN = {

@@ -11,18 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
-from mlxd.openai import field
+from mlxd.http import field
+from mlxd.http.unknown import UnknownFields
 from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
 from mlxd.openai.tool import parse_tools
-from mlxd.openai.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 _MAX_TOKENS = 2**31 - 1
 _MAX_PROMPTS = 128
 _MAX_ANSWERS = 128
-# More than any model has, and as many as a cloud rule can match.
-_MAX_NAME_CHARACTERS = 512
 # What OpenAI documents for /v1/completions when max_tokens is left out.
 _COMPLETION_TOKENS = 16
 
@@ -122,15 +120,6 @@ class ParsedBody:
     n: int = 1  # answers per prompt
     echo: bool = False  # the prompt stands before its answer
     echoes_only: bool = False  # ... and no answer is wanted
-
-
-def model_of(body: Mapping[str, Any]) -> str:
-    """Return the model asked for: all that routing needs to know of a body."""
-    name = field.text("model", body.get("model"))
-    # It is compared with every known name, and stands in a header and in the log.
-    if len(name) > _MAX_NAME_CHARACTERS:
-        raise field.wrong("model", name, f"a name of at most {_MAX_NAME_CHARACTERS} characters")
-    return name
 
 
 def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:

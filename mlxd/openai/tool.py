@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mlxd.engine.constraint import JsonConstraint, ToolConstraint
-from mlxd.engine.tool import ToolUse
-from mlxd.openai import field
-from mlxd.openai.unknown import UnknownFields
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.engine.constraint import JsonConstraint
+from mlxd.http import field
+from mlxd.http.tool_rules import Choice, ToolRules, rules_of
+from mlxd.http.unknown import UnknownFields
+from mlxd.protocol.errors import UnsupportedParameter
 
-_MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TOOL_KNOWN = frozenset({"type", "function"})
 _FUNCTION_KNOWN = frozenset({"name", "description", "parameters", "strict"})
 _MODES = frozenset({"none", "auto", "required"})
-
-
-@dataclass(frozen=True, slots=True)
-class ToolRules:
-    """What a request says of tools: what the template is shown, and what the answer is bound to."""
-
-    use: ToolUse | None = None
-    constraint: ToolConstraint | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """A `tool_choice`, whatever its wire shape: a mode, and the names that it allows (None: all)."""
-
-    mode: str  # none, auto or required
-    names: tuple[str, ...] | None = None
 
 
 def parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
@@ -81,50 +62,6 @@ def parse_tools(values: Mapping[str, Any], unknown: UnknownFields, answer: JsonC
     tools = tuple(parse_tool(f"tools[{place}]", tool, unknown) for place, tool in enumerate(values.get("tools", ())))
     choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"))
     return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
-
-
-def rules_of(
-    tools: tuple[dict[str, Any], ...], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
-) -> ToolRules:
-    """Return the rules of checked tools and a choice; raises `InvalidRequest` as `parse_tools`."""
-    names = [tool["function"]["name"] for tool in tools]
-    if len(tools) > _MAX_TOOLS:
-        raise InvalidRequest(f"tools holds {len(tools)} tools; at most {_MAX_TOOLS} are taken", param="tools")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"tools holds two functions named {twice!r}", param="tools")
-    for name in choice.names or ():
-        if name not in names:
-            known = ", ".join(map(repr, names[:10])) or "none"
-            raise InvalidRequest(f"tool_choice names {name!r}; the tools are: {known}", param="tool_choice")
-    if choice.mode == "required" and not tools:
-        raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
-    if choice.mode == "none" or not tools:
-        return ToolRules()
-    allowed = [tool["function"] for tool in tools if choice.names is None or tool["function"]["name"] in choice.names]
-    return ToolRules(
-        ToolUse(tuple(_without_strict(tool) for tool in tools), parallel),
-        _constraint(allowed, choice, parallel=parallel, answer=answer),
-    )
-
-
-def _constraint(
-    allowed: list[dict[str, Any]], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
-) -> ToolConstraint | None:
-    """Return what binds the answer: calls that must be, arguments that must fit, or a document in place of calls."""
-    is_required = choice.mode == "required"
-    is_strict = any(function.get("strict") for function in allowed)
-    if not is_required and not is_strict and answer is None and choice.names is None:
-        return None
-    what = "tool_choice" if is_required or choice.names is not None else "tools" if is_strict else "response_format"
-    schema = None if answer is None or is_required else answer.schema or '{"type":"object"}'
-    return ToolConstraint(json.dumps(allowed), is_required, parallel, what, schema)
-
-
-def _without_strict(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return *tool* for the prompt: how it is enforced is none of the model's business."""
-    function = {name: value for name, value in tool["function"].items() if name != "strict"}
-    return {**tool, "function": function}
 
 
 def _parse_choice(value: Any) -> Choice:

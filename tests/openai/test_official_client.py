@@ -11,8 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.openai.conftest import ServeModels
 from tests.support.http_server import Served
+from tests.support.served_models import ServeModels
 from tests.support.tiny_model import token_id
 
 HI: Any = [{"role": "user", "content": "Hello, you there"}]

@@ -11,7 +11,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.openai.conftest import ServeModels
+from tests.support.served_models import ServeModels
 
 pytestmark = pytest.mark.parametrize("serve_models", ["device"], indirect=True)
 

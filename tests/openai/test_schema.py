@@ -10,6 +10,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
+from mlxd.http.route import model_of
 from mlxd.openai.schema import (
     CHAT,
     COMPLETION,
@@ -17,7 +18,6 @@ from mlxd.openai.schema import (
     ParsedBody,
     Refused,
     Works,
-    model_of,
     parse_chat,
     parse_completion,
 )

@@ -13,9 +13,8 @@ import aiohttp
 from mlxd.catalog import Catalog
 from mlxd.cloud.providers.openai import OpenAIProvider, Timeouts, open_session
 from mlxd.cloud.router import Router
-from mlxd.openai.app import make_app
-from mlxd.openai.context import AppContext
-from mlxd.openai.server import HttpServer
+from mlxd.http.context import AppContext
+from mlxd.http.server import HttpServer
 from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
@@ -23,6 +22,7 @@ from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import decode
 from mlxd.requests import RunningRequests
+from mlxd.routes import make_app
 from tests.support.clock import FakeClock
 
 CREATED_S = 1700000000

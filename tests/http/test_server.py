@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from mlxd.openai.server import RETRY_S, HttpServer, ServerStatus
+from mlxd.http.server import RETRY_S, HttpServer, ServerStatus
 from mlxd.protocol.errors import InvalidValue
 from tests.support.clock import FakeClock
 from tests.support.http_server import settings_of

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import web
 
 from mlxd.cloud.router import CloudRoute
-from mlxd.openai.body import read_object
-from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.relay import Errand, relay
-from mlxd.openai.schema import model_of
+from mlxd.http import field
+from mlxd.http.body import read_object
+from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.relay import Errand, relay
 from mlxd.protocol.errors import InvalidRequest
+
+# More than any model has, and as many as a cloud rule can match.
+_MAX_NAME_CHARACTERS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,15 @@ class Local:
     model: str
     body: dict[str, Any]
     reject_unknown: bool
+
+
+def model_of(body: Mapping[str, Any]) -> str:
+    """Return the model asked for: all that routing needs to know of a body."""
+    name = field.text("model", body.get("model"))
+    # It is compared with every known name, and stands in a header and in the log.
+    if len(name) > _MAX_NAME_CHARACTERS:
+        raise field.wrong("model", name, f"a name of at most {_MAX_NAME_CHARACTERS} characters")
+    return name
 
 
 async def admit(request: web.Request, endpoint: str) -> Local | web.StreamResponse:

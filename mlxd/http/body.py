@@ -8,7 +8,7 @@ import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mlxd.openai.context import CONTEXT
+from mlxd.http.context import CONTEXT
 from mlxd.protocol.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from mlxd.protocol.units import format_bytes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.openai.guard import is_allowed_host
+from mlxd.http.guard import is_allowed_host
 from tests.support.http_server import serving, settings_of
 from tests.support.scripted_pool import ScriptedPool, end
 

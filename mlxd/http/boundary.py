@@ -11,9 +11,9 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 import mlxd
-from mlxd.openai import errors
-from mlxd.openai.context import CONTEXT, EXCHANGE, Exchange
-from mlxd.openai.guard import cors_headers
+from mlxd.http import errors
+from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
+from mlxd.http.guard import cors_headers
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, PreparedPrompt, PromptScored
-from mlxd.openai.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import GenerationFailed, RequestCancelled
 from mlxd.requests import RequestState, RunningRequest

@@ -10,8 +10,8 @@ from aiohttp import hdrs, web
 
 from mlxd.cloud.providers.openai import Reply
 from mlxd.cloud.router import CloudRoute
-from mlxd.openai.context import CONTEXT, EXCHANGE
-from mlxd.openai.stream import EventStream
+from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.stream import EventStream
 from mlxd.protocol.errors import UpstreamError
 from mlxd.requests import RequestState, RunningRequest
 

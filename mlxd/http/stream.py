@@ -13,8 +13,8 @@ from typing import Self
 
 from aiohttp import web
 
-from mlxd.openai import errors
-from mlxd.openai.context import CONTEXT, EXCHANGE
+from mlxd.http import errors
+from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.pool.clock import Timer
 from mlxd.protocol.errors import MlxdError
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.openai import errors
+from mlxd.http import errors
 from mlxd.protocol import errors as tree
 from mlxd.protocol.errors import Draining, FileInvalid, MlxdError, QueueFull, UpstreamError
 from tests.support.http_server import Served, serving

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from mlxd.openai.context import CONTEXT
+from mlxd.http.context import CONTEXT
 from mlxd.protocol.errors import Forbidden
 
 _EXPOSED = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from mlxd.openai.context import CONTEXT
+from mlxd.http.context import CONTEXT
 
 
 async def get_health(request: web.Request) -> web.Response:  # noqa: ARG001  (all handlers take it)

@@ -1,0 +1,77 @@
+"""What a request says of tools, whatever its wire shape: what may be called, what must be, how many at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.engine.constraint import JsonConstraint, ToolConstraint
+from mlxd.engine.tool import ToolUse
+from mlxd.protocol.errors import InvalidRequest
+
+_MAX_TOOLS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ToolRules:
+    """What a request says of tools: what the template is shown, and what the answer is bound to."""
+
+    use: ToolUse | None = None
+    constraint: ToolConstraint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A `tool_choice`, whatever its wire shape: a mode, and the names that it allows (None: all)."""
+
+    mode: str  # none, auto or required
+    names: tuple[str, ...] | None = None
+
+
+def rules_of(
+    tools: tuple[dict[str, Any], ...], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
+) -> ToolRules:
+    """Return the rules of checked tools and a choice.
+
+    Raises:
+        InvalidRequest: two tools of one name, or a choice of a tool that is not there.
+    """
+    names = [tool["function"]["name"] for tool in tools]
+    if len(tools) > _MAX_TOOLS:
+        raise InvalidRequest(f"tools holds {len(tools)} tools; at most {_MAX_TOOLS} are taken", param="tools")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"tools holds two functions named {twice!r}", param="tools")
+    for name in choice.names or ():
+        if name not in names:
+            known = ", ".join(map(repr, names[:10])) or "none"
+            raise InvalidRequest(f"tool_choice names {name!r}; the tools are: {known}", param="tool_choice")
+    if choice.mode == "required" and not tools:
+        raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
+    if choice.mode == "none" or not tools:
+        return ToolRules()
+    allowed = [tool["function"] for tool in tools if choice.names is None or tool["function"]["name"] in choice.names]
+    return ToolRules(
+        ToolUse(tuple(_without_strict(tool) for tool in tools), parallel),
+        _constraint(allowed, choice, parallel=parallel, answer=answer),
+    )
+
+
+def _constraint(
+    allowed: list[dict[str, Any]], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
+) -> ToolConstraint | None:
+    """Return what binds the answer: calls that must be, arguments that must fit, or a document in place of calls."""
+    is_required = choice.mode == "required"
+    is_strict = any(function.get("strict") for function in allowed)
+    if not is_required and not is_strict and answer is None and choice.names is None:
+        return None
+    what = "tool_choice" if is_required or choice.names is not None else "tools" if is_strict else "response_format"
+    schema = None if answer is None or is_required else answer.schema or '{"type":"object"}'
+    return ToolConstraint(json.dumps(allowed), is_required, parallel, what, schema)
+
+
+def _without_strict(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return *tool* for the prompt: how it is enforced is none of the model's business."""
+    function = {name: value for name, value in tool["function"].items() if name != "strict"}
+    return {**tool, "function": function}

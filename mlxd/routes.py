@@ -1,0 +1,45 @@
+"""THE table of TCP routes, and the application that answers them, behind the boundary and the guard."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from mlxd.http.boundary import add_headers, boundary
+from mlxd.http.context import CONTEXT, AppContext
+from mlxd.http.guard import guard
+from mlxd.http.health import get_health, get_ready
+from mlxd.openai.chat import post_chat_completions
+from mlxd.openai.completions import post_completions
+from mlxd.openai.models import get_model, get_models
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route: `path` in aiohttp's notation."""
+
+    method: str
+    path: str
+    handler: Handler
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", post_chat_completions),
+    Route("POST", "/v1/completions", post_completions),
+    Route("GET", "/v1/models", get_models),
+    Route("GET", "/v1/models/{id:.+}", get_model),
+    Route("GET", "/health", get_health),
+    Route("GET", "/ready", get_ready),
+)
+
+
+def make_app(context: AppContext) -> web.Application:
+    """Return the application; it reads settings from the context at every request."""
+    app = web.Application(middlewares=[boundary, guard])
+    app[CONTEXT] = context
+    app.on_response_prepare.append(add_headers)
+    for route in ROUTES:
+        app.router.add_route(route.method, route.path, route.handler)
+    return app
