@@ -32,6 +32,7 @@ _VERBS = {
     "start": "mlxctl.daemon",
     "stop": "mlxctl.daemon",
     "restart": "mlxctl.daemon",
+    "doctor": "mlxctl.doctor",
     "version": "mlxctl.daemon",
 }
 _NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "queue", "op", "cloud", "config", "service")}

@@ -33,7 +33,7 @@ from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
 from mlxd.http.context import AppContext
 from mlxd.http.server import HttpServer
-from mlxd.machine import usable_memory_bytes
+from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool, scheduling_params
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lock = InstanceLock(options.home.lock, options.socket)
     except MlxdError as error:
         return _refuse(error)
+    raise_open_files()
     try:
         return asyncio.run(_run(options))
     except MlxdError as error:

@@ -1,14 +1,18 @@
-"""What this machine has: the memory that models may count on.
+"""What this machine has: the memory that models may count on, and how many files may be open.
 
 Must not import mlx; the caller passes what Metal says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
+# What macOS allows at most (OPEN_MAX); far over what the sockets' own bounds let in.
+_OPEN_FILES = 10240
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 
@@ -57,3 +61,17 @@ def _limits_upwards(root: Path, path: str, name: str) -> Iterator[int]:
         # v2 says `max` for no limit; v1 says a number near 2^63, which RAM is always below.
         if text.isdigit():
             yield int(text)
+
+
+def raise_open_files(least: int = _OPEN_FILES) -> int:
+    """Let this process have *least* files open, or as many as the system allows it; return how many that are.
+
+    launchd begins with 256, and every connection is one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = least if hard == resource.RLIM_INFINITY else min(least, hard)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return soft
+    with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
-from mlxd.machine import usable_memory_bytes
+from mlxd.machine import raise_open_files, usable_memory_bytes
 
 RAM_BYTES = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -59,3 +60,18 @@ def test_v1_without_a_limit_is_ram(tmp_path: Path) -> None:
     files = {"memory/memory.limit_in_bytes": "9223372036854771712\n"}
 
     assert usable(tmp_path, "5:memory:/\n", files) == RAM_BYTES
+
+
+def test_open_files_are_raised_and_never_lowered() -> None:
+    """A process that begins with few, as under launchd, gets what is asked for or all that is allowed."""
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        assert raise_open_files(300) == 300
+        assert raise_open_files(200) == 300
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        most = 10**6 if hard == resource.RLIM_INFINITY else hard + 1
+        assert raise_open_files(most) >= min(soft, 300)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
