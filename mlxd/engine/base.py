@@ -75,11 +75,12 @@ class GenerationRequest:
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None  # None: the rest of the context
+    max_tokens: int | None = None  # None: the rest of the context, at most `default_max_tokens`
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # how many alternatives to report beside each token; None: no logprobs at all
     scores_prompt: bool = False  # report the logprobs of the prompt's tokens first (`PromptScored`)
     constraint: Constraint | None = None  # what the answer must be, after any thinking
+    default_max_tokens: int | None = None  # nobody asked for these: they are cut to the room that the prompt leaves
 
 
 class TextKind(Enum):
@@ -247,19 +248,24 @@ class KvShape:
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """What to load, and the bounds that the engine works in."""
+    """What to load, and the bounds that the engine works in.
+
+    An adapter shares the weights of *base*, which the caller unloads after it.
+    """
 
     model_id: str
     path: Path
-    context_length: int | None  # None: the model's own
+    context_length: int | None  # at most the model's own, which None takes
     prompt_cache_limit_bytes: int  # upper bound of this engine's prompt cache; 0 keeps none
+    adapter_path: Path | None = None  # the folder of LoRA weights to put on *base*
+    base: Engine | None = None  # a loaded model of the same backend, given with `adapter_path`
 
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What was measured when the model was loaded."""
 
-    weights_bytes: int
+    weights_bytes: int  # of an adapter: its own, without its base's
     kv: KvShape
     context_length: int
     vocab_size: int

@@ -43,6 +43,7 @@ class Load:
     key: int
     spec: LoadSpec
     files: ModelFiles
+    base_key: int | None  # of the loaded model that an adapter is put on
     on_progress: LoadProgress
     reply: Reply
 

@@ -69,6 +69,7 @@ class Device:
         self._inbox = Inbox()
         self._keys = itertools.count()
         self._engines: dict[int, TextEngine] = {}
+        self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.
@@ -83,9 +84,16 @@ class Device:
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         """Load a model; see `base.Backend.load`."""
         await self._inbox.ask(WarmUp)
-        files = await self._loop.run_in_executor(self._workers, _read_files, spec)
+        base = None if spec.base is None else self._own(spec.base)
+        if base is None:
+            files = await self._loop.run_in_executor(self._workers, _read_files, spec)
+        else:
+            files = self._files_of(spec, base)
         key = next(self._keys)
-        loading = self._loop.create_task(self._inbox.ask(lambda reply: Load(key, spec, files, on_progress, reply)))
+        base_key = None if base is None else base.key
+        loading = self._loop.create_task(
+            self._inbox.ask(lambda reply: Load(key, spec, files, base_key, on_progress, reply))
+        )
         try:
             facts: EngineFacts = await asyncio.shield(loading)
         except asyncio.CancelledError:
@@ -98,14 +106,15 @@ class Device:
         renderer = PromptRenderer(spec.model_id, files.tokenizer, facts, grammars)
         engine = TextEngine(key, spec.model_id, facts, renderer, self._inbox, self._workers)
         self._engines[key] = engine
+        self._files[key] = files
         return engine
 
     async def unload(self, engine: Engine) -> None:
         """Free a model; see `base.Backend.unload`."""
-        if not isinstance(engine, TextEngine):
-            raise TypeError(f"{engine!r} is not of this device")
-        await self._inbox.ask(lambda reply: Unload(engine.key, reply))
-        self._engines.pop(engine.key, None)
+        key = self._own(engine).key
+        await self._inbox.ask(lambda reply: Unload(key, reply))
+        self._engines.pop(key, None)
+        self._files.pop(key, None)
 
     def set_limits(self, limits: BackendLimits) -> None:
         """Pass the limits on to MLX."""
@@ -124,6 +133,17 @@ class Device:
         """Unload everything and join the thread."""
         await asyncio.to_thread(self._end_thread)
         self._engines.clear()
+        self._files.clear()
+
+    def _files_of(self, spec: LoadSpec, base: TextEngine) -> ModelFiles:
+        if base.key not in self._files:
+            raise LoadFailed(f"model '{spec.model_id}' cannot be loaded: '{base.model_id}' was unloaded meanwhile")
+        return self._files[base.key]
+
+    def _own(self, engine: Engine) -> TextEngine:
+        if not isinstance(engine, TextEngine):
+            raise TypeError(f"{engine!r} is not of this device")
+        return engine
 
     def _drop(self, key: int, loading: asyncio.Task[EngineFacts]) -> None:
         if not loading.cancelled() and loading.exception() is None:

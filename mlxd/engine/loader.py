@@ -9,6 +9,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
+from mlxd.engine.adapter import put_adapter_on
 from mlxd.engine.base import EngineFacts, LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.kv import probe_kv
@@ -34,10 +35,11 @@ class LoadedModel:
 class SlicedLoad:
     """A load in progress."""
 
-    def __init__(self, spec: LoadSpec, files: ModelFiles) -> None:
-        """Begin with nothing read."""
+    def __init__(self, spec: LoadSpec, files: ModelFiles, base: LoadedModel | None = None) -> None:
+        """Begin with nothing read; *base* is what an adapter is put on."""
         self._spec = spec
         self._files = files
+        self._base = base
         self._model: Any = None
         self._waiting: list[mx.array] = []
         self._measured_bytes = 0
@@ -52,9 +54,8 @@ class SlicedLoad:
             Exception: whatever MLX and mlx-lm raise on damaged or unknown files.
         """
         if self._model is None:
-            self._model, _ = load_model(self._files.path, lazy=True)
-            flat = cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters()))
-            self._waiting = [array for _, array in reversed(flat)]
+            self._waiting = self._open()
+            self._waiting.reverse()
             self.total_bytes = sum(array.nbytes for array in self._waiting)
         elif self._waiting:
             arrays = [self._waiting.pop()]
@@ -70,6 +71,16 @@ class SlicedLoad:
         else:
             return self._measured()
         return None
+
+    def _open(self) -> list[mx.array]:
+        """Build the model around arrays that are not read yet; return the ones that it does not share with a base."""
+        if self._base is not None and self._spec.adapter_path is not None:
+            self._model, arrays = put_adapter_on(self._base.model, self._spec.adapter_path)
+            self._base = None
+            return arrays
+        self._model, _ = load_model(self._files.path, lazy=True)
+        flat = cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters()))
+        return [array for _, array in flat]
 
     def _measured(self) -> LoadedModel:
         kv, vocab_size = probe_kv(self._model)

@@ -68,6 +68,8 @@ class PromptRenderer:
                 tokens = list(request.prompt.tokens)
         self._check_range(tokens)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
+        if request.max_tokens is None and request.default_max_tokens is not None:
+            max_tokens = min(max_tokens, request.default_max_tokens)
         if request.logprobs is not None or request.scores_prompt:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint)

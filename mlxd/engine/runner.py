@@ -41,7 +41,7 @@ from mlxd.engine.inbox import Inbox
 from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, LoadedModel, SlicedLoad
 from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
 from mlxd.engine.text import TextModel
-from mlxd.protocol.errors import GenerationFailed, MlxdError, RequestCancelled
+from mlxd.protocol.errors import GenerationFailed, LoadFailed, MlxdError, RequestCancelled
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Runner:
             case Start() | Grant() | Pause() | Resume() | Cancel():
                 self._carry_out_for_sequence(command)
             case Load():
-                self._loads.append((command, SlicedLoad(command.spec, command.files)))
+                self._begin_load(command)
             case Unload():
                 self._unload(command)
             case SetPromptCacheLimit():
@@ -163,6 +163,14 @@ class Runner:
         model.fail_batch(generation_failure(model.model_id, error))
         error.__traceback__ = None  # its frames hold the batch
         free_memory()
+
+    def _begin_load(self, command: Load) -> None:
+        base = None if command.base_key is None else self._models.get(command.base_key)
+        if command.base_key is not None and base is None:
+            error = LoadFailed(f"model '{command.spec.model_id}' cannot be loaded: its base was unloaded meanwhile")
+            self._posts.append((command.reply, error))
+            return
+        self._loads.append((command, SlicedLoad(command.spec, command.files, None if base is None else base.loaded)))
 
     def _load_slice(self, *, busy: bool) -> None:
         """Load the next slice of the first pending load."""

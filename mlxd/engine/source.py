@@ -49,15 +49,23 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
 
 
 def context_length(spec: LoadSpec, files: ModelFiles) -> int:
-    """Return the context in tokens: the setting's, else the model's own, else the tokenizer's, else 4096."""
-    if spec.context_length is not None:
-        return spec.context_length
+    """Return the context in tokens: the setting's, but no more than what the model, or else its tokenizer, declares.
+
+    4096 where nothing is declared or set. More than a model was made for is nonsense at the end of a long prompt.
+    """
+    own = _declared_context_length(files)
+    if spec.context_length is None:
+        return _DEFAULT_CONTEXT_TOKENS if own is None else own
+    return spec.context_length if own is None else min(spec.context_length, own)
+
+
+def _declared_context_length(files: ModelFiles) -> int | None:
     for config in (files.config, files.config.get("text_config") or {}):
         for key in _CONTEXT_KEYS:
             if isinstance(config.get(key), int):
                 return int(config[key])
     length = files.tokenizer.model_max_length
-    return int(length) if length < _UNKNOWN_CONTEXT_TOKENS else _DEFAULT_CONTEXT_TOKENS
+    return int(length) if length < _UNKNOWN_CONTEXT_TOKENS else None
 
 
 def _read_config(spec: LoadSpec) -> dict[str, Any]:

@@ -93,6 +93,11 @@ class TextModel:
         """Whether a stream waits for its next token."""
         return any(row.phase is Phase.DECODE for row in self._batch.values())
 
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model itself, for adapters to be put on."""
+        return self._loaded
+
     # Commands
 
     def submit(self, submit: Submit, listener: Listener) -> None:

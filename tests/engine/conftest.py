@@ -49,7 +49,7 @@ async def device() -> AsyncIterator[Device]:
     await device.close()
 
 
-def load_spec(path: Path, **changes: int | str | None) -> LoadSpec:
+def load_spec(path: Path, **changes: object) -> LoadSpec:
     """Return a spec with a prompt cache of 100 MB."""
     values = {"model_id": "tiny", "path": path, "context_length": None, "prompt_cache_limit_bytes": 100_000_000}
     return LoadSpec(**(values | changes))  # type: ignore[arg-type]

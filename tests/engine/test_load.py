@@ -97,7 +97,8 @@ def test_model_that_cannot_be_batched_is_refused() -> None:
     [
         (None, {}, 2048),
         (500, {}, 500),
-        (4096, {}, 4096),
+        (4096, {}, 2048),  # never more than the model's own
+        (4096, {"max_position_embeddings": None}, 2048),
         (None, {"max_position_embeddings": None}, 2048),  # the tokenizer's
         (None, {"max_position_embeddings": None, "text_config": {"max_position_embeddings": 300}}, 300),
     ],
@@ -105,7 +106,7 @@ def test_model_that_cannot_be_batched_is_refused() -> None:
 def test_context_comes_from_the_first_that_knows(
     tmp_path: Path, setting: int | None, changes: dict[str, Any], expected: int
 ) -> None:
-    """The setting counts first, then the model's configuration, then the tokenizer's."""
+    """The setting counts up to the model's own, which is its configuration's, or else its tokenizer's."""
     change_config(write_tiny_model(tmp_path), **changes)
     spec = load_spec(tmp_path, context_length=setting)
     assert context_length(spec, read_model_files(spec)) == expected

@@ -8,6 +8,7 @@ resumed sequence can be compared with an unhurried one. Faults: `fail_load`, `fa
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import defaultdict, deque
 from collections.abc import Mapping
 
@@ -93,6 +94,7 @@ class FakeBackend:
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         """Load in four slices over `load_s`; it completes even when the caller is cancelled."""
         self.calls.append(f"load {spec.model_id}")
+        self._check_base(spec)
         done: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._load(spec, on_progress, done))
         self._tasks.add(task)
@@ -101,6 +103,8 @@ class FakeBackend:
 
     async def _load(self, spec: LoadSpec, on_progress: LoadProgress, done: asyncio.Future[Engine]) -> None:
         facts = self.models.get(spec.model_id, DEFAULT_FACTS)
+        if spec.context_length is not None:
+            facts = dataclasses.replace(facts, context_length=min(spec.context_length, facts.context_length))
         faults = self._load_faults[spec.model_id]
         loaded_bytes = 0
         for part in range(1, 5):
@@ -115,6 +119,7 @@ class FakeBackend:
             self._held.append(event)
             await event.wait()
         self._loading_bytes -= loaded_bytes
+        self._check_base(spec)
         if faults:
             done.set_exception(faults.popleft())
             done.exception()  # the caller may be gone
@@ -128,6 +133,7 @@ class FakeBackend:
         """Fail what still runs, and free the memory after `unload_s`."""
         self.calls.append(f"unload {engine.model_id}")
         fake = next(candidate for candidate in self.engines if candidate is engine)
+        assert not any(other.spec.base is engine for other in self.engines), f"{engine.model_id} has adapters"
         fake.close()
         self._wake()
         await self._wait(self.unload_s)
@@ -154,6 +160,11 @@ class FakeBackend:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.engines.clear()
+
+    def _check_base(self, spec: LoadSpec) -> None:
+        """An adapter lives on a loaded base, from the beginning of its load to the end of its unload."""
+        assert (spec.base is None) == (spec.adapter_path is None)
+        assert spec.base is None or any(engine is spec.base and not engine.closed for engine in self.engines)
 
     # The device
 

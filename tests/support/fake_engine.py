@@ -42,7 +42,7 @@ class FakeEngine:
         wake: Callable[[], None],
         run_trim: Callable[[FakeEngine, int], Awaitable[int]],
     ) -> None:
-        self._spec = spec
+        self.spec = spec
         self._facts = facts
         self._wake = wake
         self._run_trim = run_trim
@@ -54,7 +54,7 @@ class FakeEngine:
 
     @property
     def model_id(self) -> str:
-        return self._spec.model_id
+        return self.spec.model_id
 
     @property
     def facts(self) -> EngineFacts:
@@ -112,7 +112,11 @@ class FakeEngine:
             raise ContextLengthExceeded(
                 f"{len(tokens)} prompt tokens + {wanted} are more than the context of {self._facts.context_length}"
             )
-        return PreparedPrompt(tokens, room if request.max_tokens is None else request.max_tokens)
+        if request.max_tokens is not None:
+            return PreparedPrompt(tokens, request.max_tokens)
+        return PreparedPrompt(
+            tokens, room if request.default_max_tokens is None else min(room, request.default_max_tokens)
+        )
 
     def submit(self, submit: Submit, listener: Listener) -> None:
         assert submit.sequence_id not in self._rows
