@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxd import __version__, log
-from mlxd.catalog import Catalog, resolve_roots
+from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.providers.openai import OpenAIProvider, open_session
 from mlxd.cloud.router import Router
-from mlxd.cloud.rules import compile_rules
 from mlxd.config import SettingsStore, Terms
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
@@ -29,6 +28,7 @@ from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_store_event
 from mlxd.control.server import ControlServer
+from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
 from mlxd.http.context import AppContext
@@ -113,14 +113,18 @@ async def _run(options: Options) -> int:
             options.config,
             options.home.history,
             Machine(usable_bytes),
-            validate=lambda settings: compile_rules(settings.cloud),
+            validate=cross_check,
         )
         settings = store.current
         log.configure(settings.daemon.log_level, options.log_file)
         if store.problem is not None:
             _log.error("%s; the defaults hold until it is mended", store.problem.message)
         clock, bus, requests = LoopClock(loop), Bus(), RunningRequests()
-        catalog = Catalog(resolve_roots(settings.catalog.paths, options.home), options.home.models)
+        catalog = Catalog(
+            resolve_roots(settings.catalog.paths, options.home),
+            options.home.models,
+            adapter_paths(settings, options.home),
+        )
         router = Router(store, catalog.has, os.environ)
         device = Device(
             loop,
@@ -155,7 +159,8 @@ async def _run(options: Options) -> int:
             ControlContext(info, store, pool, catalog, requests, router, operations, bus, shutdown.ask)
         )
         store.attach("pool", PoolFollower(pool))
-        store.attach("catalog", CatalogFollower(catalog, pool, options.home, settings.catalog.paths))
+        follower = CatalogFollower(catalog, pool, options.home, settings)
+        store.attach("catalog", follower, follower)
         store.attach("cloud", router)
         store.attach("http", http, http)
         store.attach("log", log.LevelFollower())

@@ -305,14 +305,16 @@ def test_nearest_names(name: str, expected: list[str]) -> None:
     assert expected == nearest_names(name, ["smollm2-135m-instruct", "org/name"])
 
 
-def test_set_roots(tmp_path: Path) -> None:
-    """New roots count from the next scan on, and models that went away are gone then."""
+def test_new_roots(tmp_path: Path) -> None:
+    """What was found under other roots counts when it is adopted, and models that went away are gone then."""
     write_model(tmp_path / "one" / "a")
     write_model(tmp_path / "two" / "b")
     catalog = Catalog([tmp_path / "one"])
     catalog.scan()
-    catalog.set_roots([tmp_path / "two"])
+    prepared = catalog.prepare([tmp_path / "two"], {})
     assert [entry.id for entry in catalog.entries()] == ["a"]
+    catalog.adopt(prepared)
+    assert [entry.id for entry in catalog.entries()] == ["b"]
     catalog.scan()
     assert [entry.id for entry in catalog.entries()] == ["b"]
 

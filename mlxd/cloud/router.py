@@ -6,7 +6,7 @@ together, so that a provider in use cannot go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,6 +65,7 @@ class Explanation:
     """Where a request for a name would go, and what every rule says of it; JSON-able by `dataclasses.asdict`."""
 
     model: str
+    alias_of: str | None  # rules for this model count too
     outcome: str  # local, cloud, or the code of the error that the request would get
     reason: str
     rule_id: str | None
@@ -105,7 +106,7 @@ class Router:
         Raises:
             CloudDisabled: a rule sends the name to the cloud, the cloud is off, and no local model has the name.
         """
-        rule = None if local_only else self.rules.match(name)
+        rule = None if local_only else self._match(name)
         if rule is None:
             return LocalRoute()
         if rule.target is None:
@@ -123,13 +124,23 @@ class Router:
             data={"rule": rule.id, "target": str(rule.target)},
         )
 
+    def _match(self, name: str) -> Rule | None:
+        return self.rules.match(name, self._alias_of(name))
+
+    def _alias_of(self, name: str) -> str | None:
+        """Return the model that *name* is an alias of."""
+        models = self._store.current.models
+        return next((model_id for model_id, model in models.items() if name in model.aliases), None)
+
     def explain(self, name: str) -> Explanation:
         """Run the live matcher on *name* and say what every rule makes of it; sends nothing."""
-        decisive = self.rules.match(name)
-        verdicts = tuple(_verdict(rule, name, decides=rule is decisive) for rule in self.rules.rules)
+        decisive = self._match(name)
+        names = {name, self._alias_of(name) or name}
+        verdicts = tuple(_verdict(rule, names, decides=rule is decisive) for rule in self.rules.rules)
         outcome, reason = self._outcome(name, decisive)
         return Explanation(
             model=name,
+            alias_of=self._alias_of(name),
             outcome=outcome,
             reason=reason,
             rule_id=None if decisive is None else decisive.id,
@@ -212,6 +223,6 @@ class Router:
                 yield error.message
 
 
-def _verdict(rule: Rule, name: str, *, decides: bool) -> Verdict:
+def _verdict(rule: Rule, names: Iterable[str], *, decides: bool) -> Verdict:
     target = None if rule.target is None else str(rule.target)
-    return Verdict(rule.id, rule.match, rule.mode.value, rule.priority, target, rule.matches(name), decides)
+    return Verdict(rule.id, rule.match, rule.mode.value, rule.priority, target, any(map(rule.matches, names)), decides)

@@ -75,9 +75,15 @@ class RuleSet:
 
     rules: tuple[Rule, ...]
 
-    def match(self, name: str) -> Rule | None:
-        """Return the rule that decides for *name*."""
-        return next((rule for rule in self.rules if rule.matches(name)), None)
+    def match(self, name: str, alias_of: str | None = None) -> Rule | None:
+        """Return the rule that decides for *name*, which may be an alias: a rule for the alias goes first.
+
+        But a `never` rule for either keeps it here: a model that must stay does not leave under another name.
+        """
+        matching = [rule for rule in self.rules if rule.matches(name)]
+        if alias_of is not None and alias_of != name:
+            matching += [rule for rule in self.rules if rule.matches(alias_of)]
+        return min(matching, key=lambda rule: rule.mode is not Mode.NEVER, default=None)
 
 
 def compile_rules(cloud: CloudSettings) -> RuleSet:

@@ -30,6 +30,7 @@ class Generation:
 
     lease: Lease
     running: RunningRequest
+    default_max_tokens: int | None = None  # of the model's settings, for requests that say nothing
 
     async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
         """Generate *n* answers to each of *requests*, all side by side, and give *sink* what comes of them.
@@ -49,6 +50,8 @@ class Generation:
         """
 
         async def answer(place: int, request: GenerationRequest) -> list[Finished]:
+            if self.default_max_tokens is not None:
+                request = replace(request, default_max_tokens=self.default_max_tokens)
             prompt = await self.lease.prepare(request)
             return await together(
                 self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number))
@@ -87,13 +90,15 @@ def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
 
 @asynccontextmanager
 async def generation(request: web.Request, model: str) -> AsyncIterator[Generation]:
-    """Wait for *model* and hold it; the request is listed from before the wait until after its last byte."""
+    """Wait for *model*, an id or an alias, and hold it; the request is listed from before until after its last byte."""
     context = request.app[CONTEXT]
     exchange = request[EXCHANGE]
-    exchange.note_local(model)
-    with context.requests.track(exchange.request_id, endpoint=request.path, model=model, route="local") as running:
-        async with context.pool.lease(model, request_id=exchange.request_id) as lease:
-            yield Generation(lease, running)
+    model_id = context.catalog.alias_target(model)
+    exchange.note_local(model_id)
+    with context.requests.track(exchange.request_id, endpoint=request.path, model=model_id, route="local") as running:
+        async with context.pool.lease(model_id, request_id=exchange.request_id) as lease:
+            defaults = context.store.current.models.get(model_id)
+            yield Generation(lease, running, None if defaults is None else defaults.max_tokens)
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

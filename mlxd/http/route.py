@@ -14,6 +14,7 @@ from mlxd.http.body import read_object
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.relay import Errand, relay
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.settings import ModelSettings
 
 # More than any model has, and as many as a cloud rule can match.
 _MAX_NAME_CHARACTERS = 512
@@ -21,9 +22,12 @@ _MAX_NAME_CHARACTERS = 512
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A request for a model of this machine, not checked any further."""
+    """A request for a model of this machine, not checked any further.
 
-    model: str
+    Where the body says nothing of a sampling param, it has what the model's settings say.
+    """
+
+    model: str  # as the client calls it: its id, or an alias
     body: dict[str, Any]
     reject_unknown: bool
 
@@ -56,7 +60,16 @@ async def admit(request: web.Request, endpoint: str) -> Local | web.StreamRespon
     if isinstance(route, CloudRoute):
         request[EXCHANGE].note_cloud(route)
         return await relay(request, Errand(route, endpoint, raw, wants_stream=body.get("stream") is True))
-    return Local(model, body, reject_unknown=context.store.current.http.unknown_fields == "reject")
+    settings = context.store.current
+    defaults = settings.models.get(context.catalog.alias_target(model))
+    return Local(model, filled(body, defaults), reject_unknown=settings.http.unknown_fields == "reject")
+
+
+def filled(body: dict[str, Any], defaults: ModelSettings | None) -> dict[str, Any]:
+    """Return the body with the model's own sampling params where it says nothing of them; null says nothing."""
+    if defaults is None:
+        return body
+    return body | {name: value for name, value in defaults.sampling.items() if body.get(name) is None}
 
 
 def _is_local_only(request: web.Request) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.catalog import ModelEntry
+from mlxd.catalog import ModelEntry, context_limit
 from mlxd.cloud.router import CloudRoute
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.protocol.errors import ModelNotFound
@@ -17,8 +17,8 @@ from mlxd.protocol.errors import ModelNotFound
 async def get_models(request: web.Request) -> web.Response:
     """List all models by id."""
     context = request.app[CONTEXT]
-    servable = [entry for entry in context.catalog.entries() if entry.problem is None]
-    listed = await _describe(context, servable)
+    named = {entry.id: entry for entry in context.catalog.entries()} | context.catalog.aliases()
+    listed = await _describe(context, {name: entry for name, entry in named.items() if entry.problem is None})
     listed |= {name: _cloud_model(name, route) for name, route in context.router.exact_names().items()}
     return _json({"object": "list", "data": [listed[name] for name in sorted(listed)]})
 
@@ -34,29 +34,34 @@ async def get_model(request: web.Request) -> web.Response:
     route = context.router.exact_names().get(name)
     if route is not None:
         return _json(_cloud_model(name, route))
-    entry = context.catalog.get(name)
+    entry = context.catalog.resolve(name)
     if entry.problem is not None:
         hint = f"mlxctl model show {name}"
         raise ModelNotFound(f"{name!r} cannot be served: {entry.problem}", param="model", hint=hint)
-    return _json((await _describe(context, [entry]))[name])
+    return _json((await _describe(context, {name: entry}))[name])
 
 
-async def _describe(context: AppContext, entries: list[ModelEntry]) -> dict[str, dict[str, Any]]:
-    states = {model.id: model.state for model in context.pool.status().models}
+async def _describe(context: AppContext, named: dict[str, ModelEntry]) -> dict[str, dict[str, Any]]:
+    """Return the OpenAI object of each name, which is a model's id or an alias of it."""
+    states = {model.id: model for model in context.pool.status().models}
     # On a thread: the models may lie on a disk that sleeps.
-    created = await asyncio.to_thread(lambda: [_changed_s(entry) for entry in entries])
-    return {
-        entry.id: {
-            "id": entry.id,
+    created = await asyncio.to_thread(lambda: [_changed_s(entry) for entry in named.values()])
+    described = {}
+    for (name, entry), created_s in zip(named.items(), created, strict=True):
+        described[name] = {
+            "id": name,
             "object": "model",
             "created": created_s,
             "owned_by": entry.id.partition("/")[0] if "/" in entry.id else "local",
-            "state": states.get(entry.id, "unloaded"),
-            "context_length": entry.context_length,
+            "state": states[entry.id].state if entry.id in states else "unloaded",
+            "context_length": context_limit(context.store.current, entry),
             "size_bytes": entry.disk_bytes,
         }
-        for entry, created_s in zip(entries, created, strict=True)
-    }
+        if name != entry.id:
+            described[name]["alias_of"] = entry.id
+        if entry.base is not None:
+            described[name]["adapter_of"] = entry.base
+    return described
 
 
 def _changed_s(entry: ModelEntry) -> int:

@@ -160,7 +160,7 @@ def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
     values = _read(COMPLETION, body, unknown)
     if "prompt" not in values:
         raise InvalidRequest("prompt is required: a text, a list of texts, or lists of tokens", param="prompt")
-    max_tokens, echo = values.get("max_tokens", _COMPLETION_TOKENS), values.get("echo", False)
+    max_tokens, echo = values.get("max_tokens"), values.get("echo", False)
     if max_tokens == 0 and not echo:
         raise InvalidRequest("max_tokens is 0, which asks for nothing unless echo is true", param="max_tokens")
     prompts = _prompts(values["prompt"])
@@ -172,11 +172,13 @@ def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
         GenerationRequest(
             prompt,
             _sampling(values),
-            max(max_tokens, 1),  # a prompt that is only scored makes a token too, which nobody sees
+            # A prompt that is only scored makes a token too, which nobody sees.
+            None if max_tokens is None else max(max_tokens, 1),
             values.get("stop", ()),
             logprobs=logprobs,
             # The text of tokens is known to the model alone.
             scores_prompt=echo and (logprobs is not None or isinstance(prompt, TokenPrompt)),
+            default_max_tokens=_COMPLETION_TOKENS,
         )
         for prompt in prompts
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mlxd.protocol.kind import (
     URL,
@@ -18,6 +19,7 @@ from mlxd.protocol.kind import (
     Duration,
     Integer,
     Memory,
+    Number,
     SecretReference,
     Text,
     TextList,
@@ -26,6 +28,20 @@ from mlxd.protocol.row import group, keyed, row
 
 # Of the settings file. Its text travels in one control request, which may have twice that.
 MAX_FILE_BYTES = 2**19
+INHERIT = "inherit"
+MOST_TOKENS = 2**31 - 1
+# The rows of `[models."ID"]` that are default sampling params, by the names that requests have for them.
+SAMPLING_NAMES = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "xtc_probability",
+    "xtc_threshold",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,10 @@ class CatalogSettings:
     )
 
 
+def _sampling(kind: Number | Integer, help_text: str) -> Any:
+    return row(kind, INHERIT, f"{help_text} Holds where a request does not say; inherit is the API's own default.")
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
     """[models."ID"]."""
@@ -155,6 +175,51 @@ class ModelSettings:
         "inherit",
         "Idle expiry of this model; inherit takes pool.keep_alive.",
     )
+    context_length: int | None = row(  # None inherits
+        Integer(1, MOST_TOKENS, none=INHERIT),
+        INHERIT,
+        "Most tokens of prompt and answer together, at most the model's own; inherit takes the model's own.",
+    )
+    aliases: tuple[str, ...] = row(TextList(), [], "Other names under which clients may ask for this model.")
+    adapter: str | None = row(
+        Text(1, 4096, none="none"),
+        "none",
+        "Folder of LoRA weights as mlx-lm trains them; ID is BASE+NAME then. A relative one lies in MLXD_HOME.",
+    )
+    reload: str = row(
+        Choice("idle", "now", "next-load"),
+        "idle",
+        "When a loaded model takes up another context length, adapter or changed files: once it is idle; now, after its"
+        " running requests; or when it is loaded next.",
+    )
+    max_tokens: int | None = row(
+        Integer(1, MOST_TOKENS, none=INHERIT),
+        INHERIT,
+        "Most tokens of an answer, cut to the room in the context, where a request does not say.",
+    )
+    temperature: float | None = _sampling(Number(0, 2, none=INHERIT), "Temperature; 0 is greedy.")
+    top_p: float | None = _sampling(Number(0, 1, none=INHERIT), "Nucleus sampling.")
+    top_k: int | None = _sampling(Integer(0, MOST_TOKENS, none=INHERIT), "Most candidates for a token; 0 is all.")
+    min_p: float | None = _sampling(Number(0, 1, none=INHERIT), "Least probability beside the likeliest token's.")
+    repetition_penalty: float | None = _sampling(
+        Number(0, 10, above_minimum=True, none=INHERIT), "Penalty on repeated tokens; 1 is none."
+    )
+    presence_penalty: float | None = _sampling(Number(-2, 2, none=INHERIT), "Penalty on tokens that have appeared.")
+    frequency_penalty: float | None = _sampling(
+        Number(-2, 2, none=INHERIT), "Penalty on tokens by how often they have appeared."
+    )
+    xtc_probability: float | None = _sampling(
+        Number(0, 1, none=INHERIT), "How often the likeliest tokens are left out."
+    )
+    xtc_threshold: float | None = _sampling(
+        Number(0, 0.5, none=INHERIT), "Probability above which tokens may be left out."
+    )
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The default sampling params that are set, by name."""
+        values = {name: getattr(self, name) for name in SAMPLING_NAMES}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

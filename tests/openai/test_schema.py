@@ -389,7 +389,7 @@ def test_other_shapes_of_a_prompt_are_refused(prompt: Any, param: str) -> None:
 
 def test_a_completion_is_16_tokens_when_nothing_is_said() -> None:
     """That is OpenAI's documented default of /v1/completions."""
-    assert only(completion()).max_tokens == 16
+    assert (only(completion()).max_tokens, only(completion()).default_max_tokens) == (None, 16)
     with pytest.raises(InvalidRequest, match="prompt is required"):
         completion(prompt=None)
 

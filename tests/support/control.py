@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxd.catalog import Catalog, resolve_roots
+from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.router import Router
-from mlxd.cloud.rules import compile_rules
 from mlxd.config import SettingsStore
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
@@ -23,6 +22,7 @@ from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_store_event
 from mlxd.control.server import ControlServer
+from mlxd.cross_check import cross_check
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol import framing
@@ -136,10 +136,9 @@ class Plane:
                 write_model(home.models / name)
         self.clock = LoopClock(asyncio.get_running_loop())
         self.backend = FakeBackend(self.clock, load_s=0, unload_s=0, step_s=0.001)
-        self.store = SettingsStore(
-            home.config, home.history, Machine(USABLE_BYTES), validate=lambda settings: compile_rules(settings.cloud)
-        )
-        self.catalog = Catalog(resolve_roots(self.store.current.catalog.paths, home), home.models)
+        self.store = SettingsStore(home.config, home.history, Machine(USABLE_BYTES), validate=cross_check)
+        settings = self.store.current
+        self.catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
         self.bus = Bus()
         self.pool = Pool(
             self.backend,
@@ -152,15 +151,11 @@ class Plane:
         self.operations = Operations(self.bus)
         self.requests = RunningRequests()
         self.environ = {"KEY": "secret"}
-        self.router = Router(
-            self.store,
-            lambda name: any(entry.id == name for entry in self.catalog.entries()),
-            self.environ,
-        )
+        self.router = Router(self.store, self.catalog.has, self.environ)
         self.store.attach("pool", PoolFollower(self.pool))
         self.store.attach("cloud", self.router)
-        self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, self.store.current.catalog.paths)
-        self.store.attach("catalog", self.catalog_follower)
+        self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, settings)
+        self.store.attach("catalog", self.catalog_follower, self.catalog_follower)
         self.store.subscribe(lambda event: relay_store_event(self.bus, event))
         self.http = HttpState("http://127.0.0.1:6593", None)
         self.stops: list[bool] = []

@@ -84,7 +84,7 @@ async def serving(
 
     def is_local(name: str) -> bool:
         try:
-            return models.get(name).problem is None
+            return models.resolve(name).problem is None
         except ModelNotFound:
             return False
 

@@ -67,6 +67,44 @@ class Integer:
         return words if self.none is None else f"{words}, or {self.none!r}"
 
 
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number within bounds; *above_minimum* leaves the lower one out. `none` is the word that stands for no value."""
+
+    minimum: float
+    maximum: float
+    above_minimum: bool = False
+    none: str | None = None
+
+    def parse(self, value: Any, machine: Machine) -> float | None:  # noqa: ARG002
+        """Return the number, or None for the word."""
+        parsed = self.to_toml(value)
+        if self.none is not None and parsed == self.none:
+            return None
+        if isinstance(parsed, bool) or not isinstance(parsed, (int, float)):
+            raise reject(value, self.describe())
+        if not self.minimum <= parsed <= self.maximum or (self.above_minimum and parsed == self.minimum):  # NaN is out
+            msg = f"{parsed} is out of bounds; it must be {self.describe()}"
+            raise ValueError(msg)
+        return float(parsed)
+
+    def to_toml(self, value: Any) -> Any:
+        """Turn digits into a number."""
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                return value
+        return value
+
+    def describe(self) -> str:
+        """Return the bounds in words."""
+        lower = "above" if self.above_minimum else "from"
+        upper = "and at most" if self.above_minimum else "to"
+        words = f"a number {lower} {self.minimum:g} {upper} {self.maximum:g}"
+        return words if self.none is None else f"{words}, or {self.none!r}"
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class Choice:
     """One of a few words."""
@@ -94,13 +132,16 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text of a bounded length."""
+    """Text of a bounded length; `none` is the word that stands for no value."""
 
     minimum: int
     maximum: int
+    none: str | None = None
 
-    def parse(self, value: Any, machine: Machine) -> str:  # noqa: ARG002
-        """Return the text."""
+    def parse(self, value: Any, machine: Machine) -> str | None:  # noqa: ARG002
+        """Return the text, or None for the word."""
+        if self.none is not None and value == self.none:
+            return None
         if not isinstance(value, str) or not self.minimum <= len(value) <= self.maximum:
             raise reject(value, self.describe())
         return value
@@ -111,7 +152,8 @@ class Text:
 
     def describe(self) -> str:
         """Return the bounds in words."""
-        return f"text of {self.minimum} to {self.maximum} characters"
+        words = f"text of {self.minimum} to {self.maximum} characters"
+        return words if self.none is None else f"{words}, or {self.none!r}"
 
 
 @dataclass(frozen=True, slots=True)
