@@ -10,7 +10,7 @@ from mlxd.pool import ledger, policy
 from mlxd.pool.policy import Candidate, Demand, Outcome, Rank, View
 from mlxd.pool.resident import PRESENT, Resident
 from mlxd.pool.state import PoolState
-from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
+from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, StaleModel, Victim
 from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, ModelNotFound
 from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import Settings
@@ -21,9 +21,9 @@ def check(state: PoolState, new: Settings, usable_bytes: int, *, force: bool) ->
     """Refuse what the pool cannot honour and return warnings; `Pool.check` has the rules."""
     old = state.settings
     for model_id in _added(old.pool.preload, new.pool.preload):
-        _check_known(state, model_id, "pool.preload")
+        _check_known(state, new, model_id, "pool.preload")
     for model_id in _added(_pins(old), _pins(new)):
-        _check_known(state, model_id, format_path(("models", model_id, "pin")))
+        _check_known(state, new, model_id, format_path(("models", model_id, "pin")))
     troubles: list[InsufficientCapacity] = []
     warnings: list[InsufficientCapacity] = []
     if new.pool.memory != old.pool.memory:
@@ -61,14 +61,24 @@ def plan(state: PoolState, new: Settings) -> PoolPlan:
         if state.pressure is not None:
             deferred.append(DeferredModel(model_id, state.pressure))
             continue
-        floor_bytes = ledger.floor_bytes(resident)
-        room = policy.plan_room(view, Demand(model_id, policy.YOUNGEST, floor_bytes, floor_bytes, models=1))
+        missing = [
+            needed
+            for needed in (resident.base, resident)
+            if needed is not None
+            and needed.id not in loading
+            and (needed.state not in PRESENT or needed.id in evicting)
+        ]
+        floor_bytes = sum(ledger.floor_bytes(needed) for needed in missing)
+        models = sum(needed.base is None for needed in missing)
+        room = policy.plan_room(view, Demand(model_id, policy.YOUNGEST, floor_bytes, floor_bytes, models=models))
         if room.outcome in {Outcome.NEVER, Outcome.BLOCKED}:
             deferred.append(DeferredModel(model_id, f"no room: it needs {show_bytes(floor_bytes)}"))
             continue
         evicting += room.evict
-        loading.append(model_id)
-        view = _loading(_leaving(view, room.evict), resident, floor_bytes)
+        view = _leaving(view, room.evict)
+        for needed in missing:
+            loading.append(needed.id)
+            view = _loading(view, needed, ledger.floor_bytes(needed))
     residents = state.residents
     return PoolPlan(
         evicting=tuple(Victim(model_id, ledger.held_bytes(residents[model_id])) for model_id in evicting),
@@ -81,7 +91,15 @@ def plan(state: PoolState, new: Settings) -> PoolPlan:
         limit_bytes=new.pool.memory,
         reserved_bytes=state.held_bytes,
         over_limit=_over_limit(state, view, gone.drain),
+        stale=tuple(_stale(state, new)),
     )
+
+
+def _stale(state: PoolState, new: Settings) -> Iterable[StaleModel]:
+    for resident in state.present:
+        reason = state.stale_reason(resident, new)
+        if reason is not None:
+            yield StaleModel(resident.id, reason, state.reload_mode(resident, new))
 
 
 def _added(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,7 +116,9 @@ def _is_tighter(old: Settings, new: Settings) -> bool:
     return new.pool.memory < old.pool.memory or most < most_before or bool(_added(_pins(old), _pins(new)))
 
 
-def _check_known(state: PoolState, model_id: str, key: str) -> None:
+def _check_known(state: PoolState, new: Settings, model_id: str, key: str) -> None:
+    if model_id in new.models and new.models[model_id].adapter is not None:
+        return  # what is defined in the same breath is not in the catalog yet
     try:
         state.resident(model_id)
     except ModelNotFound as error:
@@ -133,9 +153,10 @@ def _judge_pins(state: PoolState, new: Settings) -> Iterable[InsufficientCapacit
             code="pool.pinned_exceeds_limit",
             data=data,
         )
-    if new.pool.max_models is not None and len(sizes) > new.pool.max_models:
+    pinned = [model_id for model_id in sizes if state.resident(model_id).base is None]
+    if new.pool.max_models is not None and len(pinned) > new.pool.max_models:
         yield InsufficientCapacity(
-            f"pool.max_models {new.pool.max_models} is below the {len(sizes)} pinned models: {', '.join(sizes)}",
+            f"pool.max_models {new.pool.max_models} is below the {len(pinned)} pinned models: {', '.join(pinned)}",
             hint=f"mlxctl model unpin {next(iter(sizes))} | --force (keeps pins, blocks other loads)",
             param="pool.max_models",
             code="pool.pinned_exceeds_limit",
@@ -155,9 +176,10 @@ def _judge_preload(state: PoolState, new: Settings) -> Iterable[InsufficientCapa
             code="pool.preload_exceeds_limit",
             data=data,
         )
-    if new.pool.max_models is not None and len(sizes) > new.pool.max_models:
+    kept = [model_id for model_id in sizes if state.resident(model_id).base is None]
+    if new.pool.max_models is not None and len(kept) > new.pool.max_models:
         yield InsufficientCapacity(
-            f"pool.max_models {new.pool.max_models} is below the {len(sizes)} preloaded and pinned models",
+            f"pool.max_models {new.pool.max_models} is below the {len(kept)} preloaded and pinned models",
             hint="mlxctl pool set-max-models N | a shorter list | --force (defers what does not fit)",
             param="pool.preload",
             code="pool.preload_exceeds_limit",
@@ -166,13 +188,16 @@ def _judge_preload(state: PoolState, new: Settings) -> Iterable[InsufficientCapa
 
 
 def _sizes(state: PoolState, model_ids: Iterable[str]) -> dict[str, int]:
-    """Return the least that each model needs, without those that are not on disk."""
+    """Return the least that each model, and the base of each adapter, needs, without those that are not on disk."""
     sizes = {}
     for model_id in model_ids:
         try:
-            sizes[model_id] = ledger.floor_bytes(state.resident(model_id))
+            resident = state.resident(model_id)
         except ModelNotFound:
             continue
+        for needed in (resident.base, resident):
+            if needed is not None:
+                sizes[needed.id] = ledger.floor_bytes(needed)
     return sizes
 
 
@@ -218,6 +243,7 @@ def _loading(view: View, resident: Resident, floor_bytes: int) -> View:
         oldest_wait=None,
         released_s=0.0,
         uses=0,
+        base=None if resident.base is None else resident.base.id,
     )
     others = tuple(candidate for candidate in view.candidates if candidate.model_id != resident.id)
     return dataclasses.replace(view, candidates=(*others, loading))
@@ -230,7 +256,8 @@ def _over_limit(state: PoolState, view: View, draining: tuple[str, ...]) -> str 
             f"{model_id} ({count(state.residents[model_id].holders, 'request')})" for model_id in draining
         )
     staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
-    too_many = view.max_models is not None and len(staying) > view.max_models
+    models = sum(candidate.base is None for candidate in staying)
+    too_many = view.max_models is not None and models > view.max_models
     if not too_many and sum(candidate.floor_bytes for candidate in staying) <= view.limit_bytes:
         return None
     return ", ".join(

@@ -14,7 +14,7 @@ from mlxd.pool import ledger, policy
 from mlxd.pool.mover import Mover
 from mlxd.pool.policy import YOUNGEST, Age, Demand, Outcome
 from mlxd.pool.report import reason_blocked
-from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.resident import PRESENT, ModelState, Resident
 from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
@@ -76,12 +76,14 @@ class Granter:
     def admit(self) -> None:
         """Resume, start and load by age, then go on with the preload list."""
         claims = Claims()
-        for age, want in sorted(self._wants(), key=lambda item: item[0]):
+        # An adapter before its base: one that can never fit must not have a base loaded for it.
+        for age, want in sorted(self._wants(), key=lambda item: (item[0], _is_whole(item[1]))):
             if isinstance(want, Sequence):
                 self._admit_sequence(want, claims)
             else:
                 self._admit_load(want, age, claims)
         self._preload(claims)
+        self._return(claims)
 
     def _pause_youngest(self, n_bytes: int, than: Age) -> int:
         """Pause sequences younger than *than*, youngest first, until *n_bytes* are coming; return how many are."""
@@ -151,10 +153,18 @@ class Granter:
             self._wake_for_patience(demand, sequence.since_s)
 
     def _admit_load(self, resident: Resident, age: Age, claims: Claims) -> None:
+        if not resident.is_wanted:  # an adapter on it was, and can never fit
+            return
         since_s = resident.oldest_wait_since_s
-        is_forced = any(ticket.force for ticket in resident.queue.values())
+        is_forced = resident.is_wanted_by_force
         demand = self._demand(resident, age, since_s, claims)
         view = self._state.view()
+        base = resident.base
+        if base is not None and base.state is not ModelState.READY:
+            if policy.never_fits(view, demand) and not is_forced:
+                resident.fail_waiting(self._does_not_fit(resident))
+            resident.blocked_reason = _reason_base(base)
+            return
         force = is_forced and policy.never_fits(view, demand)
         if force:
             demand = self._forced(view, demand)
@@ -166,14 +176,14 @@ class Granter:
         elif resident.is_second_try and self._state.is_freeing:
             resident.blocked_reason = "it ran out of memory; what is idle is freed before it is tried once more"
             claims.bytes += demand.bytes
-            claims.models += 1
+            claims.models += demand.models
         elif plan.outcome is Outcome.FITS:
             self._mover.load(resident, force=force)
         elif plan.outcome is Outcome.FREEING:
             resident.blocked_reason = f"making room for {resident.id}"
             self._mover.carry_out(plan, f"making room for {resident.id}")
             claims.bytes += demand.bytes
-            claims.models += 1
+            claims.models += demand.models
         else:
             resident.blocked_reason = reason_blocked(self._state, resident)
             self._wake_for_patience(demand, since_s)
@@ -205,8 +215,26 @@ class Granter:
             else:
                 is_behind = self._preload_one(resident, place, claims)
 
+    def _return(self, claims: Claims) -> None:
+        """Load again what went for that, if there is still room and nothing else is on its way; else let it be."""
+        state = self._state
+        for resident in [resident for resident in state.residents.values() if resident.is_returning]:
+            if resident.state in PRESENT or resident.is_wanted:
+                continue
+            is_preloaded = resident.id in state.settings.pool.preload  # it comes back by itself
+            base = resident.base
+            if base is not None and base.state is not ModelState.READY and (base.is_returning or base.state in PRESENT):
+                continue  # after its base
+            is_in_vain = state.is_draining or state.pressure is not None or resident.state is ModelState.FAILED
+            if is_preloaded or is_in_vain or not self._preload_one(resident, 0, claims):
+                resident.is_returning = False
+
     def _preload_one(self, resident: Resident, place: int, claims: Claims) -> bool:
         """Load it or make room for it; return False when there is none to be had."""
+        base = resident.base
+        if base is not None and base.state is not ModelState.READY:
+            self._state.deferred[resident.id] = _reason_base(base)
+            return base.state in NOT_LOADED and self._preload_one(base, place, claims)
         demand = self._demand(resident, (YOUNGEST[0], place), self._state.clock.now(), claims)
         plan = policy.plan_room(self._state.view(), demand)
         if plan.outcome is Outcome.FITS:
@@ -224,14 +252,16 @@ class Granter:
 
     def _demand(self, resident: Resident, age: Age, since_s: float, claims: Claims, tokens: int = 0) -> Demand:
         """Return the demand of a sequence that is to get *tokens*, or, without, of a load."""
-        footprint_bytes = ledger.floor_bytes(resident, tokens)
+        floor_bytes = ledger.floor_bytes(resident, tokens)
         patience_s = self._state.settings.pool.evict_patience
+        base = resident.base
         return Demand(
             target=resident.id,
             age=age,
-            bytes=ledger.admission_bytes(resident, tokens) if tokens else footprint_bytes,
-            footprint_bytes=footprint_bytes,
-            models=0 if tokens else 1,
+            bytes=ledger.admission_bytes(resident, tokens) if tokens else floor_bytes,
+            footprint_bytes=floor_bytes + (0 if base is None else ledger.floor_bytes(base)),
+            models=0 if tokens or base is not None else 1,
+            base=None if base is None else base.id,
             claimed_bytes=claims.bytes,
             claimed_models=claims.models,
             may_drain=age < YOUNGEST and self._state.clock.now() >= since_s + patience_s,
@@ -264,6 +294,9 @@ class Granter:
             and candidate.model_id != resident.id
         ]
         need_bytes = ledger.floor_bytes(resident, tokens)
+        if resident.base is not None:
+            need_bytes += ledger.floor_bytes(resident.base)
+            others = [other for other in others if other.model_id != resident.base.id]
         what = f"{resident.id} with {tokens} tokens of context" if tokens else resident.id
         beside = "".join(f", {other.model_id} keeps {show_bytes(other.floor_bytes)}" for other in others)
         message = f"{what} needs {show_bytes(need_bytes)}; the memory limit is {show_bytes(view.limit_bytes)}{beside}"
@@ -274,6 +307,17 @@ class Granter:
             hint=f"mlxctl pool set-memory SIZE | mlxctl model load {resident.id} --force (when the estimate is wrong)",
             data={"need_bytes": need_bytes, "limit_bytes": view.limit_bytes},
         )
+
+
+def _is_whole(want: Sequence | Resident) -> bool:
+    return isinstance(want, Resident) and want.base is None
+
+
+def _reason_base(base: Resident) -> str:
+    """Return why an adapter's load does not start while its base is not ready."""
+    if base.state in PRESENT:
+        return f"its base {base.id} is {base.state.value}"
+    return f"its base {base.id} waits for room" if base.blocked_reason is None else base.blocked_reason
 
 
 def _may_start(sequence: Sequence) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlxd.engine.base import KV_STEP_TOKENS, KvShape
-from mlxd.pool.resident import PRESENT, ModelState, Resident
+from mlxd.pool.resident import PRESENT, Resident
 from mlxd.pool.sequence import STEP_TOKENS, Sequence, SequenceState
 
 # The shortest prompt is one step of the cache, and the first grant adds STEP_TOKENS.
@@ -83,7 +83,7 @@ def settled_bytes(resident: Resident, *, without: Sequence | None = None) -> int
         resident: the model.
         without: also leave this sequence out, to see what pausing it would bring.
     """
-    if resident.state not in PRESENT or resident.state is ModelState.UNLOADING:
+    if resident.state not in PRESENT or resident.is_going:
         return 0
     grants = [
         sequence.granted_tokens
@@ -114,7 +114,7 @@ def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
 
     0 while a trim is under way: what that frees is in `settled_bytes` already.
     """
-    if resident.trim_target_bytes is not None or resident.state is ModelState.UNLOADING:
+    if resident.trim_target_bytes is not None or resident.is_going:
         return 0
     grants = [*_grants(resident), tokens] if tokens else _grants(resident)
     cache_bytes = resident.prompt_cache_bytes

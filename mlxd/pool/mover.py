@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from mlxd.engine.base import Backend, Engine, LoadSpec
 from mlxd.pool import ledger, policy
 from mlxd.pool.policy import Plan
-from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.resident import Loaded, ModelState, Resident
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import LoadFailed, MlxdError, OutOfMemory
 from mlxd.protocol.units import count, show_bytes
@@ -41,28 +41,45 @@ class Mover:
         resident.is_forced = force
         resident.is_dismissed = False
         resident.is_unwanted = False
+        resident.is_returning = False
+        resident.reload = None
         resident.blocked_reason = None
         resident.load_started_s = self._state.clock.now()
         resident.load_done_bytes = 0
         resident.load_total_bytes = resident.weights_bytes
-        spec = LoadSpec(
-            model_id=resident.id,
-            path=resident.entry.path,
-            context_length=None,
-            prompt_cache_limit_bytes=self._state.settings.engine.prompt_cache,
-        )
+        resident.loaded = Loaded(resident.entry, resident.context_limit)
+        spec = self._spec(resident)
         size = show_bytes(resident.weights_bytes)
         self._state.emit("model.loading", resident.id, f"loading {resident.id}, {size}")
         work = self._backend.load(spec, partial(self._on_progress, resident))
         self._run(work, partial(self._on_load_ended, resident, spec))
 
+    def _spec(self, resident: Resident) -> LoadSpec:
+        model = self._state.settings.models.get(resident.id)
+        base = resident.base
+        if base is not None and (base.state is not ModelState.READY or base.engine is None):
+            raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.value}")
+        return LoadSpec(
+            model_id=resident.id,
+            path=resident.entry.path if base is None else base.entry.path,
+            context_length=None if model is None else model.context_length,
+            prompt_cache_limit_bytes=self._state.settings.engine.prompt_cache,
+            adapter_path=None if base is None else resident.entry.path,
+            base=None if base is None else base.engine,
+        )
+
     def drain(self, resident: Resident, reason: str) -> None:
-        """Let the model go: at once when it is idle, else when its requests have ended."""
+        """Let the model go, and the adapters on it: at once when it is idle, else when its requests have ended."""
+        for adapter in resident.adapters.values():
+            if adapter.state is ModelState.READY:
+                self.drain(adapter, reason)
+            elif adapter.state is ModelState.LOADING:
+                adapter.is_unwanted = True
         resident.enter(ModelState.DRAINING)
         resident.drain_reason = reason
         resident.drain_started_s = self._state.clock.now()
         if resident.is_held:
-            requests = resident.holders
+            requests = resident.holders + sum(adapter.holders for adapter in resident.adapters.values())
             self._state.emit(
                 "model.draining",
                 resident.id,
@@ -92,7 +109,9 @@ class Mover:
         for trim in plan.trims:
             self._trim(self._state.residents[trim.model_id], trim.bytes)
         for model_id in (*plan.evict, *plan.drain):
-            self.drain(self._state.residents[model_id], reason)
+            resident = self._state.residents[model_id]
+            if resident.state is ModelState.READY:  # an adapter has gone with its base already
+                self.drain(resident, reason)
 
     def give_back(self, reason: str, *, preloaded: bool = False) -> None:
         """Empty all prompt caches and let idle models go: memory is short although the ledger's sums are right."""
@@ -157,12 +176,19 @@ class Mover:
         resident.error = None
         resident.failures = 0
         resident.is_second_try = False
-        resident.released_s = now
+        resident.touch(now)
         resident.untrimmable_bytes = 0
+        if spec.context_length is not None and spec.context_length > engine.facts.context_length:
+            self._state.emit(
+                "model.context_cut",
+                resident.id,
+                f"the context of {resident.id} is {engine.facts.context_length} tokens, its own;"
+                f" models.{resident.id}.context_length asks for {spec.context_length}",
+                {"context_length": engine.facts.context_length, "asked": spec.context_length},
+            )
         if self._state.settings.engine.prompt_cache != spec.prompt_cache_limit_bytes:  # changed during the load
             engine.set_prompt_cache_limit(self._state.settings.engine.prompt_cache)
-        for sequence in resident.waiting.values():
-            sequence.since_s = now  # the load has had its own deadline
+        resident.restart_waits(now)  # the load has had its own deadline
         seconds = now - resident.load_started_s
         self._state.emit(
             "model.loaded",
@@ -171,7 +197,7 @@ class Mover:
             {"bytes": resident.weights_bytes, "seconds": seconds},
         )
         if resident.is_unwanted:
-            self.drain(resident, "it was unloaded by command, or left the disk, while it loaded")
+            self.drain(resident, "it was unloaded by command, went with its base, or left the disk, while it loaded")
 
     def _on_load_failed(self, resident: Resident, error: MlxdError) -> None:
         if isinstance(error, OutOfMemory) and resident.failures == 0 and not resident.is_second_try:
@@ -198,10 +224,7 @@ class Mover:
         now = self._state.clock.now()
         resident.enter(ModelState.QUEUED)
         resident.is_second_try = True
-        for ticket in resident.queue.values():
-            ticket.since_s = now  # the load has had its own deadline
-        for sequence in resident.waiting.values():
-            sequence.since_s = now
+        resident.restart_waits(now)  # the load has had its own deadline
         self._state.emit(
             "model.load_retried",
             resident.id,
@@ -217,6 +240,8 @@ class Mover:
             _log.error("unloading %s failed", resident.id, exc_info=error)
         resident.enter(ModelState.UNLOADED)
         resident.engine = None
+        if resident.loaded is not None and resident.loaded.entry != resident.entry:
+            resident.facts = None  # measured on other files
         resident.unloads += 1
         resident.trim_target_bytes = None
         resident.is_forced = False

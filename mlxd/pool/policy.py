@@ -41,6 +41,7 @@ class Candidate:
     oldest_wait: Age | None  # of the requests that wait for a slot or KV in it
     released_s: float
     uses: int
+    base: str | None = None  # of an adapter: the model that it is on, and goes with
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Demand:
     claimed_bytes: int = 0  # promised to older demands
     claimed_models: int = 0
     may_drain: bool = False
+    base: str | None = None  # of an adapter: the model that it is on, no victim either and in its footprint
 
 
 class Outcome(Enum):
@@ -130,11 +132,11 @@ def plan_room(view: View, demand: Demand) -> Plan:
     choice = _Choice(
         staying,
         short_bytes=demand.bytes + demand.claimed_bytes + settled_bytes - view.limit_bytes,
-        short_models=_short(view, len(staying) + demand.claimed_models + demand.models),
+        short_models=_short(view, _models(staying) + demand.claimed_models + demand.models),
     )
-    choice.take(view.victims(lambda victim: _may_go(victim, demand.target) and _is_idle(victim, demand.age)))
+    choice.take(view.victims(lambda victim: _may_go(victim, demand) and _is_idle(victim, demand.age)))
     if demand.may_drain:
-        choice.take(view.victims(lambda victim: _may_go(victim, demand.target) and not _is_idle(victim, demand.age)))
+        choice.take(view.victims(lambda victim: _may_go(victim, demand) and not _is_idle(victim, demand.age)))
     if not choice.is_enough:
         return Plan(Outcome.BLOCKED)
     choice.prune()
@@ -149,7 +151,11 @@ def plan_growth(view: View, target: str, age: Age, n_bytes: int) -> Plan:
         short_bytes=n_bytes + settled_bytes - view.limit_bytes,
         short_models=0,
     )
-    choice.take(view.victims(lambda victim: _may_go(victim, target) and _is_idle(victim, age)))
+    choice.take(
+        view.victims(
+            lambda victim: victim.rank is Rank.ORDINARY and victim.model_id != target and _is_idle(victim, age)
+        )
+    )
     choice.prune()
     return choice.plan(Outcome.FREEING)
 
@@ -164,7 +170,7 @@ def plan_limit(view: View) -> Plan:
     choice = _Choice(
         view.candidates,
         short_bytes=sum(candidate.settled_bytes for candidate in view.candidates) - view.limit_bytes,
-        short_models=_short(view, len(staying)),
+        short_models=_short(view, _models(staying)),
     )
     choice.take(view.victims(lambda victim: victim.rank is Rank.ORDINARY and not victim.is_held))
     choice.prune()
@@ -172,9 +178,9 @@ def plan_limit(view: View) -> Plan:
     preloaded = view.victims(lambda victim: victim.rank is Rank.PRELOADED)
     for victim in (*busy, *sorted(preloaded, key=lambda candidate: candidate.is_held)):
         floors_bytes = sum(candidate.floor_bytes for candidate in choice.rest if not candidate.is_leaving)
-        if floors_bytes <= view.limit_bytes and choice.short_models <= len(choice.taken):
+        if floors_bytes <= view.limit_bytes and choice.short_models <= _models(choice.taken):
             break
-        choice.taken.append(victim)
+        choice.add(victim)
     plan = choice.plan(Outcome.FREEING)
     left = {candidate.model_id: candidate.settled_bytes for candidate in choice.rest if not candidate.is_leaving}
     trimmed_bytes = sum(trim.bytes for trim in plan.trims if trim.model_id in left)
@@ -204,21 +210,28 @@ def never_fits(view: View, demand: Demand) -> bool:
     protected = [
         candidate
         for candidate in view.candidates
-        if candidate.rank is not Rank.ORDINARY and not candidate.is_leaving and candidate.model_id != demand.target
+        if candidate.rank is not Rank.ORDINARY
+        and not candidate.is_leaving
+        and candidate.model_id not in {demand.target, demand.base}
     ]
     floors_bytes = sum(candidate.floor_bytes for candidate in protected)
-    too_many = view.max_models is not None and len(protected) + 1 > view.max_models
+    too_many = view.max_models is not None and _models(protected) + 1 > view.max_models
     return demand.footprint_bytes + floors_bytes > view.limit_bytes or (demand.models > 0 and too_many)
 
 
 def _fits_now(view: View, demand: Demand) -> bool:
-    if _short(view, len(view.candidates) + demand.claimed_models + demand.models) > 0 and demand.models > 0:
+    if _short(view, _models(view.candidates) + demand.claimed_models + demand.models) > 0 and demand.models > 0:
         return False
     return demand.bytes <= view.free_bytes - demand.claimed_bytes
 
 
-def _may_go(victim: Candidate, target: str) -> bool:
-    return victim.rank is Rank.ORDINARY and victim.model_id != target
+def _may_go(victim: Candidate, demand: Demand) -> bool:
+    return victim.rank is Rank.ORDINARY and victim.model_id not in {demand.target, demand.base}
+
+
+def _models(candidates: Iterable[Candidate]) -> int:
+    """Return how many count against `max_models`: an adapter lives on its base and does not."""
+    return sum(candidate.base is None for candidate in candidates)
 
 
 def _is_idle(victim: Candidate, age: Age) -> bool:
@@ -252,17 +265,26 @@ class _Choice:
     def is_enough(self) -> bool:
         """Whether the caches of those that stay cover what is still short."""
         trimmable_bytes = sum(candidate.trimmable_bytes for candidate in self.rest)
-        return self.still_short_bytes <= trimmable_bytes and self.short_models <= len(self.taken)
+        return self.still_short_bytes <= trimmable_bytes and self.short_models <= _models(self.taken)
 
     def take(self, victims: Iterable[Candidate]) -> None:
         for victim in victims:
             if self.is_enough:
                 return
-            self.taken.append(victim)
+            self.add(victim)
+
+    def add(self, victim: Candidate) -> None:
+        """Take a victim, and before it the adapters on it."""
+        group = [candidate for candidate in self.candidates if candidate.base == victim.model_id]
+        self.taken += [
+            candidate for candidate in (*group, victim) if candidate not in self.taken and not candidate.is_leaving
+        ]
 
     def prune(self) -> None:
-        """Let those stay that turn out not to be needed, the most valuable first."""
+        """Let those stay that turn out not to be needed, the most valuable first; no adapter without its base."""
         for victim in reversed(list(self.taken)) if self.is_enough else ():
+            if any(other.model_id == victim.base for other in self.taken):
+                continue
             before = self.taken
             self.taken = [other for other in before if other is not victim]
             if not self.is_enough:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
+from mlxd.catalog import context_limit
 from mlxd.engine.base import Backend, SchedulingParams
 from mlxd.pool import change, report
 from mlxd.pool.admission import retry_after_s
@@ -17,6 +18,7 @@ from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease
 from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
+from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import PoolPlan, PoolStatus
 from mlxd.protocol.errors import Draining, ModelNotFound, ModelUnloaded, RequestCancelled
@@ -88,6 +90,7 @@ class Pool:
     async def unload(self, model_id: str, *, force: bool = False) -> bool:
         """Unload the model when its requests have ended and return when it is gone; False if it was not loaded.
 
+        The adapters on it go with it; a base stays when an adapter on it goes.
         Requests that have not started get `ModelUnloaded`. A preloaded model stays away until something asks for it.
 
         Args:
@@ -106,15 +109,59 @@ class Pool:
                 retry_after_s=retry_after_s(self._state, resident.holders),
             )
         )
-        resident.is_dismissed = True
         was_present = resident.state in PRESENT
         unloads = resident.unloads
+        for leaving in (resident, *resident.adapters.values()):
+            leaving.is_dismissed = True
+            leaving.is_returning = False
         self._let_go(resident, "unloaded by command")
         if force:
             self._scheduler.revoke(resident, RequestCancelled(f"{model_id} was unloaded by force"))
         self._scheduler.pump()
         await self._scheduler.watch.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
+
+    def reset(self, model_id: str) -> bool:
+        """Forget that loads of the model have failed, so that the next one is tried at once; False if none has.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        resident = self._state.resident(model_id)
+        had_failed = resident.failures > 0
+        resident.failures, resident.retry_s, resident.error = 0, 0.0, None
+        if resident.state is ModelState.FAILED:
+            resident.enter(ModelState.UNLOADED)
+        self._scheduler.pump()
+        return had_failed
+
+    def reload(self, model_id: str, mode: str | None) -> None:
+        """Let the model take up what makes it stale when *mode* says (idle, now, next-load), this once.
+
+        None takes the mode of its settings again.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        self._state.resident(model_id).reload = mode
+        self._scheduler.pump()
+
+    async def wait_reloaded(self, model_id: str) -> None:
+        """Return when the model is not stale any more: loaded again, or not loaded.
+
+        Raises:
+            MlxdError: why it could not be loaded again.
+        """
+        state = self._state
+
+        resident = state.residents.get(model_id)
+        if resident is None:
+            return
+        await self._scheduler.watch.wait_until(
+            lambda: not (state.stale_reason(resident) or resident.is_returning or resident.loading)
+        )
+        if resident.state is ModelState.FAILED and resident.error is not None:
+            raise copy_error(resident.error)
 
     def report_pressure(self, reason: str | None) -> None:
         """Take a sample of the system's memory: why it is critically short, in words, or None while it is not.
@@ -162,6 +209,8 @@ class Pool:
         state = self._state
         begun = change.plan(state, new)
         old, state.settings = state.settings, new
+        for known in state.residents.values():
+            known.context_limit = context_limit(new, known.entry)
         for model_id in new.pool.preload:
             resident = state.residents.get(model_id)
             if resident is not None and model_id not in old.pool.preload:
@@ -243,20 +292,26 @@ class Pool:
         await asyncio.gather(*self._scheduler.mover.cancel_all(), return_exceptions=True)
 
     def rescan(self) -> None:
-        """Look at the catalog again: models that are gone drain and unload; new ones of the preload list load."""
+        """Look at the catalog again.
+
+        Models that are gone drain and unload, those whose files have changed are stale, new ones of the preload list
+        load.
+        """
         for model_id, resident in list(self._state.residents.items()):
             try:
-                entry = self._state.catalog.get(model_id)
+                entry = self._state.servable(model_id)
             except ModelNotFound as error:
                 resident.fail_waiting(error)
-                self._let_go(resident, "it is no longer on disk")
+                resident.is_returning = False
+                self._let_go(resident, f"it can no longer be served: {error.message}")
                 if resident.state not in PRESENT:
-                    del self._state.residents[model_id]
+                    self._state.forget(resident)
                 continue
             if entry != resident.entry and resident.state not in PRESENT:
                 resident.facts = None  # other files: what was measured, and why they failed, is void
                 resident.failures, resident.retry_s = 0, 0.0
             resident.entry = entry
+            resident.context_limit = context_limit(self._state.settings, entry)
         self._scheduler.pump()
 
     def _let_go(self, resident: Resident, reason: str) -> None:

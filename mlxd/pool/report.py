@@ -68,8 +68,8 @@ def reason_blocked(state: PoolState, resident: Resident) -> str:
     free_bytes = max(0, state.free_bytes)
     text = f"needs {show_bytes(ledger.floor_bytes(resident))}, {show_bytes(free_bytes)} free"
     max_models = state.settings.pool.max_models
-    if max_models is not None and len(state.present) >= max_models:
-        text += f", {len(state.present)} of {max_models} models loaded"
+    if max_models is not None and state.model_count >= max_models:
+        text += f", {state.model_count} of {max_models} models loaded"
     others = [_activity(state, other) for other in state.present]
     return f"{text}; {', '.join(others)}" if others else text
 
@@ -77,9 +77,10 @@ def reason_blocked(state: PoolState, resident: Resident) -> str:
 def reason_waiting(state: PoolState, ticket: Ticket) -> str:
     """Return what a request that has not started waits for."""
     resident = ticket.resident
-    if resident.state is ModelState.LOADING:
-        percent = 100 * resident.load_done_bytes // max(1, resident.load_total_bytes)
-        return f"{resident.id} is loading ({percent} %)"
+    loading = resident.loading
+    if loading is not None:
+        percent = 100 * loading.load_done_bytes // max(1, loading.load_total_bytes)
+        return f"{loading.id} is loading ({percent} %)"
     if resident.state is ModelState.UNLOADING:
         return f"{resident.id} is being unloaded and will be loaded again"
     if resident.state is ModelState.DRAINING:
@@ -106,7 +107,7 @@ def reason_not_started(state: PoolState, sequence: Sequence) -> str:
 def _activity(state: PoolState, resident: Resident) -> str:
     if resident.state in {ModelState.LOADING, ModelState.UNLOADING}:
         return f"{resident.id} is {resident.state.value}"
-    if resident.is_held:
+    if resident.is_used:
         return f"{resident.id} has {count(resident.holders, 'request')}"
     rank = state.rank(resident)
     return f"{resident.id} is {'idle' if rank is Rank.ORDINARY else rank.name.lower()}"
@@ -189,6 +190,8 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         load_done_bytes=resident.load_done_bytes,
         load_total_bytes=resident.load_total_bytes,
         last_error=None if resident.error is None else resident.error.message,
+        base=resident.entry.base,
+        stale=state.stale_reason(resident),
     )
 
 

@@ -33,11 +33,19 @@ TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
     ModelState.READY: frozenset({ModelState.DRAINING}),
     ModelState.DRAINING: frozenset({ModelState.UNLOADING}),
     ModelState.UNLOADING: frozenset({ModelState.UNLOADED}),
-    ModelState.FAILED: frozenset({ModelState.QUEUED, ModelState.LOADING}),
+    ModelState.FAILED: frozenset({ModelState.QUEUED, ModelState.LOADING, ModelState.UNLOADED}),  # unloaded: reset
 }
 # States in which the ledger holds bytes for the model, and in which it counts against `pool.max_models`.
 PRESENT = frozenset({ModelState.LOADING, ModelState.READY, ModelState.DRAINING, ModelState.UNLOADING})
 LEAVING = frozenset({ModelState.DRAINING, ModelState.UNLOADING})
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load was made of: when that changes, the loaded model is stale."""
+
+    entry: ModelEntry
+    context_limit: int | None
 
 
 @dataclass(slots=True, eq=False)
@@ -45,9 +53,15 @@ class Resident:
     """One model that the pool has met; the record stays when the model is unloaded, for its uses and measured sizes."""
 
     entry: ModelEntry
+    base: Resident | None = None  # of an adapter: the model whose weights it shares
+    adapters: dict[str, Resident] = field(default_factory=dict)  # that the pool has met, by id
+    context_limit: int | None = None  # what the settings and the files say of its context, for the next load
     state: ModelState = ModelState.UNLOADED
     engine: Engine | None = None
     facts: EngineFacts | None = None  # measured at the last load
+    loaded: Loaded | None = None  # what the last load was made of
+    is_returning: bool = False  # it goes to be loaded again at once, although nothing may want it
+    reload: str | None = None  # idle, now or next-load for this once, whatever its settings say
     queue: dict[int, Ticket] = field(default_factory=dict)  # requests that wait for the model, oldest first
     held: dict[int, Ticket] = field(default_factory=dict)  # requests with a lease
     waiting: dict[int, Sequence] = field(default_factory=dict)  # sequences that the engine does not know yet
@@ -89,8 +103,10 @@ class Resident:
 
     @property
     def context_length(self) -> int | None:
-        """The model's own, as far as it is known."""
-        return self.entry.context_length if self.facts is None else self.facts.context_length
+        """What it has, or as far as is known will have, when it is loaded."""
+        if self.facts is not None and (self.engine is not None or self.context_limit is None):
+            return self.facts.context_length
+        return self.entry.context_length if self.context_limit is None else self.context_limit
 
     @property
     def prompt_cache_bytes(self) -> int:
@@ -104,9 +120,34 @@ class Resident:
         return len(tickets | {sequence.ticket for sequence in self.active.values()})
 
     @property
-    def is_held(self) -> bool:
-        """Whether a request keeps it loaded."""
+    def is_used(self) -> bool:
+        """Whether a request of its own keeps it loaded."""
         return bool(self.active) or any(ticket.holds for ticket in self.held.values())
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request of its own, or of an adapter on it, keeps it loaded."""
+        return self.is_used or any(adapter.is_used for adapter in self.adapters.values())
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it cannot be unloaded now: a request keeps it, or the memory of an adapter on it is not free yet."""
+        return self.is_used or any(adapter.state in PRESENT for adapter in self.adapters.values())
+
+    @property
+    def is_going(self) -> bool:
+        """Whether its memory is on its way back for certain: freed now, or as soon as the adapters on it are."""
+        if self.state is ModelState.UNLOADING:
+            return True
+        return self.state is ModelState.DRAINING and not self.is_busy
+
+    @property
+    def loading(self) -> Resident | None:
+        """What its requests wait to see loaded: itself or its base, if one of them loads."""
+        for resident in (self, self.base):
+            if resident is not None and resident.state is ModelState.LOADING:
+                return resident
+        return None
 
     @property
     def slots_taken(self) -> int:
@@ -115,14 +156,22 @@ class Resident:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a request waits for it to be loaded."""
-        return bool(self.queue or self.waiting)
+        """Whether a request waits for it, or for an adapter on it, to be loaded."""
+        return bool(self.queue or self.waiting) or any(adapter.is_wanted for adapter in self.adapters.values())
+
+    @property
+    def is_wanted_by_force(self) -> bool:
+        """Whether a command wants it, or an adapter on it, loaded although the estimate says that it does not fit."""
+        if any(ticket.force for ticket in self.queue.values()):
+            return True
+        return any(adapter.is_wanted_by_force for adapter in self.adapters.values())
 
     @property
     def oldest_wait(self) -> Age | None:
-        """The age of its oldest waiting request."""
+        """The age of its oldest waiting request, those of its adapters included."""
         ages = [(number, 0) for number in self.queue]
         ages += [sequence.age for sequence in self.waiting.values()]
+        ages += [age for adapter in self.adapters.values() if (age := adapter.oldest_wait) is not None]
         return min(ages, default=None)
 
     @property
@@ -130,15 +179,33 @@ class Resident:
         """When the longest of its present waits began; infinity without one."""
         waits = [ticket.since_s for ticket in self.queue.values()]
         waits += [sequence.since_s for sequence in self.waiting.values()]
+        waits += [adapter.oldest_wait_since_s for adapter in self.adapters.values()]
         return min(waits, default=math.inf)
 
     def fail_waiting(self, error: MlxdError) -> None:
-        """Let every request that waits for the model, or for a place in it, raise *error*."""
+        """Let every request that waits for the model, for a place in it, or for an adapter on it, raise *error*."""
         for ticket in list(self.queue.values()):
             ticket.fail(error)
         self.queue.clear()
         for sequence in list(self.waiting.values()):
             sequence.fail(error)
+        for adapter in self.adapters.values():
+            adapter.fail_waiting(error)
+
+    def touch(self, now: float) -> None:
+        """Note that it is in use; what uses an adapter uses its base."""
+        self.released_s = now
+        if self.base is not None:
+            self.base.released_s = now
+
+    def restart_waits(self, now: float) -> None:
+        """Count the waits of its requests from now: they have had another deadline until here."""
+        for ticket in self.queue.values():
+            ticket.since_s = now
+        for sequence in self.waiting.values():
+            sequence.since_s = now
+        for adapter in self.adapters.values():
+            adapter.restart_waits(now)
 
     def enter(self, state: ModelState) -> None:
         """Change the state.

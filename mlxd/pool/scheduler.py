@@ -91,8 +91,10 @@ class Scheduler:
             raise Draining("the server is shutting down", retry_after_s=state.settings.daemon.drain_timeout)
         resident = state.resident(model_id)
         now = state.clock.now()
-        if resident.state is ModelState.FAILED and now < resident.retry_s and not is_command:
-            raise _in_backoff(resident, now)
+        for needed in (resident, resident.base):
+            is_failed = needed is not None and needed.state is ModelState.FAILED
+            if needed is not None and is_failed and now < needed.retry_s and not is_command:
+                raise _in_backoff(needed, now)
         ticket = Ticket(
             number=state.next_number(),
             request_id=request_id,
@@ -121,7 +123,7 @@ class Scheduler:
             self.runner.abort(sequence, RequestCancelled("the lease was given back"))
         if resident.held.pop(ticket.number, None) is not None and ticket.granted_s is not None:
             now = self._state.clock.now()
-            resident.released_s = now
+            resident.touch(now)
             service_s = now - ticket.granted_s
             self._state.mean_service_s += SERVICE_WEIGHT * (service_s - self._state.mean_service_s)
         self.pump()
@@ -169,9 +171,10 @@ class Scheduler:
             self.pump()
 
     def revoke(self, resident: Resident, error: MlxdError) -> int:
-        """End everything that holds the model with *error*; return how many sequences that were."""
+        """End everything that holds the model, or an adapter on it, with *error*; return how many sequences."""
         ended = 0
-        for ticket in resident.held.values():
+        held = [ticket for holder in (resident, *resident.adapters.values()) for ticket in holder.held.values()]
+        for ticket in held:
             ticket.revoked = error
             for sequence in list(ticket.sequences.values()):
                 self.runner.abort(sequence, error)
@@ -190,6 +193,7 @@ class Scheduler:
             if resident.state is ModelState.READY:
                 self._grant_leases(resident)
         self._expire_idle()
+        self._reload_stale()
         self._granter.enforce_limit()
         self._granter.grow()
         self._granter.admit()
@@ -203,6 +207,8 @@ class Scheduler:
             if not ticket.is_command:
                 if ticket.granted_s is None:
                     resident.uses += 1
+                    if resident.base is not None:
+                        resident.base.uses += 1
                     ticket.granted_s = self._state.clock.now()
                 resident.held[ticket.number] = ticket
             ticket.grant()
@@ -215,6 +221,18 @@ class Scheduler:
                 self.mover.drain(resident, "idle for its keep_alive")
             else:
                 self._wake_at(expiry_s)
+
+    def _reload_stale(self) -> None:
+        """Let go of loaded models that are to take up other files or settings, so that they are loaded again."""
+        for resident in self._state.present:
+            reason = self._state.stale_reason(resident) if resident.state is ModelState.READY else None
+            if reason is None or resident.is_unwanted:
+                continue
+            mode = self._state.reload_mode(resident)
+            if mode == "now" or (mode == "idle" and not resident.is_busy and not resident.is_wanted):
+                for returning in (resident, *resident.adapters.values()):
+                    returning.is_returning = returning.state is ModelState.READY
+                self.mover.drain(resident, f"it is loaded again: {reason}")
 
     def _mark_queued(self, resident: Resident) -> None:
         if resident.is_wanted and resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
@@ -245,16 +263,16 @@ class Scheduler:
                 self._wake_at(deadline_s)
 
     def _deadline_s(self, resident: Resident, since_s: float) -> float:
-        if resident.state is ModelState.LOADING:
-            return max(since_s, resident.load_started_s) + self._state.settings.pool.load_timeout
+        if resident.loading is not None:
+            return max(since_s, resident.loading.load_started_s) + self._state.settings.pool.load_timeout
         return since_s + self._state.settings.queue.timeout
 
     def _timeout(self, resident: Resident, reason: str) -> MlxdError:
         waiting = sum(ticket.resident is resident for ticket in self._state.waiting_tickets())
         retry_after = retry_after_s(self._state, waiting)
-        if resident.state is ModelState.LOADING:
+        if resident.loading is not None:
             seconds = self._state.settings.pool.load_timeout
-            return LoadTimeout(f"{resident.id} has not loaded within {seconds:g} s", retry_after_s=retry_after)
+            return LoadTimeout(f"{resident.loading.id} has not loaded within {seconds:g} s", retry_after_s=retry_after)
         seconds = self._state.settings.queue.timeout
         return QueueTimeout(f"waited {seconds:g} s for {resident.id}: {reason}", retry_after_s=retry_after)
 

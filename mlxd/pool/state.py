@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from mlxd.catalog import ModelEntry
+from mlxd.catalog import ModelEntry, context_limit
 from mlxd.engine.base import BackendLimits
 from mlxd.pool import ledger
 from mlxd.pool.clock import Clock
@@ -65,6 +65,22 @@ class PoolState:
         Raises:
             ModelNotFound: no such model, or one that cannot be served.
         """
+        entry = self.servable(model_id)
+        found = self.residents.get(model_id)
+        if found is None:
+            base = None if entry.base is None else self.resident(entry.base)
+            found = self.residents[model_id] = Resident(entry, base)
+            found.context_limit = context_limit(self.settings, entry)
+            if base is not None:
+                base.adapters[model_id] = found
+        return found
+
+    def servable(self, model_id: str) -> ModelEntry:
+        """Return what the disk has of a model that can be loaded.
+
+        Raises:
+            ModelNotFound: no such model, or one that cannot be served.
+        """
         entry = self.catalog.get(model_id)
         if entry.problem is not None:
             raise ModelNotFound(
@@ -72,10 +88,13 @@ class PoolState:
                 param="model",
                 hint=f"mlxctl model show {model_id}",
             )
-        found = self.residents.get(model_id)
-        if found is None:
-            found = self.residents[model_id] = Resident(entry)
-        return found
+        return entry
+
+    def forget(self, resident: Resident) -> None:
+        """Drop the record of a model that is not loaded."""
+        del self.residents[resident.id]
+        if resident.base is not None:
+            resident.base.adapters.pop(resident.id, None)
 
     @property
     def present(self) -> list[Resident]:
@@ -116,7 +135,12 @@ class PoolState:
     def is_over_limit(self) -> bool:
         """Whether more is reserved, or more models are loaded, than the settings allow."""
         pool = self.settings.pool
-        return self.held_bytes > pool.memory or (pool.max_models is not None and len(self.present) > pool.max_models)
+        return self.held_bytes > pool.memory or (pool.max_models is not None and self.model_count > pool.max_models)
+
+    @property
+    def model_count(self) -> int:
+        """What counts against `pool.max_models`: adapters do not, they live on their base."""
+        return sum(resident.base is None for resident in self.present)
 
     @property
     def is_freeing(self) -> bool:
@@ -127,12 +151,44 @@ class PoolState:
         )
 
     def rank(self, resident: Resident, settings: Settings | None = None) -> Rank:
-        """Return what protects a model; *settings* other than the live ones are for plans."""
+        """Return what protects a model, or an adapter on it; *settings* other than the live ones are for plans."""
         settings = self.settings if settings is None else settings
         model = settings.models.get(resident.id)
         if resident.is_forced or (model is not None and model.pin):
             return Rank.PINNED
-        return Rank.PRELOADED if resident.id in settings.pool.preload else Rank.ORDINARY
+        own = Rank.PRELOADED if self._is_preloaded(resident, settings) else Rank.ORDINARY
+        ranks = [self.rank(adapter, settings) for adapter in resident.adapters.values() if adapter.state in PRESENT]
+        return max([own, *ranks])
+
+    def _is_preloaded(self, resident: Resident, settings: Settings) -> bool:
+        """Whether the preload list wants it, or an adapter on it that comes back."""
+        preload = settings.pool.preload
+        if resident.id in preload:
+            return True
+        return any(adapter.id in preload and not adapter.is_dismissed for adapter in resident.adapters.values())
+
+    def stale_reason(self, resident: Resident, settings: Settings | None = None) -> str | None:
+        """Return in what a loaded model differs from what a load would make of it now; None when in nothing."""
+        loaded = resident.loaded
+        if resident.state not in PRESENT or loaded is None:
+            return None
+        if loaded.entry.path != resident.entry.path:
+            return f"it was loaded from {loaded.entry.path}, and is {resident.entry.path} now"
+        if loaded.entry.signature != resident.entry.signature:
+            return "its files have changed"
+        limit = context_limit(self.settings if settings is None else settings, resident.entry)
+        if limit != loaded.context_limit:
+            words = "its own" if limit is None else f"{limit} tokens"
+            return f"its context is to be {words} instead of {resident.context_length}"
+        return None
+
+    def reload_mode(self, resident: Resident, settings: Settings | None = None) -> str:
+        """Return when it is to take up what makes it stale: idle, now or next-load."""
+        settings = self.settings if settings is None else settings
+        model = settings.models.get(resident.id)
+        if resident.reload is not None:
+            return resident.reload
+        return "idle" if model is None else model.reload
 
     def keep_alive_s(self, resident: Resident, settings: Settings | None = None) -> float:
         """Return how long it may be idle; infinity means for ever."""
@@ -146,8 +202,8 @@ class PoolState:
         """Return when it expires; infinity when it is busy, protected or kept for ever."""
         settings = self.settings if settings is None else settings
         model = settings.models.get(resident.id)
-        protected = resident.id in settings.pool.preload or (model is not None and model.pin)
-        if resident.state is not ModelState.READY or protected or resident.is_held or resident.waiting:
+        protected = self._is_preloaded(resident, settings) or (model is not None and model.pin)
+        if resident.state is not ModelState.READY or protected or resident.is_held or resident.is_wanted:
             return math.inf
         return resident.released_s + self.keep_alive_s(resident, settings)
 
@@ -172,12 +228,15 @@ class PoolState:
                     floor_bytes=ledger.floor_bytes(resident),
                     trimmable_bytes=ledger.trimmable_bytes(resident, tokens if resident is target else 0),
                     rank=self.rank(resident, settings),
-                    is_ready=resident.state is ModelState.READY,
+                    # A base does not go while something loads on it.
+                    is_ready=resident.state is ModelState.READY
+                    and not any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values()),
                     is_leaving=resident.state in LEAVING,
-                    is_held=resident.is_held,
+                    is_held=resident.is_busy,
                     oldest_wait=resident.oldest_wait,
                     released_s=resident.released_s,
                     uses=resident.uses,
+                    base=None if resident.base is None else resident.base.id,
                 )
                 for resident in self.present
             ),

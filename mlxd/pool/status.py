@@ -48,6 +48,8 @@ class ModelStatus:
     load_done_bytes: int
     load_total_bytes: int
     last_error: str | None
+    base: str | None = None  # of an adapter: the model whose weights it shares
+    stale: str | None = None  # in what it differs from what a load would make of it now
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,15 @@ class DeferredModel:
 
 
 @dataclass(frozen=True, slots=True)
+class StaleModel:
+    """A loaded model that differs from what a load would make of it now."""
+
+    id: str
+    reason: str
+    reload: str  # when it is loaded again: idle, now or next-load
+
+
+@dataclass(frozen=True, slots=True)
 class PoolPlan:
     """What a change of settings would do (`Pool.plan`) or has begun (`Pool.apply`)."""
 
@@ -131,6 +142,7 @@ class PoolPlan:
     limit_bytes: int
     reserved_bytes: int
     over_limit: str | None
+    stale: tuple[StaleModel, ...] = ()
 
     @property
     def model_ids(self) -> tuple[str, ...]:

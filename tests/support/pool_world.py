@@ -58,7 +58,7 @@ def facts(weights_bytes: int, *, context_length: int = 16384, per_token: int = K
 
 
 def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None) -> ModelEntry:
-    """Return the catalog's entry of a made-up model; the estimate is what will be measured."""
+    """Return the catalog's entry of a made-up model; `a+x` is an adapter of a. The estimate is exact."""
     return ModelEntry(
         id=model_id,
         path=Path("/models") / model_id,
@@ -72,6 +72,7 @@ def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None) -
         quantization=None,
         source="folder",
         problem=problem,
+        base=model_id.rpartition("+")[0] or None,
     )
 
 
