@@ -13,16 +13,16 @@ import pytest
 
 from mlxd.engine.base import GenerationRequest, SamplingParams
 from mlxd.engine.device import Device
+from mlxd.http.route import filled
 from mlxd.openai import schema
-from mlxd.openai.route import filled
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.row import Row
 from mlxd.protocol.settings import MOST_TOKENS, SAMPLING_NAMES
 from mlxd.protocol.table import rows
-from tests.openai.conftest import ServeModels
 from tests.support.adapter import write_adapter
 from tests.support.http_server import Served, settings_of
+from tests.support.served_models import ServeModels
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "seed": 1}
 
