@@ -91,6 +91,13 @@ def unpin(ctx: typer.Context, model: Model) -> None:
     show_change(call, call.change("model.unpin", model=model))
 
 
+@app.command("reset", cls=changes("model.reset"))
+def reset(ctx: typer.Context, model: Model) -> None:
+    """Let a model whose loads failed, or killed the daemon, be tried again at once."""
+    call = Call.of(ctx)
+    call.show(call.change("model.reset", model=model), _format_reset)
+
+
 @app.command("remove", cls=changes("model.remove"))
 def remove(ctx: typer.Context, model: Model, yes: Yes = False) -> None:
     """Delete a model's files."""
@@ -105,6 +112,12 @@ def format_pulled(document: Document) -> str:
     return (
         f"{document['id']} is {'already there' if document.get('already') else 'ready'}: {show_path(document['path'])}"
     )
+
+
+def _format_reset(document: Document) -> str:
+    if document["reset"]:
+        return f"reset {document['model']}: it is loaded again when it is wanted"
+    return f"{document['model']} has not failed"
 
 
 def _format_removed(document: Document) -> str:

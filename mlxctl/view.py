@@ -27,6 +27,7 @@ def format_status(document: Map) -> str:
                 ("models", _format_counts(pool)),
                 ("requests", f"{len(requests)} running, {len(pool['queue'])} waiting"),
                 ("cloud", None if cloud is None else _format_cloud(cloud)),
+                ("crashes", _format_crashes(document.get("crashes"))),
                 ("settings", f"{show_path(config['path'])}, generation {document['gen']}"),
                 ("runtime-only", ", ".join(config.get("overlay", [])) or None),
             ]
@@ -147,6 +148,13 @@ def _format_cloud(cloud: Map) -> str:
         cloud[name] if isinstance(cloud[name], int) else len(cloud[name]) for name in ("providers", "rules")
     )
     return f"{'on' if cloud['enabled'] else 'off'}, {count(providers, 'provider')}, {count(rules, 'rule')}"
+
+
+def _format_crashes(crashes: Map | None) -> str | None:
+    if crashes is None or not crashes["last_hour"]:
+        return None
+    ago_s = max(0.0, time.time() - crashes["last_at_ms"] / 1000)
+    return f"{crashes['last_hour']} in the last hour, the last {show_duration(ago_s)} ago: mlxctl logs"
 
 
 def _format_residents(models: Iterable[Map]) -> str:

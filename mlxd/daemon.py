@@ -21,6 +21,7 @@ from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.providers.openai import OpenAIProvider, open_session
 from mlxd.cloud.router import Router
 from mlxd.config import SettingsStore, Terms
+from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
@@ -28,6 +29,7 @@ from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_store_event
 from mlxd.control.server import ControlServer
+from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
@@ -126,6 +128,10 @@ async def _run(options: Options) -> int:
             adapter_paths(settings, options.home),
         )
         router = Router(store, catalog.has, os.environ)
+        boot_id = uuid.uuid4().hex
+        crashes = CrashLog(ConfigFile(options.home.state), boot_id)
+        await crashes.open()
+        stack.push_async_callback(crashes.close)
         device = Device(
             loop,
             BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
@@ -133,7 +139,7 @@ async def _run(options: Options) -> int:
         )
         stack.push_async_callback(device.close)
         pool = Pool(
-            device,
+            NotedBackend(device, crashes, catalog.get),
             catalog,
             settings,
             clock=clock,
@@ -147,7 +153,7 @@ async def _run(options: Options) -> int:
         operations = Operations(bus)
         info = DaemonInfo(
             version=__version__,
-            boot_id=uuid.uuid4().hex,
+            boot_id=boot_id,
             pid=os.getpid(),
             home=options.home,
             http=lambda: _http_state(http),
@@ -156,7 +162,7 @@ async def _run(options: Options) -> int:
             log=options.log_file,
         )
         control = ControlServer(
-            ControlContext(info, store, pool, catalog, requests, router, operations, bus, shutdown.ask)
+            ControlContext(info, store, pool, catalog, requests, router, operations, bus, crashes, shutdown.ask)
         )
         store.attach("pool", PoolFollower(pool))
         follower = CatalogFollower(catalog, pool, options.home, settings)
@@ -172,6 +178,7 @@ async def _run(options: Options) -> int:
         await control.start(listening.socket)
         stack.push_async_callback(operations.close)
         await asyncio.to_thread(catalog.scan)
+        _refuse_deadly(pool, catalog, crashes)
         stack.push_async_callback(http.close)
         await http.start()
         await pool.start()
@@ -182,6 +189,14 @@ async def _run(options: Options) -> int:
         await shutdown.wait()
         await _drain(pool, requests, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
+
+
+def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
+    """Have the pool refuse the models whose loads killed daemons."""
+    for entry in catalog.entries():
+        refusal = crashes.refusal(entry)
+        if refusal is not None and entry.problem is None:
+            pool.refuse(entry.id, refusal)
 
 
 async def _reload(store: SettingsStore) -> None:

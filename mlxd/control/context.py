@@ -13,6 +13,7 @@ from mlxd.cloud.router import Router
 from mlxd.config import SettingsStore
 from mlxd.control.bus import Bus
 from mlxd.control.operation import Operations
+from mlxd.crash import CrashLog
 from mlxd.pool.pool import Pool
 from mlxd.protocol.paths import Home
 from mlxd.requests import RunningRequests
@@ -65,6 +66,7 @@ class ControlContext:
     router: Router
     operations: Operations
     bus: Bus
+    crashes: CrashLog
     on_stop: Callable[[bool], None]  # True: cancel the running requests; must return at once
 
 

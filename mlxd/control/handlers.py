@@ -67,6 +67,7 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "model.unload": model.unload,
         "model.pin": model.pin,
         "model.unpin": model.unpin,
+        "model.reset": model.reset,
         "model.remove": model.remove,
         "catalog.rescan": model.rescan,
         "preload.list": preload.list_all,

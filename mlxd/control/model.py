@@ -128,6 +128,14 @@ async def unpin(context: ControlContext, request: Request) -> Reply:
     return await commit(context, request, [Edit(("models", model_id, "pin"), None)])
 
 
+async def reset(context: ControlContext, request: Request) -> Reply:
+    """Forget that loads of the model failed, or killed the daemon; the next one is tried at once."""
+    model_id = context.catalog.get(request.params["model"]).id
+    had_crashed = await context.crashes.reset(model_id)
+    had_failed = context.pool.reset(model_id)
+    return {"model": model_id, "reset": had_crashed or had_failed}
+
+
 async def rescan(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Look at the disk again and say what came and what went."""
     before = {entry.id for entry in context.catalog.entries()}

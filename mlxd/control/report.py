@@ -42,6 +42,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
         "requests": _requests(context),
         "operations": context.operations.running(),
         "cloud": {"enabled": cloud.enabled, "providers": len(cloud.providers), "rules": len(cloud.rules)},
+        "crashes": context.crashes.status(),
         "problems": list(_problems(context, pool)),
     }
 
@@ -63,7 +64,14 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
         if preload.state in {"failed", "deferred"}:
             verb = "has failed" if preload.state == "failed" else "is deferred"
             yield f"preload {preload.id} {verb}" + ("" if preload.reason is None else f": {preload.reason}")
+    for model in pool.models:
+        if model.state == "failed" and not model.preload and _is_refused(context, model.id):
+            yield f"{model.last_error}"
     yield from context.router.problems()
+
+
+def _is_refused(context: ControlContext, model_id: str) -> bool:
+    return context.catalog.has(model_id) and context.crashes.refusal(context.catalog.get(model_id)) is not None
 
 
 async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001

@@ -58,6 +58,10 @@ def plan(state: PoolState, new: Settings) -> PoolPlan:
         is_there = resident.state in PRESENT and model_id not in evicting
         if stays_away or is_there or resident.is_wanted:
             continue
+        refused = [needed for needed in (resident, resident.base) if needed is not None and needed.is_refused]
+        if refused:
+            deferred.append(DeferredModel(model_id, str(refused[0].error)))
+            continue
         if state.pressure is not None:
             deferred.append(DeferredModel(model_id, state.pressure))
             continue

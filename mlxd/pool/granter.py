@@ -234,6 +234,9 @@ class Granter:
         base = resident.base
         if base is not None and base.state is not ModelState.READY:
             self._state.deferred[resident.id] = _reason_base(base)
+            if base.failures and self._state.clock.now() < base.retry_s:
+                self._wake_at(base.retry_s)
+                return False
             return base.state in NOT_LOADED and self._preload_one(base, place, claims)
         demand = self._demand(resident, (YOUNGEST[0], place), self._state.clock.now(), claims)
         plan = policy.plan_room(self._state.view(), demand)
@@ -317,6 +320,8 @@ def _reason_base(base: Resident) -> str:
     """Return why an adapter's load does not start while its base is not ready."""
     if base.state in PRESENT:
         return f"its base {base.id} is {base.state.value}"
+    if base.state is ModelState.FAILED and base.error is not None:
+        return f"its base could not be loaded: {base.error.message}"
     return f"its base {base.id} waits for room" if base.blocked_reason is None else base.blocked_reason
 
 

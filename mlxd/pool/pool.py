@@ -6,6 +6,7 @@ Owns residents, leases, the wait queue and the memory ledger. Must not import ml
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,7 @@ from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import PoolPlan, PoolStatus
-from mlxd.protocol.errors import Draining, ModelNotFound, ModelUnloaded, RequestCancelled
+from mlxd.protocol.errors import Draining, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
 from mlxd.protocol.settings import Settings
 
 
@@ -120,6 +121,18 @@ class Pool:
         self._scheduler.pump()
         await self._scheduler.watch.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
+
+    def refuse(self, model_id: str, error: LoadFailed) -> None:
+        """Let nobody load the model, not even by command, until `reset` or until its files change; *error* says why.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        resident = self._state.resident(model_id)
+        if resident.state is ModelState.UNLOADED:
+            resident.enter(ModelState.FAILED)
+            resident.error = error
+            resident.failures, resident.retry_s = 1, math.inf
 
     def reset(self, model_id: str) -> bool:
         """Forget that loads of the model have failed, so that the next one is tried at once; False if none has.

@@ -200,6 +200,8 @@ def _reason(state: PoolState, resident: Resident) -> str | None:
         return resident.drain_reason
     if resident.state is ModelState.QUEUED:
         return resident.blocked_reason
+    if resident.is_refused:
+        return f"not tried again until it is reset: mlxctl model reset {resident.id}"
     if resident.state is ModelState.FAILED:
         return f"not tried again for {max(0.0, resident.retry_s - state.clock.now()):.0f} s"
     return state.deferred.get(resident.id)

@@ -27,7 +27,8 @@ class ModelState(Enum):
 
 
 TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
-    ModelState.UNLOADED: frozenset({ModelState.QUEUED, ModelState.LOADING}),
+    # Failed at once: a model that must not be loaded.
+    ModelState.UNLOADED: frozenset({ModelState.QUEUED, ModelState.LOADING, ModelState.FAILED}),
     ModelState.QUEUED: frozenset({ModelState.UNLOADED, ModelState.LOADING}),
     ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.QUEUED}),  # queued: tried once more
     ModelState.READY: frozenset({ModelState.DRAINING}),
@@ -81,7 +82,7 @@ class Resident:
     error: MlxdError | None = None  # of the last load; None after a good one
     failures: int = 0
     is_second_try: bool = False  # the load ran out of memory, and is tried once more when idle models are freed
-    retry_s: float = 0.0  # no load before this, but by command
+    retry_s: float = 0.0  # no load before this, but by command; infinity: none at all
     trim_target_bytes: int | None = None  # of the prompt cache, while a trim is under way
     untrimmable_bytes: int = 0  # what the last trim could not free
     blocked_reason: str | None = None  # why a wanted load does not start
@@ -90,6 +91,11 @@ class Resident:
     def id(self) -> str:
         """The model id."""
         return self.entry.id
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether nobody may load it, not even by command."""
+        return self.state is ModelState.FAILED and math.isinf(self.retry_s)
 
     @property
     def weights_bytes(self) -> int:

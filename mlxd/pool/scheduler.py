@@ -92,8 +92,11 @@ class Scheduler:
         resident = state.resident(model_id)
         now = state.clock.now()
         for needed in (resident, resident.base):
-            is_failed = needed is not None and needed.state is ModelState.FAILED
-            if needed is not None and is_failed and now < needed.retry_s and not is_command:
+            if needed is None or needed.state is not ModelState.FAILED:
+                continue
+            if needed.is_refused and needed.error is not None:
+                raise copy_error(needed.error)
+            if now < needed.retry_s and not is_command:
                 raise _in_backoff(needed, now)
         ticket = Ticket(
             number=state.next_number(),

@@ -39,6 +39,11 @@ class Home:
         return self.root / "mlxd.lock"
 
     @property
+    def state(self) -> Path:
+        """What a daemon leaves for the next one: whether it ended in order, and which loads it died in."""
+        return self.root / "state.json"
+
+    @property
     def history(self) -> Path:
         """The last committed versions of the settings file."""
         return self.root / "history"

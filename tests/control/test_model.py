@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.catalog import Catalog
+from mlxd.config.file import ConfigFile
+from mlxd.crash import CrashLog
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.control import Client, Plane, running_plane, until
@@ -275,3 +278,45 @@ async def test_a_preloaded_model_is_there_after_a_restart(home: Home) -> None:
         await client.ask("preload.set", models=["b"])
     async with running_plane(home, text=None) as plane:
         await until(lambda: plane.state("b") == "ready")
+
+
+async def test_reset_lets_a_model_be_tried_at_once(plane: Plane, client: Client) -> None:
+    """After a failed load `model.reset` ends its backoff; without a failure it says so."""
+    plane.backend.fail_load("a", LoadFailed("bad magic"))
+    await client.wait((await client.ask("model.load", model="a"))["op"])
+    assert plane.state("a") == "failed"
+
+    assert await client.ask("model.reset", model="a") == {"model": "a", "reset": True}
+    assert plane.state("a") == "unloaded"
+    assert await client.ask("model.reset", model="a") == {"model": "a", "reset": False}
+    assert (await client.refused("model.reset", model="nope"))["code"] == "model_not_found"
+
+
+async def test_a_model_that_killed_daemons_is_a_problem(home: Home) -> None:
+    """`status` names it, with how often; a load by command gets the cause; a reset is kept on the disk."""
+    write_model(home.models / "a")
+    entry = next(entry for entry in read_catalog(home).entries() if entry.id == "a")
+    for number in range(2):
+        doomed = CrashLog(ConfigFile(home.state), f"boot {number}")
+        await doomed.open()
+        await doomed.begin_load(entry)
+    async with running_plane(home) as plane, await plane.connect() as client:
+        status = await client.ask("status")
+        assert status["crashes"]["last_hour"] == 2
+        assert [(load["model"], load["times"]) for load in status["crashes"]["loads"]] == [("a", 2)]
+        error = await client.wait((await client.ask("model.load", model="a"))["op"])
+        assert error["error"]["code"] == "load_failed"
+        assert "the daemon died while it loaded it, 2 times in a row" in error["error"]["msg"]
+        assert any("2 times in a row" in problem for problem in (await client.ask("status"))["problems"])
+        assert plane.backend.calls == []
+
+        assert (await client.ask("model.reset", model="a"))["reset"]
+        await load(client, "a")
+        assert (await client.ask("status"))["crashes"]["loads"] == []
+
+
+def read_catalog(home: Home) -> Catalog:
+    """Return what lies in the home."""
+    catalog = Catalog([home.models], home.models)
+    catalog.scan()
+    return catalog

@@ -134,6 +134,26 @@ async def test_a_base_that_fails_to_load_fails_its_adapters() -> None:
         assert not w.pool.reset("a")
 
 
+async def test_a_preloaded_adapter_waits_for_the_backoff_of_its_base() -> None:
+    """The base is not loaded again and again for the list; a refused one is not loaded at all."""
+    async with world(MODELS, {"pool": {"preload": ["a+x"]}}) as w:
+        w.backend.fail_load("a", LoadFailed("the weights are broken"))
+        await w.advance(4)
+        assert loads(w) == ["load a"]
+        assert "the weights are broken" in str(w.pool.status().preload[0].reason)
+        await w.advance(10)
+        assert loads(w) == ["load a", "load a", "load a+x"]
+
+    async with world(MODELS) as w:
+        w.pool.refuse("a", LoadFailed("it killed the daemon"))
+        planned = w.change({"pool": {"preload": ["a+x"]}})
+        assert [model.reason for model in planned.deferred] == ["it killed the daemon"]
+        await w.advance(1000)
+        with pytest.raises(LoadFailed, match="it killed"):
+            await w.pool.load("a+x")
+        assert loads(w) == []
+
+
 async def test_unloading_the_base_by_command_takes_the_adapters() -> None:
     """Requests of theirs that have not started get `ModelUnloaded`; running ones end first."""
     async with world(MODELS, {"engine": {"max_sequences": 1}, "pool": {"preload": ["a+x"]}}) as w:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from mlxd.engine.base import GenerationRequest, TextPrompt
@@ -371,3 +373,50 @@ async def test_after_everything_is_unloaded_nothing_is_held() -> None:
 
         assert w.pool.status().memory.reserved_bytes == 0
         assert w.backend.active_bytes == 0
+
+
+async def test_a_refused_model_is_loaded_by_nobody_until_it_is_reset() -> None:
+    """Requests, commands and the preload list get the cause and evict nobody; after `reset` the list brings it."""
+    async with world({"a": 60, "b": 60}) as w:
+        w.pool.refuse("b", BROKEN)
+        await w.load("a")
+        client = w.send("b")
+        await w.settle()
+        assert isinstance(client.error, LoadFailed)
+        with pytest.raises(LoadFailed, match="bad magic"):
+            await w.pool.load("b", force=True)
+        planned = w.change({"pool": {"preload": ["b"]}})
+        assert [(model.id, model.reason) for model in planned.deferred] == [("b", BROKEN.message)]
+        await w.advance(1000)
+        assert w.kinds("b") == []
+        assert (w.state("a"), w.state("b")) == ("ready", "failed")
+        assert w.pool.ready
+        model = w.model("b")
+        assert model is not None
+        assert "mlxctl model reset b" in str(model.reason)
+
+        assert w.pool.reset("b")
+        await w.advance(10)
+        assert w.state("b") == "ready"
+        assert not w.pool.reset("b")
+
+
+async def test_a_refused_model_with_other_files_is_tried_again() -> None:
+    """A rescan that finds other files lifts the refusal; one that finds the same does not."""
+    async with world({"a": 30}) as w:
+        w.pool.refuse("a", BROKEN)
+        w.pool.rescan()
+        with pytest.raises(LoadFailed):
+            await w.answer("a")
+
+        w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], signature=(("model.safetensors", 1, 2),))
+        w.pool.rescan()
+        assert await w.run(w.answer("a"))
+
+
+async def test_a_loaded_model_is_not_refused() -> None:
+    """What has loaded in the meantime stays."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        w.pool.refuse("a", BROKEN)
+        assert await w.run(w.answer("a"))

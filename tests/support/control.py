@@ -15,6 +15,7 @@ from typing import Any, Self
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.router import Router
 from mlxd.config import SettingsStore
+from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
@@ -22,6 +23,7 @@ from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_store_event
 from mlxd.control.server import ControlServer
+from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
@@ -140,8 +142,9 @@ class Plane:
         settings = self.store.current
         self.catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
         self.bus = Bus()
+        self.crashes = CrashLog(ConfigFile(home.state), "boot-1")
         self.pool = Pool(
-            self.backend,
+            NotedBackend(self.backend, self.crashes, self.catalog.get),
             self.catalog,
             self.store.current,
             clock=self.clock,
@@ -169,6 +172,7 @@ class Plane:
             self.router,
             self.operations,
             self.bus,
+            self.crashes,
             self.stops.append,
         )
         self.server = ControlServer(context, **options)
@@ -176,6 +180,7 @@ class Plane:
 
     async def start(self) -> None:
         """Find the models and accept clients."""
+        await self.crashes.open()
         self.catalog.scan()
         await self.pool.start()
         await self.server.start(self.listening.socket)
@@ -187,6 +192,7 @@ class Plane:
         await self.operations.close()
         await self.pool.close()
         await self.backend.close()
+        await self.crashes.close()
 
     async def connect(self, *, greet: bool = True) -> Client:
         """Return a client."""

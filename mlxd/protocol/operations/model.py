@@ -21,6 +21,12 @@ TABLE = (
     ),
     Operation("model.pin", "Never evict the model.", {"model": MODEL, "force": FORCE}, mutates=True, commits=True),
     Operation("model.unpin", "Make the model ordinary again.", {"model": MODEL}, mutates=True, commits=True),
+    Operation(
+        "model.reset",
+        "Forget that loads of the model failed, or killed the daemon: the next one is tried at once.",
+        {"model": MODEL},
+        mutates=True,
+    ),
     Operation("model.remove", "Delete the model's files under MLXD_HOME/models.", {"model": MODEL}, mutates=True),
     Operation("catalog.rescan", "Look for models on disk now.", mutates=True),
     Operation("preload.list", "The models that are kept loaded, with their state."),

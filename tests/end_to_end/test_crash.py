@@ -1,0 +1,73 @@
+"""`kill -9` while all is set, and a model whose load is the end of the daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from openai import InternalServerError
+
+from tests.support.daemon import RealDaemon
+from tests.support.streaming import ask
+
+
+def test_a_killed_daemon_comes_back_as_it_was_set(daemon: RealDaemon) -> None:
+    """Limit, bound, preload list and pin that were set live are there after `kill -9`; the list is loaded again."""
+    daemon.mlxctl("pool", "set", "memory=1GB", "max_models=2")
+    daemon.mlxctl("preload", "set", "a", "--wait")
+    daemon.mlxctl("model", "pin", "b")
+    daemon.kill()
+    daemon.start()
+
+    wait_ready(daemon)
+    pool = daemon.ask("pool", "show")
+    assert (pool["memory"]["limit_bytes"], pool["max_models"]) == (10**9, 2)
+    models = {model["id"]: model for model in pool["models"]}
+    assert (models["a"]["state"], models["a"]["preload"], models["b"]["pinned"]) == ("ready", True, True)
+    status = daemon.ask("status")
+    assert (status["crashes"]["last_hour"], status["crashes"]["loads"]) == (1, [])
+    assert "1 in the last hour" in daemon.mlxctl("status").stdout
+
+
+def test_a_load_that_kills_the_daemon_is_not_tried_for_ever(home: Path, daemon: RealDaemon) -> None:
+    """Killed in the load of b twice, it leaves b alone, says why and serves a; a reset loads b again."""
+    blocker = home / "models" / "b" / "generation_config.json"
+    os.mkfifo(blocker)  # mlx-lm reads it, if it is there, and waits for a writer
+    daemon.mlxctl("preload", "set", "b")
+    for _ in range(2):
+        while daemon.ask("pool", "show")["models"][0]["state"] != "loading":
+            pass
+        daemon.kill()
+        daemon.start()
+
+    wait_ready(daemon)
+    status = daemon.ask("status")
+    (model,) = status["pool"]["models"]
+    assert (model["id"], model["state"]) == ("b", "failed")
+    assert status["crashes"]["loads"][0]["times"] == 2
+    (problem,) = status["problems"]
+    assert "preload b has failed: b is not loaded: the daemon died while it loaded it, 2 times in a row" in problem
+    client = daemon.client()
+    with pytest.raises(InternalServerError, match="2 times in a row") as refused:
+        ask(client, "b")
+    assert refused.value.code == "load_failed"
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    by_command = daemon.mlxctl("model", "load", "b", check=False)
+    assert by_command.returncode == 1
+    assert "mlxctl model reset b" in by_command.stderr
+    assert len(ask(client, "a")) == 8
+
+    blocker.unlink()
+    assert "reset b" in daemon.mlxctl("model", "reset", "b").stdout
+    assert len(ask(client, "b")) == 8
+    assert daemon.ask("status")["crashes"]["loads"] == []
+    assert daemon.terminate() == 0
+    daemon.start()
+    assert daemon.ask("status")["crashes"]["last_hour"] == 2
+
+
+def wait_ready(daemon: RealDaemon) -> None:
+    """Return when the preload list is done with."""
+    while not daemon.ask("status")["ready"]:
+        pass
