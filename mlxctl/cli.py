@@ -34,8 +34,11 @@ _VERBS = {
     "restart": "mlxctl.daemon",
     "doctor": "mlxctl.doctor",
     "version": "mlxctl.daemon",
+    "completion": "mlxctl.shell",
 }
 _NOUNS = {name: f"mlxctl.{name}" for name in ("pool", "model", "preload", "queue", "op", "cloud", "config", "service")}
+# What completion scripts call; see `shell.py`.
+_COMPLETE = "__complete"
 
 
 class Root(Noun):
@@ -104,8 +107,21 @@ def main(argv: Sequence[str]) -> int:
 
 def _invoke(arguments: list[str]) -> None:
     root = make_root()
+    if arguments[:1] == [_COMPLETE]:
+        _complete(root, arguments[1:])
+        return
     with root.make_context("mlxctl", arguments) as ctx:
         root.invoke(ctx)
+
+
+def _complete(root: Root, arguments: list[str]) -> None:
+    """Answer a shell that completes a line; whatever is wrong, words would only land in the middle of the prompt."""
+    from mlxctl.shell import answer
+
+    try:
+        answer(root, arguments)
+    except (MlxdError, typer.TyperException, ValueError):
+        raise typer.Exit(EXIT_OTHER) from None
 
 
 def _usage_error(error: typer.TyperException) -> ControlError:
