@@ -64,6 +64,17 @@ class Call:
         with self.connect() as client:
             return client.request(operation, params, is_question=True).result
 
+    def ask_all(self, operation: str, name: str, **params: Any) -> Document:
+        """Return the daemon's answer to a question for the list *name*, its pages put together."""
+        with self.connect() as client:
+            document = client.request(operation, params, is_question=True).result
+            cursor = document.pop("next", None)
+            while cursor is not None:
+                page = client.request(operation, {**params, "cursor": cursor}, is_question=True).result
+                document[name] += page[name]
+                cursor = page.get("next")
+        return document
+
     def change(self, operation: str, **params: Any) -> Document:
         """Ask for a change and return what came of it, `operation` included when it was waited for.
 

@@ -74,7 +74,7 @@ def add_provider(
 def list_providers(ctx: typer.Context) -> None:
     """The upstream servers."""
     call = Call.of(ctx)
-    call.show(call.ask("cloud.provider.list"), _format_providers)
+    call.show(call.ask_all("cloud.provider.list", "providers"), _format_providers)
 
 
 @provider.command("remove", cls=changes("cloud.provider.remove"))
@@ -104,7 +104,7 @@ def add_rule(
 def list_rules(ctx: typer.Context) -> None:
     """The rules in the order in which they are tried."""
     call = Call.of(ctx)
-    call.show(call.ask("cloud.rule.list"), _format_rules)
+    call.show(call.ask_all("cloud.rule.list", "rules"), _format_rules)
 
 
 @rule.command("remove", cls=changes("cloud.rule.remove"))

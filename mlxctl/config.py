@@ -50,7 +50,7 @@ def unset(ctx: typer.Context, keys: Keys) -> None:
 def list_settings(ctx: typer.Context) -> None:
     """All settings, and whether they stand in the file."""
     call = Call.of(ctx)
-    call.show(call.ask("settings.list"), _format_list)
+    call.show(call.ask_all("settings.list", "settings"), _format_list)
 
 
 @app.command("path", cls=Verb)

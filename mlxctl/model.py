@@ -33,7 +33,7 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 def list_models(ctx: typer.Context) -> None:
     """All models on disk with their state."""
     call = Call.of(ctx)
-    call.show(call.ask("model.list"), format_models)
+    call.show(call.ask_all("model.list", "models"), format_models)
 
 
 @app.command("show", cls=Verb)

@@ -31,7 +31,7 @@ For = Annotated[
 def list_operations(ctx: typer.Context, running: Running = False) -> None:
     """Those that run, and the last that ended."""
     call = Call.of(ctx)
-    document = call.ask("op.list")
+    document = call.ask_all("op.list", "operations")
     if running:
         document["operations"] = [shown for shown in document["operations"] if shown["state"] == "running"]
     call.show(document, _format_list)

@@ -25,7 +25,7 @@ def format_status(document: Map) -> str:
                 ("http", f"{http['url']}/v1" if http["url"] is not None else "not listening"),
                 ("memory", _format_memory(pool)),
                 ("models", _format_counts(pool)),
-                ("requests", f"{len(requests)} running, {len(pool['queue'])} waiting"),
+                ("requests", f"{len(requests)} running, {pool.get('waiting', len(pool['queue']))} waiting"),
                 ("cloud", None if cloud is None else _format_cloud(cloud)),
                 ("crashes", _format_crashes(document.get("crashes"))),
                 ("settings", f"{show_path(config['path'])}, generation {document['gen']}"),
@@ -43,9 +43,9 @@ def format_ps(document: Map) -> str:
     """Return `mlxctl ps`."""
     parts = [_format_residents(document["models"]) if document["models"] else "no model is loaded"]
     if document.get("requests"):
-        parts.append(_format_requests(document["requests"]))
+        parts.append(format_requests(document["requests"]))
     if document.get("queue"):
-        parts.append(_format_queue(document["queue"]))
+        parts.append(format_queue_rows(document["queue"]))
     if document.get("operations"):
         parts.append(_format_operations(document["operations"]))
     return "\n\n".join(parts)
@@ -75,7 +75,7 @@ def format_pool(document: Map) -> str:
     if document["models"]:
         parts.append(_format_residents(document["models"]))
     if document["queue"]:
-        parts.append(_format_queue(document["queue"]))
+        parts.append(format_queue_rows(document["queue"]))
     return "\n\n".join(parts)
 
 
@@ -201,7 +201,8 @@ def _marks(model: Map) -> str | None:
     return ", ".join(marks) or None
 
 
-def _format_requests(requests: Iterable[Map]) -> str:
+def format_requests(requests: Iterable[Map]) -> str:
+    """Return running requests as a table."""
     now_s = time.time()
     return format_table(
         ["REQUEST", "MODEL", "ROUTE", "STATE", "ENDPOINT", "AGE"],
@@ -219,7 +220,8 @@ def _format_requests(requests: Iterable[Map]) -> str:
     )
 
 
-def _format_queue(queue: Iterable[Map]) -> str:
+def format_queue_rows(queue: Iterable[Map]) -> str:
+    """Return waits as a table."""
     return format_table(
         ["WAITING", "MODEL", "FOR", "REASON"],
         [(wait["request_id"], wait["model"], show_duration(wait["waited_s"]), wait["reason"]) for wait in queue],

@@ -27,7 +27,7 @@ from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
 from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
-from mlxd.control.relay import relay_pool_event, relay_store_event
+from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
@@ -121,7 +121,8 @@ async def _run(options: Options) -> int:
         log.configure(settings.daemon.log_level, options.log_file)
         if store.problem is not None:
             _log.error("%s; the defaults hold until it is mended", store.problem.message)
-        clock, bus, requests = LoopClock(loop), Bus(), RunningRequests()
+        clock, bus = LoopClock(loop), Bus()
+        requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
         catalog = Catalog(
             resolve_roots(settings.catalog.paths, options.home),
             options.home.models,
@@ -183,11 +184,9 @@ async def _run(options: Options) -> int:
         await http.start()
         await pool.start()
         device.warm_up()
-        for watch in (store.watch(), watch_memory_pressure(pool.report_pressure)):
-            stack.callback(loop.create_task(watch).cancel)
-        loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))
+        _watch(loop, stack, store, pool)
         await shutdown.wait()
-        await _drain(pool, requests, shutdown, store.current.daemon.drain_timeout)
+        await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
 
 
@@ -199,15 +198,23 @@ def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
             pool.refuse(entry.id, refusal)
 
 
+def _watch(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack, store: SettingsStore, pool: Pool) -> None:
+    """Follow the settings file, also at SIGHUP, and the system's memory."""
+    for watch in (store.watch(), watch_memory_pressure(pool.report_pressure)):
+        stack.callback(loop.create_task(watch).cancel)
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))
+
+
 async def _reload(store: SettingsStore) -> None:
     """Take the file up now; what is wrong with it is in the log and in `status`."""
     with contextlib.suppress(FileInvalid, Conflict):
         await store.reload(Terms("file"))
 
 
-async def _drain(pool: Pool, requests: RunningRequests, shutdown: Shutdown, timeout_s: float) -> None:
+async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shutdown, timeout_s: float) -> None:
     """Refuse what is new, let what runs end, and cancel the rest after *timeout_s* or when somebody hurries."""
     _log.info("shutting down: %s to end within %g s", count(len(requests.list()), "request"), timeout_s)
+    bus.publish("daemon.stopping", {"requests": len(requests.list()), "timeout_ms": round(1000 * timeout_s)})
     requests.close()
     drained: asyncio.Future[Any] = asyncio.gather(pool.drain(timeout_s), requests.wait_idle())
     hurried: asyncio.Future[Any] = asyncio.ensure_future(shutdown.wait_hurried())

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
+from typing import Any
 
-from mlxd.protocol.errors import Draining, NotFound, RequestCancelled
+from mlxd.protocol.errors import Draining, MlxdError, NotFound, RequestCancelled
 
 # What a client is told to wait while a daemon goes away and its successor comes up.
 _RESTART_S = 5.0
@@ -25,6 +26,14 @@ class RequestState(Enum):
 
     WAITING = "waiting"  # for a place, a load, the prefill or an upstream
     ANSWERING = "answering"  # its first text was made
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEvent:
+    """What happens to a request: `kind` is request.started, request.answering or request.ended. Plain data."""
+
+    kind: str
+    data: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -38,14 +47,26 @@ class RunningRequest:
     started_at_s: float  # unix time
     state: RequestState = RequestState.WAITING
     completion_tokens: int = 0  # made so far, of all its sequences; an upstream does not tell
+    on_answering: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    number: int = 0  # its place among all requests of this daemon: later ones have higher numbers
+
+    def begin_answering(self) -> None:
+        """Note that its first text was made."""
+        if self.state is RequestState.WAITING:
+            self.state = RequestState.ANSWERING
+            if self.on_answering is not None:
+                self.on_answering()
 
 
 class RunningRequests:
     """All requests between their admission and their last byte."""
 
-    def __init__(self, now: Callable[[], float] = time.time) -> None:
-        """Take the clock that `started_at_s` is read from."""
+    def __init__(
+        self, now: Callable[[], float] = time.time, on_event: Callable[[RequestEvent], None] = lambda _: None
+    ) -> None:
+        """Take the clock that `started_at_s` is read from, and who is told what happens to requests."""
         self._now = now
+        self._on_event = on_event
         self._tracked: dict[int, TrackedRequest] = {}
         self._next_key = 0
         self._idle = asyncio.Event()
@@ -103,12 +124,23 @@ class RunningRequests:
         self._next_key += 1
         self._tracked[key] = tracked
         self._idle.clear()
+        request = tracked.request
+        request.number = key
+        request.on_answering = lambda: self._tell("request.answering", request, elapsed_ms=self._elapsed_ms(request))
+        self._tell("request.started", request, endpoint=request.endpoint, route=request.route)
         return key
 
-    def _remove(self, key: int) -> None:
-        del self._tracked[key]
+    def _remove(self, key: int, outcome: str) -> None:
+        request = self._tracked.pop(key).request
         if not self._tracked:
             self._idle.set()
+        self._tell("request.ended", request, outcome=outcome, elapsed_ms=self._elapsed_ms(request))
+
+    def _elapsed_ms(self, request: RunningRequest) -> int:
+        return max(0, round(1000 * (self._now() - request.started_at_s)))
+
+    def _tell(self, kind: str, request: RunningRequest, **data: Any) -> None:
+        self._on_event(RequestEvent(kind, {"request": request.id, "model": request.model, **data}))
 
 
 class TrackedRequest:
@@ -138,10 +170,18 @@ class TrackedRequest:
     def __exit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._owner._remove(self._key)  # noqa: SLF001
+        self._owner._remove(self._key, self._outcome(error))  # noqa: SLF001
         task, self._task = self._task, None
         # As in asyncio.timeout: our own cancel becomes an error with words, one from outside (the client went) stays.
         if task is None or self._reason is None or task.uncancel() > self._cancels_before:
             return
         if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
             raise RequestCancelled(self._reason) from error
+
+    def _outcome(self, error: BaseException | None) -> str:
+        """Return how it ended: done, cancelled (by an operator), gone (its client), or the code of its error."""
+        if error is None:
+            return "done"
+        if isinstance(error, asyncio.CancelledError):
+            return "gone" if self._reason is None else "cancelled"
+        return error.code if isinstance(error, MlxdError) else MlxdError.code

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from mlxd.protocol.errors import Draining, NotFound, RequestCancelled
-from mlxd.requests import RequestState, RunningRequests
+from mlxd.protocol.errors import DoesNotFit, Draining, NotFound, RequestCancelled
+from mlxd.requests import RequestEvent, RequestState, RunningRequests
 
 
 async def _hold(requests: RunningRequests, request_id: str, entered: asyncio.Event) -> None:
@@ -96,3 +96,39 @@ async def test_a_drain_refuses_new_requests_and_waits_for_the_old() -> None:
 async def test_an_idle_daemon_drains_at_once() -> None:
     """wait_idle does not wait when nothing ever ran."""
     await RunningRequests().wait_idle()
+
+
+async def test_what_happens_to_a_request_is_told() -> None:
+    """Its start, its first text and its end, with how it ended: once each."""
+    now = iter([10.0, 10.5, 12.0, 20.0, 21.0, 30.0, 31.0])
+    told: list[RequestEvent] = []
+    requests = RunningRequests(lambda: next(now), told.append)
+    with requests.track("a", endpoint="chat", model="m", route="local") as running:
+        running.begin_answering()
+        running.begin_answering()
+    with pytest.raises(DoesNotFit), requests.track("b", endpoint="chat", model="m", route="local"):
+        raise DoesNotFit("too large")
+    with pytest.raises(asyncio.CancelledError), requests.track("c", endpoint="chat", model="m", route="local"):
+        raise asyncio.CancelledError
+    about = {"request": "a", "model": "m"}
+    assert told[:3] == [
+        RequestEvent("request.started", {**about, "endpoint": "chat", "route": "local"}),
+        RequestEvent("request.answering", {**about, "elapsed_ms": 500}),
+        RequestEvent("request.ended", {**about, "outcome": "done", "elapsed_ms": 2000}),
+    ]
+    assert [event.data["outcome"] for event in told if event.kind == "request.ended"] == [
+        "done",
+        "does_not_fit",
+        "gone",
+    ]
+
+
+async def test_a_cancelled_request_is_told_as_that() -> None:
+    """An operator's cancel is no client that went away."""
+    told: list[RequestEvent] = []
+    requests = RunningRequests(on_event=told.append)
+    task = await _start(requests, "a")
+    requests.cancel("a")
+    with pytest.raises(RequestCancelled):
+        await task
+    assert told[-1].data["outcome"] == "cancelled"

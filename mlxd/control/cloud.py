@@ -9,6 +9,7 @@ from typing import Any
 from mlxd.cloud.router import Verdict
 from mlxd.config import Edit
 from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.page import make_page, place_of_number
 from mlxd.control.setting import commit, keyed
 from mlxd.protocol.errors import NotFound
 from mlxd.protocol.settings import Settings
@@ -17,12 +18,12 @@ _PROVIDERS = ("cloud", "providers")
 _RULES = ("cloud", "rules")
 
 
-async def show(context: ControlContext, request: Request) -> Reply:
+async def show(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return all of it."""
     return {
         "enabled": context.store.current.cloud.enabled,
-        **await list_providers(context, request),
-        **await list_rules(context, request),
+        "providers": _providers(context),
+        "rules": _rules(context),
     }
 
 
@@ -36,20 +37,21 @@ async def disable(context: ControlContext, request: Request) -> Reply:
     return await commit(context, request, [Edit(("cloud", "enabled"), value=False)])
 
 
-async def list_providers(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+async def list_providers(context: ControlContext, request: Request) -> Reply:
     """Return the providers; of a key only where it comes from."""
-    providers = context.store.current.cloud.providers
-    return {
-        "providers": [
-            {
-                "id": provider_id,
-                "kind": provider.kind,
-                "base_url": provider.base_url,
-                "auth_env": None if provider.auth is None else provider.auth["env"],
-            }
-            for provider_id, provider in providers.items()
-        ]
-    }
+    return make_page(request.params, "providers", _providers(context), place_of_number)
+
+
+def _providers(context: ControlContext) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": provider_id,
+            "kind": provider.kind,
+            "base_url": provider.base_url,
+            "auth_env": None if provider.auth is None else provider.auth["env"],
+        }
+        for provider_id, provider in context.store.current.cloud.providers.items()
+    ]
 
 
 async def add_provider(context: ControlContext, request: Request) -> Reply:
@@ -74,20 +76,22 @@ async def remove_provider(context: ControlContext, request: Request) -> Reply:
     return await commit(context, request, edits)
 
 
-async def list_rules(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+async def list_rules(context: ControlContext, request: Request) -> Reply:
     """Return the rules in the order in which they are tried."""
-    return {
-        "rules": [
-            {
-                "id": rule.id,
-                "match": rule.match,
-                "mode": rule.mode.value,
-                "to": [] if rule.target is None else [str(rule.target)],
-                "priority": rule.priority,
-            }
-            for rule in context.router.rules.rules
-        ]
-    }
+    return make_page(request.params, "rules", _rules(context), place_of_number)
+
+
+def _rules(context: ControlContext) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": rule.id,
+            "match": rule.match,
+            "mode": rule.mode.value,
+            "to": [] if rule.target is None else [str(rule.target)],
+            "priority": rule.priority,
+        }
+        for rule in context.router.rules.rules
+    ]
 
 
 async def add_rule(context: ControlContext, request: Request) -> Reply:

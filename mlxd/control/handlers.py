@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mlxd.control import cloud, model, preload, process, report, setting, settings_file
+from mlxd.control import request as request_handlers
 from mlxd.control.context import ControlContext, Handler, Reply, Request
+from mlxd.control.page import make_page, place_of_number
 
 
-async def list_operations(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
-    """Return the operations that run and the last that ended."""
-    return {"operations": context.operations.list()}
+async def list_operations(context: ControlContext, request: Request) -> Reply:
+    """Return the operations that run and the last that ended, in the order in which they began."""
+    shown = context.operations.list()
+    return make_page(request.params, "operations", shown, lambda index: place_of_number(int(shown[index]["op"][3:])))
 
 
 async def show_operation(context: ControlContext, request: Request) -> Reply:
@@ -88,6 +91,9 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "op.show": show_operation,
         "op.wait": wait_operation,
         "op.cancel": cancel_operation,
+        "request.list": request_handlers.list_all,
+        "request.show": request_handlers.show,
+        "request.cancel": request_handlers.cancel,
         "daemon.show": process.show,
         "daemon.stop": stop_daemon,
     }

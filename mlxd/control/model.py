@@ -16,6 +16,7 @@ from mlxd.catalog import ModelEntry
 from mlxd.config import Edit
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.operation import OperationState, Run
+from mlxd.control.page import make_page
 from mlxd.control.setting import commit
 from mlxd.pool.status import ModelStatus
 from mlxd.protocol.errors import CommitFailed, Forbidden, InUse
@@ -27,11 +28,13 @@ _TRASH_PREFIX = ".removed-"
 _log = logging.getLogger(__name__)
 
 
-async def list_all(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return all models on disk with their state, and those that the pool holds without the disk."""
     residents = _residents(context)
     shown = [_show(context, entry, residents.pop(entry.id, None)) for entry in context.catalog.entries()]
-    return {"models": shown + [dataclasses.asdict(resident) for resident in residents.values()]}
+    shown += [dataclasses.asdict(resident) for resident in residents.values()]
+    shown.sort(key=lambda model: model["id"])
+    return make_page(request.params, "models", shown, lambda index: str(shown[index]["id"]))
 
 
 async def show(context: ControlContext, request: Request) -> Reply:

@@ -1,4 +1,4 @@
-"""What the pool and the settings store tell of themselves, into the log and onto the bus."""
+"""What the pool, the settings store and the running requests tell of themselves, into the log and onto the bus."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 from mlxd.config import StoreEvent
 from mlxd.control.bus import Bus
 from mlxd.pool.event import PoolEvent
+from mlxd.requests import RequestEvent
 
 _WARNINGS = frozenset(
     {"model.load_failed", "model.load_retried", "sequence.retried", "pool.over_limit", "pool.pressed"}
@@ -32,4 +33,9 @@ def relay_store_event(bus: Bus, event: StoreEvent) -> None:
         _log.error("%s", event.data["msg"])
     else:
         _log.info("the settings file is valid again")
+    bus.publish(event.kind, event.data)
+
+
+def relay_request_event(bus: Bus, event: RequestEvent) -> None:
+    """Publish what happens to a request; the log has its own lines for them."""
     bus.publish(event.kind, event.data)

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.page import make_page, place_of_number
+from mlxd.control.request import describe
 from mlxd.pool.status import PoolStatus
 
 # A reply has room for some 30 times as many; nobody reads them.
-_MOST_WAITS = 500
+_MOST_LISTED = 500
+_MOST_REQUESTS = 5000
 
 
 async def ping(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
@@ -38,7 +41,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
             "problem": None if store.problem is None else store.problem.to_wire(),
             "overlay": store.state.overlay.keys(),
         },
-        "pool": dataclasses.asdict(pool),
+        "pool": describe_pool(pool),
         "requests": _requests(context),
         "operations": context.operations.running(),
         "cloud": {"enabled": cloud.enabled, "providers": len(cloud.providers), "rules": len(cloud.rules)},
@@ -76,7 +79,7 @@ def _is_refused(context: ControlContext, model_id: str) -> bool:
 
 async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the models that the pool has to do with, and what runs and waits."""
-    pool = dataclasses.asdict(context.pool.status())
+    pool = describe_pool(context.pool.status())
     return {
         "models": pool["models"],
         "queue": pool["queue"],
@@ -87,16 +90,22 @@ async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG00
 
 async def show_pool(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the pool's own snapshot."""
-    return dataclasses.asdict(context.pool.status())
+    return describe_pool(context.pool.status())
 
 
 async def show_queue(context: ControlContext, request: Request) -> Reply:
     """Return who waits, oldest first, how many that are in all, and how many may."""
     waiting = context.pool.status().queue
     bounds = context.store.current.queue
-    most = request.params.get("limit", _MOST_WAITS)
+    page = make_page(
+        request.params,
+        "queue",
+        [dataclasses.asdict(wait) for wait in waiting],
+        lambda index: place_of_number(waiting[index].position),
+        most=_MOST_LISTED,
+    )
     return {
-        "queue": [dataclasses.asdict(wait) for wait in waiting[:most]],
+        **page,
         "waiting": len(waiting),
         "size": bounds.size,
         "per_model": bounds.per_model,
@@ -104,26 +113,22 @@ async def show_queue(context: ControlContext, request: Request) -> Reply:
     }
 
 
+def describe_pool(status: PoolStatus) -> dict[str, Any]:
+    """Return the pool's snapshot with the oldest of its queue; `waiting` counts all, which `queue.show` lists."""
+    oldest = dataclasses.replace(status, queue=status.queue[:_MOST_LISTED])
+    return {**dataclasses.asdict(oldest), "waiting": len(status.queue)}
+
+
 def _requests(context: ControlContext) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": request.id,
-            "endpoint": request.endpoint,
-            "model": request.model,
-            "route": request.route,
-            "started_at_ms": int(request.started_at_s * 1000),
-            "state": request.state.value,
-            "completion_tokens": request.completion_tokens,
-        }
-        for request in context.requests.list()
-    ]
+    """Return the oldest running requests; `request.list` has them all."""
+    return [describe(running) for running in context.requests.list()[:_MOST_REQUESTS]]
 
 
 def snapshot(context: ControlContext) -> dict[str, Any]:
     """Return what a subscription to `events` begins with."""
     return {
         "gen": context.store.generation,
-        "pool": dataclasses.asdict(context.pool.status()),
+        "pool": describe_pool(context.pool.status()),
         "requests": _requests(context),
         "operations": context.operations.running(),
     }

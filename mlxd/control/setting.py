@@ -11,6 +11,7 @@ from mlxd.config import CommitResult, Edit, Edits, Revert, Terms, document
 from mlxd.config.document import parse_key
 from mlxd.config.scan import locate
 from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.page import make_page, place_of_number
 from mlxd.pool.status import PoolPlan
 from mlxd.protocol.errors import WaitEnded
 from mlxd.protocol.key import format_path
@@ -23,11 +24,12 @@ async def get(context: ControlContext, request: Request) -> Reply:
     return _show(context, parse_key(request.params["key"]))
 
 
-async def list_all(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return every setting as `get` does, and the path of the file; those of keyed tables once per entry."""
     state = context.store.state
     shown = [_show(context, path) for path in document.paths(state.document)]
-    return {"path": str(context.store.path), "settings": shown, "overlay": state.overlay.keys()}
+    page = make_page(request.params, "settings", shown, place_of_number)
+    return {"path": str(context.store.path), **page, "overlay": state.overlay.keys()}
 
 
 def _show(context: ControlContext, path: tuple[str, ...]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, P
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import GenerationFailed, RequestCancelled
-from mlxd.requests import RequestState, RunningRequest
+from mlxd.requests import RunningRequest
 
 T = TypeVar("T")
 AnswerEvent = PromptScored | Delta | Finished
@@ -66,7 +66,7 @@ class Generation:
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    self.running.state = RequestState.ANSWERING
+                    self.running.begin_answering()
                     if event.text or event.logprobs:
                         await sink(event)
                 elif isinstance(event, PromptScored):

@@ -13,7 +13,7 @@ from mlxd.cloud.router import CloudRoute
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.stream import EventStream
 from mlxd.protocol.errors import UpstreamError
-from mlxd.requests import RequestState, RunningRequest
+from mlxd.requests import RunningRequest
 
 # Rules of several daemons may send a name in a circle.
 _MAX_HOPS = 3
@@ -50,7 +50,7 @@ async def _stream(request: web.Request, errand: Errand) -> web.StreamResponse:
                 return _whole(reply, body)
             raise reply.as_error(body)  # comments have kept the client alive: its status is sent
         async for events in reply.events():
-            running.state = RequestState.ANSWERING
+            running.begin_answering()
             await stream.send(events)
     return stream.response
 

@@ -48,6 +48,7 @@ class Runner:
         sequence.granted_tokens = kv_tokens
         sequence.wanted_tokens = None
         sequence.ticket.started = True
+        self._state.tell_not_waiting(sequence.ticket)
         if was_paused:
             engine.resume(sequence.number, kv_tokens)
             self._state.emit("sequence.resumed", resident.id, f"{_words(sequence)} goes on")

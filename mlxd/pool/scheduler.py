@@ -116,11 +116,14 @@ class Scheduler:
                 del resident.queue[ticket.number]
                 raise
         self.pump()
+        if not ticket.granted.done():
+            state.tell_waiting(ticket)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Take the request out of the queue, or take its lease back; does nothing the second time."""
         resident = ticket.resident
+        self._state.tell_not_waiting(ticket)
         resident.queue.pop(ticket.number, None)
         for sequence in list(ticket.sequences.values()):
             self.runner.abort(sequence, RequestCancelled("the lease was given back"))
@@ -164,6 +167,7 @@ class Scheduler:
         self.pump()
         sequence.is_fresh = False
         if sequence.state is SequenceState.WAITING:
+            self._state.tell_waiting(ticket)
             self.pump()  # it holds nothing any more
         return sequence
 

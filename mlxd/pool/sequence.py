@@ -45,6 +45,7 @@ class Ticket:
     granted_s: float | None = None
     preparing: int = 0
     started: bool = False  # a sequence of it has been submitted
+    is_told: bool = False  # `queue.joined` was told and `queue.left` was not yet
     revoked: MlxdError | None = None  # aborted by an operator: holds nothing any more
     sequences: dict[int, Sequence] = field(default_factory=dict)  # not ended
 

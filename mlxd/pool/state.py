@@ -55,6 +55,23 @@ class PoolState:
         """Return the next number of a request or a sequence; later is younger."""
         return next(self._numbers)
 
+    def tell_waiting(self, ticket: Ticket) -> None:
+        """Tell, once, that a request waits; `waiting_tickets` has the same ones, but for those that start at once."""
+        if not (ticket.is_told or ticket.started or ticket.is_command):
+            ticket.is_told = True
+            self.emit("queue.joined", ticket.resident.id, "", {"request": ticket.request_id})
+
+    def tell_not_waiting(self, ticket: Ticket) -> None:
+        """Tell that a request has started, or that it is gone."""
+        if ticket.is_told:
+            ticket.is_told = False
+            data = {
+                "request": ticket.request_id,
+                "started": ticket.started,
+                "waited_ms": round(1000 * (self.clock.now() - ticket.arrived_s)),
+            }
+            self.emit("queue.left", ticket.resident.id, "", data)
+
     def emit(self, kind: str, model_id: str | None, message: str, data: Mapping[str, Any] | None = None) -> None:
         """Report an event."""
         self._on_event(PoolEvent(kind, model_id, message, {} if data is None else data))

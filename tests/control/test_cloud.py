@@ -19,10 +19,11 @@ async def test_providers(plane: Plane, client: Client) -> None:
     assert '[cloud.providers.p]\nbase_url = "https://host/v1"\nauth = { env = "KEY" }\n' in text
     await client.ask("cloud.provider.add", id="p", base_url="https://other/v1")
     assert await client.ask("cloud.provider.list") == {
-        "providers": [{"id": "p", "kind": "openai", "base_url": "https://other/v1", "auth_env": "KEY"}]
+        "providers": [{"id": "p", "kind": "openai", "base_url": "https://other/v1", "auth_env": "KEY"}],
+        "next": None,
     }
     await client.ask("cloud.provider.remove", id="p")
-    assert await client.ask("cloud.provider.list") == {"providers": []}
+    assert await client.ask("cloud.provider.list") == {"providers": [], "next": None}
     assert "providers" not in plane.home.config.read_text()
 
 

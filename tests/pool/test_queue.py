@@ -231,3 +231,24 @@ async def test_waits_are_listed_oldest_first() -> None:
         assert [(wait.model, wait.request_id) for wait in queue] == [("b", "b-hello-0"), ("c", "c-hello-7")]
         assert queue[0].waited_s == pytest.approx(3)
         assert all(wait.reason for wait in queue)
+
+
+async def test_who_waits_is_told_once_and_who_does_not_is_not() -> None:
+    """A request that finds a free slot is no event; one that waits is two, whatever it waits for, however it ends."""
+    async with world({"a": 30}, {"engine": {"max_sequences": 1}}) as w:
+        for_load = w.send("a", tokens=50)
+        await w.advance(1)
+        for_slot, gone = w.send("a", seed=1), w.send("a", seed=2)
+        await w.settle()
+        gone.task.cancel()
+        await w.advance(5)
+        await w.run(w.answer("a", seed=3))
+        assert for_load.text
+        assert for_slot.text
+        told = [event for event in w.events if event.kind.startswith("queue.")]
+        assert sorted(event.kind for event in told) == ["queue.joined"] * 3 + ["queue.left"] * 3
+        joined = [event.data["request"] for event in told if event.kind == "queue.joined"]
+        left = {event.data["request"]: event.data["started"] for event in told if event.kind == "queue.left"}
+        assert len(set(joined)) == 3
+        assert [left[request] for request in joined] == [True, True, False]
+        assert all(event.model_id == "a" for event in told)

@@ -21,7 +21,7 @@ from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
 from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
-from mlxd.control.relay import relay_pool_event, relay_store_event
+from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
@@ -152,7 +152,7 @@ class Plane:
             on_event=lambda event: relay_pool_event(self.bus, event),
         )
         self.operations = Operations(self.bus)
-        self.requests = RunningRequests()
+        self.requests = RunningRequests(on_event=lambda event: relay_request_event(self.bus, event))
         self.environ = {"KEY": "secret"}
         self.router = Router(self.store, self.catalog.has, self.environ)
         self.store.attach("pool", PoolFollower(self.pool))

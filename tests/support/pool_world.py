@@ -223,11 +223,13 @@ class World:
         return "unloaded" if model is None else model.state
 
     def kinds(self, model_id: str) -> list[str]:
-        """Return what happened to a model, without progress."""
+        """Return what happened to a model, without progress and without who waits for it."""
         return [
             event.kind.removeprefix("model.")
             for event in self.events
-            if event.model_id == model_id and event.kind != "model.load_progress"
+            if event.model_id == model_id
+            and event.kind != "model.load_progress"
+            and not event.kind.startswith("queue.")
         ]
 
     async def close(self) -> None:

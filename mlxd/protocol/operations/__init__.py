@@ -14,12 +14,12 @@ from itertools import chain
 from types import MappingProxyType
 
 from mlxd.protocol.errors import NotFound
-from mlxd.protocol.operations import cloud, daemon, model, op, pool, queue, settings
+from mlxd.protocol.operations import cloud, daemon, model, op, pool, queue, request, settings
 from mlxd.protocol.operations.row import Operation, Param, ParamType, check_params
 
 __all__ = ["OPERATIONS", "Operation", "Param", "ParamType", "check_params", "find_operation"]
 
-_TABLES = (daemon.TABLE, pool.TABLE, queue.TABLE, settings.TABLE, model.TABLE, cloud.TABLE, op.TABLE)
+_TABLES = (daemon.TABLE, pool.TABLE, queue.TABLE, settings.TABLE, model.TABLE, cloud.TABLE, op.TABLE, request.TABLE)
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType({row.name: row for row in chain(*_TABLES)})
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxd.protocol.operations.row import Operation, Param, ParamType, text
+from mlxd.protocol.operations.row import PAGE, Operation, Param, ParamType, text
 
 TABLE = (
     Operation("cloud.show", "Providers and rules, and whether the cloud is on."),
@@ -20,7 +20,7 @@ TABLE = (
         mutates=True,
         commits=True,
     ),
-    Operation("cloud.provider.list", "The upstream servers."),
+    Operation("cloud.provider.list", "The upstream servers.", PAGE),
     Operation(
         "cloud.provider.remove",
         "Remove an upstream server that no rule uses.",
@@ -41,7 +41,7 @@ TABLE = (
         mutates=True,
         commits=True,
     ),
-    Operation("cloud.rule.list", "The rules in the order in which they are tried."),
+    Operation("cloud.rule.list", "The rules in the order in which they are tried.", PAGE),
     Operation("cloud.rule.remove", "Remove a rule.", {"id": text("Its name.")}, mutates=True, commits=True),
     Operation(
         "cloud.rule.explain",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mlxd.protocol.operations.row import FORCE, MODEL, Operation, Param, ParamType, count, flag
+from mlxd.protocol.operations.row import FORCE, MODEL, PAGE, Operation, Param, ParamType, count, flag
 
 TABLE = (
-    Operation("model.list", "All models on disk with their state."),
+    Operation("model.list", "All models on disk with their state.", PAGE),
     Operation("model.show", "One model.", {"model": MODEL}),
     Operation(
         "model.load",

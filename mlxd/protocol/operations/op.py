@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mlxd.protocol.operations.row import Operation, count, text
+from mlxd.protocol.operations.row import PAGE, Operation, count, text
 
 TABLE = (
-    Operation("op.list", "Operations that run, and the last that ended."),
+    Operation("op.list", "Operations that run, and the last that ended.", PAGE),
     Operation("op.show", "One operation.", {"op": text("Operation id.")}),
     Operation(
         "op.wait",

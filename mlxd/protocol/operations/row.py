@@ -93,6 +93,11 @@ def count(help_text: str) -> Param:
     return Param(ParamType.COUNT, help_text, required=False)
 
 
+# Of every list that can grow; its reply has `next`, the cursor of the next page, or null.
+PAGE = {
+    "limit": count("Most entries to answer with, from 1; as many as fit when left out."),
+    "cursor": text("`next` of the page before; the first page when left out.", required=False),
+}
 MODEL = text("Model id.")
 FORCE = flag("Pass the checks that guard against too little memory.")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from mlxd.protocol.operations.row import FORCE, Operation, Param, ParamType, count, flag, text
+from mlxd.protocol.operations.row import FORCE, PAGE, Operation, Param, ParamType, count, flag, text
 
 _TOML = Param(ParamType.TOML, "TOML.")
 _GENERATION = Param(ParamType.COUNT, "Generation.")
 
 TABLE = (
     Operation("settings.get", "One setting: value, where it comes from, default.", {"key": text("Dotted key.")}),
-    Operation("settings.list", "All settings as settings.get gives them."),
+    Operation("settings.list", "All settings as settings.get gives them.", PAGE),
     Operation(
         "settings.set",
         "Change settings, all or none.",

@@ -1,0 +1,53 @@
+"""`mlxctl request`: what is being answered, and its end."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mlxctl.call import Call, Document
+from mlxctl.verb import Verb, make_app
+from mlxctl.view import format_queue_rows, format_requests
+from mlxd.protocol.units import count
+
+app = make_app("Requests that are being answered.")
+
+Id = Annotated[str, typer.Argument(metavar="REQUEST", help="Request id, as `mlxctl request list` shows it.")]
+
+
+@app.command("list", cls=Verb)
+def list_requests(ctx: typer.Context) -> None:
+    """Every request that is being answered, oldest first."""
+    call = Call.of(ctx)
+    call.show(call.ask_all("request.list", "requests"), _format_list)
+
+
+@app.command("show", cls=Verb)
+def show(ctx: typer.Context, request: Id) -> None:
+    """One request, and what it waits for."""
+    call = Call.of(ctx)
+    call.show(call.ask("request.show", request=request), _format)
+
+
+@app.command("cancel", cls=Verb)
+def cancel(ctx: typer.Context, request: Id) -> None:
+    """End a request: its client gets an error, in the stream when that has begun."""
+    call = Call.of(ctx)
+    call.show(call.change("request.cancel", request=request), _format_cancelled)
+
+
+def _format_cancelled(document: Document) -> str:
+    return f"cancelled {count(document['cancelled'], 'request')}"
+
+
+def _format_list(document: Document) -> str:
+    requests = document["requests"]
+    return format_requests(requests) if requests else "no request runs"
+
+
+def _format(document: Document) -> str:
+    parts = [format_requests(document["requests"])]
+    if document["waits"]:
+        parts.append(format_queue_rows(document["waits"]))
+    return "\n\n".join(parts)
