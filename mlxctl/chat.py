@@ -1,4 +1,4 @@
-"""`mlxctl chat`: one question, answered as it is made."""
+"""`mlxctl chat`: one question, answered as it is made, or a conversation (`repl.py`)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import typer
 
 from mlxctl import output
 from mlxctl.address import find_address
+from mlxctl.answer import print_answer
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
-from mlxctl.completion import Answer, list_models, stream_chat
+from mlxctl.completion import Answer, list_models
+from mlxctl.conversation import Conversation
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
 
@@ -21,7 +23,8 @@ app = make_app("Talk to a model.")
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[MODEL] [PROMPT]", help="A model is chosen where none is named, the prompt read from stdin."
+        metavar="[MODEL] [PROMPT]",
+        help="A model is chosen where none is named. Without a prompt: a chat on a terminal, else stdin is the prompt.",
     ),
 ]
 System = Annotated[str | None, typer.Option("--system", metavar="TEXT", help="System message.")]
@@ -37,47 +40,28 @@ def chat(
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
 ) -> None:
-    """Ask a model and print its answer as it comes. Ctrl-C ends the answer."""
+    """Ask a model and print its answer as it comes, or talk with it on the terminal. Ctrl-C ends the answer."""
     call = Call.of(ctx)
-    with call.connect() as daemon:
-        url = find_url(daemon)
+    url = _connect(call)
     model, prompt = choose(list(words or []), list_models(url, call.options.timeout_s))
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": prompt if prompt is not None else _read_prompt(call)})
     given = {"temperature": temperature, "max_tokens": max_tokens}
-    body = {"model": model, "messages": messages, **{key: value for key, value in given.items() if value is not None}}
-    answer = print_answer(call, url, body)
+    parameters = {name: value for name, value in given.items() if value is not None}
+    conversation = Conversation(model, system, parameters)
+    if prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not call.options.json:
+        from mlxctl.repl import Repl  # the line editor comes with it
+
+        Repl(call, lambda: _connect(call), conversation).run()
+        return
+    answer = Answer(model=model)
+    print_answer(call, url, conversation.make_body(prompt if prompt is not None else _read_prompt(call)), answer)
     if call.options.json:
         output.print_json(_describe(answer))
 
 
-def print_answer(call: Call, url: str, body: Mapping[str, Any]) -> Answer:
-    """Stream the answer to stdout, what the model thinks aloud to stderr, and the figures after it to stderr.
-
-    Raises:
-        ControlError: as `stream_chat`; what had come is printed.
-    """
-    answer = Answer(model=str(body["model"]))
-
-    def write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    def think(text: str) -> None:
-        if not call.options.quiet:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-    try:
-        if call.options.json:
-            stream_chat(url, body, answer)
-        else:
-            stream_chat(url, body, answer, on_content=write, on_reasoning=think)
-    finally:
-        if answer.content and not call.options.json:
-            output.print_text("")
-    call.note(format_figures(answer))
-    return answer
+def _connect(call: Call) -> str:
+    """Return the address of the running daemon's HTTP server."""
+    with call.connect() as daemon:
+        return find_url(daemon)
 
 
 def choose(words: Sequence[str], models: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
@@ -109,19 +93,6 @@ def find_url(daemon: Client) -> str:
             hint="mlxctl config set http.port N",
         )
     return address.url
-
-
-def format_figures(answer: Answer) -> str:
-    """Return usage and times: `[tiny: 36 prompt tokens (0 cached), 8 tokens, stop; first after 0.31 s, 9 tokens/s]`."""
-    usage = answer.usage
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
-    text = f"{answer.model}: {usage.get('prompt_tokens', '?')} prompt tokens ({cached} cached)"
-    text += f", {usage.get('completion_tokens', '?')} tokens, {answer.finish_reason}"
-    if answer.ttft_s is not None:
-        text += f"; first after {answer.ttft_s:.2f} s"
-    if answer.tokens_per_s is not None:
-        text += f", {answer.tokens_per_s:.1f} tokens/s"
-    return f"[{text}]"
 
 
 def _default_model(models: Sequence[Mapping[str, Any]]) -> str:

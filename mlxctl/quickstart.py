@@ -11,8 +11,9 @@ from pathlib import Path
 import typer
 
 from mlxctl import download, output, process
+from mlxctl.answer import print_answer
 from mlxctl.call import Call
-from mlxctl.chat import find_url, print_answer
+from mlxctl.chat import find_url
 from mlxctl.client import Client
 from mlxctl.completion import Answer, list_models
 from mlxctl.daemon import begin
@@ -114,7 +115,9 @@ def _load(call: Call, url: str, model: str) -> None:
 def _ask(call: Call, url: str, model: str) -> Answer:
     call.note(f"4/5 {QUESTION}")
     messages = [{"role": "user", "content": QUESTION}]
-    return print_answer(call, url, {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64})
+    answer = Answer(model=model)
+    print_answer(call, url, {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64}, answer)
+    return answer
 
 
 def _indent(text: str) -> str:

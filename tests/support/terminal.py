@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -46,6 +47,7 @@ class Terminal:
     ) -> None:
         """Start it; *environment* is added to this process's."""
         self.output = ""
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode  # a read may end inside a character
         self._ours, self._theirs = pty.openpty()
         self.resize(columns, rows, signal_it=False)
         self.modes = termios.tcgetattr(self._theirs)
@@ -88,7 +90,7 @@ class Terminal:
         """Take in what the program writes next."""
         ready, _, _ = select.select([self._ours], [], [], TIMEOUT_S)
         assert ready, f"nothing more came in {TIMEOUT_S:g} s after: {self.output!r}"
-        self.output += os.read(self._ours, 65536).decode()
+        self.output += self._decode(os.read(self._ours, 65536))
 
     def read_until(self, *texts: str) -> None:
         """Return when all *texts* are on the page."""
@@ -100,7 +102,7 @@ class Terminal:
         while True:
             ready, _, _ = select.select([self._ours], [], [], 0 if self.process.poll() is not None else 0.05)
             if ready:
-                self.output += os.read(self._ours, 65536).decode()
+                self.output += self._decode(os.read(self._ours, 65536))
             elif self.process.poll() is not None:
                 return self.process.returncode
 
