@@ -13,7 +13,7 @@ from mlxctl import output
 from mlxctl.answer import print_answer
 from mlxctl.call import Call
 from mlxctl.completion import Answer, list_models
-from mlxctl.conversation import PARAMETERS, Conversation
+from mlxctl.conversation import DEFAULT, PARAMETERS, Conversation
 from mlxctl.history import History
 from mlxctl.prompt import Prompt
 from mlxd.protocol.errors import EXIT_USAGE, ContextLengthExceeded, ControlError
@@ -104,6 +104,8 @@ class Repl:
             if not self._conversation.exchanges:
                 return "a shorter prompt, or /model NAME with a longer context"
             return "/clear forgets what was said, then /retry asks this again; or /model NAME with a longer context"
+        if error.param in self._conversation.parameters:
+            return f"/set {error.param} {DEFAULT}, or another value; then /retry"
         again = "/retry asks again" if not answer.content else "what came stays in the conversation; /retry asks again"
         return again if error.hint is None else f"{error.hint}; {again}"
 
@@ -165,8 +167,10 @@ class Repl:
             )
         if name:
             self._conversation.set_parameter(name, value.strip())
+            self._call.note(f"[{name} is {self._conversation.parameters.get(name, 'the default of the server')}]")
+            return
         shown = self._conversation.parameters
-        output.print_note(output.format_pairs([(key, shown.get(key, "default")) for key in PARAMETERS]))
+        output.print_note(output.format_pairs([(key, shown.get(key, DEFAULT)) for key in PARAMETERS]))
 
     def _retry(self, argument: str) -> None:
         _refuse_argument("/retry", argument)

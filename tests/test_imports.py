@@ -43,7 +43,16 @@ def list_modules(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["pool", "set-memory", "24GB"], ["service", "print"], ["--help"]], ids=" ".join
+    "command",
+    [
+        ["status"],
+        ["pool", "set-memory", "24GB"],
+        ["service", "print"],
+        ["chat", "x"],
+        ["model", "import", "x"],
+        ["--help"],
+    ],
+    ids=" ".join,
 )
 def test_mlxctl_starts_light(command: list[str]) -> None:
     """No command loads a module that costs more than its work."""

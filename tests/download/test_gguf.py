@@ -178,17 +178,21 @@ def test_each_type_is_read_as_mlx_reads_it(tmp_path: Path, type_name: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("type_name", "architecture", "dtype"),
+    ("type_name", "architecture", "has_gpu", "dtype"),
     [
-        ("F32", "llama", "float32"),
-        ("F16", "llama", "float16"),
-        ("BF16", "llama", "bfloat16"),
-        ("Q8_0", "llama", "float16"),
-        ("Q4_0", "qwen2", "bfloat16"),
+        ("F32", "llama", True, "float32"),
+        ("F16", "llama", False, "float16"),
+        ("BF16", "llama", True, "bfloat16"),
+        ("Q8_0", "llama", True, "float16"),
+        ("Q8_0", "llama", False, "float32"),
+        ("Q4_0", "qwen2", True, "bfloat16"),
     ],
 )
-def test_floats_have_one_type(tmp_path: Path, type_name: str, architecture: str, dtype: str) -> None:
-    """Norms, scales and biases have the type of the matrices, so that nothing is cast at a step."""
+def test_floats_have_one_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_name: str, architecture: str, has_gpu: bool, dtype: str
+) -> None:
+    """Norms, scales and biases have one type, which the device is fast with, so that nothing is cast at a step."""
+    monkeypatch.setattr(gguf, "has_gpu", lambda: has_gpu)
     folder = converted(tmp_path, TinyModel(architecture), type_name)
     types = {str(array.dtype).removeprefix("mlx.core.") for array in load(folder).values()}
     assert types - {"uint32"} == {dtype}

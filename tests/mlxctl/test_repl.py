@@ -69,8 +69,9 @@ def test_commands(http: FakeHTTP, chat: Dialogue) -> None:
     """System message, parameters, model, retry and clear change the next request, and say so."""
     assert chat.ask("/system Be brief.") == "[system message set]"
     assert chat.ask("/system") == "Be brief."
-    assert "temperature:        0.0" in chat.ask("/set temperature 0")
-    assert "max_tokens:         7" in chat.ask("/set max_tokens=7")
+    assert chat.ask("/set temperature 0") == "[temperature is 0.0]"
+    assert chat.ask("/set max_tokens=7") == "[max_tokens is 7]"
+    assert chat.ask("/set").splitlines()[:2] == ["temperature:        0.0", "top_p:              default"]
     listed = chat.ask("/model").splitlines()
     assert [line.split() for line in listed] == [["MODEL", "STATE"], ["*", "tiny", "ready"], ["org/other", "unloaded"]]
     assert chat.ask("/model org/other") == "[org/other answers from here on]"
@@ -86,7 +87,7 @@ def test_commands(http: FakeHTTP, chat: Dialogue) -> None:
     assert http.bodies[1] == http.bodies[0]
     assert chat.ask("/clear") == "[what was said is forgotten]"
     assert chat.ask("/system off") == "[no system message]"
-    assert "temperature:        default" in chat.ask("/set temperature default")
+    assert chat.ask("/set temperature default") == "[temperature is the default of the server]"
     chat.ask("Again")
     assert http.bodies[2]["messages"] == [{"role": "user", "content": "Again"}]
     assert "temperature" not in http.bodies[2]
@@ -184,6 +185,14 @@ def test_context_that_is_full(http: FakeHTTP, chat: Dialogue) -> None:
     chat.ask("/clear")
     assert "Two words." in chat.ask("/retry")
     assert http.bodies[-1]["messages"] == [{"role": "user", "content": "Second"}]
+
+
+def test_parameter_that_is_refused(http: FakeHTTP, chat: Dialogue) -> None:
+    """A value that the server does not take is told with the command that takes it back."""
+    chat.ask("/set top_p 7")
+    http.status = 400
+    http.answer = b'{"error": {"message": "top_p is 7", "code": "invalid_request", "param": "top_p"}}'
+    assert "try: /set top_p default, or another value; then /retry" in chat.ask("Hello")
 
 
 @pytest.mark.parametrize(
