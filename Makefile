@@ -1,6 +1,6 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench clean
+.PHONY: help quickstart test lint format bench soak-pool clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -32,6 +32,10 @@ format: ## let ruff set the layout and mend what it can
 bench: ## compare with mlx_lm.server and a bare BatchGenerator; writes tests/bench/RESULTS.md
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+soak-pool: ## live ten thousand random histories of the pool, and look at its twelve promises throughout (a quarter of an hour)
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m pytest --hypothesis-profile=soak tests/pool/test_histories.py $(PYTEST_ARGS)
 
 clean: ## remove caches and build output; .venv and models stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -11,6 +11,8 @@ import pytest
 
 # A shared machine may stall any example: a time limit per example would test the machine.
 hypothesis.settings.register_profile("mlxd", deadline=None)
+# `make soak-pool`: a hundred times as much.
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("mlxd")
 
 # Tokens, endpoints and caches of the hub; keys and addresses of the clients; what bends the width or colour of output.

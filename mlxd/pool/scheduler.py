@@ -20,7 +20,15 @@ from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
 from mlxd.pool.state import PoolState
 from mlxd.pool.watch import Watch
-from mlxd.protocol.errors import Draining, LoadFailed, LoadTimeout, MlxdError, QueueTimeout, RequestCancelled
+from mlxd.protocol.errors import (
+    Draining,
+    LoadFailed,
+    LoadTimeout,
+    MlxdError,
+    OutOfMemory,
+    QueueTimeout,
+    RequestCancelled,
+)
 
 # How much the newest lease counts in the mean service time.
 SERVICE_WEIGHT = 0.2
@@ -320,10 +328,11 @@ def _check_open(ticket: Ticket) -> None:
         raise RuntimeError("the lease was given back already")
 
 
-def _in_backoff(resident: Resident, now: float) -> LoadFailed:
+def _in_backoff(resident: Resident, now: float) -> MlxdError:
     left_s = resident.retry_s - now
     cause = "its load failed" if resident.error is None else resident.error.message
-    return LoadFailed(
+    kind = OutOfMemory if isinstance(resident.error, OutOfMemory) else LoadFailed
+    return kind(
         f"{resident.id} could not be loaded: {cause}; it is not tried again for {left_s:.0f} s",
         hint=f"mlxctl model load {resident.id} tries at once",
         retry_after_s=left_s,

@@ -218,9 +218,8 @@ class PoolState:
     def expiry_s(self, resident: Resident, settings: Settings | None = None) -> float:
         """Return when it expires; infinity when it is busy, protected or kept for ever."""
         settings = self.settings if settings is None else settings
-        model = settings.models.get(resident.id)
-        protected = self._is_preloaded(resident, settings) or (model is not None and model.pin)
-        if resident.state is not ModelState.READY or protected or resident.is_held or resident.is_wanted:
+        is_ordinary = self.rank(resident, settings) is Rank.ORDINARY
+        if resident.state is not ModelState.READY or not is_ordinary or resident.is_held or resident.is_wanted:
             return math.inf
         return resident.released_s + self.keep_alive_s(resident, settings)
 

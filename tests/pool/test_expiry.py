@@ -107,6 +107,16 @@ async def test_a_pinned_model_never_expires() -> None:
         assert w.state("a") == "unloaded"
 
 
+async def test_a_model_loaded_by_force_never_expires() -> None:
+    """It stays until it is unloaded by command, as its load promised."""
+    async with world({"huge": 200}, {"pool": {"keep_alive": "60s"}}) as w:
+        await w.run(w.pool.load("huge", force=True))
+        await w.advance(600)
+        model = w.model("huge")
+        assert model is not None
+        assert (model.state, model.expires_in_s) == ("ready", None)
+
+
 async def test_a_request_at_the_moment_of_expiry_wins_or_waits_for_the_reload() -> None:
     """One turn decides: a lease taken first keeps the model; after the expiry it is loaded again."""
     async with world({"a": 30}, {"pool": {"keep_alive": "5s"}}) as w:

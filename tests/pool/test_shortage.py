@@ -49,6 +49,10 @@ async def test_out_of_memory_at_the_second_try_fails_with_oom() -> None:
         assert model is not None
         assert model.reason == "not tried again for 4 s"
 
+        early = w.send("b")
+        await w.settle()
+        assert isinstance(early.error, OutOfMemory)
+        assert "not tried again for 4 s" in early.error.message
         await w.load("a")
         await w.advance(5)
         third = w.send("b")

@@ -59,6 +59,8 @@ class FakeBackend:
         self.pass_tokens = pass_tokens  # what a running row makes in one pass; long histories take more than one
         self.engines: list[FakeEngine] = []  # resident, the ones in unload included
         self.calls: list[str] = []  # "load a", "unload a", in order
+        self.specs: list[LoadSpec] = []  # of the loads, in order
+        self.cancelled_loads = 0
         self.limits: BackendLimits | None = None
         self.scheduling: SchedulingParams | None = None
         self.holding_loads = False
@@ -94,12 +96,17 @@ class FakeBackend:
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         """Load in four slices over `load_s`; it completes even when the caller is cancelled."""
         self.calls.append(f"load {spec.model_id}")
+        self.specs.append(spec)
         self._check_base(spec)
         done: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._load(spec, on_progress, done))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await asyncio.shield(done)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            self.cancelled_loads += 1
+            raise
 
     async def _load(self, spec: LoadSpec, on_progress: LoadProgress, done: asyncio.Future[Engine]) -> None:
         facts = self.models.get(spec.model_id, DEFAULT_FACTS)

@@ -77,6 +77,11 @@ class FakeEngine:
         return len(self._rows)
 
     @property
+    def sequence_ids(self) -> set[int]:
+        """The sequences that it knows."""
+        return set(self._rows)
+
+    @property
     def has_commands(self) -> bool:
         return bool(self._commands)
 
