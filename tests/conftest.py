@@ -9,6 +9,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.support.tally import Tally
+
 # A shared machine may stall any example: a time limit per example would test the machine.
 hypothesis.settings.register_profile("mlxd", deadline=None)
 # `make soak-pool`: a hundred times as much.
@@ -44,3 +46,19 @@ def clean_environment(tmp_path_factory: pytest.TempPathFactory, pytestconfig: py
 def own_home(clean_environment: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Point `MLXD_HOME` at a folder of this test; it does not exist yet."""
     monkeypatch.setenv("MLXD_HOME", str(tmp_path / "mlxd-home"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the random histories of the pool have looked at, if there were any."""
+    tally = Tally()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, counted in (
+                getattr(report, "user_properties", ()) if getattr(report, "when", "") == "call" else ()
+            ):
+                if name == "pool histories":
+                    tally.add(counted)
+    if tally.histories:
+        terminalreporter.section("promises of the pool")
+        for line in tally.lines():
+            terminalreporter.line(line)

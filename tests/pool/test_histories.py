@@ -30,7 +30,8 @@ from mlxd.protocol.errors import (
 from tests.support.fake_row import answer_text
 from tests.support.pool_invariants import WatchedWorld
 from tests.support.pool_world import MB, Client, entry, facts
-from tests.support.promise.base import SHORT, Tally
+from tests.support.promise.base import SHORT
+from tests.support.tally import Tally
 
 MODELS = ("a", "b", "c", "huge")
 SIZES_MB = {"a": 20, "b": 30, "c": 45, "huge": 400}

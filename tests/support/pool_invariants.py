@@ -12,11 +12,12 @@ from typing import Any
 from mlxd.engine.base import EngineFacts
 from mlxd.pool.event import PoolEvent
 from tests.support.pool_world import World
-from tests.support.promise.base import Promise, Tally
+from tests.support.promise.base import Promise
 from tests.support.promise.load import P7OneLoad, P8OnePath, P11LoadsComplete
 from tests.support.promise.truth import P12Truth
 from tests.support.promise.victim import P1Limit, P2Protection, P9Pins, P10NothingInVain
 from tests.support.promise.wait import P3NoResurrection, P4Patience, P5NoQueueing, P6EveryWaitEnds
+from tests.support.tally import Tally
 
 PROMISES: tuple[type[Promise], ...] = (
     P1Limit,

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.resident import Resident
 from tests.support.pool_world import World
 
 # What makes a model go, by the words of the reason. Only the first is a person's will.
-BY_COMMAND = ("by command", "left the disk", "no longer on disk")
+BY_COMMAND = ("by command", "left the disk", "can no longer be served", "it is loaded again")
 FOR_ROOM = ("making room for", "ran out of memory")
 FOR_LIMIT = ("over the limit", "short of memory")
 FOR_TIME = ("idle for its keep_alive",)
 SHORT = "the system is short of memory"
-
-
-@dataclass(slots=True)
-class Tally:
-    """How much has been looked at."""
-
-    histories: int = 0
-    operations: Counter[str] = field(default_factory=Counter)
-    events: Counter[str] = field(default_factory=Counter)
-    moments: int = 0
-
-    def lines(self) -> Iterable[str]:
-        """Yield what the end of a test run shows."""
-        n_operations = sum(self.operations.values())
-        yield f"{self.histories} histories of {n_operations} operations, P1 to P12 looked at {self.moments} times"
-        yield "operations: " + ", ".join(f"{name} {count}" for name, count in sorted(self.operations.items()))
-        yield "events: " + ", ".join(f"{name} {count}" for name, count in sorted(self.events.items()))
 
 
 class Promise:
