@@ -63,6 +63,7 @@ def check_daemon(answers: Answers) -> Iterator[Finding]:
     yield from _check_settings(answers)
     yield from _check_memory(answers)
     yield from _check_models(answers.models)
+    yield from _check_crashes(answers.status)
     yield from _check_problems(answers.status)
     yield from _check_open_files(answers.process)
 
@@ -150,6 +151,19 @@ def _check_models(models: Document) -> Iterator[Finding]:
         yield warn("models", "there is none on this disk", hint="mlxctl model pull starter")
     elif not broken:
         yield ok("models", f"{count(len(listed), 'model')} on this disk, each can be served")
+
+
+def _check_crashes(status: Document) -> Iterator[Finding]:
+    crashes = status.get("crashes")
+    if crashes is not None and crashes["last_hour"]:
+        yield warn(
+            "crashes",
+            f"the daemon ended without a shutdown {count(crashes['last_hour'], 'time')} in the last hour",
+            why="it was killed, or a model's load or answer took it down",
+            hint="mlxctl logs --level warning",
+        )
+    elif crashes is not None:
+        yield ok("crashes", "none in the last hour")
 
 
 def _check_problems(status: Document) -> Iterator[Finding]:

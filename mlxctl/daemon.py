@@ -50,7 +50,10 @@ def stop(ctx: typer.Context, now: Now = False) -> None:
 
 @app.command("restart", cls=Verb)
 def restart(ctx: typer.Context, now: Now = False) -> None:
-    """Stop the daemon as `stop` does, if one runs, and start the installed version."""
+    """Stop the daemon, if one runs, and start the installed version.
+
+    It is stopped as `stop` does it: running requests end first.
+    """
     call = Call.of(ctx)
     end(call, now=now)
     with begin(call) as daemon:

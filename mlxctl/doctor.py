@@ -23,9 +23,10 @@ app = make_app("What is wrong, and what to do.")
 
 @app.command("doctor", cls=Verb)
 def doctor(ctx: typer.Context) -> None:
-    """Look at files, sockets, settings, memory, models and the service, and say what to do about what is wrong.
+    """What is wrong around the daemon, and what to do about it.
 
-    Each check is ok, warn (works, but look at it) or fail. Exits 1 when one failed, and works with no daemon.
+    Looks at files, sockets, settings, memory, models, limits and the service. Each check is ok, warn (works,
+    but look at it) or fail. Exits 1 when one failed, and works with no daemon.
     """
     call = Call.of(ctx)
     findings = list(examine(call))

@@ -30,10 +30,11 @@ _TOO_MANY_TO_READ = frozenset({"model.load_progress"})
 
 @app.command("events", cls=Verb)
 def events(ctx: typer.Context, topics: Topics = None, model: Model = None, count: Count = None) -> None:
-    """Events of the daemon, a line each, until Ctrl-C: models, settings, operations, requests.
+    """What happens, as it happens: models, settings, operations, requests.
 
-    A line says what was missed when this end could not keep up. With --json each is a document on a line of its own:
-    first the snapshot that the events change, then {seq, kind, data}, or {gap: {from, to}} for those that were missed.
+    A line for each event, until Ctrl-C; a line says what was missed when this end could not keep up. With --json each
+    is a document on a line of its own: first the snapshot that the events change, then {seq, kind, data}, or
+    {gap: {from, to}} for those that were missed.
     """
     call = Call.of(ctx)
     wanted = _check(topics)

@@ -30,9 +30,10 @@ _ASK_TIMEOUT_S = 1.0
 
 @app.command("logs", cls=Verb)
 def logs(ctx: typer.Context, follow: Follow = False, level: Least = "debug", lines: Number = 50) -> None:
-    """The last entries of the daemon's log, a traceback counted as part of its entry; times are UTC.
+    """The last entries of the daemon's log, and what is added to it.
 
-    Reads MLXD_HOME/logs/mlxd.log, and what was rotated away if that is needed. With --json it prints a JSON
+    A traceback is part of its entry; times are UTC. Reads MLXD_HOME/logs/mlxd.log, and what was rotated away if
+    that is needed. With --json it prints a JSON
     document a line.
     """
     call = Call.of(ctx)

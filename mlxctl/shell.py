@@ -74,7 +74,9 @@ Shell = Annotated[Literal["bash", "zsh", "fish"], typer.Argument(metavar="bash|z
 
 @app.command("completion", cls=Verb)
 def completion(ctx: typer.Context, shell: Shell) -> None:
-    """Print the script that completes mlxctl's verbs, options, models, settings and ids in a shell.
+    """Print the script that makes a shell complete command lines.
+
+    It knows verbs, options and values, and asks a running daemon for models, settings, operations, requests and rules.
 
     bash: eval "$(mlxctl completion bash)" in ~/.bashrc.
 

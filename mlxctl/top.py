@@ -14,8 +14,9 @@ app = make_app("What the daemon does, live.")
 
 @app.command("top", cls=Verb)
 def top(ctx: typer.Context, interval: Interval = "1s", count: Count = None) -> None:
-    """Memory, models, running requests with their speed and the queue, live; q quits.
+    """Memory, models, requests with their speed and the queue, live.
 
-    Where stdout is no terminal it prints one page after another; with --json a document a line, as `status` has it.
+    q quits. Where stdout is no terminal it prints one page after another; with --json a document a line, as
+    `status` has it.
     """
     watch(Call.of(ctx), "status", render_top, Pace.parse(interval, count))

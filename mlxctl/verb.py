@@ -31,6 +31,8 @@ DEFAULT_WAIT_S = 600.0
 
 _WAIT_FLAG = "--wait"
 _DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h|d))+")
+# The last place at which a sentence may end early: what comes after says it more exactly.
+_BREAK = re.compile(r"(.+)(?:[;:] |\. | \(|, (?:and|until|with) )")
 _NEGATIVE_VALUE = re.compile(r"-\.?\d")
 
 
@@ -76,6 +78,14 @@ class _WithOptions:
     """What verbs and nouns have in common: the shared options, moved from the parsed parameters into `ctx.obj`."""
 
     params: list[Parameter]
+    help: str | None
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the first sentence for a list of verbs; one that is too long ends at a break of its own."""
+        first = " ".join((self.help or "").split("\n\n")[0].split()).rstrip(".")
+        while len(first) > limit and (shorter := _BREAK.match(first)) is not None:
+            first = shorter[1]
+        return first if len(first) <= limit else f"{first[: limit - 3].rsplit(' ', 1)[0]}..."
 
     def _take_options(self, ctx: Context) -> None:
         given = {name: ctx.params.pop(name) for name in _OPTION_NAMES if name in ctx.params}
@@ -83,7 +93,7 @@ class _WithOptions:
         ctx.obj = inherited.merged(given)
 
 
-class Verb(TyperCommand, _WithOptions):
+class Verb(_WithOptions, TyperCommand):
     """A verb. A value with a leading minus is a value, so that the daemon's parser can name its bound."""
 
     operation: str | None = None
@@ -110,7 +120,7 @@ class Verb(TyperCommand, _WithOptions):
         return rest
 
 
-class Noun(TyperGroup, _WithOptions):
+class Noun(_WithOptions, TyperGroup):
     """A group of verbs."""
 
     def __init__(self, **attributes: Any) -> None:

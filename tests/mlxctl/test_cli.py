@@ -324,3 +324,24 @@ def exists(words: list[str]) -> bool:
         for word in words[1:]:
             found = found.get_command(ctx, word) if isinstance(found, Noun) else found
     return found is not None
+
+
+def test_lists_of_verbs_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the help of the program no verb's sentence is cut off: it ends at a break of its own."""
+    assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "shown"),
+    [
+        ("Let a model go.", "Let a model go"),
+        ("How long an idle model stays loaded; 0s unloads at once.", "How long an idle model stays loaded"),
+        ("Stop the daemon, and wait until nothing of it is there.", "Stop the daemon"),
+        ("A sentence that is long and has no place to be broken at", "A sentence that is long and has no..."),
+        ("First.\n\nSecond.", "First"),
+    ],
+)
+def test_short_help(sentence: str, shown: str) -> None:
+    """A sentence that is too long for a list gives up what comes after its last break, or is cut between words."""
+    assert Noun(name="x", help=sentence).get_short_help_str(40) == shown

@@ -227,6 +227,7 @@ def test_taken_port(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
         ("daemon.show", {"open_files": 256}, "open files", "warn", "may have 256 open at once"),
         ("model.list", {"models": [{"id": "x", "problem": "a shard is missing"}]}, "models", "warn", "x: a shard is"),
         ("model.list", {"models": []}, "models", "warn", "there is none on this disk"),
+        ("status", {"crashes": {"last_hour": 2, "last_at_ms": 1}}, "crashes", "warn", "without a shutdown 2 times"),
         ("status", {"problems": ["over the memory limit: x"]}, "problem", "fail", "over the memory limit: x"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
