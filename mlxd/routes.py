@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from mlxd.anthropic.messages import post_count_tokens, post_messages
 from mlxd.http.boundary import add_headers, boundary
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.guard import guard
@@ -28,6 +29,8 @@ class Route:
 ROUTES = (
     Route("POST", "/v1/chat/completions", post_chat_completions),
     Route("POST", "/v1/completions", post_completions),
+    Route("POST", "/v1/messages", post_messages),
+    Route("POST", "/v1/messages/count_tokens", post_count_tokens),
     Route("GET", "/v1/models", get_models),
     Route("GET", "/v1/models/{id:.+}", get_model),
     Route("GET", "/health", get_health),

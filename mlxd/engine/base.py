@@ -53,6 +53,7 @@ class ChatPrompt:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: ToolUse | None = None
     reasoning_effort: str | None = None  # one of OpenAI's words; refused by a model that cannot act upon it
+    continues: bool = False  # the last message is the beginning of the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class GenerationRequest:
     scores_prompt: bool = False  # report the logprobs of the prompt's tokens first (`PromptScored`)
     constraint: Constraint | None = None  # what the answer must be, after any thinking
     default_max_tokens: int | None = None  # nobody asked for these: they are cut to the room that the prompt leaves
+    thinking_budget: int | None = None  # most tokens of thinking; a model that does not think keeps any bound
 
 
 class TextKind(Enum):
@@ -126,6 +128,7 @@ class Submit:
     kv_tokens: int  # prompt + generated tokens whose KV may exist; more only after `Engine.grant`
     logprobs: int | None = None
     scores_prompt: bool = False
+    thinking_budget: int | None = None
 
 
 class FinishReason(Enum):
@@ -188,6 +191,7 @@ class Finished:
     sequence_id: int
     reason: FinishReason
     usage: Usage
+    stop: str | None = None  # the stop string that ended it
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from mlx_lm.generate import TextStateMachine, make_text_state_machine
 from mlxd.engine.base import PreparedPrompt, TextKind
 from mlxd.engine.tool_reader import Piece, ToolReader
 
+_STOPPED = "stopped by "
+
 
 class Markup:
     """The tags that one model's tokenizer declares."""
@@ -29,7 +31,11 @@ class Markup:
         if self._machine is not None:
             first = self._tokenizer.response_initial_state or "normal"
             tags = self._machine.make_state("reasoning" if prompt.initial_kind is TextKind.REASONING else first)
-        stops = TextStateMachine({"normal": [(text, None) for text in stop]}).make_state() if stop else None
+        stops = None
+        if stop:
+            # A state for each, so that it is known which was met.
+            edges: dict[str, list[tuple[str, str]]] = {_STOPPED + text: [] for text in stop}
+            stops = TextStateMachine({"normal": [(text, _STOPPED + text) for text in stop], **edges}).make_state()
         detokenizer = self._tokenizer.detokenizer
         if prompt.is_continuation and "text" in vars(detokenizer):
             # It strips a leading space from the first text it makes; this is not the first.
@@ -41,7 +47,7 @@ class Markup:
 class Output:
     """The text of one sequence, as it comes."""
 
-    __slots__ = ("_detokenizer", "_stops", "_tags", "_tools", "stopped")
+    __slots__ = ("_detokenizer", "_stops", "_tags", "_tools", "stopped", "stopped_by")
 
     def __init__(self, detokenizer: Any, stops: Any, tags: Any, tools: ToolReader) -> None:
         """Take a detokenizer of its own, the states of the matchers where there are any, and what reads calls."""
@@ -49,6 +55,7 @@ class Output:
         self._stops = stops
         self._tags = tags
         self._tools = tools
+        self.stopped_by: str | None = None  # the stop string that was matched
         self.stopped = False  # a stop string was matched, or the last call allowed was made; nothing comes after it
 
     def push(self, token: int) -> list[Piece]:
@@ -76,8 +83,10 @@ class Output:
         if self._stops is None:
             return self._tagged(text)
         self._stops, segments = TextStateMachine.split(self._stops, text)
-        self.stopped = self._stops[0] is None
-        return self._tagged("".join(text for _, text in segments))
+        state = self._stops[0]
+        if state != "normal":
+            self.stopped, self.stopped_by = True, state.removeprefix(_STOPPED)
+        return self._tagged("".join(text for state, text in segments if state == "normal"))
 
     def _tagged(self, text: str) -> list[Piece]:
         if self._tags is None:

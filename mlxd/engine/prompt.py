@@ -93,8 +93,12 @@ class PromptRenderer:
                     param="tools",
                 )
             options["tools"] = list(prompt.tools.tools)
+        if prompt.continues:
+            options["continue_final_message"] = True
         try:
-            text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=not prompt.continues, **options
+            )
         except Exception as error:  # a program that came with the model, on data that came with the request
             _log.debug("the chat template of %s failed", self._model_id, exc_info=True)
             raise InvalidRequest(

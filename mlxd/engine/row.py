@@ -10,6 +10,7 @@ from mlxd.engine.base import Delta, Listener, Submit, TextKind, Usage
 from mlxd.engine.grammar import Grammar, GrammarProcessor
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.output import Output
+from mlxd.engine.thinking import ThinkingBudget
 from mlxd.engine.tool_reader import Piece
 
 # A row asks for a larger grant when fewer tokens than this remain of it.
@@ -85,14 +86,18 @@ class Row:
         """Whether nothing has been generated for it."""
         return self.generated == 0
 
-    def enter_grammar(self) -> list[Any]:
+    def enter_batch(self, tokenizer: Any) -> list[Any]:
         """Return the logits processors for a stay in the batch that begins now."""
-        grammar = self.submit.prompt.grammar
-        if not isinstance(grammar, Grammar):
-            return self.processors
-        is_thinking = self.submit.prompt.initial_kind is TextKind.REASONING
-        self.grammar = grammar.processor(self.tokens[self.prompt_tokens :], is_thinking=is_thinking)
-        return [*self.processors, self.grammar]
+        prompt, budget_tokens = self.submit.prompt, self.submit.thinking_budget
+        generated = self.tokens[self.prompt_tokens :]
+        is_thinking = prompt.initial_kind is TextKind.REASONING
+        processors = list(self.processors)
+        if isinstance(prompt.grammar, Grammar):
+            self.grammar = prompt.grammar.processor(generated, is_thinking=is_thinking)
+            processors.append(self.grammar)
+        if budget_tokens is not None and tokenizer.has_thinking:
+            processors.append(ThinkingBudget(tokenizer, budget_tokens, generated, is_thinking=is_thinking))
+        return processors
 
     def push(self, token: int, logprob: TokenLogprob | None) -> list[Delta]:
         """Return what *token* makes known; its logprob goes out with the text that it is in."""

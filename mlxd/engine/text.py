@@ -257,7 +257,7 @@ class TextModel:
                 caches=[cache],
                 all_tokens=[row.tokens[:known]],
                 samplers=[row.sampler],
-                logits_processors=[row.enter_grammar()],
+                logits_processors=[row.enter_batch(self._loaded.tokenizer)],
             )
         except Exception as error:  # noqa: BLE001 the engine's edge: refused before the batch was touched
             self._fail(row, error)
@@ -382,7 +382,7 @@ class TextModel:
         if reason is FinishReason.LENGTH and row.output.stopped:
             reason = FinishReason.STOP
         self._forget(row)
-        self._post(row.listener, Finished(row.sequence_id, reason, row.usage))
+        self._post(row.listener, Finished(row.sequence_id, reason, row.usage, row.output.stopped_by))
 
     def _fail(self, row: Row, error: Exception) -> None:
         _log.error("sequence %d of %s failed", row.sequence_id, self.model_id, exc_info=error)

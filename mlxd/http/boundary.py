@@ -52,17 +52,17 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
-        response = errors.render(errors.from_http(error, request, _nearest_route(request)))
+        response = errors.render(errors.from_http(error, request, _nearest_route(request)), request)
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return response
     except MlxdError as error:
-        return errors.render(error)
+        return errors.render(error, request)
     except ConnectionError:
         raise  # the client is gone: aiohttp closes, there is nobody to answer
     except Exception:  # noqa: BLE001  (the top-level renderer)
         _log.exception("request %s failed", request[EXCHANGE].request_id)
-        return errors.render(errors.internal_error())
+        return errors.render(errors.internal_error(), request)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -75,6 +75,7 @@ class Exchange:
         """Return the headers that every answer to the request carries."""
         shown = {
             "x-request-id": self.request_id,
+            "request-id": self.request_id,  # as Anthropic calls it
             "x-mlxd-route": self.route,
             "x-mlxd-model": self.model,
             "x-mlxd-rule": self.rule,

@@ -1,25 +1,55 @@
-"""The one renderer of errors on TCP: OpenAI's envelope, status and retry headers. Knows no route."""
+"""The one renderer of errors on TCP: the envelope of the dialect that the path belongs to, status and retry headers."""
 
 from __future__ import annotations
 
 import math
+from enum import Enum
 from typing import Any
 
 import orjson
 from aiohttp import web
 
+from mlxd.http.context import EXCHANGE
 from mlxd.protocol.errors import InvalidRequest, MethodNotAllowed, MlxdError, NotFound, PayloadTooLarge, UpstreamError
 
 # SDKs ignore a Retry-After over 60 s and fall back to hammering.
 _RETRY_AFTER_S = (1, 60)
 _BUSY = frozenset({429, 503})
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
-def envelope(error: MlxdError) -> bytes:
-    """Return `{"error": {message, type, param, code}}` as JSON."""
+class Dialect(Enum):
+    """Whose API a path belongs to."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+def dialect_of(request: web.Request) -> Dialect:
+    """Return the dialect that answers to *request* are in."""
+    return Dialect.ANTHROPIC if request.path.startswith(_ANTHROPIC_PATH) else Dialect.OPENAI
+
+
+def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: str | None = None) -> bytes:
+    """Return `{"error": {message, type, param, code}}` as JSON, or Anthropic's envelope with type and message."""
     message = error.message if error.hint is None else f"{error.message}. Try: {error.hint}"
     # What a client sent as a header or a path may be no UTF-8, and then no JSON.
     message = message.encode(errors="backslashreplace").decode()
+    if dialect is Dialect.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(
+            status_of(error), "invalid_request_error" if status_of(error) < 500 else "api_error"
+        )
+        detail = {"type": kind, "message": message, "code": error.code}
+        return orjson.dumps({"type": "error", "error": detail, "request_id": request_id})
     body = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code}
     return orjson.dumps({"error": body})
 
@@ -43,10 +73,10 @@ def headers_of(error: MlxdError) -> dict[str, str]:
     return headers
 
 
-def render(error: MlxdError) -> web.Response:
+def render(error: MlxdError, request: web.Request) -> web.Response:
     """Return the whole response for an error that happened before the first byte."""
     response = web.Response(
-        body=envelope(error),
+        body=envelope(error, dialect_of(request), request[EXCHANGE].request_id),
         status=status_of(error),
         content_type="application/json",
         headers=headers_of(error),
@@ -72,6 +102,8 @@ def from_http(error: web.HTTPException, request: web.Request, nearest: str | Non
     return InvalidRequest(f"the request was refused: {error.reason}")
 
 
-def event(error: MlxdError) -> bytes:
+def event(error: MlxdError, request: web.Request) -> bytes:
     """Return the error as the last event of a stream; no `[DONE]` follows it."""
-    return b"data: " + envelope(error) + b"\n\n"
+    dialect = dialect_of(request)
+    name = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
+    return name + b"data: " + envelope(error, dialect, request[EXCHANGE].request_id) + b"\n\n"

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, PreparedPrompt, PromptScored
+from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import GenerationFailed, RequestCancelled
 from mlxd.requests import RunningRequest
 
 T = TypeVar("T")
-AnswerEvent = PromptScored | Delta | Finished
+AnswerEvent = Prefilling | PromptScored | Delta | Finished
 Sink = Callable[[AnswerEvent], Awaitable[None]]
 IndexedSink = Callable[[int, AnswerEvent], Awaitable[None]]
 _SEEDS = 2**64
@@ -38,8 +38,8 @@ class Generation:
         Args:
             requests: one per prompt.
             n: answers per prompt, which share its prefill. With a seed the i-th answer has seed + i.
-            sink: gets the number of the answer (prompt by prompt) and its events: `PromptScored`, deltas with text,
-                calls or logprobs, and `Finished`.
+            sink: gets the number of the answer (prompt by prompt) and its events: `Prefilling` (the first says how much
+                of the prompt was cached), `PromptScored`, deltas with text, calls or logprobs, and `Finished`.
 
         Returns:
             how each answer ended, in the order of their numbers.
@@ -69,7 +69,7 @@ class Generation:
                     self.running.begin_answering()
                     if event.text or event.logprobs:
                         await sink(event)
-                elif isinstance(event, PromptScored):
+                elif isinstance(event, Prefilling | PromptScored):
                     await sink(event)
                 elif isinstance(event, Finished):
                     finished = event

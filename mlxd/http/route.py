@@ -13,7 +13,7 @@ from mlxd.http import field
 from mlxd.http.body import read_object
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.relay import Errand, relay
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.settings import ModelSettings
 
 # More than any model has, and as many as a cloud rule can match.
@@ -57,6 +57,12 @@ async def admit(request: web.Request, endpoint: str) -> Local | web.StreamRespon
     raw, body = await read_object(request)
     model = model_of(body)
     route = context.router.route(model, local_only=_is_local_only(request))
+    if isinstance(route, CloudRoute) and endpoint.startswith("messages"):
+        raise UnsupportedParameter(
+            f"{model!r} goes to {route.target}, which speaks OpenAI's protocol and cannot be reached by this route",
+            hint="POST /v1/chat/completions",
+            param="model",
+        )
     if isinstance(route, CloudRoute):
         request[EXCHANGE].note_cloud(route)
         return await relay(request, Errand(route, endpoint, raw, wants_stream=body.get("stream") is True))

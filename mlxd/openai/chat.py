@@ -40,6 +40,8 @@ async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.S
     leads = [choice.role() for choice in choices]
 
     async def write(index: int, event: AnswerEvent) -> None:
+        if not isinstance(event, Delta | Finished):
+            return
         answer, chunks = answers[index], choices[index]
         data, leads[index] = leads[index], b""
         if isinstance(event, Delta):
@@ -49,7 +51,7 @@ async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.S
             else:
                 logprobs = event.logprobs if event.kind is TextKind.CONTENT else ()
                 data += chunks.text(event.kind, event.text, logprobs)
-        elif isinstance(event, Finished):
+        else:
             answer.finished = event
             data += chunks.finish(answer.finish_reason)
         await stream.send(data)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, PromptScored, TextPrompt
+from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PromptScored, TextPrompt
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.generation import AnswerEvent, generation
@@ -120,6 +120,8 @@ async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.S
 
     async def write(index: int, event: AnswerEvent) -> None:
         choice = choices[index]
+        if isinstance(event, Prefilling):
+            return
         parts = [choice.begin() if not choice.text else None, choice.take(event)]
         data = b"".join(
             chunks.text(index, part.text, choice.shown_logprobs(part)) for part in parts if part is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -20,7 +22,10 @@ async def get_models(request: web.Request) -> web.Response:
     named = {entry.id: entry for entry in context.catalog.entries()} | context.catalog.aliases()
     listed = await _describe(context, {name: entry for name, entry in named.items() if entry.problem is None})
     listed |= {name: _cloud_model(name, route) for name, route in context.router.exact_names().items()}
-    return _json({"object": "list", "data": [listed[name] for name in sorted(listed)]})
+    models = [listed[name] for name in sorted(listed)]
+    if "anthropic-version" in request.headers:  # the one path that both APIs have
+        return _json(anthropic_list(models))
+    return _json({"object": "list", "data": models})
 
 
 async def get_model(request: web.Request) -> web.Response:
@@ -32,13 +37,29 @@ async def get_model(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     name = request.match_info["id"]
     route = context.router.exact_names().get(name)
+    is_anthropic = "anthropic-version" in request.headers
     if route is not None:
-        return _json(_cloud_model(name, route))
+        model = _cloud_model(name, route)
+        return _json(anthropic_model(model) if is_anthropic else model)
     entry = context.catalog.resolve(name)
     if entry.problem is not None:
         hint = f"mlxctl model show {name}"
         raise ModelNotFound(f"{name!r} cannot be served: {entry.problem}", param="model", hint=hint)
-    return _json((await _describe(context, {name: entry}))[name])
+    model = (await _describe(context, {name: entry}))[name]
+    return _json(anthropic_model(model) if is_anthropic else model)
+
+
+def anthropic_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model as Anthropic's API describes one."""
+    created = datetime.fromtimestamp(model["created"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"type": "model", "id": model["id"], "display_name": model["id"], "created_at": created}
+
+
+def anthropic_list(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return a list of models as Anthropic's API has it, all on one page."""
+    data = [anthropic_model(model) for model in models]
+    ends = (data[0]["id"], data[-1]["id"]) if data else (None, None)
+    return {"data": data, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
 
 
 async def _describe(context: AppContext, named: dict[str, ModelEntry]) -> dict[str, dict[str, Any]]:

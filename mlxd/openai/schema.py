@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
+from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from mlxd.http import field
+from mlxd.http.sampling import SAMPLING, sampling_params
+from mlxd.http.table import Habit, Refused, Table, Works, read
 from mlxd.http.unknown import UnknownFields
 from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
 from mlxd.openai.tool import parse_tools
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.errors import InvalidRequest
 
 _MAX_TOKENS = 2**31 - 1
 _MAX_PROMPTS = 128
@@ -25,40 +27,6 @@ _MAX_ANSWERS = 128
 _COMPLETION_TOKENS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Works:
-    """Acted upon; the check returns the typed value."""
-
-    check: field.Check
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """Documented and not acted upon: accepted only at values that change nothing. Null always is one."""
-
-    neutral: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Habit:
-    """Changes nothing on a local server, and SDKs and apps send it by habit: accepted at any value."""
-
-
-Table = Mapping[str, Works | Refused | Habit]
-
-SAMPLING: Table = {
-    "temperature": Works(field.number(0, 2)),
-    "top_p": Works(field.number(0, 1)),
-    "top_k": Works(field.integer(0, _MAX_TOKENS)),
-    "min_p": Works(field.number(0, 1)),
-    "repetition_penalty": Works(field.number(0, 10, above_minimum=True)),
-    "presence_penalty": Works(field.number(-2, 2)),
-    "frequency_penalty": Works(field.number(-2, 2)),
-    "xtc_probability": Works(field.number(0, 1)),
-    "xtc_threshold": Works(field.number(0, 0.5)),
-    "logit_bias": Works(field.logit_bias),
-    "seed": Works(field.integer(-(2**63), 2**63 - 1)),
-}
 _COMMON: Table = {
     **SAMPLING,
     "model": Works(field.text),
@@ -130,7 +98,7 @@ def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
         InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
     """
     unknown = UnknownFields(reject=reject_unknown)
-    values = _read(CHAT, body, unknown)
+    values = read(CHAT, body, unknown)
     if "messages" not in values:
         raise InvalidRequest("messages is required: a list of messages, the oldest first", param="messages")
     answer = None
@@ -145,7 +113,7 @@ def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
     )
     request = GenerationRequest(
         prompt,
-        _sampling(values),
+        sampling_params(values),
         _chat_max_tokens(values),
         values.get("stop", ()),
         logprobs=_chat_logprobs(values),
@@ -157,7 +125,7 @@ def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
 def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
     """Read the body of /v1/completions; raises as `parse_chat` does."""
     unknown = UnknownFields(reject=reject_unknown)
-    values = _read(COMPLETION, body, unknown)
+    values = read(COMPLETION, body, unknown)
     if "prompt" not in values:
         raise InvalidRequest("prompt is required: a text, a list of texts, or lists of tokens", param="prompt")
     max_tokens, echo = values.get("max_tokens"), values.get("echo", False)
@@ -171,7 +139,7 @@ def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
     requests = [
         GenerationRequest(
             prompt,
-            _sampling(values),
+            sampling_params(values),
             # A prompt that is only scored makes a token too, which nobody sees.
             None if max_tokens is None else max(max_tokens, 1),
             values.get("stop", ()),
@@ -183,28 +151,6 @@ def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
         for prompt in prompts
     ]
     return replace(_parsed(values, requests, unknown), echo=echo, echoes_only=max_tokens == 0)
-
-
-def _read(table: Table, body: Mapping[str, Any], unknown: UnknownFields, path: str = "") -> dict[str, Any]:
-    """Return the checked values of the fields that work and are not null."""
-    unknown.note(path, body, table)
-    values = {}
-    for key, value in body.items():
-        treatment = table.get(key)
-        if value is None or treatment is None or isinstance(treatment, Habit):
-            continue
-        name = f"{path}.{key}" if path else key
-        if isinstance(treatment, Works):
-            values[key] = treatment.check(name, value)
-        elif not any(type(value) is type(neutral) and value == neutral for neutral in treatment.neutral):
-            raise UnsupportedParameter(f"{name} is not supported; {_remedy(treatment)}", param=name)
-    return values
-
-
-def _remedy(refused: Refused) -> str:
-    if not refused.neutral:
-        return "leave it out"
-    return "leave it out or send " + " or ".join(field.shown(value) for value in refused.neutral)
 
 
 def _chat_max_tokens(values: Mapping[str, Any]) -> int | None:
@@ -235,10 +181,6 @@ def _one_of_many(name: str, item: Any, kind: type) -> TextPrompt | TokenPrompt:
     return TextPrompt(item) if isinstance(item, str) else TokenPrompt(field.tokens(name, item))
 
 
-def _sampling(values: Mapping[str, Any]) -> SamplingParams:
-    return SamplingParams(**{name: values[name] for name in SAMPLING if name in values})
-
-
 def _chat_logprobs(values: Mapping[str, Any]) -> int | None:
     if not values.get("logprobs", False):
         if "top_logprobs" in values and values["top_logprobs"] > 0:
@@ -260,4 +202,4 @@ def _include_usage(values: Mapping[str, Any], unknown: UnknownFields, *, stream:
         return False
     if not stream:
         raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
-    return bool(_read(_STREAM_OPTIONS, options, unknown, "stream_options").get("include_usage", False))
+    return bool(read(_STREAM_OPTIONS, options, unknown, "stream_options").get("include_usage", False))

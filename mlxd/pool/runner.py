@@ -64,6 +64,7 @@ class Runner:
             kv_tokens,
             request.logprobs,
             request.scores_prompt,
+            request.thinking_budget,
         )
         engine.submit(submit, partial(self._on_event, sequence))
 

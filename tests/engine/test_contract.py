@@ -383,3 +383,11 @@ async def test_sequences_of_one_prompt_run_side_by_side(bench: Bench, loaded: En
         await bench.wait(sequence.ended())
 
     assert [sequence.text() for sequence in several] == [alone.text()] * 3
+
+
+async def test_end_names_the_stop_string(bench: Bench, loaded: Engine) -> None:
+    """Which of several stop strings was met is known; a length is no stop."""
+    text = (await run(bench, loaded)).text()
+    stopped = await run(bench, loaded, stop=("\x7f", text[3:6]))
+    assert (stopped.reason, stopped.finished.stop) == (FinishReason.STOP, text[3:6])
+    assert (await run(bench, loaded)).finished.stop is None

@@ -187,3 +187,19 @@ def test_failing_grammar_fails_its_row_and_no_other(stepped: SteppedModel, monke
 
     assert "grammar" in failing.error.message
     assert other.text() == alone
+
+
+def test_spent_thinking_budget_ends_the_thinking(write_model: WriteModel) -> None:
+    """The closing tag is forced when the budget is spent, over a pause too; then the model answers."""
+    stepped = SteppedModel(load_now(write_model(open_thinking=True)))
+    chat = ChatPrompt(({"role": "user", "content": "Hi"},))
+    prompt = stepped.renderer.prepare(GenerationRequest(chat, max_tokens=60))
+    sequence = stepped.start(prompt, thinking_budget=7)
+    while len(sequence.text(TextKind.REASONING)) < 4:
+        stepped.step()
+    stepped.model.pause(sequence.sequence_id)
+    stepped.model.resume(sequence.sequence_id, 2000)
+    stepped.run(sequence)
+
+    assert len(sequence.text(TextKind.REASONING)) == 7
+    assert len(sequence.text()) == 60 - 7 - 1  # the closing tag is a token

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from mlxd.http import errors
+from mlxd.http.context import EXCHANGE, Exchange
 from mlxd.protocol import errors as tree
 from mlxd.protocol.errors import Draining, FileInvalid, MlxdError, QueueFull, UpstreamError
 from tests.support.http_server import Served, serving
@@ -219,11 +222,32 @@ def _leaves(base: type[MlxdError]) -> list[type[MlxdError]]:
     return [base, *(leaf for child in base.__subclasses__() for leaf in _leaves(child))]
 
 
+def request_to(path: str) -> web.Request:
+    """Return a request to *path*, as the boundary makes it."""
+    request = make_mocked_request("POST", path)
+    request[EXCHANGE] = Exchange("r1")
+    return request
+
+
+@pytest.mark.parametrize("error_class", _leaves(MlxdError), ids=lambda cls: cls.__name__)
+def test_every_error_of_the_tree_renders_for_anthropics_clients(error_class: type[MlxdError]) -> None:
+    """The same status and headers, in the other envelope, with a type that its clients know."""
+    error = error_class("what happened")
+    response = errors.render(error, request_to("/v1/messages"))
+    assert isinstance(response.body, bytes)
+    body = json.loads(response.body)
+    kind = body["error"].pop("type")
+    assert kind.endswith("_error") or kind == "request_too_large"
+    detail = {"message": "what happened", "code": error_class.code}
+    assert body == {"type": "error", "error": detail, "request_id": "r1"}
+    assert response.status == error_class.http_status
+
+
 @pytest.mark.parametrize("error_class", _leaves(MlxdError), ids=lambda cls: cls.__name__)
 def test_every_error_of_the_tree_renders(error_class: type[MlxdError]) -> None:
     """Status, envelope, a Retry-After of 1 to 60 on 429 and 503, x-should-retry where the class has a word on it."""
     error = error_class("what happened", hint="mlxctl status")
-    response = errors.render(error)
+    response = errors.render(error, request_to("/v1/completions"))
     assert isinstance(response.body, bytes)
     assert json.loads(response.body) == {
         "error": {

@@ -14,6 +14,7 @@ import pytest
 from mlxd.engine.base import GenerationRequest, SamplingParams
 from mlxd.engine.device import Device
 from mlxd.http.route import filled
+from mlxd.http.table import Works
 from mlxd.openai import schema
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.kind import Machine
@@ -59,7 +60,7 @@ def _row(name: str) -> Row:
 def test_a_setting_has_the_bounds_of_its_field(name: str) -> None:
     """What a request may say, a default may say, and nothing else."""
     works = schema.CHAT[name]
-    assert isinstance(works, schema.Works)
+    assert isinstance(works, Works)
     kind, machine = _row(name).kind, Machine(usable_bytes=10**9)
     for value in (-3, -2, -1, 0, 0.25, 0.5, 1, 2, 3, 10, 11, MOST_TOKENS, MOST_TOKENS + 1, True, "x"):
         may_be_asked = _is_accepted(partial(works.check, name, value))

@@ -11,13 +11,11 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
 from mlxd.http.route import model_of
+from mlxd.http.table import Habit, Refused, Works
 from mlxd.openai.schema import (
     CHAT,
     COMPLETION,
-    Habit,
     ParsedBody,
-    Refused,
-    Works,
     parse_chat,
     parse_completion,
 )

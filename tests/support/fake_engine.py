@@ -247,7 +247,7 @@ class FakeEngine:
         if not row.paused and row.prefilled:
             self._keep(row)
         usage = Usage(len(row.submit.prompt.tokens), row.cached_tokens, row.generated)
-        posts.append((row.listener, Finished(number, reason, usage)))
+        posts.append((row.listener, Finished(number, reason, usage, row.stopped_by)))
 
     def _take(self, tokens: tuple[int, ...]) -> bool:
         """Whether the prompt cache has the prompt; it is then its most recently used entry."""

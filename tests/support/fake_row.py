@@ -45,6 +45,7 @@ class Row:
     paused: bool = False
     cached_tokens: int = 0
     scored: bool = False  # PromptScored was posted
+    stopped_by: str | None = None
     pending: str = ""  # held back because it may be the beginning of a stop string
 
     @property
@@ -70,6 +71,7 @@ class Row:
         self.generated = end
         found = [text.index(stop) for stop in self.submit.stop if stop in text]
         if found:
+            self.stopped_by = next(stop for stop in self.submit.stop if text.startswith(stop, min(found)))
             return text[: min(found)], True
         last = self.tokens >= self.final_tokens
         held = 0 if last else max((_overlap(text, stop) for stop in self.submit.stop), default=0)

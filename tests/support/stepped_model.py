@@ -80,13 +80,14 @@ class SteppedModel:
         max_tokens: int = 20,
         logprobs: int | None = None,
         scores_prompt: bool = False,
+        thinking_budget: int | None = None,
     ) -> Recorder:
         """Submit a sequence; without *kv_tokens* its grant holds all of it."""
         if isinstance(prompt, str):
             prompt = self.prompt(prompt, max_tokens)
         recorder = Recorder(next(self._ids))
         grant = len(prompt.tokens) + prompt.max_tokens if kv_tokens is None else kv_tokens
-        submit = Submit(recorder.sequence_id, prompt, sampling, stop, grant, logprobs, scores_prompt)
+        submit = Submit(recorder.sequence_id, prompt, sampling, stop, grant, logprobs, scores_prompt, thinking_budget)
         self.model.submit(submit, recorder)
         return recorder
 

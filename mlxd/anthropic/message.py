@@ -1,0 +1,150 @@
+"""Anthropic's messages of blocks → the maps that a chat template wants. No word of a user is changed or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxd.http import field
+from mlxd.http.unknown import UnknownFields
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+_MESSAGE_KNOWN = frozenset({"role", "content"})
+_BLOCK_KNOWN = {
+    "text": frozenset({"type", "text", "cache_control", "citations"}),
+    "thinking": frozenset({"type", "thinking", "signature"}),
+    "redacted_thinking": frozenset({"type", "data"}),
+    "tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller"}),
+    "tool_result": frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"}),
+}
+_OF_ROLE = {
+    "user": frozenset({"text", "tool_result"}),
+    "assistant": frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
+    "system": frozenset({"text"}),
+}
+
+Message = Mapping[str, Any]
+
+
+def parse_system(value: Any, unknown: UnknownFields) -> tuple[Message, ...]:
+    """Return the system message of a text or of text blocks; none where there is no text.
+
+    Raises:
+        UnsupportedParameter: a block that is no text.
+        InvalidRequest: something else.
+    """
+    if value is None:
+        return ()
+    text = _text("system", value, "system", unknown, "\n\n")
+    return ({"role": "system", "content": text},) if text else ()
+
+
+def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Message, ...]:
+    """Return the messages; results of tools become messages of role `tool`, before the text that came with them.
+
+    Raises:
+        UnsupportedParameter: images, documents, and blocks of tools that Anthropic's servers run.
+        InvalidRequest: a message without a known role or without content, or a malformed block.
+    """
+    parsed: list[Message] = []
+    for place, message in enumerate(messages):
+        path = f"messages[{place}]"
+        role = field.mapping(path, message).get("role")
+        if role not in {"user", "assistant", "system"}:
+            raise field.wrong(f"{path}.role", role, "'user' or 'assistant'")
+        unknown.note(path, message, _MESSAGE_KNOWN)
+        content = message.get("content")
+        if role == "assistant":
+            parsed.append(_assistant(f"{path}.content", content, unknown))
+        elif role == "user":
+            parsed += _user(f"{path}.content", content, unknown)
+        else:
+            parsed.append({"role": "system", "content": _text(f"{path}.content", content, "system", unknown)})
+    return tuple(parsed)
+
+
+def _user(path: str, content: Any, unknown: UnknownFields) -> list[Message]:
+    if isinstance(content, str):
+        return [{"role": "user", "content": content}]
+    results: list[Message] = []
+    texts: list[str] = []
+    for here, block in _blocks(path, content, "user", unknown):
+        if block["type"] == "text":
+            texts.append(_string(f"{here}.text", block.get("text")))
+        else:
+            results.append(_result(here, block, unknown))
+    return [*results, {"role": "user", "content": "".join(texts)}] if texts else results
+
+
+def _result(path: str, block: Mapping[str, Any], unknown: UnknownFields) -> Message:
+    content = block.get("content")
+    text = "" if content is None else _text(f"{path}.content", content, "system", unknown)
+    if block.get("is_error") is not None and field.boolean(f"{path}.is_error", block["is_error"]):
+        text = f"Error: {text}"  # templates have no other place for it
+    call_id = field.text(f"{path}.tool_use_id", block.get("tool_use_id"))
+    return {"role": "tool", "tool_call_id": call_id, "content": text}
+
+
+def _assistant(path: str, content: Any, unknown: UnknownFields) -> Message:
+    if isinstance(content, str):
+        return {"role": "assistant", "content": content}
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[dict[str, Any]] = []
+    for here, block in _blocks(path, content, "assistant", unknown):
+        match block["type"]:
+            case "text":
+                texts.append(_string(f"{here}.text", block.get("text")))
+            case "thinking":
+                thoughts.append(_string(f"{here}.thinking", block.get("thinking")))
+            case "tool_use":
+                calls.append(_call(here, block))
+    parsed: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
+    if calls:
+        parsed["tool_calls"] = calls
+    if any(thoughts):
+        parsed["reasoning_content"] = "".join(thoughts)
+    return parsed
+
+
+def _call(path: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": field.text(f"{path}.id", block.get("id")),
+        "type": "function",
+        "function": {
+            "name": field.text(f"{path}.name", block.get("name")),
+            "arguments": field.mapping(f"{path}.input", block.get("input")),
+        },
+    }
+
+
+def _text(path: str, content: Any, role: str, unknown: UnknownFields, between: str = "") -> str:
+    if isinstance(content, str):
+        return content
+    if content == []:
+        return ""
+    blocks = _blocks(path, content, role, unknown)
+    return between.join(_string(f"{here}.text", block.get("text")) for here, block in blocks)
+
+
+def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the blocks with their paths, each of a kind that the role may have."""
+    if not isinstance(content, list) or not content:
+        raise field.wrong(path, content, "a text or a list of blocks")
+    checked = []
+    for place, block in enumerate(content):
+        here = f"{path}[{place}]"
+        kind = field.text(f"{here}.type", field.mapping(here, block).get("type"))
+        if kind not in _OF_ROLE[role]:
+            if kind in _BLOCK_KNOWN:
+                raise InvalidRequest(f"{here}.type {kind!r} has no place in a {role} message", param=f"{here}.type")
+            raise UnsupportedParameter(f"{here}.type {field.shown(kind)} is not supported", param=f"{here}.type")
+        unknown.note(here, block, _BLOCK_KNOWN[kind])
+        checked.append((here, block))
+    return checked
+
+
+def _string(path: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise field.wrong(path, value, "a text")
+    return value

@@ -1,0 +1,143 @@
+"""Body → `GenerationRequest`, or an error that names the field. THE table of what each documented field does here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from mlxd.anthropic.message import parse_messages, parse_system
+from mlxd.anthropic.tool import parse_tools
+from mlxd.engine.base import ChatPrompt, GenerationRequest
+from mlxd.engine.constraint import JsonConstraint
+from mlxd.http import field
+from mlxd.http.sampling import SAMPLING, sampling_params
+from mlxd.http.table import Habit, Refused, Table, Works, read
+from mlxd.http.unknown import UnknownFields
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+_MAX_TOKENS = 2**31 - 1
+_LEAST_BUDGET = 1024
+_THINKING = {
+    "enabled": frozenset({"type", "budget_tokens", "display"}),
+    "adaptive": frozenset({"type", "display"}),
+    "disabled": frozenset({"type"}),
+}
+
+COUNT: Table = {
+    "model": Works(field.text),
+    "messages": Works(field.sequence),
+    "system": Works(field.anything),
+    "tools": Works(field.listing),
+    "tool_choice": Works(field.mapping),
+    "thinking": Works(field.mapping),
+    "output_config": Works(field.mapping),
+    # The prompt cache needs no marks.
+    "cache_control": Habit(),
+    "speed": Refused(("standard",)),
+    "user_profile_id": Habit(),
+    "workspace_id": Habit(),
+}
+MESSAGES: Table = {
+    **COUNT,
+    **SAMPLING,
+    "max_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "stop_sequences": Works(field.stop),
+    "stream": Works(field.boolean),
+    "container": Refused(),
+    "diagnostics": Habit(),
+    "inference_geo": Habit(),
+    "metadata": Habit(),
+    "service_tier": Habit(),
+}
+_OUTPUT_CONFIG: Table = {
+    "effort": Works(field.word("low", "medium", "high", "xhigh", "max")),
+    "format": Works(field.mapping),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedBody:
+    """A body that can be answered."""
+
+    request: GenerationRequest
+    stream: bool
+    ignored: tuple[str, ...]  # names of fields that are not Anthropic's
+
+
+def parse_message_body(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
+    """Read the body of /v1/messages.
+
+    Raises:
+        UnsupportedParameter: a documented field, block or tool that this server does not act upon.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
+    """
+    unknown = UnknownFields(reject=reject_unknown)
+    values = read(MESSAGES, body, unknown)
+    for name in ("max_tokens", "messages"):
+        if name not in values:
+            raise InvalidRequest(f"{name} is required", param=name)
+    request = _request(values, unknown)
+    return ParsedBody(request, values.get("stream", False), unknown.names)
+
+
+def parse_count_body(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
+    """Read the body of /v1/messages/count_tokens; raises as `parse_message_body`."""
+    unknown = UnknownFields(reject=reject_unknown)
+    values = read(COUNT, body, unknown)
+    if "messages" not in values:
+        raise InvalidRequest("messages is required", param="messages")
+    return ParsedBody(_request(values, unknown), stream=False, ignored=unknown.names)
+
+
+def _request(values: Mapping[str, Any], unknown: UnknownFields) -> GenerationRequest:
+    output = read(_OUTPUT_CONFIG, values.get("output_config", {}), unknown, "output_config")
+    answer = None if "format" not in output else _answer_format(output["format"])
+    rules = parse_tools(values, unknown, answer)
+    messages = (*parse_system(values.get("system"), unknown), *parse_messages(values["messages"], unknown))
+    kwargs, budget_tokens = _thinking(values, unknown)
+    prompt = ChatPrompt(messages, kwargs, rules.use, continues=messages[-1]["role"] == "assistant")
+    return GenerationRequest(
+        prompt,
+        sampling_params(values),
+        values.get("max_tokens"),
+        values.get("stop_sequences", ()),
+        constraint=answer if rules.constraint is None else rules.constraint,
+        thinking_budget=budget_tokens,
+    )
+
+
+def _answer_format(value: Mapping[str, Any]) -> JsonConstraint:
+    if value.get("type") != "json_schema":
+        raise field.wrong("output_config.format.type", value.get("type"), "'json_schema'")
+    schema = field.mapping("output_config.format.schema", value.get("schema"))
+    return JsonConstraint(orjson.dumps(schema).decode(), "output_config.format")
+
+
+def _thinking(values: Mapping[str, Any], unknown: UnknownFields) -> tuple[dict[str, Any], int | None]:
+    """Return the template's variables and the budget. A model that cannot think need not: it is a permission."""
+    thinking = values.get("thinking")
+    effort = values.get("output_config", {}).get("effort")
+    kwargs: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+    if thinking is None:
+        return kwargs, None
+    kind = thinking.get("type")
+    if kind == "between_tools":
+        raise UnsupportedParameter("thinking.type 'between_tools' is not supported", param="thinking.type")
+    if kind not in _THINKING:
+        raise field.wrong("thinking.type", kind, "'enabled', 'adaptive' or 'disabled'")
+    unknown.note("thinking", thinking, _THINKING[kind])
+    if thinking.get("display") not in (None, "summarized"):
+        raise UnsupportedParameter("thinking.display is not supported; leave it out", param="thinking.display")
+    kwargs["enable_thinking"] = kind != "disabled"
+    if kind != "enabled":
+        return kwargs, None
+    most = values.get("max_tokens", _MAX_TOKENS) - 1
+    if most < _LEAST_BUDGET:
+        raise InvalidRequest(
+            f"thinking.budget_tokens is at least {_LEAST_BUDGET} and below max_tokens, which is {most + 1}",
+            param="max_tokens",
+        )
+    return kwargs, field.integer(_LEAST_BUDGET, most)("thinking.budget_tokens", thinking.get("budget_tokens"))

@@ -1,0 +1,64 @@
+"""A table of body fields: what each does here. A body is read by such a table, and nothing in it is dropped in silence.
+
+A field works, or is refused at any value that would change the answer, or changes nothing anywhere and is accepted. A
+field that is in no table is ignored in the open (named in a response header) or refused: `http.unknown_fields`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.http import field
+from mlxd.http.unknown import UnknownFields
+from mlxd.protocol.errors import UnsupportedParameter
+
+
+@dataclass(frozen=True, slots=True)
+class Works:
+    """Acted upon; the check returns the typed value."""
+
+    check: field.Check
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Documented and not acted upon: accepted only at values that change nothing. Null always is one."""
+
+    neutral: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Habit:
+    """Changes nothing on a local server, and SDKs and apps send it by habit: accepted at any value."""
+
+
+Table = Mapping[str, Works | Refused | Habit]
+
+
+def read(table: Table, body: Mapping[str, Any], unknown: UnknownFields, path: str = "") -> dict[str, Any]:
+    """Return the checked values of the fields that work and are not null.
+
+    Raises:
+        UnsupportedParameter: a documented field at a value that this server does not act upon.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
+    """
+    unknown.note(path, body, table)
+    values = {}
+    for key, value in body.items():
+        treatment = table.get(key)
+        if value is None or treatment is None or isinstance(treatment, Habit):
+            continue
+        name = f"{path}.{key}" if path else key
+        if isinstance(treatment, Works):
+            values[key] = treatment.check(name, value)
+        elif not any(type(value) is type(neutral) and value == neutral for neutral in treatment.neutral):
+            raise UnsupportedParameter(f"{name} is not supported; {_remedy(treatment)}", param=name)
+    return values
+
+
+def _remedy(refused: Refused) -> str:
+    if not refused.neutral:
+        return "leave it out"
+    return "leave it out or send " + " or ".join(field.shown(value) for value in refused.neutral)

@@ -1,0 +1,188 @@
+"""What every body field of /v1/messages does: works, is refused by name, or changes nothing and is accepted."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+
+from mlxd.anthropic.schema import COUNT, MESSAGES, parse_count_body, parse_message_body
+from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
+from mlxd.engine.constraint import JsonConstraint, ToolConstraint
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+
+HI = [{"role": "user", "content": "hi"}]
+TOOL = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}
+FUNCTION = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def parse(**fields: Any) -> GenerationRequest:
+    """Parse a body with these fields."""
+    body = {"model": "m", "max_tokens": 2000, "messages": HI} | fields
+    return parse_message_body(body, reject_unknown=False).request
+
+
+def prompt(**fields: Any) -> ChatPrompt:
+    """Return the prompt of a body with these fields."""
+    asked = parse(**fields).prompt
+    assert isinstance(asked, ChatPrompt)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("table", "params"),
+    [
+        (MESSAGES, message_create_params.MessageCreateParamsStreaming),
+        (COUNT, message_count_tokens_params.MessageCountTokensParams),
+    ],
+)
+def test_every_field_of_the_official_client_is_in_the_table(table: dict[str, Any], params: type) -> None:
+    """A field that Anthropic documents is never treated as unknown."""
+    assert set(typing.get_type_hints(params)) - set(table) == set()
+
+
+def test_plain_body() -> None:
+    """Nothing but messages asks for plain sampling."""
+    assert parse() == GenerationRequest(ChatPrompt(({"role": "user", "content": "hi"},)), max_tokens=2000)
+
+
+def test_sampling_and_stops_arrive() -> None:
+    """0 is a value."""
+    asked = parse(temperature=0, top_p=0.5, top_k=7, stop_sequences=["a", "b"], metadata={"user_id": "x"})
+    assert asked.sampling == SamplingParams(temperature=0, top_p=0.5, top_k=7)
+    assert asked.stop == ("a", "b")
+
+
+def test_system_text_and_blocks_come_first() -> None:
+    """Blocks are paragraphs of one system message; marks for a prompt cache are taken and not needed."""
+    for system in (
+        "a\n\nb",
+        [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}, {"type": "text", "text": "b"}],
+    ):
+        assert prompt(system=system).messages[0] == {"role": "system", "content": "a\n\nb"}
+    assert prompt(system="").messages == prompt().messages
+
+
+def test_results_of_tools_become_messages_of_their_own() -> None:
+    """Before the text that came with them, each with the id of its call; an error is marked as one."""
+    content = [
+        {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "sun"}]},
+        {"type": "tool_result", "tool_use_id": "2", "content": "no", "is_error": True},
+        {"type": "text", "text": "and?"},
+    ]
+    assert prompt(messages=[{"role": "user", "content": content}]).messages == (
+        {"role": "tool", "tool_call_id": "1", "content": "sun"},
+        {"role": "tool", "tool_call_id": "2", "content": "Error: no"},
+        {"role": "user", "content": "and?"},
+    )
+
+
+def test_an_answer_goes_back_with_thinking_and_calls() -> None:
+    """Text, thinking and calls are apart, and arguments are objects; a last answer is gone on with."""
+    content = [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "text", "text": "so"},
+        {"type": "tool_use", "id": "1", "name": "f", "input": {"a": 1}},
+    ]
+    asked = prompt(messages=[*HI, {"role": "assistant", "content": content}])
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    assert asked.messages[-1] == {
+        "role": "assistant", "content": "so", "tool_calls": [call], "reasoning_content": "hm",
+    }  # fmt: skip
+    assert asked.continues
+    assert not prompt().continues
+
+
+def test_tools_and_choices() -> None:
+    """Auto binds nothing, any and tool bind, none hides the tools."""
+    free = parse(tools=[TOOL])
+    assert isinstance(free.prompt, ChatPrompt)
+    assert free.prompt.tools is not None
+    assert (free.prompt.tools.tools, free.constraint) == ((FUNCTION,), None)
+    bound = parse(tools=[TOOL], tool_choice={"type": "any", "disable_parallel_tool_use": True}).constraint
+    assert isinstance(bound, ToolConstraint)
+    assert (bound.is_required, bound.parallel) == (True, False)
+    assert isinstance(parse(tools=[TOOL], tool_choice={"type": "tool", "name": "f"}).constraint, ToolConstraint)
+    assert prompt(tools=[TOOL], tool_choice={"type": "none"}).tools is None
+
+
+def test_output_may_be_bound_to_a_schema() -> None:
+    """`output_config.format` is enforced."""
+    schema = {"type": "object"}
+    asked = parse(output_config={"format": {"type": "json_schema", "schema": schema}, "effort": "low"})
+    assert asked.constraint == JsonConstraint('{"type":"object"}', "output_config.format")
+
+
+@pytest.mark.parametrize(
+    ("thinking", "kwargs", "budget"),
+    [
+        ({"type": "enabled", "budget_tokens": 1024}, {"enable_thinking": True}, 1024),
+        ({"type": "disabled"}, {"enable_thinking": False}, None),
+        ({"type": "adaptive"}, {"enable_thinking": True}, None),
+    ],
+)
+def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, kwargs: Any, budget: int | None) -> None:
+    """The budget is enforced while decoding."""
+    asked = parse(thinking=thinking)
+    assert isinstance(asked.prompt, ChatPrompt)
+    assert (asked.prompt.template_kwargs, asked.thinking_budget) == (kwargs, budget)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"max_tokens": None}, "max_tokens", "invalid_request"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_request"),
+        ({"messages": None}, "messages", "invalid_request"),
+        ({"temperature": 2.5}, "temperature", "invalid_request"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens", "invalid_request"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens", "invalid_request"),
+        ({"thinking": {"type": "enabled"}, "max_tokens": 10}, "max_tokens", "invalid_request"),
+        ({"thinking": {"type": "hard"}}, "thinking.type", "invalid_request"),
+        ({"thinking": {"type": "between_tools"}}, "thinking.type", "unsupported_parameter"),
+        ({"container": "x"}, "container", "unsupported_parameter"),
+        ({"speed": "fast"}, "speed", "unsupported_parameter"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
+        ({"tools": [{"name": "f"}]}, "tools[0].input_schema", "invalid_request"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice", "invalid_request"),
+        ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type", "invalid_request"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_request"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_request"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+            "messages[0].content[0].type",
+            "unsupported_parameter",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
+            "messages[0].content[0].type",
+            "invalid_request",
+        ),
+        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type", "invalid_request"),
+        ({"system": 5}, "system", "invalid_request"),
+    ],
+)
+def test_what_cannot_be_done_is_named(fields: dict[str, Any], param: str, code: str) -> None:
+    """The error leads to the field."""
+    with pytest.raises(InvalidRequest) as refused:
+        parse(**fields)
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
+def test_unknown_fields_are_named() -> None:
+    """Fields of other servers are ignored in the open."""
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi", "id": 1}], "top_a": 1}
+    assert parse_message_body(body, reject_unknown=False).ignored == ("top_a", "messages[0].id")
+
+
+def test_counting_needs_no_max_tokens() -> None:
+    """It takes what bears on the prompt."""
+    counted = parse_count_body({"model": "m", "messages": HI, "tools": [TOOL]}, reject_unknown=True).request
+    assert counted.max_tokens is None
+    with pytest.raises(UnsupportedParameter):
+        parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, reject_unknown=False)
