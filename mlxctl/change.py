@@ -9,6 +9,8 @@ from mlxctl.call import Call, Document
 from mlxctl.output import show_size
 from mlxd.protocol.units import count
 
+_WHEN = {"idle": "when it is idle", "now": "after its running requests", "next-load": "when it is asked for next"}
+
 
 def show_change(call: Call, document: Document) -> None:
     """Print the reply to a change; its warnings go to stderr."""
@@ -59,6 +61,8 @@ def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"draining {model['id']}: {show_size(model['bytes'])}, {count(model['requests'], 'request')} to end"
     for model in document.get("loading", []):
         yield f"loading {model}"
+    for model in document.get("stale", []):
+        yield f"{model['id']} is loaded again {_WHEN.get(model['reload'], model['reload'])}: {model['reason']}"
     for model in document.get("deferred", []):
         yield f"deferred {model['id']}: {model['reason']}"
     if document.get("over_limit"):

@@ -10,14 +10,31 @@ import typer
 from mlxctl import download
 from mlxctl.call import Call, Document
 from mlxctl.change import effect_lines, show_change
-from mlxctl.output import show_path, show_size
+from mlxctl.output import format_table, show_path, show_size
 from mlxctl.question import confirm
+from mlxctl.setting import parse_model_changes
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models
+from mlxd.protocol.table import rows
 
-app = make_app("Models on disk: fetch, import, load, unload, pin.")
+app = make_app("Models on disk: fetch, import, load, unload, pin, set.")
+alias = make_app("Other names under which clients may ask for a model.")
+app.add_typer(alias, name="alias")
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it, or an alias.")]
+Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the model; all or none are changed."),
+]
+Reload = Annotated[
+    str | None,
+    typer.Option(
+        "--reload",
+        metavar="idle|now|next-load",
+        help="When a loaded model takes the change up, for this once; its setting `reload` when left out.",
+    ),
+]
 Source = Annotated[str, typer.Argument(metavar="starter|ORG/NAME", help="The starter model, or one of the hub.")]
 Dtype = Annotated[
     Literal["float32"] | None,
@@ -27,6 +44,11 @@ Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help=
 File = Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file, which is left as it is.")]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Model id; that of the file if left out.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def _settings_help() -> str:
+    names = [path[-1] for path, _ in rows() if path[:2] == ("models", "*")]
+    return f"KEY is one of {', '.join(names)}. `inherit` takes a value back; `mlxctl config list` explains them."
 
 
 @app.command("list", cls=Verb)
@@ -91,11 +113,43 @@ def unpin(ctx: typer.Context, model: Model) -> None:
     show_change(call, call.change("model.unpin", model=model))
 
 
+@app.command("set", cls=changes("model.set"), epilog=_settings_help())
+def set_pairs(ctx: typer.Context, model: Model, pairs: Pairs = None, reload: Reload = None) -> None:
+    """Change settings of a model: all or none."""
+    call = Call.of(ctx)
+    words = {} if not pairs else parse_model_changes(pairs)
+    params: Document = {"model": model} | ({"changes": words} if words else {})
+    if reload is not None:
+        params["reload"] = reload
+    show_change(call, call.change("model.set", **params))
+
+
 @app.command("reset", cls=changes("model.reset"))
 def reset(ctx: typer.Context, model: Model) -> None:
     """Let a model whose loads failed, or killed the daemon, be tried again at once."""
     call = Call.of(ctx)
     call.show(call.change("model.reset", model=model), _format_reset)
+
+
+@alias.command("list", cls=Verb)
+def list_aliases(ctx: typer.Context) -> None:
+    """All aliases and their models."""
+    call = Call.of(ctx)
+    call.show(call.ask("model.alias.list"), _format_aliases)
+
+
+@alias.command("add", cls=changes("model.alias.add"))
+def add_alias(ctx: typer.Context, model: Model, alias: Alias) -> None:
+    """Give a model another name."""
+    call = Call.of(ctx)
+    show_change(call, call.change("model.alias.add", model=model, alias=alias))
+
+
+@alias.command("remove", cls=changes("model.alias.remove"))
+def remove_alias(ctx: typer.Context, alias: Alias) -> None:
+    """Take another name away."""
+    call = Call.of(ctx)
+    show_change(call, call.change("model.alias.remove", alias=alias))
 
 
 @app.command("remove", cls=changes("model.remove"))
@@ -122,6 +176,15 @@ def _format_reset(document: Document) -> str:
 
 def _format_removed(document: Document) -> str:
     return f"removed {document['model']}: {show_size(document['freed_bytes'])} freed"
+
+
+def _format_aliases(document: Document) -> str:
+    if not document["aliases"]:
+        return "no model has another name; mlxctl model alias add MODEL ALIAS"
+    return format_table(
+        ["ALIAS", "MODEL", "NOTE"],
+        [(alias["alias"], alias["model"], alias.get("problem")) for alias in document["aliases"]],
+    )
 
 
 def _format_effects(document: Document, when_nothing: str) -> str:

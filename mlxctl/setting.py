@@ -27,6 +27,24 @@ def parse_changes(words: Sequence[str], table: str | None = None) -> dict[str, s
     return changes
 
 
+def parse_model_changes(words: Sequence[str]) -> dict[str, str]:
+    """Return name → value of `KEY=VALUE` words about one model, with `_` for the `-` of verbs.
+
+    Raises:
+        ControlError: a word is no pair, or a name stands twice.
+    """
+    changes: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_")
+        if not equals or not name:
+            raise _usage(f"{word!r} is no KEY=VALUE", "model", "MODEL ")
+        if name in changes:
+            raise _usage(f"{name} is given twice", "model", "MODEL ")
+        changes[name] = value
+    return changes
+
+
 def parse_one_or_more(words: Sequence[str]) -> dict[str, str]:
     """Return key → value of `KEY VALUE` or of `KEY=VALUE...`.
 
@@ -51,6 +69,6 @@ def _is_known(key: str) -> bool:
         return False
 
 
-def _usage(message: str, table: str | None) -> ControlError:
-    verb = "mlxctl config set KEY VALUE, or" if table is None else f"mlxctl {table} set"
+def _usage(message: str, table: str | None, what: str = "") -> ControlError:
+    verb = "mlxctl config set KEY VALUE, or" if table is None else f"mlxctl {table} set {what}".rstrip()
     return ControlError(message, exit_code=EXIT_USAGE, code="usage", hint=f"{verb} KEY=VALUE...")

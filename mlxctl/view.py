@@ -119,7 +119,7 @@ def format_models(document: Map) -> str:
                 model.get("context_length"),
                 model.get("quantization"),
                 model.get("source"),
-                model.get("problem") or _marks(model),
+                model.get("problem") or _names_and_marks(model),
             )
             for model in models
         ],
@@ -192,8 +192,14 @@ def note(model: Map) -> str | None:
     if model["state"] == "loading" and model["load_total_bytes"]:
         return f"{100 * model['load_done_bytes'] // model['load_total_bytes']} % loaded"
     paused = f"{count(model['paused'], 'sequence')} paused" if model["paused"] else None
-    notes = [model.get("last_error") or model.get("reason"), paused, _marks(model)]
+    stale = f"stale, {model['stale']}" if model.get("stale") else None
+    notes = [model.get("last_error") or model.get("reason"), stale, paused, _marks(model)]
     return "; ".join(note for note in notes if note) or None
+
+
+def _names_and_marks(model: Map) -> str | None:
+    aliases = ", ".join(model.get("aliases", []))
+    return "; ".join(note for note in (aliases and f"also {aliases}", _marks(model)) if note) or None
 
 
 def _marks(model: Map) -> str | None:
@@ -257,5 +263,7 @@ def _show(name: str, value: Any) -> str | None:
     if name.endswith("_s"):
         return show_duration(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_show(key, item)}" for key, item in value.items())
+        return ", ".join(f"{key} {_show(key, item)}" for key, item in value.items()) or None
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
     return str(value)

@@ -95,10 +95,6 @@ class CatalogFollower:
         """Forget what was found."""
         self._prepared = None
 
-    def problems(self) -> list[str]:
-        """Return a sentence for each thing about names that somebody should look at."""
-        return [trouble.message for trouble in self._judge_aliases(self._settings, {})]
-
     async def rescan(self) -> None:
         """Look at the disk again, and tell the pool."""
         await asyncio.to_thread(self._catalog.scan)

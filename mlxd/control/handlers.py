@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mlxd.control import cloud, model, preload, process, report, setting, settings_file
+from mlxd.control import cloud, model, model_settings, preload, process, report, setting, settings_file
 from mlxd.control import request as request_handlers
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 from mlxd.control.page import make_page, place_of_number
@@ -68,9 +68,13 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "model.show": model.show,
         "model.load": model.load,
         "model.unload": model.unload,
-        "model.pin": model.pin,
-        "model.unpin": model.unpin,
         "model.reset": model.reset,
+        "model.pin": model_settings.pin,
+        "model.unpin": model_settings.unpin,
+        "model.set": model_settings.set_many,
+        "model.alias.list": model_settings.list_aliases,
+        "model.alias.add": model_settings.add_alias,
+        "model.alias.remove": model_settings.remove_alias,
         "model.remove": model.remove,
         "catalog.rescan": model.rescan,
         "preload.list": preload.list_all,

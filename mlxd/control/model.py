@@ -12,15 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxd.catalog import ModelEntry
-from mlxd.config import Edit
+from mlxd.catalog import ModelEntry, context_limit
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.operation import OperationState, Run
 from mlxd.control.page import make_page
-from mlxd.control.setting import commit
 from mlxd.pool.status import ModelStatus
 from mlxd.protocol.errors import CommitFailed, Forbidden, InUse
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.settings import ModelSettings, Settings
 from mlxd.protocol.units import count
 
 # Hidden: the catalog takes no notice of it, and what is left of a deletion that was killed is found again.
@@ -39,7 +37,7 @@ async def list_all(context: ControlContext, request: Request) -> Reply:
 
 async def show(context: ControlContext, request: Request) -> Reply:
     """Return one model: its files and, when the pool has to do with it, its state there."""
-    entry = context.catalog.get(request.params["model"])
+    entry = context.catalog.resolve(request.params["model"])
     return _show(context, entry, _residents(context).get(entry.id))
 
 
@@ -49,6 +47,7 @@ def _residents(context: ControlContext) -> dict[str, ModelStatus]:
 
 def _show(context: ControlContext, entry: ModelEntry, resident: ModelStatus | None) -> dict[str, Any]:
     settings = context.store.current
+    model = settings.models.get(entry.id)
     shown: dict[str, Any] = {
         "id": entry.id,
         "state": "unloaded",
@@ -57,13 +56,17 @@ def _show(context: ControlContext, entry: ModelEntry, resident: ModelStatus | No
         "model_type": entry.model_type,
         "weights_bytes": entry.weights_bytes,
         "disk_bytes": entry.disk_bytes,
-        "context_length": entry.context_length,
+        "context_length": context_limit(settings, entry),
+        "own_context_length": entry.context_length,
         "kv_bytes_per_1000_tokens": entry.kv.bytes_for(1000),
         "kv_confidence": entry.kv_confidence.value,
         "quantization": entry.quantization,
         "source": entry.source,
         "problem": entry.problem,
-        "pinned": entry.id in settings.models and settings.models[entry.id].pin,
+        "base": entry.base,
+        "aliases": [] if model is None else list(model.aliases),
+        "sampling": {} if model is None else _sampling(model),
+        "pinned": model is not None and model.pin,
         "preload": entry.id in settings.pool.preload,
     }
     if resident is not None:
@@ -71,9 +74,14 @@ def _show(context: ControlContext, entry: ModelEntry, resident: ModelStatus | No
     return shown
 
 
+def _sampling(model: ModelSettings) -> dict[str, float]:
+    """Return what the settings say where a request is silent."""
+    return model.sampling | ({} if model.max_tokens is None else {"max_tokens": model.max_tokens})
+
+
 async def load(context: ControlContext, request: Request) -> Reply:
     """Begin to load a model; what refuses it at once is answered at once."""
-    model_id = context.catalog.get(request.params["model"]).id
+    model_id = context.catalog.resolve(request.params["model"]).id
     resident = _residents(context).get(model_id)
     if resident is not None and resident.state == "ready":
         return {"model": model_id, "state": "ready"}
@@ -82,21 +90,21 @@ async def load(context: ControlContext, request: Request) -> Reply:
         await context.pool.load(model_id, force=request.force)
         return {"model": model_id, "state": "ready"}
 
-    return {"model": model_id, "loading": [model_id], **await _begin(context, "model.load", model_id, run)}
+    return {"model": model_id, "loading": [model_id], **await begin(context, "model.load", model_id, run)}
 
 
 async def unload(context: ControlContext, request: Request) -> Reply:
     """Begin to unload a model; its requests end first, or now with *force*."""
-    model_id = request.params["model"]
+    model_id = context.catalog.alias_target(request.params["model"])
     resident = _residents(context).get(model_id)
     if resident is None:
-        model_id = context.catalog.get(model_id).id
+        model_id = context.catalog.resolve(request.params["model"]).id
     is_there = resident is not None and resident.state in {"ready", "loading", "draining", "unloading"}
 
     async def run() -> Mapping[str, Any]:
         return {"model": model_id, "was_loaded": await context.pool.unload(model_id, force=request.force)}
 
-    reply = {"model": model_id, **await _begin(context, "model.unload", model_id, run)}
+    reply = {"model": model_id, **await begin(context, "model.unload", model_id, run)}
     if resident is None or not is_there:
         return reply
     held_bytes = resident.weights_bytes + resident.kv_bytes + resident.prompt_cache_bytes
@@ -105,7 +113,7 @@ async def unload(context: ControlContext, request: Request) -> Reply:
     return {**reply, "unloading": [{"id": model_id, "bytes": held_bytes}]}
 
 
-async def _begin(context: ControlContext, kind: str, model_id: str, run: Run) -> Reply:
+async def begin(context: ControlContext, kind: str, model_id: str, run: Run) -> Reply:
     """Start an operation and return its id; nothing when it has ended already, and its error when it failed at once."""
     operation = context.operations.start(kind, (model_id,), run)
     for _ in range(3):  # enough turns for what needs no waiting
@@ -117,23 +125,9 @@ async def _begin(context: ControlContext, kind: str, model_id: str, run: Run) ->
     return {}
 
 
-async def pin(context: ControlContext, request: Request) -> Reply:
-    """Keep the model from being evicted."""
-    model_id = context.catalog.get(request.params["model"]).id
-    return await commit(context, request, [Edit(("models", model_id, "pin"), value=True)])
-
-
-async def unpin(context: ControlContext, request: Request) -> Reply:
-    """Make the model ordinary; one that is no longer on disk can be unpinned as well."""
-    model_id = request.params["model"]
-    if model_id not in context.store.current.models:
-        context.catalog.get(model_id)
-    return await commit(context, request, [Edit(("models", model_id, "pin"), None)])
-
-
 async def reset(context: ControlContext, request: Request) -> Reply:
     """Forget that loads of the model failed, or killed the daemon; the next one is tried at once."""
-    model_id = context.catalog.get(request.params["model"]).id
+    model_id = context.catalog.resolve(request.params["model"]).id
     had_crashed = await context.crashes.reset(model_id)
     had_failed = context.pool.reset(model_id)
     return {"model": model_id, "reset": had_crashed or had_failed}
@@ -154,7 +148,7 @@ async def _rescan(context: ControlContext) -> None:
 
 async def remove(context: ControlContext, request: Request) -> Reply:
     """Delete the files of a model of our own folder that nothing uses."""
-    entry = context.catalog.get(request.params["model"])
+    entry = context.catalog.resolve(request.params["model"])
     root = context.info.home.models
     _check_ours(entry, root)
     _check_unused(context, entry)

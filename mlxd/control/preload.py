@@ -23,7 +23,7 @@ async def list_all(context: ControlContext, request: Request) -> Reply:  # noqa:
 
 async def add(context: ControlContext, request: Request) -> Reply:
     """Put a model into the list, or to another place in it."""
-    model_id = context.catalog.get(request.params["model"]).id
+    model_id = context.catalog.resolve(request.params["model"]).id
     place = request.params.get("at")
 
     def edits(current: Settings) -> Sequence[Edit]:
@@ -38,7 +38,7 @@ async def add(context: ControlContext, request: Request) -> Reply:
 
 async def remove(context: ControlContext, request: Request) -> Reply:
     """Take a model off the list, and unload it if asked to."""
-    model_id = request.params["model"]
+    model_id = context.catalog.alias_target(request.params["model"])
 
     def edits(current: Settings) -> Sequence[Edit]:
         if model_id not in current.pool.preload:

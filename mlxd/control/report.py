@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from mlxd.alias import alias_targets
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.request import describe
@@ -70,6 +71,9 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
     for model in pool.models:
         if model.state == "failed" and not model.preload and _is_refused(context, model.id):
             yield f"{model.last_error}"
+    for alias, model_id in alias_targets(store.current).items():
+        if context.catalog.has(alias) and context.catalog.alias_target(alias) == alias:
+            yield f"the alias {alias!r} of {model_id} is hidden by the model of that name on this disk"
     yield from context.router.problems()
 
 

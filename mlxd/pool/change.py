@@ -102,7 +102,7 @@ def plan(state: PoolState, new: Settings) -> PoolPlan:
 def _stale(state: PoolState, new: Settings) -> Iterable[StaleModel]:
     for resident in state.present:
         reason = state.stale_reason(resident, new)
-        if reason is not None:
+        if reason is not None and reason != state.stale_reason(resident):  # this very change makes it so
             yield StaleModel(resident.id, reason, state.reload_mode(resident, new))
 
 

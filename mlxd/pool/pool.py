@@ -159,6 +159,14 @@ class Pool:
         self._state.resident(model_id).reload = mode
         self._scheduler.pump()
 
+    def reload_mode(self, model_id: str) -> str:
+        """Return when the model takes up what makes it stale: idle, now or next-load.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        return self._state.reload_mode(self._state.resident(model_id))
+
     async def wait_reloaded(self, model_id: str) -> None:
         """Return when the model is not stale any more: loaded again, or not loaded.
 

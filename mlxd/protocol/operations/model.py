@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxd.protocol.operations.row import FORCE, MODEL, PAGE, Operation, Param, ParamType, count, flag
+from mlxd.protocol.operations.row import FORCE, MODEL, PAGE, Operation, Param, ParamType, count, flag, text
 
 TABLE = (
     Operation("model.list", "All models on disk with their state.", PAGE),
@@ -22,10 +22,40 @@ TABLE = (
     Operation("model.pin", "Never evict the model.", {"model": MODEL, "force": FORCE}, mutates=True, commits=True),
     Operation("model.unpin", "Make the model ordinary again.", {"model": MODEL}, mutates=True, commits=True),
     Operation(
+        "model.set",
+        "Change the settings of a model, all or none.",
+        {
+            "model": MODEL,
+            "changes": Param(ParamType.CHANGES, "Name in [models] → value; null unsets it.", required=False),
+            "reload": text(
+                "When it is loaded again for this once: idle, now or next-load; its settings say when left out.",
+                required=False,
+            ),
+            "force": flag("Take a context length or an adapter that does not fit the model, and warn."),
+        },
+        mutates=True,
+        commits=True,
+    ),
+    Operation(
         "model.reset",
         "Forget that loads of the model failed, or killed the daemon: the next one is tried at once.",
         {"model": MODEL},
         mutates=True,
+    ),
+    Operation("model.alias.list", "The other names of models."),
+    Operation(
+        "model.alias.add",
+        "Give a model another name.",
+        {"model": MODEL, "alias": text("The other name.")},
+        mutates=True,
+        commits=True,
+    ),
+    Operation(
+        "model.alias.remove",
+        "Take another name away.",
+        {"alias": text("The other name.")},
+        mutates=True,
+        commits=True,
     ),
     Operation("model.remove", "Delete the model's files under MLXD_HOME/models.", {"model": MODEL}, mutates=True),
     Operation("catalog.rescan", "Look for models on disk now.", mutates=True),

@@ -1,0 +1,143 @@
+"""`[models."ID"]`: a model's pin, aliases, context, default sampling params, adapter, and when it is loaded again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlxd.alias import alias_targets
+from mlxd.config import Edit, Revert
+from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.model import begin
+from mlxd.control.setting import commit
+from mlxd.protocol.errors import InvalidRequest, InvalidValue, ModelNotFound, NotFound
+from mlxd.protocol.key import format_path
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.settings import Settings
+from mlxd.protocol.table import find_row
+
+_TABLE = "models"
+
+
+async def pin(context: ControlContext, request: Request) -> Reply:
+    """Keep the model from being evicted."""
+    model_id = context.catalog.resolve(request.params["model"]).id
+    return await commit(context, request, [Edit((_TABLE, model_id, "pin"), value=True)])
+
+
+async def unpin(context: ControlContext, request: Request) -> Reply:
+    """Make the model ordinary; one that is no longer on disk can be unpinned as well."""
+    model_id = _known_id(context, request.params["model"])
+    return await commit(context, request, [Edit((_TABLE, model_id, "pin"), None)])
+
+
+async def set_many(context: ControlContext, request: Request) -> Reply:
+    """Change the settings of a model; one whose files or context that concerns is loaded again as `reload` says."""
+    changes: Mapping[str, Any] = request.params.get("changes", {})
+    mode = _mode(request)
+    if not changes and mode is None:
+        raise InvalidRequest("there is nothing to set", param="changes", hint="mlxctl model set MODEL KEY=VALUE...")
+    model_id = request.params["model"]
+    if changes.get("adapter") in {None, "none"} or context.catalog.has(model_id):  # else it is defined just now
+        model_id = _known_id(context, model_id)
+    unset = None if request.persist else Revert.TO_FILE
+    edits = [Edit((_TABLE, model_id, name), unset if value is None else value) for name, value in changes.items()]
+    if mode is None or request.dry:
+        return await _commit(context, request, model_id, edits, None)
+    if not context.catalog.has(model_id):
+        raise InvalidRequest(f"{model_id!r} is not there yet: it is loaded when it is asked for", param="reload")
+    context.pool.reload(model_id, mode)
+    try:
+        return await _commit(context, request, model_id, edits, mode)
+    except BaseException:
+        context.pool.reload(model_id, None)
+        raise
+
+
+async def _commit(
+    context: ControlContext, request: Request, model_id: str, edits: Sequence[Edit], mode: str | None
+) -> Reply:
+    reply = await commit(context, request, edits)
+    reply["model"] = model_id
+    resident = next((model for model in context.pool.status().models if model.id == model_id), None)
+    is_stale = any(stale["id"] == model_id for stale in reply.get("stale", ()))
+    if resident is not None and resident.stale is not None and not is_stale:
+        mode = mode or context.pool.reload_mode(model_id)
+        stale = {"id": model_id, "reason": resident.stale, "reload": mode}
+        reply["stale"] = [*reply.get("stale", ()), stale]
+    modes = {stale["id"]: stale["reload"] for stale in reply.get("stale", ())}
+    if modes.get(model_id, "next-load") != "next-load" and not request.dry:
+
+        async def run() -> Mapping[str, Any]:
+            await context.pool.wait_reloaded(model_id)
+            return {"model": model_id}
+
+        reply |= await begin(context, "model.reload", model_id, run)
+    return reply
+
+
+def _mode(request: Request) -> str | None:
+    mode: str | None = request.params.get("reload")
+    row = find_row((_TABLE, "*", "reload"))
+    if mode is None or row is None:
+        return None
+    try:
+        row.kind.parse(mode, Machine(0))
+    except ValueError as error:
+        raise InvalidRequest(f"reload: {error}", param="reload") from None
+    return mode
+
+
+def _known_id(context: ControlContext, name: str) -> str:
+    """Return the id that *name* means: of a model on disk, or of one that the settings still name."""
+    model_id = context.catalog.alias_target(name)
+    return model_id if model_id in context.store.current.models else context.catalog.resolve(name).id
+
+
+async def list_aliases(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
+    """Return every alias with its model, and why it leads to none, if so."""
+    return {
+        "aliases": [
+            {"alias": alias, "model": model_id, "problem": _alias_problem(context, alias, model_id)}
+            for alias, model_id in sorted(alias_targets(context.store.current).items())
+        ]
+    }
+
+
+def _alias_problem(context: ControlContext, alias: str, model_id: str) -> str | None:
+    if context.catalog.alias_target(alias) == alias:
+        return "a model on this disk has this name and goes before"
+    try:
+        return context.catalog.get(model_id).problem
+    except ModelNotFound:
+        return "the model is not on this disk"
+
+
+async def add_alias(context: ControlContext, request: Request) -> Reply:
+    """Give a model another name; one that it has already changes nothing."""
+    model_id = _known_id(context, request.params["model"])
+    alias = request.params["alias"]
+    if context.catalog.has(alias) and context.catalog.alias_target(alias) == alias:
+        key = format_path((_TABLE, model_id, "aliases"))
+        raise InvalidValue(f"{key}: {alias!r} is the id of a model on this disk", param=key, hint="mlxctl model list")
+
+    def edits(current: Settings) -> Sequence[Edit]:
+        model = current.models.get(model_id)
+        aliases = [] if model is None else list(model.aliases)
+        return [] if alias in aliases else [Edit((_TABLE, model_id, "aliases"), [*aliases, alias])]
+
+    return await commit(context, request, edits)
+
+
+async def remove_alias(context: ControlContext, request: Request) -> Reply:
+    """Take another name away."""
+    alias = request.params["alias"]
+
+    def edits(current: Settings) -> Sequence[Edit]:
+        model_id = alias_targets(current).get(alias)
+        if model_id is None:
+            raise NotFound(f"there is no alias {alias!r}", hint="mlxctl model alias list", param="alias")
+        left = [kept for kept in current.models[model_id].aliases if kept != alias]
+        return [Edit((_TABLE, model_id, "aliases"), left if left or not request.persist else None)]
+
+    return await commit(context, request, edits)
