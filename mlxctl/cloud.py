@@ -156,6 +156,7 @@ def _format_explanation(document: Document) -> str:
         format_pairs(
             [
                 ("model", document["model"]),
+                ("alias of", document.get("alias_of")),
                 ("route", document["route"]),
                 ("rule", document.get("rule")),
                 ("target", document.get("target")),

@@ -16,6 +16,7 @@ from mlxctl.setting import parse_model_changes
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models
 from mlxd.protocol.table import rows
+from mlxd.protocol.units import count
 
 app = make_app("Models on disk: fetch, import, load, unload, pin, set.")
 alias = make_app("Other names under which clients may ask for a model.")
@@ -124,6 +125,13 @@ def set_pairs(ctx: typer.Context, model: Model, pairs: Pairs = None, reload: Rel
     show_change(call, call.change("model.set", **params))
 
 
+@app.command("rescan", cls=changes("catalog.rescan"))
+def rescan(ctx: typer.Context) -> None:
+    """Look for models on disk now: what was copied there, changed or deleted."""
+    call = Call.of(ctx)
+    call.show(call.change("catalog.rescan"), _format_rescan)
+
+
 @app.command("reset", cls=changes("model.reset"))
 def reset(ctx: typer.Context, model: Model) -> None:
     """Let a model whose loads failed, or killed the daemon, be tried again at once."""
@@ -176,6 +184,11 @@ def _format_reset(document: Document) -> str:
 
 def _format_removed(document: Document) -> str:
     return f"removed {document['model']}: {show_size(document['freed_bytes'])} freed"
+
+
+def _format_rescan(document: Document) -> str:
+    lines = [f"{word} {model}" for word in ("added", "removed") for model in document[word]]
+    return "\n".join([*lines, f"{count(document['models'], 'model')} on this disk"])
 
 
 def _format_aliases(document: Document) -> str:

@@ -6,6 +6,7 @@ index is swapped in one assignment, so that readers on the event loop see either
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import os
@@ -16,12 +17,14 @@ from pathlib import Path
 from mlxd import model_config
 from mlxd.model_folder import (
     ModelEntry,
+    Signature,
     adapter_base,
     find_folders,
     is_adapter,
     is_hub_snapshot,
     read_adapter,
     read_model,
+    read_signature,
 )
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
@@ -147,6 +150,16 @@ class Catalog:
     def has(self, name: str) -> bool:
         """Tell whether there is a model with this id or alias."""
         return self.alias_target(name) in self._index
+
+    def changed_signatures(self, model_ids: Iterable[str]) -> dict[str, Signature]:
+        """Return what the folders of these models hold now, where that is not what the last search found. Blocks."""
+        changed = {}
+        for model_id in model_ids:
+            entry = self._index.get(model_id)
+            with contextlib.suppress(OSError):  # a disk that cannot be read tells nothing
+                if entry is not None and (signature := read_signature(entry.path)) != entry.signature:
+                    changed[model_id] = signature
+        return changed
 
     def aliases(self) -> dict[str, ModelEntry]:
         """Return the aliases that lead to a model on disk."""

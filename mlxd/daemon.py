@@ -184,7 +184,7 @@ async def _run(options: Options) -> int:
         await http.start()
         await pool.start()
         device.warm_up()
-        _watch(loop, stack, store, pool)
+        _watch(loop, stack, store, follower, pool)
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
@@ -198,9 +198,11 @@ def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
             pool.refuse(entry.id, refusal)
 
 
-def _watch(loop: asyncio.AbstractEventLoop, stack: AsyncExitStack, store: SettingsStore, pool: Pool) -> None:
-    """Follow the settings file, also at SIGHUP, and the system's memory."""
-    for watch in (store.watch(), watch_memory_pressure(pool.report_pressure)):
+def _watch(
+    loop: asyncio.AbstractEventLoop, stack: AsyncExitStack, store: SettingsStore, follower: CatalogFollower, pool: Pool
+) -> None:
+    """Follow the settings file, also at SIGHUP, the files of loaded models, and the system's memory."""
+    for watch in (store.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
         stack.callback(loop.create_task(watch).cancel)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))
 

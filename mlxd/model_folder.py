@@ -26,6 +26,9 @@ ADAPTER_FILE = "adapters.safetensors"
 HUB_PREFIX = "models--"
 INDEX_FILE = "model.safetensors.index.json"
 
+# Name, size and mtime of files.
+Signature = tuple[tuple[str, int, int], ...]
+
 _log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.safetensors")
 # What a load reads; a changed README is no other model.
@@ -49,7 +52,7 @@ class ModelEntry:
     source: str  # "mlxd" (the daemon's own folder), "huggingface", "folder" or "settings"
     problem: str | None  # why it cannot be served; None: it can
     base: str | None = None  # of an adapter: the id of the model that it is put on
-    signature: tuple[tuple[str, int, int], ...] = ()  # name, size and mtime of the files that a load reads
+    signature: Signature = ()  # name, size and mtime of the files that a load reads
 
 
 def find_folders(root: Path) -> Iterator[tuple[str, Path]]:
@@ -101,17 +104,17 @@ def read_model(model_id: str, folder: Path, source: str, runnable: frozenset[str
         quantization=model_config.quantization_of(config),
         source=source,
         problem=next((problem for problem in problems if problem is not None), None),
-        signature=_signature(folder),
+        signature=read_signature(folder),
     )
 
 
 def read_adapter(adapter_id: str, folder: Path, source: str, base_id: str, base: ModelEntry | None) -> ModelEntry:
     """Return the entry of an adapter on the model *base_id*, which is *base* if it is on this disk."""
     weights_bytes = disk_bytes = 0
-    signature: tuple[tuple[str, int, int], ...] = ()
+    signature: Signature = ()
     if folder.is_dir():
         weights_bytes, problem = _read_adapter_weights(folder)
-        disk_bytes, signature = _disk_bytes(folder), _signature(folder)
+        disk_bytes, signature = _disk_bytes(folder), read_signature(folder)
     else:
         problem = f"there is no folder {folder}"
     if problem is None:
@@ -167,8 +170,12 @@ def _disk_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
-def _signature(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    files = sorted(path for path in folder.iterdir() if path.suffix in _LOADED_SUFFIXES and path.is_file())
+def read_signature(folder: Path) -> Signature:
+    """Return name, size and mtime of the files that a load reads; nothing for a folder that is not there."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in _LOADED_SUFFIXES and path.is_file())
+    except FileNotFoundError:
+        return ()
     return tuple((path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files)
 
 

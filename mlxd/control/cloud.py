@@ -138,6 +138,7 @@ async def explain_rule(context: ControlContext, request: Request) -> Reply:
     found = context.router.explain(request.params["model"])
     return {
         "model": found.model,
+        "alias_of": found.alias_of,
         "route": found.outcome,
         "reason": found.reason,
         "rule": found.rule_id,

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 from mlxd.alias import alias_targets
 from mlxd.catalog import Catalog, Prepared, adapter_paths, resolve_path, resolve_roots
-from mlxd.model_folder import read_adapter
+from mlxd.model_folder import Signature, read_adapter
 from mlxd.pool.pool import Pool
 from mlxd.pool.status import PoolPlan
 from mlxd.protocol.errors import InvalidValue
 from mlxd.protocol.key import format_path
 from mlxd.protocol.paths import Home
 from mlxd.protocol.settings import Settings
+
+# How often the files of loaded models are looked at.
+LOOK_S = 20.0
 
 
 class PoolFollower:
@@ -51,6 +54,7 @@ class CatalogFollower:
         self._home = home
         self._settings = settings
         self._prepared: Prepared | None = None
+        self._changed: Mapping[str, Signature] = {}  # as the last look saw them
         self._scanning: set[asyncio.Task[None]] = set()
         catalog.set_aliases(alias_targets(settings))
 
@@ -94,6 +98,23 @@ class CatalogFollower:
     def abandon(self) -> None:
         """Forget what was found."""
         self._prepared = None
+
+    async def watch(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
+        """Look after the files of loaded models, for ever."""
+        while True:
+            await sleep(LOOK_S)
+            await self.look()
+
+    async def look(self) -> None:
+        """Search again when files of a loaded model have changed or gone, and two looks in a row see the same.
+
+        Only loaded models are looked after: others may lie on a disk that sleeps.
+        """
+        loaded = [model.id for model in self._pool.status().models if model.state == "ready"]
+        changed = await asyncio.to_thread(self._catalog.changed_signatures, loaded)
+        before, self._changed = self._changed, changed
+        if any(before.get(model_id) == signature for model_id, signature in changed.items()):
+            await self.rescan()
 
     async def rescan(self) -> None:
         """Look at the disk again, and tell the pool."""
@@ -147,4 +168,4 @@ class CatalogFollower:
 
 def _wrong(model_id: str, name: str, reason: str) -> InvalidValue:
     key = format_path(("models", model_id, name))
-    return InvalidValue(f"{key}: {reason}", param=key, hint="mlxctl model list")
+    return InvalidValue(f"{key}: {reason}", param=key, hint=f"mlxctl model show {model_id}")

@@ -96,7 +96,8 @@ async def load(context: ControlContext, request: Request) -> Reply:
 async def unload(context: ControlContext, request: Request) -> Reply:
     """Begin to unload a model; its requests end first, or now with *force*."""
     model_id = context.catalog.alias_target(request.params["model"])
-    resident = _residents(context).get(model_id)
+    residents = _residents(context)
+    resident = residents.get(model_id)
     if resident is None:
         model_id = context.catalog.resolve(request.params["model"]).id
     is_there = resident is not None and resident.state in {"ready", "loading", "draining", "unloading"}
@@ -107,10 +108,15 @@ async def unload(context: ControlContext, request: Request) -> Reply:
     reply = {"model": model_id, **await begin(context, "model.unload", model_id, run)}
     if resident is None or not is_there:
         return reply
-    held_bytes = resident.weights_bytes + resident.kv_bytes + resident.prompt_cache_bytes
-    if resident.leases:
-        return {**reply, "draining": [{"id": model_id, "requests": resident.leases, "bytes": held_bytes}]}
-    return {**reply, "unloading": [{"id": model_id, "bytes": held_bytes}]}
+    leaving = [model for model in residents.values() if model.base == model_id and model.state == "ready"]
+    shown: dict[str, list[dict[str, Any]]] = {}
+    for model in (*leaving, resident):
+        held_bytes = model.weights_bytes + model.kv_bytes + model.prompt_cache_bytes
+        if model.leases:
+            shown.setdefault("draining", []).append({"id": model.id, "requests": model.leases, "bytes": held_bytes})
+        else:
+            shown.setdefault("unloading", []).append({"id": model.id, "bytes": held_bytes})
+    return reply | shown
 
 
 async def begin(context: ControlContext, kind: str, model_id: str, run: Run) -> Reply:

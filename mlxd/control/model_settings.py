@@ -42,38 +42,45 @@ async def set_many(context: ControlContext, request: Request) -> Reply:
         model_id = _known_id(context, model_id)
     unset = None if request.persist else Revert.TO_FILE
     edits = [Edit((_TABLE, model_id, name), unset if value is None else value) for name, value in changes.items()]
-    if mode is None or request.dry:
-        return await _commit(context, request, model_id, edits, None)
-    if not context.catalog.has(model_id):
-        raise InvalidRequest(f"{model_id!r} is not there yet: it is loaded when it is asked for", param="reload")
-    context.pool.reload(model_id, mode)
+    was_stale = _stale(context, model_id)
+    if mode is not None and not request.dry:
+        if not context.catalog.has(model_id):
+            raise InvalidRequest(f"{model_id!r} is not there yet: it is loaded when it is asked for", param="reload")
+        context.pool.reload(model_id, mode)
     try:
-        return await _commit(context, request, model_id, edits, mode)
+        reply = await commit(context, request, edits)
     except BaseException:
-        context.pool.reload(model_id, None)
+        if mode is not None and context.catalog.has(model_id):
+            context.pool.reload(model_id, None)
         raise
-
-
-async def _commit(
-    context: ControlContext, request: Request, model_id: str, edits: Sequence[Edit], mode: str | None
-) -> Reply:
-    reply = await commit(context, request, edits)
     reply["model"] = model_id
-    resident = next((model for model in context.pool.status().models if model.id == model_id), None)
-    is_stale = any(stale["id"] == model_id for stale in reply.get("stale", ()))
-    if resident is not None and resident.stale is not None and not is_stale:
-        mode = mode or context.pool.reload_mode(model_id)
-        stale = {"id": model_id, "reason": resident.stale, "reload": mode}
-        reply["stale"] = [*reply.get("stale", ()), stale]
-    modes = {stale["id"]: stale["reload"] for stale in reply.get("stale", ())}
-    if modes.get(model_id, "next-load") != "next-load" and not request.dry:
+    return reply | await _reload(context, request, reply, was_stale)
 
-        async def run() -> Mapping[str, Any]:
-            await context.pool.wait_reloaded(model_id)
-            return {"model": model_id}
 
-        reply |= await begin(context, "model.reload", model_id, run)
-    return reply
+async def _reload(context: ControlContext, request: Request, reply: Reply, was_stale: str | None) -> Reply:
+    """Return what of the reply is about the model's reload, and begin to wait for one."""
+    model_id: str = reply["model"]
+    stale = {item["id"]: item for item in reply.get("stale", ())}
+    reason = _stale(context, model_id) or was_stale  # it may be on its way already
+    if model_id not in stale and reason is not None and context.catalog.has(model_id):
+        stale[model_id] = {"id": model_id, "reason": reason, "reload": context.pool.reload_mode(model_id)}
+    if model_id not in stale:
+        return {}
+    if request.params.get("reload") is not None:
+        stale[model_id]["reload"] = request.params["reload"]
+    shown: Reply = {"stale": list(stale.values())}
+    if request.dry or stale[model_id]["reload"] == "next-load":
+        return shown
+
+    async def run() -> Mapping[str, Any]:
+        await context.pool.wait_reloaded(model_id)
+        return {"model": model_id}
+
+    return shown | await begin(context, "model.reload", model_id, run)
+
+
+def _stale(context: ControlContext, model_id: str) -> str | None:
+    return next((model.stale for model in context.pool.status().models if model.id == model_id), None)
 
 
 def _mode(request: Request) -> str | None:

@@ -204,6 +204,10 @@ def _reason(state: PoolState, resident: Resident) -> str | None:
         return f"not tried again until it is reset: mlxctl model reset {resident.id}"
     if resident.state is ModelState.FAILED:
         return f"not tried again for {max(0.0, resident.retry_s - state.clock.now()):.0f} s"
+    if resident.state is ModelState.READY and not resident.is_used:
+        kept_by = [adapter.id for adapter in resident.adapters.values() if adapter.state in PRESENT]
+        if kept_by:
+            return f"kept by {', '.join(kept_by)}"
     return state.deferred.get(resident.id)
 
 

@@ -84,7 +84,7 @@ class Number:
         if isinstance(parsed, bool) or not isinstance(parsed, (int, float)):
             raise reject(value, self.describe())
         if not self.minimum <= parsed <= self.maximum or (self.above_minimum and parsed == self.minimum):  # NaN is out
-            msg = f"{parsed} is out of bounds; it must be {self.describe()}"
+            msg = f"{value} is out of bounds; it must be {self.describe()}"
             raise ValueError(msg)
         return float(parsed)
 
