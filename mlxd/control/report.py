@@ -71,10 +71,14 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
     for model in pool.models:
         if model.state == "failed" and not model.preload and _is_refused(context, model.id):
             yield f"{model.last_error}"
-    for alias, model_id in alias_targets(store.current).items():
+    yield from _hidden_aliases(context)
+    yield from context.router.problems()
+
+
+def _hidden_aliases(context: ControlContext) -> Iterator[str]:
+    for alias, model_id in alias_targets(context.store.current).items():
         if context.catalog.has(alias) and context.catalog.alias_target(alias) == alias:
             yield f"the alias {alias!r} of {model_id} is hidden by the model of that name on this disk"
-    yield from context.router.problems()
 
 
 def _is_refused(context: ControlContext, model_id: str) -> bool:

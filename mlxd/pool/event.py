@@ -11,7 +11,7 @@ from typing import Any
 class PoolEvent:
     """Something happened to a model or to the pool.
 
-    `kind` is one of model.loading, model.load_progress, model.loaded, model.load_retried,
+    `kind` is one of model.loading, model.context_cut, model.load_progress, model.loaded, model.load_retried,
     model.load_failed, model.draining, model.evicting, model.unloaded, sequence.paused, sequence.resumed,
     sequence.retried, queue.joined, queue.left, pool.over_limit, pool.within_limit, pool.pressed, pool.relieved.
     `message` is the log line; it is empty for what is too frequent for a log (model.load_progress, queue.*).

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from mlxctl.cli import main
+from tests.support.adapter import write_adapter
 from tests.support.tiny_model import write_tiny_model
 
 CONFIG = """\
@@ -266,6 +267,27 @@ def test_restart_keeps_settings(mlxctl: Program) -> None:
     mlxctl.spawn("restart")
     assert mlxctl.ask("status")["pid"] != before
     assert mlxctl.run("config", "get", "pool.keep_alive").stdout == "17m\n"
+
+
+def test_names_settings_and_adapters_of_a_model(mlxctl: Program) -> None:
+    """An alias answers in chat with the model's defaults; a context takes effect by a reload; an adapter is a model."""
+    mlxctl.run("model", "alias", "add", "a", "gpt-4o")
+    mlxctl.run("model", "set", "gpt-4o", "max-tokens=4", "temperature=0")
+    asked = mlxctl.ask("chat", "gpt-4o", "Hello")
+    assert (asked["model"], asked["usage"]["completion_tokens"]) == ("gpt-4o", 4)
+
+    mlxctl.run("model", "set", "a", "context_length=300", "--wait")
+    models = {model["id"]: model for model in mlxctl.ask("ps")["models"]}
+    assert (models["a"]["context_length"], models["a"]["stale"]) == (300, None)
+
+    write_adapter(mlxctl.home / "models" / "style", "a", seed=7)
+    assert "added a+style" in mlxctl.run("model", "rescan").stdout
+    adapted = mlxctl.ask("chat", "a+style", "Hello", "--max-tokens", "4", "--temperature", "0")
+    assert adapted["content"] != asked["content"]
+    assert "kept by a+style" in mlxctl.run("ps").stdout
+    mlxctl.run("model", "unload", "a", "--wait")
+    shown = mlxctl.run("model", "set", "a", "context_length=9999", status=10)
+    assert "9999 is more than the model's own context of 2048 tokens" in shown.stderr
 
 
 def test_taken_port_is_named(tmp_path: Path, clean_environment: None) -> None:
