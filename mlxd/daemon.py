@@ -45,9 +45,11 @@ from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
 from mlxd.requests import RunningRequests
 from mlxd.routes import make_app
-from mlxd.shutdown import Shutdown
+from mlxd.shutdown import Shutdown, end_at_last
 
+# Together with the longest daemon.drain_timeout (50 s) below the 60 s after which service managers kill.
 _GRACE_S = 5.0
+_CLOSE_S = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -132,13 +134,14 @@ async def _run(options: Options) -> int:
         boot_id = uuid.uuid4().hex
         crashes = CrashLog(ConfigFile(options.home.state), boot_id)
         await crashes.open()
-        stack.push_async_callback(crashes.close)
         device = Device(
             loop,
             BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
             scheduling_params(settings),
         )
         stack.push_async_callback(device.close)
+        # Before that: a read that hangs would keep this daemon from ending in order.
+        stack.push_async_callback(crashes.close)
         pool = Pool(
             NotedBackend(device, crashes, catalog.get),
             catalog,
@@ -228,6 +231,7 @@ async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shut
     # Their handlers write the error event and go; a client that does not read it is not waited for.
     await asyncio.wait({drained}, timeout=_GRACE_S)
     drained.cancel()
+    end_at_last(_CLOSE_S)
 
 
 def _http_state(http: HttpServer) -> HttpState:

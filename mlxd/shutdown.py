@@ -1,10 +1,19 @@
-"""How the daemon ends: the first signal drains, the second cancels. Owns the signals and the wish to end."""
+"""How the daemon ends: the first signal drains, the second cancels. Owns the signals and the wish to end.
+
+And the last resort: a thread that hangs in the system, in a read from a disk that is gone, ends with the process only.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
+import threading
 
+from mlxd.protocol.errors import EXIT_OK
+
+_log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -34,3 +43,16 @@ class Shutdown:
     async def wait_hurried(self) -> None:
         """Return when nobody wants to wait for requests any more."""
         await self._hurried.wait()
+
+
+def end_at_last(after_s: float) -> None:
+    """End the process within *after_s*, whatever still hangs by then; all that must be kept has been written."""
+    timer = threading.Timer(after_s, _end)
+    timer.daemon = True  # it does not keep a process that ends by itself
+    timer.start()
+
+
+def _end() -> None:
+    _log.warning("something hangs, a read of a model's files most likely; the daemon ends without waiting for it")
+    logging.shutdown()
+    os._exit(EXIT_OK)

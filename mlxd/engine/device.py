@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import platform
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -176,6 +177,9 @@ class Device:
         except Exception as error:  # noqa: BLE001 a broken installation can fail in any way
             _log.exception("mlx-lm cannot be imported")
             self._refuse(command, LoadFailed(f"mlx-lm cannot be imported: {in_words(error)}"))
+            mlx = sys.modules.get("mlx.core")
+            if mlx is not None:  # half an import has made streams, and a process that ends around them aborts
+                mlx.clear_streams()
             return
         self._hand_over([(command.reply, None)])
         try:

@@ -45,6 +45,18 @@ async def main():
     engine = await streaming(new_device())
     raise SystemExit(3)
 """,
+    "import failed": """
+async def main():
+    import logging
+    from mlxd.protocol.errors import LoadFailed
+    logging.disable()
+    sys.modules["llguidance"] = None
+    device = new_device()
+    try:
+        await device.load(LoadSpec("tiny", Path(sys.argv[1]), None, 10**8), lambda done, total: None)
+    except LoadFailed:
+        await device.close()
+""",
     "never used": """
 async def main():
     device = new_device()
