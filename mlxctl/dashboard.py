@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mlxctl.activity import OPERATION_HEADS, WAIT_HEADS, Row, made_tokens, operation_rows, wait_rows
 from mlxctl.output import format_table, show_duration, show_size
 from mlxctl.screen import Line, Style
 from mlxctl.view import expiry, memory_bytes, note
@@ -32,8 +33,8 @@ def render_top(document: Map, before: Map | None, columns: int, rows: int | None
         section
         for section in (
             _table(_model_rows(document), columns, optional=("EXPIRES", "WAITING", "NOTE", "MEMORY")),
-            _table(_queue_rows(document), columns, optional=("MODEL",)),
-            _table(_operation_rows(document), columns, optional=("KIND",)),
+            _table([WAIT_HEADS, *wait_rows(document["pool"]["queue"])], columns, optional=("MODEL",)),
+            _table([OPERATION_HEADS, *operation_rows(document.get("operations", []))], columns, optional=("KIND",)),
             _table(_request_rows(document, before), columns, optional=("ROUTE", "TOKENS", "STATE", "MODEL")),
         )
         if section
@@ -94,12 +95,12 @@ def _work_words(document: Map) -> Iterator[str]:
     requests = document.get("requests", [])
     answering = sum(request["state"] == "answering" for request in requests)
     yield f"{answering} of {count(len(requests), 'request')} answering"
-    yield f"{len(document['pool']['queue'])} waiting"
+    yield f"{document['pool'].get('waiting', len(document['pool']['queue']))} waiting"
     if tokens is not None:
         yield f"{tokens['completion']:,} tokens since the start"
 
 
-def _model_rows(document: Map) -> list[Sequence[object]]:
+def _model_rows(document: Map) -> list[Row]:
     return [
         ("MODEL", "STATE", "MEMORY", "RUNNING", "WAITING", "TOKENS/S", "EXPIRES", "NOTE"),
         *(
@@ -118,42 +119,17 @@ def _model_rows(document: Map) -> list[Sequence[object]]:
     ]
 
 
-def _queue_rows(document: Map) -> list[Sequence[object]]:
-    return [
-        ("WAITING", "MODEL", "FOR", "REASON"),
-        *(
-            (wait["request_id"], wait["model"], show_duration(wait["waited_s"]), wait["reason"])
-            for wait in document["pool"]["queue"]
-        ),
-    ]
-
-
-def _operation_rows(document: Map) -> list[Sequence[object]]:
-    return [
-        ("OPERATION", "KIND", "PHASE", "DONE"),
-        *(
-            (
-                operation["op"],
-                operation["kind"],
-                operation.get("phase"),
-                f"{100 * operation['done'] // operation['total']} %" if operation.get("total") else None,
-            )
-            for operation in document.get("operations", [])
-        ),
-    ]
-
-
-def _request_rows(document: Map, before: Map | None) -> list[Sequence[object]]:
+def _request_rows(document: Map, before: Map | None) -> list[Row]:
     """Return the requests that run and do not wait in the queue: those have rows of their own."""
     waiting = {wait["request_id"] for wait in document["pool"]["queue"]}
     earlier = {request["id"]: request for request in (before or {}).get("requests", [])}
     passed_s = 0.0 if before is None else (document["uptime_ms"] - before["uptime_ms"]) / 1000
     now_ms = document["started_at_ms"] + document["uptime_ms"]
-    rows: list[Sequence[object]] = [("REQUEST", "MODEL", "ROUTE", "STATE", "TOKENS", "TOKENS/S", "AGE")]
+    rows: list[Row] = [("REQUEST", "MODEL", "ROUTE", "STATE", "TOKENS", "TOKENS/S", "AGE")]
     for request in document.get("requests", []):
         if request["id"] in waiting:
             continue
-        tokens = request.get("completion_tokens") if request["route"] == "local" else None
+        tokens = made_tokens(request)
         known = earlier.get(request["id"], {}).get("completion_tokens")
         is_measured = tokens is not None and known is not None and passed_s > 0 and tokens >= known
         rows.append(
@@ -170,7 +146,7 @@ def _request_rows(document: Map, before: Map | None) -> list[Sequence[object]]:
     return rows
 
 
-def _table(rows: list[Sequence[object]], columns: int, *, optional: Sequence[str]) -> list[Line]:
+def _table(rows: list[Row], columns: int, *, optional: Sequence[str]) -> list[Line]:
     """Return the rows as lines; nothing when there is no row but the heads."""
     if len(rows) == 1:
         return []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
 
+from mlxctl.activity import format_requests, format_waits, made_tokens
 from mlxctl.call import Call, Document
+from mlxctl.output import format_pairs, show_duration
 from mlxctl.verb import Verb, make_app
-from mlxctl.view import format_queue_rows, format_requests
 from mlxd.protocol.units import count
 
 app = make_app("Requests that are being answered.")
@@ -47,7 +49,23 @@ def _format_list(document: Document) -> str:
 
 
 def _format(document: Document) -> str:
-    parts = [format_requests(document["requests"])]
+    parts = [_format_one(request) for request in document["requests"]]
     if document["waits"]:
-        parts.append(format_queue_rows(document["waits"]))
+        parts.append(format_waits(document["waits"]))
     return "\n\n".join(parts)
+
+
+def _format_one(request: Document) -> str:
+    age_s = max(0.0, time.time() - request["started_at_ms"] / 1000)
+    tokens = made_tokens(request)
+    return format_pairs(
+        [
+            ("request", request["id"]),
+            ("model", request["model"]),
+            ("route", request["route"]),
+            ("endpoint", request["endpoint"]),
+            ("state", request["state"]),
+            ("began", f"{show_duration(age_s)} ago"),
+            ("tokens", None if tokens is None else f"{tokens}, {tokens / max(1.0, age_s):.1f} a second since it began"),
+        ]
+    )

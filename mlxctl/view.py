@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mlxctl.activity import format_operations, format_requests, format_waits
 from mlxctl.output import format_pairs, format_table, show_duration, show_path, show_size
 from mlxd.protocol.units import count
 
@@ -45,9 +46,9 @@ def format_ps(document: Map) -> str:
     if document.get("requests"):
         parts.append(format_requests(document["requests"]))
     if document.get("queue"):
-        parts.append(format_queue_rows(document["queue"]))
+        parts.append(format_waits(document["queue"]))
     if document.get("operations"):
-        parts.append(_format_operations(document["operations"]))
+        parts.append(format_operations(document["operations"]))
     return "\n\n".join(parts)
 
 
@@ -75,7 +76,7 @@ def format_pool(document: Map) -> str:
     if document["models"]:
         parts.append(_format_residents(document["models"]))
     if document["queue"]:
-        parts.append(format_queue_rows(document["queue"]))
+        parts.append(format_waits(document["queue"]))
     return "\n\n".join(parts)
 
 
@@ -123,6 +124,7 @@ def format_models(document: Map) -> str:
             )
             for model in models
         ],
+        optional=("QUANTIZATION", "SOURCE", "CONTEXT"),
     )
 
 
@@ -172,6 +174,7 @@ def _format_residents(models: Iterable[Map]) -> str:
             )
             for model in models
         ],
+        optional=("WAITING", "EXPIRES", "MEMORY"),
     )
 
 
@@ -205,48 +208,6 @@ def _names_and_marks(model: Map) -> str | None:
 def _marks(model: Map) -> str | None:
     marks = [word for key, word in (("pinned", "pinned"), ("preload", "preload")) if model.get(key)]
     return ", ".join(marks) or None
-
-
-def format_requests(requests: Iterable[Map]) -> str:
-    """Return running requests as a table."""
-    now_s = time.time()
-    return format_table(
-        ["REQUEST", "MODEL", "ROUTE", "STATE", "ENDPOINT", "AGE"],
-        [
-            (
-                request["id"],
-                request["model"],
-                request["route"],
-                request["state"],
-                request["endpoint"],
-                show_duration(max(0.0, now_s - request["started_at_ms"] / 1000)),
-            )
-            for request in requests
-        ],
-    )
-
-
-def format_queue_rows(queue: Iterable[Map]) -> str:
-    """Return waits as a table."""
-    return format_table(
-        ["WAITING", "MODEL", "FOR", "REASON"],
-        [(wait["request_id"], wait["model"], show_duration(wait["waited_s"]), wait["reason"]) for wait in queue],
-    )
-
-
-def _format_operations(operations: Iterable[Map]) -> str:
-    return format_table(
-        ["OPERATION", "KIND", "PHASE", "DONE"],
-        [
-            (
-                operation["op"],
-                operation["kind"],
-                operation.get("phase"),
-                f"{100 * operation['done'] // operation['total']} %" if operation.get("total") else None,
-            )
-            for operation in operations
-        ],
-    )
 
 
 def _label(name: str) -> str:

@@ -110,22 +110,22 @@ def test_models_golden() -> None:
 
 def test_ps_shows_requests_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Running requests, waiting ones with their reason, and operations follow the models, each where there are any."""
-    monkeypatch.setattr("mlxctl.view.time.time", lambda: 1000.0)
+    monkeypatch.setattr("mlxctl.activity.time.time", lambda: 1000.0)
     request = {"id": "req-1", "model": "org/big", "route": "local", "state": "answering", "endpoint": "/v1/completions"}
     operation = {"op": "op-3", "kind": "model.load", "phase": "loading", "done": 1, "total": 4}
 
     assert view.format_ps(
         {
             "models": [],
-            "requests": [{**request, "started_at_ms": 995_000}],
+            "requests": [{**request, "started_at_ms": 995_000, "completion_tokens": 7}],
             "queue": [WAIT],
             "operations": [operation],
         }
     ).splitlines() == [
         "no model is loaded",
         "",
-        "REQUEST  MODEL    ROUTE  STATE      ENDPOINT         AGE",
-        "req-1    org/big  local  answering  /v1/completions   5s",
+        "REQUEST  MODEL    ROUTE  STATE      TOKENS  ENDPOINT         AGE",
+        "req-1    org/big  local  answering       7  /v1/completions   5s",
         "",
         "WAITING  MODEL     FOR  REASON",
         "req-9    coming  1m15s  coming is loading: 25 %",
