@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -11,10 +11,12 @@ import typer
 from mlxctl import output
 from mlxctl.call import Call
 from mlxctl.change import show_value
+from mlxctl.output import show_duration
 from mlxctl.subscription import Event, Gap
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_USAGE, ControlError, InvalidRequest
 from mlxd.protocol.topic import TOPICS, check_topics
+from mlxd.protocol.units import count
 
 app = make_app("What happens, as it happens.")
 
@@ -28,8 +30,44 @@ Count = Annotated[int | None, typer.Option("--count", "-n", min=1, metavar="N", 
 _TOO_MANY_TO_READ = frozenset({"model.load_progress"})
 
 
+def _took(data: Mapping[str, Any], name: str) -> str:
+    return str(show_duration(data[name] / 1000))
+
+
+# kind → what it must bring, and the sentence made of that.
+_SENTENCES: dict[str, tuple[set[str], Callable[[Mapping[str, Any]], str]]] = {
+    "request.started": (
+        {"request", "model", "endpoint", "route"},
+        lambda data: f"{data['request']} for {data['model']} ({data['route']}), {data['endpoint']}",
+    ),
+    "request.answering": (
+        {"request", "model", "elapsed_ms"},
+        lambda data: f"{data['request']} for {data['model']}, first text after {_took(data, 'elapsed_ms')}",
+    ),
+    "request.ended": (
+        {"request", "model", "outcome", "elapsed_ms"},
+        lambda data: f"{data['request']} for {data['model']}: {data['outcome']} after {_took(data, 'elapsed_ms')}",
+    ),
+    "queue.joined": (
+        {"request", "model"},
+        lambda data: f"{data['request']} waits for {data['model']}",
+    ),
+    "queue.left": (
+        {"request", "model", "started", "waited_ms"},
+        lambda data: (
+            f"{data['request']} for {data['model']} {'began' if data['started'] else 'went away'}"
+            f" after {_took(data, 'waited_ms')}"
+        ),
+    ),
+    "daemon.stopping": (
+        {"requests", "timeout_ms"},
+        lambda data: f"{count(data['requests'], 'request')} to end within {_took(data, 'timeout_ms')}",
+    ),
+}
+
+
 @app.command("events", cls=Verb)
-def events(ctx: typer.Context, topics: Topics = None, model: Model = None, count: Count = None) -> None:
+def events(ctx: typer.Context, topics: Topics = None, model: Model = None, most: Count = None) -> None:
     """What happens, as it happens: models, settings, operations, requests.
 
     A line for each event, until Ctrl-C; a line says what was missed when this end could not keep up. With --json each
@@ -44,7 +82,7 @@ def events(ctx: typer.Context, topics: Topics = None, model: Model = None, count
             output.print_json_line({"seq": subscription.seq, "snapshot": subscription.snapshot})
         else:
             call.note(f"events of {', '.join(wanted) if wanted is not None else 'all topics'}; Ctrl-C ends")
-        left = count
+        left = most
         for item in subscription:
             if isinstance(item, Event) and not call.options.json and item.kind in _TOO_MANY_TO_READ:
                 continue
@@ -96,6 +134,8 @@ def _say(kind: str, data: Mapping[str, Any]) -> str:
             for change in data.get("changed", [])
         ]
         return f"generation {data.get('gen')} from {data.get('source')}: {', '.join(changes) or 'comments'}"
+    if kind in _SENTENCES and _SENTENCES[kind][0] <= set(data):
+        return _SENTENCES[kind][1](data)
     if "op" in data:
         error = data.get("error")
         reason = f": {error['msg']}" if isinstance(error, Mapping) and "msg" in error else ""

@@ -63,10 +63,13 @@ class Generation:
 
     async def _deliver_one(self, request: GenerationRequest, prompt: PreparedPrompt, sink: Sink) -> Finished:
         finished: Finished | None = None
+        counted_tokens = 0
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     self.running.begin_answering()
+                    self.running.completion_tokens += event.completion_tokens - counted_tokens
+                    counted_tokens = event.completion_tokens
                     if event.text or event.logprobs:
                         await sink(event)
                 elif isinstance(event, Prefilling | PromptScored):

@@ -111,9 +111,25 @@ def test_unknown_topic(own_home: None, capsys: pytest.CaptureFixture[str]) -> No
             {**OPERATION, "state": "failed", "error": {"code": "load_failed", "msg": "no tokenizer"}},
             "op-1 model.load a failed: no tokenizer",
         ),
+        (
+            "request.started",
+            {"request": "r", "model": "a", "endpoint": "/v1/x", "route": "local"},
+            "r for a (local), /v1/x",
+        ),
+        ("request.answering", {"request": "r", "model": "a", "elapsed_ms": 250}, "r for a, first text after 200ms"),
+        (
+            "request.ended",
+            {"request": "r", "model": "a", "outcome": "done", "elapsed_ms": 7100},
+            "r for a: done after 7s",
+        ),
+        ("queue.joined", {"request": "r", "model": "a", "message": ""}, "r waits for a"),
+        ("queue.left", {"request": "r", "model": "a", "started": True, "waited_ms": 9000}, "r for a began after 9s"),
+        ("queue.left", {"request": "r", "model": "a", "started": False, "waited_ms": 0}, "r for a went away after 0s"),
+        ("daemon.stopping", {"requests": 1, "timeout_ms": 45_000}, "1 request to end within 45s"),
+        ("daemon.stopping", {"requests": 1}, "requests 1"),
         ("new.kind", {"model": "a", "message": None, "bytes": 7}, "model a, bytes 7"),
     ],
-    ids=["changed", "comments", "invalid", "failed", "unknown"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_words(kind: str, data: dict[str, Any], words: str) -> None:
     """Each topic has its words, and an event that this version does not know is shown by what it brings."""
