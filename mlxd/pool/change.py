@@ -1,17 +1,16 @@
-"""Judges and plans a change of settings. Reads the pool's state, changes nothing."""
+"""Judges a change of settings, and a model that is to be evicted. Reads the pool's state, changes nothing."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 
-from mlxd.pool import ledger, policy
-from mlxd.pool.policy import Candidate, Demand, Outcome, Rank, View
-from mlxd.pool.resident import PRESENT, Resident
+from mlxd.pool import ledger
+from mlxd.pool.policy import Rank
+from mlxd.pool.resident import LEAVING, ModelState, Resident
 from mlxd.pool.state import PoolState
-from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, StaleModel, Victim
-from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, ModelNotFound
+from mlxd.pool.status import StaleModel
+from mlxd.protocol.errors import InsufficientCapacity, InUse, InvalidValue, ModelNotFound
 from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.units import count, show_bytes
@@ -38,68 +37,38 @@ def check(state: PoolState, new: Settings, usable_bytes: int, *, force: bool) ->
     return [trouble.message for trouble in (*troubles, *warnings)]
 
 
-def plan(state: PoolState, new: Settings) -> PoolPlan:
-    """Return what the pool would begin under *new*, by the policy functions that the live path uses."""
-    now = state.clock.now()
-    expired = [resident.id for resident in state.present if state.expiry_s(resident, new) <= now]
-    view = _unloading(state.view(new), expired)
-    gone = policy.plan_limit(view)
-    view = _leaving(view, (*gone.evict, *gone.drain))
-    evicting = [*expired, *gone.evict]
-    loading: list[str] = []
-    deferred: list[DeferredModel] = []
-    for model_id in new.pool.preload:
-        try:
-            resident = state.resident(model_id)
-        except ModelNotFound as error:
-            deferred.append(DeferredModel(model_id, error.message))
-            continue
-        stays_away = resident.is_dismissed and model_id in state.settings.pool.preload
-        is_there = resident.state in PRESENT and model_id not in evicting
-        if stays_away or is_there or resident.is_wanted:
-            continue
-        refused = [needed for needed in (resident, resident.base) if needed is not None and needed.is_refused]
-        if refused:
-            deferred.append(DeferredModel(model_id, str(refused[0].error)))
-            continue
-        if state.pressure is not None:
-            deferred.append(DeferredModel(model_id, state.pressure))
-            continue
-        missing = [
-            needed
-            for needed in (resident.base, resident)
-            if needed is not None
-            and needed.id not in loading
-            and (needed.state not in PRESENT or needed.id in evicting)
-        ]
-        floor_bytes = sum(ledger.floor_bytes(needed) for needed in missing)
-        models = sum(needed.base is None for needed in missing)
-        room = policy.plan_room(view, Demand(model_id, policy.YOUNGEST, floor_bytes, floor_bytes, models=models))
-        if room.outcome in {Outcome.NEVER, Outcome.BLOCKED}:
-            deferred.append(DeferredModel(model_id, f"no room: it needs {show_bytes(floor_bytes)}"))
-            continue
-        evicting += room.evict
-        view = _leaving(view, room.evict)
-        for needed in missing:
-            loading.append(needed.id)
-            view = _loading(view, needed, ledger.floor_bytes(needed))
-    residents = state.residents
-    return PoolPlan(
-        evicting=tuple(Victim(model_id, ledger.held_bytes(residents[model_id])) for model_id in evicting),
-        draining=tuple(
-            DrainingModel(model_id, residents[model_id].holders, ledger.held_bytes(residents[model_id]))
-            for model_id in gone.drain
-        ),
-        loading=tuple(loading),
-        deferred=tuple(deferred),
-        limit_bytes=new.pool.memory,
-        reserved_bytes=state.held_bytes,
-        over_limit=_over_limit(state, view, gone.drain),
-        stale=tuple(_stale(state, new)),
-    )
+def check_evict(state: PoolState, resident: Resident, *, force: bool) -> bool:
+    """Refuse to evict what would come back, or what is in use; return False when it is not loaded, or leaves already.
+
+    Raises:
+        InUse: pinned, preloaded, loading, or busy; *force* drains a busy one.
+    """
+    if resident.state is ModelState.LOADING:
+        raise InUse(f"{resident.id} is loading", hint=f"mlxctl model unload {resident.id}")
+    if resident.state in LEAVING or resident.state is not ModelState.READY:
+        return False
+    rank = state.rank(resident)
+    if resident.is_forced:
+        raise InUse(f"{resident.id} was loaded by force", hint=f"mlxctl model unload {resident.id}")
+    if rank is Rank.PINNED:
+        raise InUse(f"{resident.id} is pinned", hint=f"mlxctl model unpin {resident.id}, then again")
+    if rank is Rank.PRELOADED:
+        raise InUse(
+            f"{resident.id} is in pool.preload and would be loaded again",
+            hint=f"mlxctl preload remove {resident.id} | mlxctl model unload {resident.id}",
+        )
+    requests = resident.holders + len(resident.waiting)
+    if requests and not force:
+        raise InUse(
+            f"{resident.id} has {count(requests, 'request')}",
+            hint="--force lets it go when they have ended",
+            data={"requests": requests},
+        )
+    return True
 
 
-def _stale(state: PoolState, new: Settings) -> Iterable[StaleModel]:
+def stale_models(state: PoolState, new: Settings) -> Iterable[StaleModel]:
+    """Yield the loaded models that differ from what a load would make of them under *new*."""
     for resident in state.present:
         reason = state.stale_reason(resident, new)
         if reason is not None and reason != state.stale_reason(resident):  # this very change makes it so
@@ -208,62 +177,3 @@ def _sizes(state: PoolState, model_ids: Iterable[str]) -> dict[str, int]:
 def _sum(sizes: dict[str, int]) -> str:
     parts = " + ".join(f"{model_id} {show_bytes(n_bytes)}" for model_id, n_bytes in sizes.items())
     return f"{parts} = {show_bytes(sum(sizes.values()))}" if len(sizes) > 1 else parts
-
-
-def _leaving(view: View, model_ids: Container[str]) -> View:
-    """Return the view after the unload of these models has begun."""
-    candidates = tuple(
-        dataclasses.replace(candidate, is_leaving=True, is_ready=False)
-        if candidate.model_id in model_ids
-        else candidate
-        for candidate in view.candidates
-    )
-    return dataclasses.replace(view, candidates=candidates)
-
-
-def _unloading(view: View, model_ids: Container[str]) -> View:
-    """Return the view after the eviction of these idle models has begun."""
-    candidates = tuple(
-        dataclasses.replace(candidate, settled_bytes=0, trimmable_bytes=0)
-        if candidate.model_id in model_ids
-        else candidate
-        for candidate in view.candidates
-    )
-    return _leaving(dataclasses.replace(view, candidates=candidates), model_ids)
-
-
-def _loading(view: View, resident: Resident, floor_bytes: int) -> View:
-    """Return the view after the load of a preloaded model has begun."""
-    loading = Candidate(
-        model_id=resident.id,
-        held_bytes=floor_bytes,
-        settled_bytes=floor_bytes,
-        floor_bytes=floor_bytes,
-        trimmable_bytes=0,
-        rank=Rank.PRELOADED,
-        is_ready=False,
-        is_leaving=False,
-        is_held=False,
-        oldest_wait=None,
-        released_s=0.0,
-        uses=0,
-        base=None if resident.base is None else resident.base.id,
-    )
-    others = tuple(candidate for candidate in view.candidates if candidate.model_id != resident.id)
-    return dataclasses.replace(view, candidates=(*others, loading))
-
-
-def _over_limit(state: PoolState, view: View, draining: tuple[str, ...]) -> str | None:
-    """Return what will keep the pool over its limit once the idle victims are gone."""
-    if draining:
-        return "draining " + ", ".join(
-            f"{model_id} ({count(state.residents[model_id].holders, 'request')})" for model_id in draining
-        )
-    staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
-    models = sum(candidate.base is None for candidate in staying)
-    too_many = view.max_models is not None and models > view.max_models
-    if not too_many and sum(candidate.floor_bytes for candidate in staying) <= view.limit_bytes:
-        return None
-    return ", ".join(
-        f"{candidate.model_id} is {'pinned' if candidate.rank is Rank.PINNED else 'loading'}" for candidate in staying
-    )

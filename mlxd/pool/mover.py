@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
 
 from mlxd.engine.base import Backend, Engine, LoadSpec
 from mlxd.pool import ledger, policy
 from mlxd.pool.policy import Plan
 from mlxd.pool.resident import Loaded, ModelState, Resident
 from mlxd.pool.state import PoolState
+from mlxd.pool.work import Work
 from mlxd.protocol.errors import LoadFailed, MlxdError, OutOfMemory
 from mlxd.protocol.units import count, show_bytes
 
@@ -20,20 +20,18 @@ from mlxd.protocol.units import count, show_bytes
 FIRST_BACKOFF_S = 5.0
 MOST_BACKOFF_S = 300.0
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
 
 
 class Mover:
     """Moves models in and out of memory."""
 
-    def __init__(self, state: PoolState, backend: Backend, pump: Callable[[], None]) -> None:
-        """Take the state, the device, and what to call when something may have become possible."""
+    def __init__(self, state: PoolState, backend: Backend, work: Work, pump: Callable[[], None]) -> None:
+        """Take the state, the device, what runs slow work, and what to call when something may have become possible."""
         self._state = state
         self._backend = backend
         self._pump = pump
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._work = work
 
     def load(self, resident: Resident, *, force: bool = False) -> None:
         """Begin to load the model; its bytes are reserved from now on."""
@@ -48,11 +46,9 @@ class Mover:
         resident.load_done_bytes = 0
         resident.load_total_bytes = resident.weights_bytes
         resident.loaded = Loaded(resident.entry, resident.context_limit)
-        spec = self._spec(resident)
         size = show_bytes(resident.weights_bytes)
         self._state.emit("model.loading", resident.id, f"loading {resident.id}, {size}")
-        work = self._backend.load(spec, partial(self._on_progress, resident))
-        self._run(work, partial(self._on_load_ended, resident, spec))
+        self._begin_load(resident)
 
     def _spec(self, resident: Resident) -> LoadSpec:
         model = self._state.settings.models.get(resident.id)
@@ -102,7 +98,7 @@ class Mover:
             f"unloading {resident.id}, {show_bytes(n_bytes)}: {resident.drain_reason}",
             {"bytes": n_bytes, "reason": resident.drain_reason},
         )
-        self._run(self._backend.unload(engine), partial(self._on_unloaded, resident))
+        self._begin_unload(resident, engine)
 
     def carry_out(self, plan: Plan, reason: str) -> None:
         """Begin the trims, evictions and drains of a plan."""
@@ -130,32 +126,39 @@ class Mover:
                 if resident.prompt_cache_bytes > limit_bytes:
                     self._trim(resident, resident.prompt_cache_bytes - limit_bytes)
 
-    def cancel_all(self) -> list[asyncio.Task[Any]]:
-        """Cancel what is under way and return it, for shutdown."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        return tasks
+    def follow(self, resident: Resident) -> None:
+        """Take over what is under way with a model whose record is a copy of another."""
+        if resident.state is ModelState.LOADING:
+            self._begin_load(resident)
+        elif resident.engine is not None and resident.state is ModelState.UNLOADING:
+            self._begin_unload(resident, resident.engine)
+        elif resident.engine is not None and resident.trim_target_bytes is not None:
+            self._begin_trim(resident, resident.engine, resident.trim_target_bytes)
+
+    def _begin_load(self, resident: Resident) -> None:
+        spec = self._spec(resident)
+        work = self._backend.load(spec, partial(self._on_progress, resident))
+        self._work.begin(work, partial(self._on_load_ended, resident, spec))
+
+    def _begin_unload(self, resident: Resident, engine: Engine) -> None:
+        self._work.begin(self._backend.unload(engine), partial(self._on_unloaded, resident))
+
+    def _begin_trim(self, resident: Resident, engine: Engine, target_bytes: int) -> None:
+        self._work.begin(engine.trim_prompt_cache(target_bytes), partial(self._on_trimmed, resident))
 
     def _trim(self, resident: Resident, n_bytes: int) -> None:
         engine = resident.engine
         if engine is not None and resident.trim_target_bytes is None:
             target_bytes = max(0, resident.prompt_cache_bytes - n_bytes)
             resident.trim_target_bytes = target_bytes
-            self._run(engine.trim_prompt_cache(target_bytes), partial(self._on_trimmed, resident))
-
-    def _run(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Task[T]], None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(on_end)
+            self._begin_trim(resident, engine, target_bytes)
 
     def _on_progress(self, resident: Resident, done_bytes: int, total_bytes: int) -> None:
         resident.load_done_bytes = done_bytes
         resident.load_total_bytes = total_bytes
         self._state.emit("model.load_progress", resident.id, "", {"done": done_bytes, "total": total_bytes})
 
-    def _on_load_ended(self, resident: Resident, spec: LoadSpec, task: asyncio.Task[Engine]) -> None:
+    def _on_load_ended(self, resident: Resident, spec: LoadSpec, task: asyncio.Future[Engine]) -> None:
         if task.cancelled():
             return
         error = task.exception()
@@ -232,7 +235,7 @@ class Mover:
             {"error": error.to_wire()},
         )
 
-    def _on_unloaded(self, resident: Resident, task: asyncio.Task[None]) -> None:
+    def _on_unloaded(self, resident: Resident, task: asyncio.Future[None]) -> None:
         if task.cancelled():
             return
         error = task.exception()
@@ -248,7 +251,7 @@ class Mover:
         self._state.emit("model.unloaded", resident.id, f"unloaded {resident.id}: {resident.drain_reason}")
         self._pump()
 
-    def _on_trimmed(self, resident: Resident, task: asyncio.Task[int]) -> None:
+    def _on_trimmed(self, resident: Resident, task: asyncio.Future[int]) -> None:
         if task.cancelled():
             return
         target_bytes = resident.trim_target_bytes

@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 
 from mlxd.catalog import context_limit
 from mlxd.engine.base import Backend, SchedulingParams
-from mlxd.pool import change, report
-from mlxd.pool.admission import retry_after_s
+from mlxd.pool import change, command, plan, policy, report
 from mlxd.pool.clock import Clock
 from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease
@@ -22,7 +21,8 @@ from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import PoolPlan, PoolStatus
-from mlxd.protocol.errors import Draining, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
+from mlxd.pool.work import LoopWork
+from mlxd.protocol.errors import Draining, LoadFailed, ModelNotFound, RequestCancelled
 from mlxd.protocol.settings import Settings
 
 
@@ -43,7 +43,8 @@ class Pool:
         self._backend = backend
         self._usable_bytes = usable_bytes
         self._state = PoolState(catalog, settings, clock, on_event)
-        self._scheduler = Scheduler(self._state, backend)
+        self._work = LoopWork()
+        self._scheduler = Scheduler(self._state, backend, self._work)
 
     async def start(self) -> None:
         """Tell the backend its limits and begin with the preload list, in order; returns at once and never fails."""
@@ -101,24 +102,10 @@ class Pool:
         Raises:
             ModelNotFound: no such model.
         """
-        resident = self._state.residents.get(model_id)
-        if resident is None or resident.state not in PRESENT:
-            resident = self._state.resident(model_id)
-        resident.fail_waiting(
-            ModelUnloaded(
-                f"{model_id} was unloaded by command while the request waited for it",
-                retry_after_s=retry_after_s(self._state, resident.holders),
-            )
-        )
+        resident = command.resident_of(self._state, model_id)
         was_present = resident.state in PRESENT
         unloads = resident.unloads
-        for leaving in (resident, *resident.adapters.values()):
-            leaving.is_dismissed = True
-            leaving.is_returning = False
-        self._let_go(resident, "unloaded by command")
-        if force:
-            self._scheduler.revoke(resident, RequestCancelled(f"{model_id} was unloaded by force"))
-        self._scheduler.pump()
+        command.begin_unload(self._state, self._scheduler, resident, force=force)
         await self._scheduler.watch.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
 
@@ -209,6 +196,49 @@ class Pool:
         loading = (preload.state == "loading" for preload in self.status().preload)
         return not self._state.is_draining and not any(loading)
 
+    def plan_load(self, model_id: str, *, force: bool = False, new: Settings | None = None) -> PoolPlan:
+        """Return what `load` would begin now, or under other settings; changes nothing.
+
+        Raises:
+            ModelNotFound, DoesNotFit, Draining: as `load`.
+        """
+        return plan.plan_load(self._state, model_id, force=force, new=new)
+
+    def plan_unload(self, model_id: str, *, force: bool = False) -> PoolPlan:
+        """Return what `unload` would begin now; changes nothing.
+
+        Raises:
+            ModelNotFound: as `unload`.
+        """
+        return plan.plan_unload(self._state, model_id, force=force)
+
+    def evict(self, model_id: str | None, *, force: bool = False, dry: bool = False) -> tuple[PoolPlan, dict[str, str]]:
+        """Let a model go as for another's load, or without a name all idle ordinary ones; what waits for it stays.
+
+        Args:
+            model_id: a model; None means those that are idle and neither pinned nor preloaded.
+            force: let a busy model go as well, when its requests have ended.
+            dry: change nothing.
+
+        Returns:
+            what has begun (or would begin), and why each of the other loaded models stays.
+
+        Raises:
+            ModelNotFound: no such model.
+            InUse: pinned, preloaded, loading, or busy and not forced.
+        """
+        state = self._state
+        if model_id is None:
+            victims = policy.plan_relief(state.view()).evict
+        else:
+            resident = command.resident_of(state, model_id)
+            victims = (model_id,) if change.check_evict(state, resident, force=force) else ()
+        begun = plan.plan_evict(state, victims)
+        kept = {other.id: report.activity(state, other) for other in state.present if other.id not in victims}
+        if not dry:
+            command.begin_evict(state, self._scheduler, victims)
+        return begun, kept
+
     def check(self, new: Settings, *, force: bool) -> list[str]:
         """Refuse settings that the pool cannot honour, and return warnings for those that it can with a reservation.
 
@@ -223,26 +253,18 @@ class Pool:
 
     def plan(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (every settings participant gets both)
         """Return what `apply(new)` would begin now; changes nothing."""
-        return change.plan(self._state, new)
+        return plan.plan_settings(self._state, new)
 
     def apply(self, new: Settings) -> PoolPlan:
         """Take *new* as the live settings and begin what follows from them. Synchronous; cannot fail."""
         state = self._state
-        begun = change.plan(state, new)
-        old, state.settings = state.settings, new
-        for known in state.residents.values():
-            known.context_limit = context_limit(new, known.entry)
-        for model_id in new.pool.preload:
-            resident = state.residents.get(model_id)
-            if resident is not None and model_id not in old.pool.preload:
-                resident.is_dismissed = False
+        begun = plan.plan_settings(state, new)
+        old = state.settings
         if new.pool.memory != old.pool.memory:
-            self._backend.set_limits(state.limits())
+            self._backend.set_limits(PoolState.limits_of(new))
         if scheduling_params(new) != scheduling_params(old):
             self._backend.set_scheduling(scheduling_params(new))
-        if new.engine.prompt_cache != old.engine.prompt_cache:
-            self._scheduler.mover.bound_prompt_caches()
-        self._scheduler.pump()
+        command.take_settings(state, self._scheduler, new)
         return begun
 
     async def wait_settled(self, begun: PoolPlan, timeout_s: float | None = None) -> tuple[str, ...]:
@@ -310,7 +332,7 @@ class Pool:
     async def close(self) -> None:
         """Drop timers and loads in progress; the backend is closed by its owner afterwards."""
         self._scheduler.close()
-        await asyncio.gather(*self._scheduler.mover.cancel_all(), return_exceptions=True)
+        await asyncio.gather(*self._work.cancel_all(), return_exceptions=True)
 
     def rescan(self) -> None:
         """Look at the catalog again.
@@ -324,7 +346,7 @@ class Pool:
             except ModelNotFound as error:
                 resident.fail_waiting(error)
                 resident.is_returning = False
-                self._let_go(resident, f"it can no longer be served: {error.message}")
+                command.let_go(self._scheduler, resident, f"it can no longer be served: {error.message}")
                 if resident.state not in PRESENT:
                     self._state.forget(resident)
                 continue
@@ -334,13 +356,6 @@ class Pool:
             resident.entry = entry
             resident.context_limit = context_limit(self._state.settings, entry)
         self._scheduler.pump()
-
-    def _let_go(self, resident: Resident, reason: str) -> None:
-        """Drain the model now, or when its load has ended."""
-        if resident.state is ModelState.READY:
-            self._scheduler.mover.drain(resident, reason)
-        elif resident.state is ModelState.LOADING:
-            resident.is_unwanted = True
 
     def _is_quiet(self) -> bool:
         return not self._state.tickets and not any(resident.active for resident in self._state.residents.values())

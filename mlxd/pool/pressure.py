@@ -19,13 +19,12 @@ class Pressure:
         self._state = state
         self._mover = mover
         self._wake_at = wake_at
-        self._until_s = 0.0
 
     def press(self, reason: str) -> None:
         """Take a sample that says *reason*: let idle models that are not pinned go, preloaded ones after all others."""
         is_new = self._state.pressure is None
         self._state.pressure = reason
-        self._until_s = self._state.clock.now() + CALM_S
+        self._state.pressure_until_s = self._state.clock.now() + CALM_S
         if is_new:
             self._state.emit("pool.pressed", None, f"loads wait and idle models go: {reason}", {"reason": reason})
         self._mover.give_back(reason, preloaded=True)
@@ -34,8 +33,8 @@ class Pressure:
         """End it when no sample has confirmed it for a while."""
         if self._state.pressure is None:
             return
-        if self._state.clock.now() < self._until_s:
-            self._wake_at(self._until_s)
+        if self._state.clock.now() < self._state.pressure_until_s:
+            self._wake_at(self._state.pressure_until_s)
             return
         self._state.pressure = None
         self._state.emit("pool.relieved", None, "the system has memory again: loads go on")

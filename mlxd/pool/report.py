@@ -25,7 +25,7 @@ def build_status(state: PoolState) -> PoolStatus:
         max_models=state.settings.pool.max_models,
         models=tuple(_model(state, resident, waiting) for resident in _shown(state)),
         queue=tuple(_waits(state, waiting)),
-        preload=tuple(_preload(state, model_id) for model_id in state.settings.pool.preload),
+        preload=tuple(preload_status(state, model_id) for model_id in state.settings.pool.preload),
         tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(state.clock.now())),
         draining=state.is_draining,
         pressure=state.pressure,
@@ -70,7 +70,7 @@ def reason_blocked(state: PoolState, resident: Resident) -> str:
     max_models = state.settings.pool.max_models
     if max_models is not None and state.model_count >= max_models:
         text += f", {state.model_count} of {max_models} models loaded"
-    others = [_activity(state, other) for other in state.present]
+    others = [activity(state, other) for other in state.present]
     return f"{text}; {', '.join(others)}" if others else text
 
 
@@ -104,7 +104,8 @@ def reason_not_started(state: PoolState, sequence: Sequence) -> str:
     return f"the KV of {tokens} tokens on {resident.id} needs {show_bytes(n_bytes)} more, {show_bytes(free_bytes)} free"
 
 
-def _activity(state: PoolState, resident: Resident) -> str:
+def activity(state: PoolState, resident: Resident) -> str:
+    """Return what a loaded model is doing."""
     if resident.state in {ModelState.LOADING, ModelState.UNLOADING}:
         return f"{resident.id} is {resident.state.value}"
     if resident.is_used:
@@ -211,7 +212,8 @@ def _reason(state: PoolState, resident: Resident) -> str | None:
     return state.deferred.get(resident.id)
 
 
-def _preload(state: PoolState, model_id: str) -> PreloadStatus:
+def preload_status(state: PoolState, model_id: str) -> PreloadStatus:
+    """Return how it stands with one model of the preload list."""
     resident = state.residents.get(model_id)
     if resident is None:
         return PreloadStatus(model_id, "failed", state.deferred.get(model_id, "there is no such model"))

@@ -66,7 +66,7 @@ class Runner:
             request.scores_prompt,
             request.thinking_budget,
         )
-        engine.submit(submit, partial(self._on_event, sequence))
+        engine.submit(submit, partial(self.take, sequence))
 
     def grant(self, sequence: Sequence) -> None:
         """Give a running sequence the tokens that it asked for."""
@@ -94,7 +94,8 @@ class Runner:
         sequence.events.put(error)
         self.drop(sequence)
 
-    def _on_event(self, sequence: Sequence, event: SequenceEvent) -> None:
+    def take(self, sequence: Sequence, event: SequenceEvent) -> None:
+        """Take what the device says of a sequence."""
         if isinstance(event, Delta):
             self._count(sequence, event.completion_tokens)
             sequence.events.put(event)

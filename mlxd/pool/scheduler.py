@@ -20,6 +20,7 @@ from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
 from mlxd.pool.state import PoolState
 from mlxd.pool.watch import Watch
+from mlxd.pool.work import Work
 from mlxd.protocol.errors import (
     Draining,
     LoadFailed,
@@ -37,10 +38,11 @@ SERVICE_WEIGHT = 0.2
 class Scheduler:
     """Decides when: grants leases, ends drains, expires waits and idle models, and runs the granter."""
 
-    def __init__(self, state: PoolState, backend: Backend) -> None:
+    def __init__(self, state: PoolState, backend: Backend, work: Work) -> None:
         """Build the parts that act for it."""
         self._state = state
-        self.mover = Mover(state, backend, self.pump)
+        self._work = work
+        self.mover = Mover(state, backend, work, self.pump)
         self.runner = Runner(state, self._pump_soon, self.mover.give_back)
         self.pressure = Pressure(state, self.mover, self._wake_at)
         self._granter = Granter(state, self.runner, self.mover, self._wake_at)
@@ -75,7 +77,7 @@ class Scheduler:
         """Pump when a pass of the device is told to its end: before, KV that moved into the cache counts twice."""
         if not self._is_due_soon:
             self._is_due_soon = True
-            asyncio.get_running_loop().call_soon(self._pump_now)
+            self._work.soon(self._pump_now)
 
     def _pump_now(self) -> None:
         self._is_due_soon = False

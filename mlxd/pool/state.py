@@ -36,7 +36,9 @@ class Models(Protocol):
 class PoolState:
     """Residents by model id, the live settings, and what was learnt on the way."""
 
-    def __init__(self, catalog: Models, settings: Settings, clock: Clock, on_event: OnEvent) -> None:
+    def __init__(
+        self, catalog: Models, settings: Settings, clock: Clock, on_event: OnEvent, first_number: int = 1
+    ) -> None:
         """Begin with nothing loaded."""
         self.catalog = catalog
         self.settings = settings
@@ -48,8 +50,9 @@ class PoolState:
         self.meter = TokenMeter()  # of all completion tokens
         self.prompt_tokens = 0  # of all sequences that have ended
         self.pressure: str | None = None  # why the system's memory is short, while it is: no load starts
+        self.pressure_until_s = 0.0
         self._on_event = on_event
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first_number)
 
     def next_number(self) -> int:
         """Return the next number of a request or a sequence; later is younger."""
@@ -142,6 +145,16 @@ class PoolState:
     def held_bytes(self) -> int:
         """All that is reserved."""
         return sum(ledger.held_bytes(resident) for resident in self.present)
+
+    def held_bytes_of(self, model_id: str) -> int:
+        """Return what is reserved for one model; 0 for one that is not there."""
+        resident = self.residents.get(model_id)
+        return 0 if resident is None else ledger.held_bytes(resident)
+
+    def is_dismissed(self, model_id: str) -> bool:
+        """Whether the model was unloaded by command, so that the preload list does not bring it back."""
+        resident = self.residents.get(model_id)
+        return resident is not None and resident.is_dismissed
 
     @property
     def free_bytes(self) -> int:
@@ -260,7 +273,12 @@ class PoolState:
 
     def limits(self) -> BackendLimits:
         """Return what MLX is told."""
-        limit_bytes = self.settings.pool.memory
+        return self.limits_of(self.settings)
+
+    @staticmethod
+    def limits_of(settings: Settings) -> BackendLimits:
+        """Return what MLX is told under these settings."""
+        limit_bytes = settings.pool.memory
         return BackendLimits(limit_bytes, ledger.free_buffers_bytes(limit_bytes))
 
     def waiting_tickets(self) -> Iterator[Ticket]:

@@ -133,16 +133,20 @@ class StaleModel:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """What a change of settings would do (`Pool.plan`) or has begun (`Pool.apply`)."""
+    """What a command would do (`Pool.plan`, dry runs), or has begun and will lead to (`Pool.apply`)."""
 
     evicting: tuple[Victim, ...]
     draining: tuple[DrainingModel, ...]
+    evicting_later: tuple[Victim, ...]  # when what has begun is done, to make room for the next
+    trimming: tuple[Victim, ...]  # of prompt caches, in models that stay
     loading: tuple[str, ...]
     deferred: tuple[DeferredModel, ...]
     limit_bytes: int
     reserved_bytes: int
     over_limit: str | None
-    stale: tuple[StaleModel, ...] = ()
+    stale: tuple[StaleModel, ...]
+    waiting: str | None  # why a load does not begin
+    drain_after_s: float | None  # what is in `draining` begins to drain when the load has waited so long
 
     @property
     def model_ids(self) -> tuple[str, ...]:

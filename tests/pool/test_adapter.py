@@ -147,7 +147,7 @@ async def test_a_preloaded_adapter_waits_for_the_backoff_of_its_base() -> None:
     async with world(MODELS) as w:
         w.pool.refuse("a", LoadFailed("it killed the daemon"))
         planned = w.change({"pool": {"preload": ["a+x"]}})
-        assert [model.reason for model in planned.deferred] == ["it killed the daemon"]
+        assert [model.reason for model in planned.deferred] == ["its base could not be loaded: it killed the daemon"]
         await w.advance(1000)
         with pytest.raises(LoadFailed, match="it killed"):
             await w.pool.load("a+x")

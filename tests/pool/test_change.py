@@ -39,7 +39,7 @@ async def test_limit_lowered_and_the_victim_is_busy() -> None:
 
         begun = w.change({"pool": {"memory": 40 * MB}})
         assert [(model.id, model.requests) for model in begun.draining] == [("a", 1)]
-        assert begun.over_limit == "draining a (1 request)"
+        assert begun.over_limit == "draining a (1 request, 0 s)"
         meanwhile = w.send("b")
         await w.advance(2)
         assert w.pool.status().over_limit == "draining a (1 request, 2 s)"

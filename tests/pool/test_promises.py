@@ -105,7 +105,7 @@ def _abort_loads(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
 
 
 def _cancel(w: WatchedWorld) -> None:
-    w.pool._scheduler.mover.cancel_all()
+    w.pool._work.cancel_all()
 
 
 def _measure_too_little(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ async def test_a_pausing_sequence_asks_for_nothing() -> None:
         sequence = await running(w)
         runner = w.pool._scheduler.runner
         runner.pause(sequence)
-        runner._on_event(sequence, KvLow(sequence.number, sequence.granted_tokens))
+        runner.take(sequence, KvLow(sequence.number, sequence.granted_tokens))
 
         assert sequence.wanted_tokens is None
 
@@ -33,7 +33,7 @@ async def test_a_kv_low_of_an_older_grant_is_ignored() -> None:
     """Only the grant in force can run low."""
     async with world({"a": 30}) as w:
         sequence = await running(w)
-        w.pool._scheduler.runner._on_event(sequence, KvLow(sequence.number, sequence.granted_tokens - 1024))
+        w.pool._scheduler.runner.take(sequence, KvLow(sequence.number, sequence.granted_tokens - 1024))
 
         assert sequence.wanted_tokens is None
 
@@ -60,9 +60,9 @@ async def test_a_drop_while_pausing_keeps_the_reservation_until_the_end() -> Non
         runner.drop(sequence)
         assert sequence.granted_tokens > 0
 
-        runner._on_event(sequence, Paused(sequence.number, 700))
+        runner.take(sequence, Paused(sequence.number, 700))
         assert (sequence.state, sequence.granted_tokens) == (SequenceState.ENDING, 0)
-        runner._on_event(sequence, Finished(sequence.number, FinishReason.CANCELLED, Usage(500, 0, 200)))
+        runner.take(sequence, Finished(sequence.number, FinishReason.CANCELLED, Usage(500, 0, 200)))
         assert sequence.state is SequenceState.ENDED
         assert sequence.resident.active == {}
 

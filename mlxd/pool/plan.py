@@ -1,0 +1,130 @@
+"""What a command would begin, and how far that would go: each is taken on a copy of the pool (`rehearsal.py`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from mlxd.pool import change, command, report
+from mlxd.pool.rehearsal import Rehearsal
+from mlxd.pool.resident import PRESENT, ModelState
+from mlxd.pool.state import PoolState
+from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
+from mlxd.protocol.errors import MlxdError
+from mlxd.protocol.settings import Settings
+
+
+def plan_settings(state: PoolState, new: Settings) -> PoolPlan:
+    """Return what a change of settings would do."""
+    rehearsal = Rehearsal(state)
+    command.take_settings(rehearsal.state, rehearsal.scheduler, new)
+    return _finish(state, rehearsal)
+
+
+def plan_unload(state: PoolState, model_id: str, *, force: bool) -> PoolPlan:
+    """Return what `model unload` would do.
+
+    Raises:
+        ModelNotFound: no such model.
+    """
+    rehearsal = Rehearsal(state)
+    resident = command.resident_of(rehearsal.state, model_id)
+    command.begin_unload(rehearsal.state, rehearsal.scheduler, resident, force=force)
+    return _finish(state, rehearsal)
+
+
+def plan_evict(state: PoolState, model_ids: Iterable[str]) -> PoolPlan:
+    """Return what an eviction by command would do."""
+    rehearsal = Rehearsal(state)
+    command.begin_evict(rehearsal.state, rehearsal.scheduler, model_ids)
+    return _finish(state, rehearsal)
+
+
+def plan_load(state: PoolState, model_id: str, *, force: bool = False, new: Settings | None = None) -> PoolPlan:
+    """Return what `model load` would do, under other settings if they are given.
+
+    Where busy models block the load, `waiting` says so, and `draining` names those that would have to drain after
+    `drain_after_s`.
+
+    Raises:
+        ModelNotFound, DoesNotFit, Draining: as the load would.
+    """
+    rehearsal = Rehearsal(state)
+    if new is not None:
+        command.take_settings(rehearsal.state, rehearsal.scheduler, new)
+        rehearsal.finish()
+    ticket = rehearsal.scheduler.join(model_id, "model load", is_command=True, force=force)
+    begun = _finish(state, rehearsal)
+    error = ticket.granted.exception() if ticket.granted.done() else None
+    if isinstance(error, MlxdError):
+        raise error
+    if ticket.granted.done():
+        return begun
+    waiting = report.reason_waiting(rehearsal.state, ticket)
+    patience_s = rehearsal.state.settings.pool.evict_patience
+    rehearsal.let_pass(patience_s)
+    known = {model.id for model in begun.draining}
+    drains = tuple(model for model in _draining(state, rehearsal) if model.id not in known)
+    return dataclasses.replace(
+        begun,
+        waiting=waiting,
+        draining=(*begun.draining, *drains),
+        drain_after_s=patience_s if drains else None,
+    )
+
+
+def _finish(live: PoolState, rehearsal: Rehearsal) -> PoolPlan:
+    """Note what has begun, let it come to its end, and return the difference between the pool and its copy."""
+    copy = rehearsal.state
+    begun, draining = _evicted(live, rehearsal), _draining(live, rehearsal)
+    rehearsal.finish()
+    evicted = _evicted(live, rehearsal)
+    drained = {model.id for model in draining}  # a base goes when its adapters have gone, which takes no request's end
+    waiting = (report.preload_status(copy, model_id) for model_id in copy.settings.pool.preload)
+    return PoolPlan(
+        evicting=tuple(victim for model_id, victim in evicted.items() if model_id in begun or model_id in drained),
+        draining=tuple(model for model in draining if model.id not in evicted),
+        evicting_later=tuple(victim for model_id, victim in evicted.items() if model_id not in {*begun, *drained}),
+        trimming=tuple(_trimmed(live, copy, evicted)),
+        loading=tuple(dict.fromkeys(str(event.model_id) for event in rehearsal.happened("model.loading"))),
+        deferred=tuple(
+            DeferredModel(model.id, model.reason)
+            for model in waiting
+            if model.state in {"deferred", "failed"} and model.reason is not None and not copy.is_dismissed(model.id)
+        ),
+        limit_bytes=copy.settings.pool.memory,
+        reserved_bytes=live.held_bytes,
+        over_limit=report.over_limit(copy),
+        stale=tuple(change.stale_models(live, copy.settings)),
+        waiting=None,
+        drain_after_s=None,
+    )
+
+
+def _evicted(live: PoolState, rehearsal: Rehearsal) -> dict[str, Victim]:
+    """Return the models that were ready and go, in order."""
+    was_ready = {resident.id for resident in live.present if resident.state is ModelState.READY}
+    evicted: dict[str, Victim] = {}
+    for event in rehearsal.happened("model.evicting"):
+        if event.model_id in was_ready:
+            evicted.setdefault(event.model_id, Victim(event.model_id, event.data["bytes"]))
+    return evicted
+
+
+def _draining(live: PoolState, rehearsal: Rehearsal) -> list[DrainingModel]:
+    """Return the models that drain and did not before."""
+    before = {resident.id for resident in live.present if resident.state is ModelState.DRAINING}
+    return [
+        DrainingModel(resident.id, resident.holders, live.held_bytes_of(resident.id))
+        for resident in rehearsal.state.present
+        if resident.state is ModelState.DRAINING and resident.id not in before
+    ]
+
+
+def _trimmed(live: PoolState, copy: PoolState, evicted: Iterable[str]) -> Iterable[Victim]:
+    """Yield what is taken out of the prompt caches of models that stay."""
+    for resident in live.present:
+        twin = copy.residents[resident.id]
+        freed_bytes = resident.prompt_cache_bytes - twin.prompt_cache_bytes
+        if freed_bytes > 0 and resident.id not in evicted and twin.state in PRESENT:
+            yield Victim(resident.id, freed_bytes)

@@ -1,0 +1,252 @@
+"""The pool's own scheduler on a copy of its state: what would happen, without anything happening.
+
+Dry runs are no second implementation of the pool's decisions: the scheduler, granter, mover and policies of the live
+path run here as they are. Only what they stand on is made up: a device on which slow work succeeds at once when the
+rehearsal lets it, a clock that stands still, and waiting tasks that nobody awaits. So requests that run do not end and
+patience does not pass: what would wait for them stays waiting, with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import Any, NoReturn, TypeVar
+
+from mlxd.engine.base import (
+    BackendLimits,
+    BackendMemory,
+    Engine,
+    EngineFacts,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Listener,
+    LoadProgress,
+    LoadSpec,
+    Paused,
+    SchedulingParams,
+    Submit,
+    Usage,
+)
+from mlxd.pool import ledger
+from mlxd.pool.clock import Timer
+from mlxd.pool.event import PoolEvent
+from mlxd.pool.resident import Resident
+from mlxd.pool.scheduler import Scheduler
+from mlxd.pool.sequence import EventBuffer, Sequence, SequenceState, Ticket
+from mlxd.pool.state import PoolState
+
+T = TypeVar("T")
+
+# Requests on the copy are younger than all real ones.
+_FIRST_NUMBER = 2**62
+# A pool that a change sets in motion for ever (it would be a fault of the policy) is shown in motion.
+_MOST_STEPS = 10_000
+
+
+class Rehearsal:
+    """A copy of the pool, its scheduler, and what that has begun."""
+
+    def __init__(self, live: PoolState) -> None:
+        """Copy *live*, with what is under way in it."""
+        self.events: list[PoolEvent] = []
+        self._pending: deque[Callable[[], None]] = deque()
+        self._clock = _StillClock(live.clock.now())
+        self.state = PoolState(live.catalog, live.settings, self._clock, self.events.append, _FIRST_NUMBER)
+        _copy_state(live, self.state)
+        self.scheduler = Scheduler(self.state, _Stage(self.state), self)
+        for resident in self.state.residents.values():
+            if resident.engine is not None:
+                resident.engine = _Engine(
+                    resident.engine.model_id, resident.engine.facts, resident.engine.prompt_cache_bytes
+                )
+        for resident in self.state.residents.values():
+            self.scheduler.mover.follow(resident)
+
+    def finish(self) -> None:
+        """Let everything succeed that does not wait for running requests."""
+        for _ in range(_MOST_STEPS):
+            self._end_sequences()
+            if not self._pending:
+                return
+            self._pending.popleft()()
+
+    def let_pass(self, seconds: float) -> None:
+        """Let time pass in which no request comes, runs on or ends; then finish again."""
+        self._clock.move(seconds)
+        self.scheduler.pump()
+        self.finish()
+
+    def happened(self, kind: str) -> list[PoolEvent]:
+        """Return the events of one kind, in order."""
+        return [event for event in self.events if event.kind == kind]
+
+    # `Work`
+
+    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> None:
+        """Keep the work until `finish`."""
+        self._pending.append(partial(_succeed, work, on_end))
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Keep it likewise."""
+        self._pending.append(callback)
+
+    def cancel_all(self) -> list[asyncio.Task[Any]]:
+        """Return nothing: there are no tasks."""
+        return []
+
+    def _end_sequences(self) -> None:
+        """Say what the device says soon: rows that were told to pause or to end have done so."""
+        for resident in self.state.residents.values():
+            for sequence in list(resident.active.values()):
+                if sequence.state is SequenceState.PAUSING:
+                    self.scheduler.runner.take(sequence, Paused(sequence.number, sequence.tokens))
+                elif sequence.state is SequenceState.ENDING:
+                    ended = Finished(sequence.number, FinishReason.CANCELLED, Usage(0, 0, 0))
+                    self.scheduler.runner.take(sequence, ended)
+
+
+def _succeed(work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> None:
+    """Run work that awaits nothing, and hand over what it returns."""
+    ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    try:
+        work.send(None)
+    except StopIteration as end:
+        ended.set_result(end.value)
+    on_end(ended)
+
+
+def _copy_state(live: PoolState, copy: PoolState) -> None:
+    copy.is_draining = live.is_draining
+    copy.deferred = dict(live.deferred)
+    copy.mean_service_s = live.mean_service_s
+    copy.pressure, copy.pressure_until_s = live.pressure, live.pressure_until_s
+    copy.residents.update((model_id, _copy_resident(resident)) for model_id, resident in live.residents.items())
+    for twin in copy.residents.values():
+        twin.base = None if twin.base is None else copy.residents[twin.base.id]
+        twin.adapters = {model_id: copy.residents[model_id] for model_id in twin.adapters}
+
+
+def _copy_resident(resident: Resident) -> Resident:
+    twin = dataclasses.replace(resident, queue={}, held={}, waiting={}, active={})
+    tickets: dict[Ticket, Ticket] = {}
+    sequences: dict[Sequence, Sequence] = {}
+
+    def copy_ticket(ticket: Ticket) -> Ticket:
+        if ticket not in tickets:
+            nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            tickets[ticket] = dataclasses.replace(ticket, resident=twin, granted=nobody, sequences={})
+            tickets[ticket].sequences = {key: copy_sequence(value) for key, value in ticket.sequences.items()}
+        return tickets[ticket]
+
+    def copy_sequence(sequence: Sequence) -> Sequence:
+        if sequence not in sequences:
+            ticket = copy_ticket(sequence.ticket)
+            if sequence not in sequences:  # else its ticket has just copied it
+                sequences[sequence] = dataclasses.replace(sequence, ticket=ticket, events=EventBuffer())
+        return sequences[sequence]
+
+    twin.queue = {number: copy_ticket(ticket) for number, ticket in resident.queue.items()}
+    twin.held = {number: copy_ticket(ticket) for number, ticket in resident.held.items()}
+    twin.waiting = {number: copy_sequence(sequence) for number, sequence in resident.waiting.items()}
+    twin.active = {number: copy_sequence(sequence) for number, sequence in resident.active.items()}
+    return twin
+
+
+class _StillClock:
+    """A clock that stands unless it is moved."""
+
+    def __init__(self, now_s: float) -> None:
+        self._now_s = now_s
+
+    def now(self) -> float:
+        return self._now_s
+
+    def move(self, seconds: float) -> None:
+        self._now_s += seconds
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:  # noqa: ARG002  (its time never comes)
+        return _Never()
+
+
+class _Never:
+    """A timer that never fires."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
+
+
+class _Stage:
+    """A backend on which everything succeeds."""
+
+    def __init__(self, state: PoolState) -> None:
+        self._state = state
+
+    async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:  # noqa: ARG002  (it takes no time)
+        resident = self._state.residents[spec.model_id]
+        return _Engine(resident.id, resident.facts if resident.facts is not None else _estimated(resident), 0)
+
+    async def unload(self, engine: Engine) -> None:
+        pass
+
+    def set_limits(self, limits: BackendLimits) -> None:
+        pass
+
+    def set_scheduling(self, params: SchedulingParams) -> None:
+        pass
+
+    async def memory(self) -> BackendMemory:
+        return BackendMemory(0, 0, 0)
+
+    async def close(self) -> None:
+        pass
+
+
+def _estimated(resident: Resident) -> EngineFacts:
+    context = resident.context_length
+    return EngineFacts(
+        weights_bytes=resident.weights_bytes,
+        kv=resident.kv,
+        context_length=ledger.SHORT_SEQUENCE_TOKENS if context is None else context,
+        vocab_size=0,
+        has_thinking=False,
+        has_tool_calling=False,
+        chat_template=False,
+    )
+
+
+class _Engine:
+    """An engine that holds what the real one holds, and does nothing."""
+
+    def __init__(self, model_id: str, facts: EngineFacts, cached_bytes: int) -> None:
+        self.model_id = model_id
+        self.facts = facts
+        self.prompt_cache_bytes = cached_bytes
+
+    async def prepare(self, request: GenerationRequest) -> NoReturn:
+        raise NotImplementedError(f"a rehearsal prepares no prompt: {request!r}")
+
+    def submit(self, submit: Submit, listener: Listener) -> None:
+        pass
+
+    def grant(self, sequence_id: int, kv_tokens: int) -> None:
+        pass
+
+    def pause(self, sequence_id: int) -> None:
+        pass
+
+    def resume(self, sequence_id: int, kv_tokens: int) -> None:
+        pass
+
+    def cancel(self, sequence_id: int) -> None:
+        pass
+
+    def set_prompt_cache_limit(self, max_bytes: int) -> None:
+        self.prompt_cache_bytes = min(self.prompt_cache_bytes, max_bytes)
+
+    async def trim_prompt_cache(self, max_bytes: int) -> int:
+        self.prompt_cache_bytes = min(self.prompt_cache_bytes, max_bytes)
+        return self.prompt_cache_bytes
