@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlxctl import output
-from mlxctl.client import Client, Reply
+from mlxctl.client import Client, Reply, Terms
 from mlxctl.verb import Options
 from mlxctl.wait import wait_for
 from mlxd import __version__
@@ -101,9 +101,12 @@ class Call:
             return client.request(
                 operation,
                 params,
-                dry=self.options.dry_run,
-                if_generation=self.options.if_generation,
-                key=os.urandom(_KEY_BYTES).hex(),
+                Terms(
+                    dry=self.options.dry_run,
+                    persist=not self.options.runtime_only,
+                    if_generation=self.options.if_generation,
+                    key=os.urandom(_KEY_BYTES).hex(),
+                ),
             )
         except KeyboardInterrupt:
             output.print_note("interrupted before the daemon had answered; it may have been done: mlxctl status")

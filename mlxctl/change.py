@@ -36,7 +36,7 @@ def show_value(value: object) -> str:
 def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
     changed = document.get("changed", [])
     if not changed:
-        yield "unchanged"
+        yield "no setting in force changes, the file does" if document.get("rewritten") else "unchanged"
     for change in changed:
         yield f"{change['key']}: {show_value(change.get('old'))} -> {show_value(change.get('new'))}"
     memory = document.get("memory")
@@ -48,7 +48,8 @@ def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
     if is_dry:
         yield "dry run: nothing was changed"
     elif "gen" in document:
-        yield f"generation {document['gen']}"
+        note = ", runtime-only: lost when the daemon ends" if changed and document.get("runtime_only") else ""
+        yield f"generation {document['gen']}{note}"
 
 
 def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -28,6 +28,23 @@ Progress = Callable[[Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How a change is asked for.
+
+    Attributes:
+        dry: say what would change, change nothing.
+        persist: False leaves the settings file alone.
+        if_generation: refuse when the settings are of another generation.
+        key: tells the change from every other, so that it is made once however often it is asked for.
+    """
+
+    dry: bool = False
+    persist: bool = True
+    if_generation: int | None = None
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The answer to one request: the result, and the generation of the settings it was made under."""
 
@@ -99,30 +116,25 @@ class Client:
         self,
         operation: str,
         params: Mapping[str, Any] | None = None,
+        terms: Terms | None = None,
         *,
-        dry: bool = False,
-        if_generation: int | None = None,
         timeout_s: float | None = None,
         on_progress: Progress | None = None,
-        key: str | None = None,
         is_question: bool = False,
     ) -> Reply:
         """Ask for one operation and return its answer.
 
-        When the connection breaks before the answer, a question and a change with a *key* (one for each change) are
+        When the connection breaks before the answer, a question and a change with a key (one for each change) are
         asked again over a new connection to the same daemon, which makes the change once.
 
         Raises:
             ControlError: as the daemon answered, or no answer came in time (exit 7), or the daemon went away (exit 3).
+                What shall not be saved is not asked of a daemon that is too old to leave the file alone (exit 9).
         """
         frame: dict[str, Any] = {"t": "req", "m": operation, "p": dict(params or {})}
-        if dry:
-            frame["dry"] = True
-        if if_generation is not None:
-            frame["if_gen"] = if_generation
-        can_repeat = is_question
-        if key is not None and "idem" in self.hello.get("caps", ()):
-            frame["idem"], can_repeat = key, True
+        if terms is not None:
+            frame |= self._agree(terms)
+        can_repeat = is_question or "idem" in frame
         try:
             answer = self._exchange(frame, operation, timeout_s, on_progress)
         except ControlError as error:
@@ -131,6 +143,27 @@ class Client:
             self._reconnect(operation)
             answer = self._exchange(frame, operation, timeout_s, on_progress)
         return _read_answer(answer)
+
+    def _agree(self, terms: Terms) -> dict[str, Any]:
+        """Return the keys of the frame that say how a change is asked for; those that the daemon knows."""
+        caps = self.hello.get("caps", ())
+        if not terms.persist and "persist" not in caps:
+            raise ControlError(
+                f"the running mlxd {self.version} would save it: it knows no --runtime-only",
+                exit_code=EXIT_PROTOCOL,
+                code="protocol.version",
+                hint="mlxctl restart",
+            )
+        keys: dict[str, Any] = {}
+        if terms.dry:
+            keys["dry"] = True
+        if not terms.persist:
+            keys["persist"] = False
+        if terms.if_generation is not None:
+            keys["if_gen"] = terms.if_generation
+        if terms.key is not None and "idem" in caps:
+            keys["idem"] = terms.key
+        return keys
 
     def subscribe(self, topics: Sequence[str] | None = None, *, model: str | None = None) -> Subscription:
         """Return a snapshot and what happens after it, of *topics* (all when left out) and about *model* (all).

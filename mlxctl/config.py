@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
+import json
 from typing import Annotated
 
 import typer
 
-from mlxctl import process
+from mlxctl import config_file, process
 from mlxctl.call import Call, Document
 from mlxctl.change import show_change, show_value
-from mlxctl.output import format_table
+from mlxctl.output import format_table, show_path
 from mlxctl.setting import normalize_key, parse_one_or_more
 from mlxctl.verb import Verb, changes, make_app
-from mlxd.protocol.errors import EXIT_NOT_FOUND, EXIT_OTHER, ControlError, FileInvalid
+from mlxd.protocol.schema import make_schema
 from mlxd.protocol.units import show_bytes
 
 app = make_app("Settings by key.")
@@ -22,14 +21,17 @@ app = make_app("Settings by key.")
 Key = Annotated[str, typer.Argument(metavar="KEY", help='Dotted key: pool.memory, models."ORG/NAME".pin')]
 Keys = Annotated[list[str], typer.Argument(metavar="KEY...", help="Dotted keys.")]
 Words = Annotated[list[str], typer.Argument(metavar="KEY VALUE | KEY=VALUE...", help="All or none are changed.")]
-File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Another file than the one in use.")]
+ShowOrigin = Annotated[bool, typer.Option("--show-origin", help="Name the line of the file that states it.")]
 
 
 @app.command("get", cls=Verb)
 def get(ctx: typer.Context, key: Key) -> None:
-    """One setting, as it stands in the file."""
+    """One setting, as it is written."""
     call = Call.of(ctx)
-    call.show(call.ask("settings.get", key=normalize_key(key)), _format_value)
+    document = call.ask("settings.get", key=normalize_key(key))
+    if document.get("origin") == "overlay":
+        call.note(f"note: runtime-only; saved is {show_value(document.get('saved'))}")
+    call.show(document, _format_value)
 
 
 @app.command("set", cls=changes("settings.set"))
@@ -41,16 +43,21 @@ def set_pairs(ctx: typer.Context, words: Words) -> None:
 
 @app.command("unset", cls=changes("settings.set"))
 def unset(ctx: typer.Context, keys: Keys) -> None:
-    """Take settings out of the file, which brings their defaults back."""
+    """Take settings out of the file: defaults hold.
+
+    With --runtime-only, take the runtime-only value away: what the file says holds again.
+    """
     call = Call.of(ctx)
     show_change(call, call.change("settings.set", changes=dict.fromkeys(map(normalize_key, keys))))
 
 
 @app.command("list", cls=Verb)
-def list_settings(ctx: typer.Context) -> None:
+def list_settings(ctx: typer.Context, *, show_origin: ShowOrigin = False) -> None:
     """All settings, and whether they stand in the file."""
     call = Call.of(ctx)
-    call.show(call.ask_all("settings.list", "settings"), _format_list)
+    call.show(
+        call.ask_all("settings.list", "settings"), lambda shown: _format_list(shown, show_origin=show_origin)
+    )
 
 
 @app.command("path", cls=Verb)
@@ -65,40 +72,26 @@ def path(ctx: typer.Context) -> None:
     call.show(document, lambda shown: str(shown["path"]))
 
 
-@app.command("validate", cls=Verb)
-def validate(ctx: typer.Context, file: File = None) -> None:
-    """Check a settings file without using it; exits 10 and names the line if it is not valid."""
+@app.command("reload", cls=changes("settings.reload"))
+def reload(ctx: typer.Context) -> None:
+    """Take the settings file up now.
+
+    The daemon does so by itself, seconds after it was edited.
+    """
     call = Call.of(ctx)
-    document = call.ask("settings.validate") if file is None else _validate(call, file)
-    for warning in document.get("warnings", []):
-        call.note(f"warning: {warning}")
-    call.show(document, lambda shown: f"{file if file is not None else shown['path']} is valid")
+    show_change(call, call.change("settings.reload"))
 
 
-def _validate(call: Call, file: Path) -> Document:
-    """Check *file*, which the daemon knows only the text of: in its error stands the name of the file in use."""
-    text = _read(file)
-    try:
-        return call.ask("settings.validate", text=text)
-    except ControlError as error:
-        if error.code == FileInvalid.code:
-            error.message = str(file) + error.message.removeprefix(str(error.data.get("file")))
-            error.hint = f"mend it, then mlxctl config validate {shlex.quote(str(file))}"
-            error.data["file"] = str(file)
-        raise
+@app.command("schema", cls=Verb)
+def schema(ctx: typer.Context) -> None:
+    """JSON Schema of the file; needs no daemon."""
+    call = Call.of(ctx)
+    document = make_schema()
+    call.show({"json_schema": document} if call.options.json else document, lambda shown: json.dumps(shown, indent=2))
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FileInvalid(f"{file} is not UTF-8: {error}") from None
-    except OSError as error:
-        raise ControlError(
-            f"{file} cannot be read: {error.strerror}",
-            exit_code=EXIT_NOT_FOUND if isinstance(error, FileNotFoundError) else EXIT_OTHER,
-            code="file.unreadable",
-        ) from None
+for _name, _operation, _verb in config_file.VERBS:
+    app.command(_name, cls=Verb if _operation is None else changes(_operation))(_verb)
 
 
 def _format_value(document: Document) -> str:
@@ -109,8 +102,14 @@ def _format_value(document: Document) -> str:
     return f"{written} = {show_bytes(value)}"  # a whole number that is written otherwise is a size
 
 
-def _format_list(document: Document) -> str:
+def _format_list(document: Document, *, show_origin: bool) -> str:
+    file = show_path(str(document.get("path", "config.toml")))
+
+    def origin(setting: Document) -> str:
+        line = setting.get("line")
+        return f"{file}:{line}" if show_origin and line is not None else str(setting["origin"])
+
     return format_table(
         ["SETTING", "VALUE", "ORIGIN"],
-        [(setting["key"], _format_value(setting), setting["origin"]) for setting in document["settings"]],
+        [(setting["key"], _format_value(setting), origin(setting)) for setting in document["settings"]],
     )

@@ -49,6 +49,7 @@ class Options:
         wait_s: longest wait for what the change began; None does not wait.
         if_generation: change nothing unless the settings are of this generation.
         force: pass the checks that can be passed.
+        runtime_only: leave the settings file alone; what changes is lost when the daemon ends.
     """
 
     json: bool = False
@@ -59,6 +60,7 @@ class Options:
     wait_s: float | None = None
     if_generation: int | None = None
     force: bool = False
+    runtime_only: bool = False
 
     def merged(self, given: dict[str, Any]) -> Options:
         """Return these options with those that were *given* closer to the verb."""
@@ -207,6 +209,12 @@ def _change_options(operation: str | None) -> Iterator[TyperOption]:
         metavar="N",
         help="Refuse if the settings are not of generation N.",
     )
+    if OPERATIONS[operation].can_be_runtime_only:
+        yield TyperOption(
+            param_decls=["--runtime-only"],
+            is_flag=True,
+            help="Leave the settings file alone: lost when the daemon ends.",
+        )
     yield TyperOption(
         param_decls=[_WAIT_FLAG, "wait_s"],
         callback=_parse_duration,

@@ -70,7 +70,7 @@ def file_invalid(name: str, line: int, column: int, reason: str, *, param: str |
     return FileInvalid(
         f"{name}:{line}:{column}: {reason}",
         param=param,
-        hint="mend the file; the daemon takes it up by itself (mlxctl config validate checks it)",
+        hint="mend it, then the same again",
         data={"file": name, "line": line, "column": column},
     )
 

@@ -61,7 +61,6 @@ class Pipeline:
             version, digest = self.read_version(content), content.digest
             self.rejected = None
         except FileInvalid as error:
-            self._name_way_back(error)
             self.problem = error
             version, digest = document.parse(b"", self._name, self._machine), None
         return State.of(version, Overlay(), self._machine), digest
@@ -72,21 +71,25 @@ class Pipeline:
         Raises:
             FileInvalid: no daemon can start with it.
         """
-        name = self._name if name is None else name
-        version = document.parse(content.data or b"", name, self._machine)
         try:
-            self._owners.validate(version.settings)
-        except SettingsError as error:
-            raise document.blame(error, version.text, name) from None
+            version = document.parse(content.data or b"", name or self._name, self._machine)
+            try:
+                self._owners.validate(version.settings)
+            except SettingsError as error:
+                raise document.blame(error, version.text, name or self._name) from None
+        except FileInvalid as error:
+            if name is None:
+                self._name_way_back(error)
+            raise
         return version
 
-    def check_version(self, version: Version) -> list[str]:
-        """Return the warnings for a whole file. By hand means by force, as at a start: there is nobody to answer.
+    def check_version(self, version: Version, name: str) -> list[str]:
+        """Return the warnings for a file called *name*. By hand means by force, as at a start: nobody is there to ask.
 
         Raises:
             FileInvalid: an owner refuses it all the same.
         """
-        return self._check_edited(State.of(version, Overlay(), self._machine))
+        return self._check_edited(State.of(version, Overlay(), self._machine), name)
 
     async def commit(
         self, make: Callable[[], Draft], terms: Terms, may_replace: Callable[[Content], bool]
@@ -178,13 +181,13 @@ class Pipeline:
                 lost.append(f"no longer runtime-only, as the file does not go with it: {', '.join(gone)}")
                 overlay = kept
         state = State.of(version, overlay, self._machine)
-        return state, [*self._check_edited(state), *lost]
+        return state, [*self._check_edited(state, self._name), *lost]
 
-    def _check_edited(self, state: State) -> list[str]:
+    def _check_edited(self, state: State, name: str) -> list[str]:
         try:
             return self._owners.check(state.settings, force=True)
         except SettingsError as error:
-            raise document.blame(error, state.version.text, self._name) from None
+            raise document.blame(error, state.version.text, name) from None
 
     async def _put(self, new: State, rejected: Content | None, warnings: list[str]) -> Mapping[str, Any] | None:
         """Put *new* into the file and into force; None when the file was edited meanwhile, and nothing was done."""
@@ -245,9 +248,14 @@ class Pipeline:
         )
 
     def _name_way_back(self, problem: FileInvalid) -> None:
+        if "line" not in problem.data:
+            return  # it could not even be read
+        ways = ["mlxctl config edit"]
         kept = self._disk.history.generations()
-        if kept and problem.hint is not None:
-            problem.hint = f"{problem.hint}; or mlxctl config rollback {kept[-1]}"
+        if kept:
+            problem.data["rollback"] = kept[-1]
+            ways.append(f"mlxctl config rollback {kept[-1]}")
+        problem.hint = " | ".join(ways)
 
     def _set_problem(self, problem: FileInvalid | None) -> None:
         was, self.problem = self.problem, problem

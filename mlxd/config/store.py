@@ -30,6 +30,7 @@ from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 
 POLL_S = 2.0
+_TEXT = "the text"
 _log = logging.getLogger(__name__)
 
 
@@ -105,14 +106,16 @@ class SettingsStore:
         """
         return self._disk.read()
 
-    def check_text(self, text: str | None) -> list[str]:
-        """Return the warnings for a settings file, the one on disk when *text* is None.
+    def check_text(self, text: str | None, name: str | None = None) -> list[str]:
+        """Return the warnings for a settings file, the one on disk when *text* is None; errors call the text *name*.
 
         Raises:
             FileInvalid: with file:line:col.
         """
-        version = self._pipeline.read_version(self._disk.read() if text is None else Content(text.encode()))
-        return self._pipeline.check_version(version)
+        if text is None:
+            return self._pipeline.check_version(self.parse_file(), self.path.name)
+        name = _TEXT if name is None else name
+        return self._pipeline.check_version(self._pipeline.read_version(Content(text.encode()), name), name)
 
     def parse_file(self) -> Version:
         """Return the file as it is on the disk, in force or not.
@@ -169,13 +172,20 @@ class SettingsStore:
         return await self._finish(self._pipeline.commit(make, terms, lambda _: False))
 
     async def replace(
-        self, text: str, terms: Terms, *, base: str | None = None, over_invalid: bool = False
+        self,
+        text: str,
+        terms: Terms,
+        *,
+        name: str | None = None,
+        base: str | None = None,
+        over_invalid: bool = False,
     ) -> CommitResult:
         """Take *text* for the whole file.
 
         Args:
             text: TOML.
             terms: how.
+            name: what errors call the text.
             base: digest of the file that *text* was made of; another one on the disk is a conflict.
             over_invalid: replace also a file that is not valid now; it is kept in the history folder.
 
@@ -183,7 +193,8 @@ class SettingsStore:
             FileInvalid: the text is not valid, or the file is not, and it may not be replaced.
             Conflict, CommitFailed, InsufficientCapacity: as for a commit.
         """
-        version = await asyncio.to_thread(self._pipeline.read_version, Content(text.encode()))
+        name = _TEXT if name is None else name
+        version = await asyncio.to_thread(self._pipeline.read_version, Content(text.encode()), name)
         return await self._replace(version, terms, base=base, over_invalid=over_invalid)
 
     async def rollback(self, generation: int, terms: Terms) -> CommitResult:

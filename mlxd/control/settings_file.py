@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxd.config import Terms, document
+from mlxd.config import CommitResult, Terms, document
+from mlxd.config.default import render_default
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.setting import answer, terms
 from mlxd.protocol.errors import FileInvalid, InvalidRequest
@@ -16,10 +17,10 @@ async def path(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
 
 
 async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
-    """Return the text, valid or not, with what `settings.apply` takes as its `base`."""
+    """Return the text, valid or not, or the commented default; and what `settings.apply` takes as `base`."""
     content = context.store.read_text()
     try:
-        text = (content.data or b"").decode()
+        text = render_default() if content.data is None else content.data.decode()
     except UnicodeDecodeError:
         raise FileInvalid(f"{context.store.path} is not UTF-8", hint="mend the file with an editor") from None
     return {
@@ -33,7 +34,7 @@ async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
 
 async def validate(context: ControlContext, request: Request) -> Reply:
     """Check a text, or the file on disk, and change nothing."""
-    warnings = context.store.check_text(request.params.get("text"))
+    warnings = context.store.check_text(request.params.get("text"), request.params.get("name"))
     return {"path": str(context.store.path), "valid": True, "warnings": warnings}
 
 
@@ -44,10 +45,28 @@ async def reload(context: ControlContext, request: Request) -> Reply:
 
 async def apply(context: ControlContext, request: Request) -> Reply:
     """Take a text for the whole file."""
-    result = await context.store.replace(
-        request.params["text"], terms(request), base=request.params.get("base"), over_invalid=request.force
-    )
+    try:
+        result = await _replace(context, request)
+    except FileInvalid as error:
+        if error is not context.store.problem:
+            raise
+        raise FileInvalid(
+            error.message,
+            param=error.param,
+            hint=f"{error.hint} | the same with --force, which keeps the file that is not valid aside",
+            data=error.data,
+        ) from None
     return answer(context, request, result)
+
+
+async def _replace(context: ControlContext, request: Request) -> CommitResult:
+    return await context.store.replace(
+        request.params["text"],
+        terms(request),
+        name=request.params.get("name"),
+        base=request.params.get("base"),
+        over_invalid=request.force,
+    )
 
 
 async def history(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxd.protocol.kind import Kind
+from mlxd.protocol.kind import Kind, SecretReference
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,11 @@ class Row:
     help: str
     live: bool = True
     verb: bool = False
+
+    @property
+    def is_required(self) -> bool:
+        """Whether an entry of a keyed table must state it."""
+        return self.default is None and not isinstance(self.kind, SecretReference)
 
 
 def row(kind: Kind[Any], default: Any, help_text: str, *, live: bool = True, verb: bool = False) -> Any:

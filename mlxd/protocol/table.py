@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlxd.protocol.key import format_path
-from mlxd.protocol.kind import Machine, SecretReference
+from mlxd.protocol.kind import Machine
 from mlxd.protocol.row import Row
 from mlxd.protocol.settings import Settings
 
@@ -93,13 +93,9 @@ def _decode(table: type, document: Any, path: tuple[str, ...], machine: Machine)
 
 def _decode_row(row: Row, document: Mapping[str, Any], path: tuple[str, ...], machine: Machine) -> Any:
     value = document.get(path[-1], row.default)
-    if value is None and path[-1] not in document and not _may_be_left_out(row):
+    if path[-1] not in document and row.is_required:
         raise SettingProblem(path, f"it is missing; it must be {row.kind.describe()}")
     try:
         return row.kind.parse(value, machine)
     except ValueError as error:
         raise SettingProblem(path, str(error)) from None
-
-
-def _may_be_left_out(row: Row) -> bool:
-    return isinstance(row.kind, SecretReference)

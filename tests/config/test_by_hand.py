@@ -216,6 +216,8 @@ async def test_a_check_of_a_text_finds_the_place_and_changes_nothing(make: MakeS
     fixture = make(TEXT)
     assert fixture.store.check_text("[pool]\nmax_models = 3\n") == []
     assert fixture.store.check_text(None) == []
-    with pytest.raises(FileInvalid, match=r"config.toml:1:7"):
+    with pytest.raises(FileInvalid, match=r"^the text:1:7"):
         fixture.store.check_text("[pool]]\n")
+    with pytest.raises(FileInvalid, match=r"^mine.toml:1:7"):
+        fixture.store.check_text("[pool]]\n", "mine.toml")
     assert_untouched(fixture)

@@ -29,6 +29,7 @@ MACHINE = Machine(usable_bytes=32 * 10**9)
         (b'[cloud.rules.big]\nmode = "always"\n', "1:1", "cloud.rules.big.match: it is missing"),
         (b'[cloud]\nproviders = { p = { base_url = "ftp://x" } }\n', "2:1", "cloud.providers.p.base_url"),
         (b"# \xff\n", "1:1", "not UTF-8"),
+        ("\ufeffpool.max_models = 0\n".encode(), "1:1", "from 1 to 1000"),
         (b"x = " + b"[" * 100_000, "1:1", "nested too deeply"),
         (b"x = " + b"1" * 5_000, "1:1", "limit"),
         (b'x = "', "1:", "Unterminated string"),

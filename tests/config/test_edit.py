@@ -113,6 +113,9 @@ def test_a_new_keyed_table_joins_its_siblings() -> None:
         ("[a]\nx = 1\n\n[a.b]\ny = 1\n\n[c]\n", ("a",), None, "[c]\n"),
         ("[p.auth]\nenv = 'A'\n[p]\nx = 1\n", ("p", "auth"), {"env": "B"}, '[p]\nx = 1\nauth = { env = "B" }\n'),
         ("# top\n[a]\nx = 1\n", ("a",), None, "# top\n"),
+        ("\ufeff", ("a", "b"), 1, "\ufeff[a]\nb = 1\n"),
+        ("\ufeff[a]\r\nx = 1", ("a", "y"), 2, "\ufeff[a]\r\nx = 1\r\ny = 2\r\n"),
+        ("\ufeffx = 1\n", ("x",), 2, "\ufeffx = 2\n"),
     ],
 )
 def test_small_documents(text: str, path: tuple[str, ...], value: Any, wanted: str) -> None:

@@ -32,7 +32,7 @@ async def test_a_whole_file_is_one_transaction(make: MakeStore) -> None:
     assert fixture.store.current.pool.memory == 16 * 10**9
     assert fixture.store.state.overlay.keys() == ["pool.policy"]
     assert result.changed == [{"key": "pool.memory", "old": "8GB", "new": "50%"}]
-    with pytest.raises(FileInvalid, match=r"config.toml:2:1: pool.max_models"):
+    with pytest.raises(FileInvalid, match=r"the text:2:1: pool.max_models"):
         await fixture.store.replace("[pool]\nmax_models = 0\n", TERMS)
     assert fixture.path.read_bytes() == text.encode()
 

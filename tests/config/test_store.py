@@ -209,3 +209,32 @@ async def test_a_commit_survives_its_caller(make: MakeStore) -> None:
     go_on.set()
     assert (await waiting).generation == 3
     assert tomllib.loads(fixture.path.read_text()) == {"pool": {"memory": "1GB", "max_models": 2}}
+
+
+@pytest.mark.parametrize("who", ["first", "last", "preparer"])
+async def test_several_edits_are_all_or_nothing_across_owners(make: MakeStore, who: str) -> None:
+    """Whichever owner refuses, whichever edit it is about, no owner has followed any of them."""
+    fixture = make(TEXT)
+    last, binder = Owner(), Binder()
+    fixture.store.attach("last", last, binder)
+    refusal = InsufficientCapacity("no")
+    if who == "preparer":
+        binder.refusal = refusal
+    else:
+        {"first": fixture.owner, "last": last}[who].refusal = refusal
+    edits = [
+        Edit(("pool", "memory"), "24GB"),
+        Edit(("http", "port"), 7000),
+        Edit(("pool", "preload"), ["a"]),
+        Edit(("models", "a", "pin"), value=True),
+    ]
+    for persist in (True, False):
+        with pytest.raises(InsufficientCapacity):
+            await fixture.store.commit(edits, Terms("test", persist=persist))
+        assert_untouched(fixture)
+        assert "apply" not in last.calls
+        assert not fixture.store.state.overlay
+    last.refusal = fixture.owner.refusal = binder.refusal = None
+    result = await fixture.store.commit(edits, Terms("test"))
+    assert [line["key"] for line in result.changed] == ["pool.memory", "http.port", "pool.preload", "models.a.pin"]
+    assert (fixture.owner.calls[-1], last.calls[-1]) == ("apply", "apply")

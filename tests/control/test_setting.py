@@ -130,8 +130,8 @@ async def test_validate_checks_a_text_and_changes_nothing(plane: Plane, client: 
     """A candidate is judged with file:line:col; without a text the file on disk is."""
     assert (await client.ask("settings.validate"))["valid"] is True
     assert (await client.ask("settings.validate", text="[pool]\nmax_models = 3\n"))["valid"] is True
-    error = await client.refused("settings.validate", text="[pool]\nmax_models = 0\n")
-    assert error["msg"].startswith("config.toml:2:1: pool.max_models")
+    error = await client.refused("settings.validate", text="[pool]\nmax_models = 0\n", name="mine.toml")
+    assert error["msg"].startswith("mine.toml:2:1: pool.max_models")
     assert error["exit"] == 10
     assert plane.store.generation == 1
 

@@ -241,7 +241,6 @@ def test_operations_are_reached() -> None:
 
     assert {name for name in OPERATIONS if f'"{name}"' not in text} == {
         "ping",
-        "settings.reload",
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxctl.client import Client, is_running
+from mlxctl.client import Client, Terms, is_running
 from mlxd.protocol import framing
 from mlxd.protocol.errors import ControlError, InvalidValue
 from tests.support.fake_control import FakeControl
@@ -44,7 +44,7 @@ def fail(path: Path, timeout_s: float = TIMEOUT_S) -> ControlError:
 def test_request_and_answer(path: Path) -> None:
     """A request carries operation, params, generation and dry flag; its answer the result and the generation."""
     with FakeControl(path, {"settings.set": {"changed": []}}) as fake, Client(path, TIMEOUT_S) as daemon:
-        reply = daemon.request("settings.set", {"changes": {"a": "b"}}, dry=True, if_generation=3)
+        reply = daemon.request("settings.set", {"changes": {"a": "b"}}, Terms(dry=True, if_generation=3))
 
     assert (reply.result, reply.generation, daemon.pid) == ({"changed": []}, 7, os.getpid())
     assert fake.requests == [
@@ -252,7 +252,7 @@ def test_a_change_is_asked_again_with_its_key(path: Path) -> None:
         FakeControl(path, {"model.load": breaking([None, {"op": "op-1"}])}, caps=["idem"]) as fake,
         Client(path, TIMEOUT_S) as daemon,
     ):
-        assert daemon.request("model.load", {"model": "m"}, key="k").result == {"op": "op-1"}
+        assert daemon.request("model.load", {"model": "m"}, Terms(key="k")).result == {"op": "op-1"}
 
     first, second = fake.requests
     assert (first["idem"], first["p"]) == (second["idem"], second["p"]) == ("k", {"model": "m"})
@@ -266,7 +266,7 @@ def test_a_change_is_not_asked_twice_without_a_key(path: Path, caps: list[str], 
         Client(path, TIMEOUT_S) as daemon,
         pytest.raises(ControlError) as caught,
     ):
-        daemon.request("model.load", {"model": "m"}, key=key)
+        daemon.request("model.load", {"model": "m"}, Terms(key=key))
 
     assert (caught.value.code, len(fake.requests)) == ("control.closed", 1)
 
@@ -289,7 +289,7 @@ def test_a_change_is_not_asked_of_another_daemon(path: Path) -> None:
 
         fake.answers["model.load"] = restart
         with Client(path, TIMEOUT_S) as daemon, pytest.raises(ControlError) as caught:
-            daemon.request("model.load", {"model": "m"}, key="k")
+            daemon.request("model.load", {"model": "m"}, Terms(key="k"))
 
     assert (caught.value.exit_code, caught.value.code) == (3, "control.restarted")
     assert len(fake.requests) == 1

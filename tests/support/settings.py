@@ -105,6 +105,7 @@ class Faults:
         self._number: int | None = None
         self._names: tuple[str, ...] = ()
         self._code = 0
+        self._before: Callable[[], object] | None = None
         real = SystemCalls()
         self.calls = SystemCalls(
             **{item.name: self._watched(item.name, getattr(real, item.name)) for item in dataclasses.fields(real)}
@@ -114,6 +115,11 @@ class Faults:
         """Have the call of this number fail, counted from now, once."""
         self.seen.clear()
         self._number, self._code = number, code
+
+    def before(self, number: int, act: Callable[[], object]) -> None:
+        """Have *act* done before the call of this number, counted from now; never for a negative one."""
+        self.seen.clear()
+        self._number, self._before = (number, act) if number >= 0 else (None, None)
 
     def fail_always(self, code: int, *names: str) -> None:
         """Have each call of these names fail."""
@@ -125,7 +131,10 @@ class Faults:
             self.seen.append(name)
             if is_due:
                 self._number = None
-            if is_due or name in self._names:
+            if is_due and self._before is not None:
+                act, self._before = self._before, None
+                act()
+            elif is_due or name in self._names:
                 raise OSError(self._code, os.strerror(self._code))
             return real(*arguments)
 

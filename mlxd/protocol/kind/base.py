@@ -33,6 +33,9 @@ class Kind(Protocol[T_co]):
     def describe(self) -> str:
         """Return the kind and its bounds in a few words, for help and docs."""
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of what stands in the file."""
+
 
 def reject(value: object, expected: str) -> ValueError:
     """Return the error that a value is not what is expected."""

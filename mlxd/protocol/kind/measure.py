@@ -9,6 +9,11 @@ from typing import Any
 from mlxd.protocol import units
 from mlxd.protocol.kind.base import Machine, reject
 
+# As JSON Schema writes them; the bounds of what they stand for are in the words only.
+_SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*([KkMmGgTt][Ii]?)?[Bb]?\s*$"
+_PERCENTAGE = r"^\s*[0-9]+(\.[0-9]+)?\s*%\s*$"
+_DURATION = r"^\s*(([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+|[0-9]+(\.[0-9]+)?)\s*$"
+
 MINIMUM_MEMORY_BYTES = 10**6
 # More than any machine has, and what both the control protocol and MLX can take as a number.
 MAXIMUM_MEMORY_BYTES = 2**50
@@ -42,6 +47,11 @@ class Bytes:
     def describe(self) -> str:
         """Return the bounds in words."""
         return f"a size from {units.format_bytes(self.minimum)} to {units.format_bytes(self.maximum)}"
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        number = {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
+        return {"anyOf": [number, {"type": "string", "pattern": _SIZE}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,12 @@ class Memory:
         """Return the kind in words."""
         return "a size of at least 1MB, a percentage from 1% to 100%, or 'auto'"
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        number = {"type": "integer", "minimum": MINIMUM_MEMORY_BYTES, "maximum": MAXIMUM_MEMORY_BYTES}
+        texts = [{"type": "string", "pattern": pattern} for pattern in (_SIZE, _PERCENTAGE, "^[Aa][Uu][Tt][Oo]$")]
+        return {"anyOf": [number, *texts]}
+
 
 @dataclass(frozen=True, slots=True)
 class Duration:
@@ -132,3 +148,9 @@ class Duration:
         words = f"a duration from {units.format_duration(self.minimum_s)} to {units.format_duration(self.maximum_s)}"
         extra = [repr(word) for word in (self.none, "inherit" if self.inherit else None) if word is not None]
         return ", or ".join([words, *extra])
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        number = {"type": "number", "minimum": self.minimum_s, "maximum": self.maximum_s}
+        words = [{"const": word} for word in (self.none, "inherit" if self.inherit else None) if word is not None]
+        return {"anyOf": [number, {"type": "string", "pattern": _DURATION}, *words]}

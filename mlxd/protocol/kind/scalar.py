@@ -31,6 +31,10 @@ class Boolean:
         """Return the kind in words."""
         return "true or false"
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        return {"type": "boolean"}
+
 
 @dataclass(frozen=True, slots=True)
 class Integer:
@@ -65,6 +69,11 @@ class Integer:
         """Return the bounds in words."""
         words = f"a whole number from {self.minimum} to {self.maximum}"
         return words if self.none is None else f"{words}, or {self.none!r}"
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        number = {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
+        return number if self.none is None else {"anyOf": [number, {"const": self.none}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,12 @@ class Number:
         words = f"a number {lower} {self.minimum:g} {upper} {self.maximum:g}"
         return words if self.none is None else f"{words}, or {self.none!r}"
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        lower = "exclusiveMinimum" if self.above_minimum else "minimum"
+        number = {"type": "number", lower: self.minimum, "maximum": self.maximum}
+        return number if self.none is None else {"anyOf": [number, {"const": self.none}]}
+
 
 @dataclass(frozen=True, slots=True, init=False)
 class Choice:
@@ -128,6 +143,10 @@ class Choice:
     def describe(self) -> str:
         """Return the words."""
         return "one of " + ", ".join(self.choices) if len(self.choices) > 1 else repr(self.choices[0])
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        return {"enum": list(self.choices)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +174,10 @@ class Text:
         words = f"text of {self.minimum} to {self.maximum} characters"
         return words if self.none is None else f"{words}, or {self.none!r}"
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        return {"type": "string", "minLength": self.minimum, "maxLength": self.maximum}
+
 
 @dataclass(frozen=True, slots=True)
 class TextList:
@@ -180,3 +203,7 @@ class TextList:
     def describe(self) -> str:
         """Return the kind in words."""
         return "a list of texts"
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        return {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True}

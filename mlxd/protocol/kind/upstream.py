@@ -49,6 +49,10 @@ class URL:
         """Return the kind in words."""
         return "an address such as https://host/v1"
 
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        return {"type": "string", "format": "uri", "pattern": "^https?://"}
+
 
 def _is_host(hostname: str) -> bool:
     """Tell whether a name can be looked up; the `…` of an example that was copied cannot."""
@@ -93,3 +97,8 @@ class SecretReference:
     def describe(self) -> str:
         """Return the kind in words."""
         return 'a reference such as { env = "NAME" }'
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        name = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
+        return {"type": "object", "properties": {"env": name}, "required": ["env"], "additionalProperties": False}

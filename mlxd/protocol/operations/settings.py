@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlxd.protocol.operations.row import FORCE, PAGE, Operation, Param, ParamType, count, flag, text
 
 _TOML = Param(ParamType.TOML, "TOML.")
+_NAME = text("What errors call the text.", required=False)
 _GENERATION = Param(ParamType.COUNT, "Generation.")
 
 TABLE = (
@@ -20,7 +21,7 @@ TABLE = (
     Operation(
         "settings.validate",
         "Check a settings file, the one on disk unless its text is given.",
-        {"text": Param(ParamType.TOML, "TOML.", required=False)},
+        {"text": Param(ParamType.TOML, "TOML.", required=False), "name": _NAME},
     ),
     Operation("settings.path", "Where the settings file is."),
     Operation("settings.read", "The settings file as it is on the disk, and its SHA-256."),
@@ -30,6 +31,7 @@ TABLE = (
         "Take a text for the whole settings file.",
         {
             "text": _TOML,
+            "name": _NAME,
             "base": text("SHA-256 of the file that the text was made of; refused when it is another.", required=False),
             "force": flag("Pass the checks that guard against too little memory; replace a file that is not valid."),
         },
