@@ -55,9 +55,7 @@ def unset(ctx: typer.Context, keys: Keys) -> None:
 def list_settings(ctx: typer.Context, *, show_origin: ShowOrigin = False) -> None:
     """All settings, and whether they stand in the file."""
     call = Call.of(ctx)
-    call.show(
-        call.ask_all("settings.list", "settings"), lambda shown: _format_list(shown, show_origin=show_origin)
-    )
+    call.show(call.ask_all("settings.list", "settings"), lambda shown: _format_list(shown, show_origin=show_origin))
 
 
 @app.command("path", cls=Verb)

@@ -23,7 +23,7 @@ def ask_names(kind: str, verb: str, socket: Path, cap_s: float = CAP_S) -> Names
     """Return the names of this *kind* that make sense for the verb; none when the daemon does not answer in time.
 
     Args:
-        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, KEY.
+        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, KEY, GEN.
         verb: the whole verb, such as `model unload`.
         socket: the control socket.
         cap_s: how long all of it may take.
@@ -77,6 +77,12 @@ def _read_keys(document: Map, _: str) -> Iterable[tuple[str, str]]:
     return [(setting["key"], str(setting["help"])) for setting in document["settings"]]
 
 
+def _read_generations(document: Map, _: str) -> Iterable[tuple[str, str]]:
+    for line in document["generations"]:
+        if not line["runtime_only"]:  # that has no file to compare or to go back to
+            yield str(line["gen"]), f"{line['source'] or 'unknown'}: {', '.join(line['changed']) or 'comments'}"
+
+
 _SOURCES: dict[str, tuple[str, Callable[[Map, str], Iterable[tuple[str, str]]]]] = {
     "MODEL": ("model.list", _read_models),
     "OP": ("op.list", _read_operations),
@@ -84,4 +90,5 @@ _SOURCES: dict[str, tuple[str, Callable[[Map, str], Iterable[tuple[str, str]]]]]
     "RULE": ("cloud.rule.list", _read_rules),
     "PROVIDER": ("cloud.provider.list", _read_providers),
     "KEY": ("settings.list", _read_keys),
+    "GEN": ("settings.history", _read_generations),
 }

@@ -16,7 +16,7 @@ from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.row import Row
 from mlxd.protocol.settings import Settings
-from mlxd.protocol.table import SettingProblem, decode, find_row, rows
+from mlxd.protocol.table import SettingProblem, decode, find_pattern, find_row, rows
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _AT_END = " (at end of document)"
@@ -146,10 +146,8 @@ def is_entry(path: Path) -> bool:
 
 def entry_of(path: Path) -> Path | None:
     """Return the entry of a keyed table that the setting at *path* belongs to; None for a plain setting."""
-    for pattern, _ in rows():
-        if len(pattern) == len(path) and all(want in {"*", got} for want, got in zip(pattern, path, strict=True)):
-            return path[: pattern.index("*") + 1] if "*" in pattern else None
-    return None
+    pattern = find_pattern(path)
+    return path[: pattern.index("*") + 1] if pattern is not None and "*" in pattern else None
 
 
 def is_stated(document: Mapping[str, Any], path: Path) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -141,6 +141,16 @@ def split_pair(text: str) -> PairParts:
 def comments(text: str) -> list[str]:
     """Return all comments of *text*, those inside of arrays as well, each from its `#` on."""
     return [match[0].rstrip() for match in _TOKEN.finditer(text) if match.lastgroup == "comment"]
+
+
+def index_lines(text: str) -> dict[Path, int]:
+    """Return path → line of each statement that defines something; what stands inside of a value is not there."""
+    return {statement.path: statement.line for statement in scan(text.removeprefix(BOM)) if statement.path}
+
+
+def line_of(lines: Mapping[Path, int], path: Path) -> int | None:
+    """Return the line of the statement that defines *path* or the nearest thing around it."""
+    return next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), None)
 
 
 def locate(text: str, path: Path) -> tuple[int, int]:

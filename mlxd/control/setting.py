@@ -9,7 +9,7 @@ from typing import Any
 
 from mlxd.config import CommitResult, Edit, Edits, Revert, Terms, document
 from mlxd.config.document import parse_key
-from mlxd.config.scan import locate
+from mlxd.config.scan import index_lines, line_of
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.page import make_page, place_of_number
 from mlxd.pool.status import PoolPlan
@@ -21,18 +21,20 @@ from mlxd.protocol.table import lookup
 
 async def get(context: ControlContext, request: Request) -> Reply:
     """Return one setting: {key, value, written, saved, default, origin, line, live, help}."""
-    return _show(context, parse_key(request.params["key"]))
+    path = parse_key(request.params["key"])
+    return _show(context, path, index_lines(context.store.state.version.text))
 
 
 async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return every setting as `get` does, and the path of the file; those of keyed tables once per entry."""
     state = context.store.state
-    shown = [_show(context, path) for path in document.paths(state.document)]
+    lines = index_lines(state.version.text)
+    shown = [_show(context, path, lines) for path in document.paths(state.document)]
     page = make_page(request.params, "settings", shown, place_of_number)
     return {"path": str(context.store.path), **page, "overlay": state.overlay.keys()}
 
 
-def _show(context: ControlContext, path: tuple[str, ...]) -> dict[str, Any]:
+def _show(context: ControlContext, path: tuple[str, ...], lines: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
     row = document.row_of(path)
     state = context.store.state
     origin = state.origin(path)
@@ -43,7 +45,7 @@ def _show(context: ControlContext, path: tuple[str, ...]) -> dict[str, Any]:
         "saved": document.written(state.version.document, path)[0],
         "default": row.default,
         "origin": origin,
-        "line": locate(state.version.text, path)[0] if origin == "file" else None,
+        "line": line_of(lines, path) if origin == "file" else None,
         "live": row.live,
         "help": row.help,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -37,10 +38,22 @@ def rows(table: type = Settings, prefix: tuple[str, ...] = ()) -> Iterator[tuple
 
 def find_row(path: tuple[str, ...]) -> Row | None:
     """Return the row of *path*, where a keyed table's id matches `*`; None when there is none."""
-    for candidate, row in rows():
-        if len(candidate) == len(path) and all(want in {"*", got} for want, got in zip(candidate, path, strict=True)):
-            return row
-    return None
+    pattern = find_pattern(path)
+    return None if pattern is None else _index()[pattern]
+
+
+def find_pattern(path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return *path* with `*` for the id of a keyed table's entry, as `rows` has it; None when it is no setting."""
+    index = _index()
+    if path in index and "*" not in path:
+        return path
+    starred = ((*path[:place], "*", *path[place + 1 :]) for place in range(1, len(path)))
+    return next((pattern for pattern in starred if pattern in index), None)
+
+
+@functools.cache
+def _index() -> Mapping[tuple[str, ...], Row]:
+    return MappingProxyType(dict(rows()))
 
 
 def lookup(settings: Settings, path: tuple[str, ...]) -> Any:

@@ -39,6 +39,12 @@ def fake(own_home: None) -> Iterator[FakeControl]:
         "ps": {"requests": [{"id": "req-1", "model": "org/big", "state": "answering"}]},
         "cloud.rule.list": {"rules": [{"id": "big", "mode": "always", "match": "glob:gpt-*"}]},
         "cloud.provider.list": {"providers": [{"id": "router", "base_url": "https://x/v1"}]},
+        "settings.history": {
+            "generations": [
+                {"gen": 3, "source": "settings.set", "changed": ["pool.memory"], "runtime_only": True},
+                {"gen": 2, "source": "file", "changed": [], "runtime_only": False},
+            ]
+        },
         "settings.list": {"settings": [{"key": 'models."org/big".pin', "help": "Never evicted."}]},
     }
     with FakeControl(Home.from_environment().socket, answers) as control:
@@ -105,6 +111,8 @@ def test_files_are_the_shells(own_home: None, words: list[str]) -> None:
         (["chat", "org/big", "o"], []),
         (["op", "show", ""], ["op-1", "op-2"]),
         (["op", "wait", ""], ["op-2"]),
+        (["config", "rollback", ""], ["2"]),
+        (["config", "diff", ""], ["2"]),
         (["cloud", "rule", "remove", ""], ["big"]),
         (["cloud", "rule", "add", ""], []),
         (["cloud", "provider", "remove", ""], ["router"]),
@@ -216,7 +224,22 @@ def test_every_argument_is_known() -> None:
         "NAME",
         "ALIAS",
     }
-    completed = ("MODEL", "[MODEL]", "OP", "REQUEST", "ID", "[ID]", "KEY", "[TOPIC]", "FILE", "[FILE]", "PATH", "bash|")
+    completed = (
+        "MODEL",
+        "[MODEL]",
+        "OP",
+        "REQUEST",
+        "ID",
+        "[ID]",
+        "KEY",
+        "[TOPIC]",
+        "FILE",
+        "[FILE]",
+        "PATH",
+        "GEN",
+        "[GEN",
+        "bash|",
+    )
     with root.make_context("mlxctl", ["status"]) as ctx:
         found = {
             param.metavar or ""
