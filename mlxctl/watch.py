@@ -150,4 +150,7 @@ def _draw(feed: Feed, render: Render, pace: Pace) -> None:
                 document, before, trouble = feed.ask(), document, []
                 looks += 1
             except ControlError as error:
-                trouble = [Line(f"not connected: {error.message.splitlines()[0]}; trying again", Style.ALERT)]
+                what = (
+                    "the daemon does not answer" if error.code == "control.timeout" else error.message.splitlines()[0]
+                )
+                trouble = [Line(f"not connected: {what}; trying again", Style.ALERT)]

@@ -186,7 +186,7 @@ async def _run(options: Options) -> int:
         stack.push_async_callback(http.close)
         await http.start()
         await pool.start()
-        device.warm_up()
+        device.warm_up(raise_open_files)  # again: mlx-lm lowers the bound when it is imported
         _watch(loop, stack, store, follower, pool)
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)

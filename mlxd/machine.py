@@ -63,15 +63,14 @@ def _limits_upwards(root: Path, path: str, name: str) -> Iterator[int]:
             yield int(text)
 
 
-def raise_open_files(least: int = _OPEN_FILES) -> int:
-    """Let this process have *least* files open, or as many as the system allows it; return how many that are.
+def raise_open_files(least: int = _OPEN_FILES) -> None:
+    """Let this process have *least* files open, or as many as the system allows it.
 
     launchd begins with 256, and every connection is one.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = least if hard == resource.RLIM_INFINITY else min(least, hard)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return soft
+        return
     with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

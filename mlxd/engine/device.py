@@ -14,6 +14,7 @@ import logging
 import platform
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from mlxd.engine.base import (
@@ -78,9 +79,9 @@ class Device:
         self._thread.start()
         atexit.register(self._end_thread)
 
-    def warm_up(self) -> None:
-        """Begin to import mlx-lm (a second); for when the sockets are open."""
-        self._inbox.put(WarmUp(lambda _: None))
+    def warm_up(self, on_imported: Callable[[], None]) -> None:
+        """Begin to import mlx-lm (a second), for when the sockets are open, and call *on_imported* after it."""
+        self._inbox.put(WarmUp(lambda _: on_imported()))
 
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         """Load a model; see `base.Backend.load`."""

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,14 @@ async def test_load_without_mlx_fails_in_words(device: Device, tmp_path: Path, m
         await device.load(load_spec(tmp_path), lambda done, total: None)
     with pytest.raises(LoadFailed):
         await device.memory()
+
+
+async def test_warm_up_says_when_mlx_is_there(device: Device) -> None:
+    """After the import, which changes bounds of the process, its caller has the word, on the event loop."""
+    imported = asyncio.Event()
+    device.warm_up(imported.set)
+    await asyncio.wait_for(imported.wait(), 60)
+    assert "mlx_lm.utils" in sys.modules
 
 
 async def test_memory_before_mlx_is_nothing(device: Device) -> None:

@@ -65,7 +65,7 @@ async def main():
 """,
     "import in progress": """
 async def main():
-    new_device().warm_up()
+    new_device().warm_up(lambda: None)
 """,
 }
 
