@@ -6,6 +6,7 @@ the chat.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Callable, Mapping
 
@@ -56,18 +57,25 @@ class Repl:
         self._call.note(
             f"{self._conversation.model}: /help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the chat"
         )
-        while True:
+        goes_on = True
+        while goes_on:
+            # Around all of it: a second Ctrl-C may come at any place.
             try:
-                text = self._prompt.read()
+                goes_on = self._take_turn()
             except KeyboardInterrupt:
-                output.print_note("\n(Ctrl-D or /exit ends the chat)")
-                continue
-            if text is None:
-                output.print_note("")
-                return
-            if text.strip() in ("/exit", "/quit", "/bye"):
-                return
-            self._take(text)
+                with contextlib.suppress(KeyboardInterrupt):
+                    output.print_note("\n(Ctrl-D or /exit ends the chat)")
+
+    def _take_turn(self) -> bool:
+        """Read a text and act upon it; False when it ends the chat."""
+        text = self._prompt.read()
+        if text is None:
+            output.print_note("")
+            return False
+        if text.strip() in ("/exit", "/quit", "/bye"):
+            return False
+        self._take(text)
+        return True
 
     def _take(self, text: str) -> None:
         """Act upon what was typed; an error is told, and the chat goes on."""

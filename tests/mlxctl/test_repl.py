@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from mlxd.protocol.paths import Home
-from tests.support.dialogue import CTRL_C, CTRL_D, Dialogue
+from tests.support.dialogue import CTRL_D, Dialogue
 from tests.support.fake_control import FakeControl
 from tests.support.fake_openai import DONE, FakeHTTP, delta, running_openai, sse
 
@@ -162,13 +162,14 @@ def test_completion(http: FakeHTTP, chat: Dialogue) -> None:
     assert "[org/other answers from here on]" in chat.expect(">>> ")
 
 
-def test_ctrl_c_at_the_prompt(chat: Dialogue) -> None:
+def test_ctrl_c_at_the_prompt(http: FakeHTTP, chat: Dialogue) -> None:
     """Ctrl-C at the prompt forgets the line, and the chat goes on."""
     chat.type("half a li")
     chat.expect("half a li")
-    chat.type(CTRL_C)
-    chat.expect("(Ctrl-D or /exit ends the chat)\n>>> ")
-    assert "Two words." in chat.ask("Hello")
+    chat.interrupt("(Ctrl-D or /exit ends the chat)\n>>> ")
+    chat.type("Hello\n")
+    chat.expect("Two words.")
+    assert last_prompt(http) == "Hello"
 
 
 def test_context_that_is_full(http: FakeHTTP, chat: Dialogue) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import select
 from typing import Any
 
 from tests.support.terminal import Terminal
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 PROMPT = ">>> "
+# After which a person presses it once more.
+_PAUSE_S = 1.0
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -31,6 +34,21 @@ class Dialogue(Terminal):
         seen = self.transcript[self._position : found + len(wanted)]
         self._position = found + len(wanted)
         return seen
+
+    def interrupt(self, wanted: str) -> None:
+        """Press Ctrl-C until *wanted* is written.
+
+        Python's line editor sleeps through one that comes while it draws the last key, up to the next key.
+        """
+        self.type(CTRL_C)
+        while wanted not in self.transcript[self._position :]:
+            ready, _, _ = select.select([self._ours], [], [], _PAUSE_S)
+            if ready:
+                self.read()
+            else:
+                assert self.process.poll() is None, f"it ended: {self.output!r}"
+                self.type(CTRL_C)
+        self.expect(wanted)
 
     def ask(self, line: str) -> str:
         """Type a line at the prompt; return what is written up to the next prompt, without the line itself."""
