@@ -53,6 +53,13 @@ class NotWritable(DownloadError):
     exit_code = EXIT_DENIED
 
 
+class NotAFolder(DownloadError):
+    """Where a folder is to be there is something else, or nothing can be made."""
+
+    code = "download.no_folder"
+    exit_code = EXIT_INVALID
+
+
 class ChecksumMismatch(DownloadError):
     """What came is not what was asked for."""
 

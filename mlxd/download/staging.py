@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from mlxd.download.errors import disk_full
+from mlxd.download.errors import NotAFolder, disk_full
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -26,10 +26,22 @@ _CHUNK_BYTES = 8 << 20
 
 
 def ensure_folder(folder: Path, mode: int = 0o777) -> None:
-    """Make *folder* and its parents; *mode* counts for *folder* when it is made."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode)
+    """Make *folder* and its parents; *mode* counts for *folder* when it is made.
+
+    Raises:
+        NotAFolder: something else is in its way.
+        OSError: it could not be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            folder.mkdir(mode)
+    except (FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        if not folder.is_dir():  # another process may have made it meanwhile
+            raise NotAFolder(
+                f"the folder {folder} cannot be made: {error.filename}: {error.strerror}",
+                hint="another MLXD_HOME; for models of the hub another HF_HOME",
+            ) from error
 
 
 def check_space(folder: Path, needed_bytes: int) -> None:

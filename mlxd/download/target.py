@@ -29,7 +29,7 @@ def check_target(target: str) -> None:
     if target.startswith(("/", "./", "../", "~")):
         raise InvalidRequest(
             f"{target!r} is a path; models that lie on this disk need no pull",
-            hint="mlxctl config get catalog.paths, which shows where they are looked for; config set takes more folders",
+            hint="mlxctl config get catalog.paths, which shows where they are looked for; config set adds folders",
         )
     if "/" not in target and difflib.get_close_matches(target, ["starter"], cutoff=0.8):
         raise InvalidRequest(

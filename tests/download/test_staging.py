@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.download import staging
-from mlxd.download.errors import DiskFull
+from mlxd.download.errors import DiskFull, NotAFolder
 
 # Holds the lock and a half-made folder, and says so, until its stdin ends.
 _MAKER = """
@@ -30,6 +30,15 @@ def start_maker(folder: Path) -> subprocess.Popen[str]:
     """Start a process that makes `model` in *folder* and stays in the middle of it."""
     command = [sys.executable, "-c", _MAKER, str(folder)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("inner", ["file", "file/home", "file/home/models"])
+def test_file_in_the_way(tmp_path: Path, inner: str) -> None:
+    """A file where a folder is to be is told with its path and what to change."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotAFolder, match=r"the folder .* cannot be made: .*file") as caught:
+        staging.ensure_folder(tmp_path / inner)
+    assert "MLXD_HOME" in str(caught.value.hint)
 
 
 def test_partial_goes_with_its_failure(tmp_path: Path) -> None:
