@@ -30,9 +30,9 @@ _STDIN = Path("-")
 
 OtherFile = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Another file than the one in use.")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A whole settings file; - reads stdin.")]
-Generation = Annotated[int, typer.Argument(metavar="GEN", min=0, help="Generation, as `config history` lists them.")]
+Generation = Annotated[int, typer.Argument(metavar="GEN", help="Generation, as `config history` lists them.")]
 Generations = Annotated[
-    list[int] | None, typer.Argument(metavar="[GEN [GEN]]", min=0, help="One, against the file now; or two.")
+    list[int] | None, typer.Argument(metavar="[GEN [GEN]]", help="One, against the file now; or two.")
 ]
 Runtime = Annotated[bool, typer.Option("--runtime", help="Only what is runtime-only.")]
 OnDisk = Annotated[bool, typer.Option("--file", help="Only what the file on the disk says and is not in force.")]

@@ -8,10 +8,11 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
-from mlxd.protocol.errors import EXIT_OTHER, ControlError, FileInvalid
+from mlxd.protocol.errors import EXIT_OTHER, EXIT_USAGE, ControlError, FileInvalid
 
 _FALLBACK = "vi"
 
@@ -20,7 +21,12 @@ class Draft:
     """A copy that is edited."""
 
     def __init__(self, text: str) -> None:
-        """Write *text* to a file that only this user can read."""
+        """Write *text* to a file that only this user can read.
+
+        Raises:
+            ControlError: there is no editor.
+        """
+        self._editor = _editor()
         self.path = Path(tempfile.mkdtemp(prefix="mlxctl-")) / "config.toml"
         self.path.touch(mode=0o600)
         self.path.write_bytes(text.encode())
@@ -29,16 +35,16 @@ class Draft:
         """Have the user edit the copy, and return it.
 
         Raises:
-            ControlError: there is no editor, or it failed; the copy is gone.
+            ControlError: the editor failed; the copy is gone.
             FileInvalid: what it left is no text; the copy is kept.
         """
-        words = _editor()
+        name = self._editor[0]
         try:
-            status = _run([*words, str(self.path)])
+            status = _run([*self._editor, str(self.path)])
         except OSError as error:
             self.remove()
             raise ControlError(
-                f"the editor {words[0]!r} cannot be run: {error.strerror}",
+                f"the editor {name!r} cannot be run: {error.strerror}",
                 exit_code=EXIT_OTHER,
                 code="editor.failed",
                 hint="EDITOR=nano mlxctl config edit",
@@ -46,7 +52,7 @@ class Draft:
         if status != 0:
             self.remove()
             raise ControlError(
-                f"the editor {words[0]!r} ended with status {status}; nothing was changed",
+                f"the editor {name!r} ended with status {status}; nothing was changed",
                 exit_code=EXIT_OTHER,
                 code="editor.failed",
             )
@@ -73,6 +79,13 @@ def _editor() -> list[str]:
             words = shlex.split(os.environ.get(name, ""))
             if words:
                 return words
+    if not sys.stdin.isatty():
+        raise ControlError(
+            "there is no editor: neither VISUAL nor EDITOR is set, and this is no terminal",
+            exit_code=EXIT_USAGE,
+            code="editor.missing",
+            hint="EDITOR=COMMAND mlxctl config edit | mlxctl config apply FILE",
+        )
     return [_FALLBACK]
 
 

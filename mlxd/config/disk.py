@@ -20,7 +20,7 @@ _LOOKS = 40
 _REMEDIES = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "free some disk space",
-    errno.EROFS: "the file lies on a read-only disk",
+    errno.EROFS: "make the disk writable, it is read-only",
     errno.EBUSY: "the file is a mount point; mount its folder instead",
     errno.EFBIG: "take out what is not needed",
 }

@@ -166,7 +166,7 @@ def _format_key(path: Path) -> str:
     return ".".join(part if _BARE_KEY.fullmatch(part) else str(tomlkit.item(part).as_string()) for part in path)
 
 
-def _insert(statements: list[Statement], path: Path, value: Any, newline: str) -> str:
+def _insert(statements: Sequence[Statement], path: Path, value: Any, newline: str) -> str:
     """Return the text with a new pair in the table where it belongs, which is made when there is none."""
     table = path[:-1]
     header = _find_header(statements, table)
@@ -193,14 +193,14 @@ def _pair(key: Path, value: Any, newline: str) -> str:
     return f"{_format_key(key)} = {format_value(value)}{newline}"
 
 
-def _find_header(statements: list[Statement], table: Path) -> int | None:
+def _find_header(statements: Sequence[Statement], table: Path) -> int | None:
     for index, statement in enumerate(statements):
         if statement.kind is StatementKind.TABLE and statement.path == table:
             return index
     return None
 
 
-def _place_in_section(statements: list[Statement], header: int, key: str) -> int:
+def _place_in_section(statements: Sequence[Statement], header: int, key: str) -> int:
     """Return where a new pair goes: below its commented-out default, the last pair, or else the header."""
     end = _section_end(statements, header)
     commented = re.compile(rf"\s*#\s*{re.escape(_format_key((key,)))}\s*=")
@@ -215,7 +215,7 @@ def _place_in_section(statements: list[Statement], header: int, key: str) -> int
     return header + 1 if header >= 0 else end
 
 
-def _section_end(statements: list[Statement], header: int) -> int:
+def _section_end(statements: Sequence[Statement], header: int) -> int:
     """Return the index after the section's own: before the next header's comments and the blanks above them."""
     end = header + 1
     while end < len(statements) and statements[end].kind is not StatementKind.TABLE:
@@ -227,7 +227,7 @@ def _section_end(statements: list[Statement], header: int) -> int:
     return end
 
 
-def _lead_start(statements: list[Statement], header: int) -> int:
+def _lead_start(statements: Sequence[Statement], header: int) -> int:
     """Return where the block of comments right above a header begins."""
     start = header
     while start > 0 and statements[start - 1].kind is StatementKind.COMMENT:
@@ -235,7 +235,7 @@ def _lead_start(statements: list[Statement], header: int) -> int:
     return start
 
 
-def _insert_section(statements: list[Statement], table: Path, section: str, newline: str) -> str:
+def _insert_section(statements: Sequence[Statement], table: Path, section: str, newline: str) -> str:
     """Put a new table above its sub-tables, else below its last sibling, else below its parent, else at the end."""
     headers = [index for index, statement in enumerate(statements) if statement.kind is StatementKind.TABLE]
     children = [index for index in headers if statements[index].path[: len(table)] == table]
@@ -272,7 +272,7 @@ def _unset(text: str, path: Path) -> tuple[str, Counter[str]]:
     return "".join(statement.text for index, statement in enumerate(statements) if index not in gone), removed
 
 
-def _section(statements: list[Statement], header: int) -> set[int]:
+def _section(statements: Sequence[Statement], header: int) -> set[int]:
     """Return what goes with a table: the comments above its header, its lines, and the blanks that set it apart."""
     start, end = _lead_start(statements, header), _section_end(statements, header)
     if start == 0 and header > 0:
@@ -283,7 +283,7 @@ def _section(statements: list[Statement], header: int) -> set[int]:
     return set(range(start, end))
 
 
-def _emptied(statements: list[Statement], gone: set[int]) -> set[int]:
+def _emptied(statements: Sequence[Statement], gone: set[int]) -> set[int]:
     """Return the headers of keyed tables that have lost their last pair and hold no comment."""
     headers: set[int] = set()
     for index in gone:
@@ -298,7 +298,7 @@ def _emptied(statements: list[Statement], gone: set[int]) -> set[int]:
     return headers
 
 
-def _join(statements: list[Statement], start: int, end: int, middle: str) -> str:
+def _join(statements: Sequence[Statement], start: int, end: int, middle: str) -> str:
     before = "".join(statement.text for statement in statements[:start])
     if before and middle and not before.endswith("\n"):
         before += _newline(before)

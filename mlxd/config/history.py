@@ -81,7 +81,8 @@ class History:
         told = {"time_ms": record.time_ms, "source": record.source, "changed": list(record.changed)}
         if data is not None:
             self._write(self._version(record.generation), data)
-        self._write(self._folder / f"{record.generation}.json", json.dumps(told).encode())
+        # Not synced: a record that a power cut damages is an unknown one, and each sync delays the reply.
+        self._write(self._folder / f"{record.generation}.json", json.dumps(told).encode(), is_synced=False)
         self._prune()
 
     def keep_rejected(self, generation: int, data: bytes) -> Path:
@@ -136,13 +137,14 @@ class History:
         stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
         return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit())
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes, *, is_synced: bool = True) -> None:
         temp = path.with_name(f".{path.name}.tmp")
         descriptor = self._calls.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             try:
                 write_all(self._calls, descriptor, data)
-                self._calls.fsync(descriptor)  # or a power cut leaves an empty version to go back to
+                if is_synced:  # or a power cut leaves an empty version to go back to
+                    self._calls.fsync(descriptor)
             finally:
                 os.close(descriptor)
             self._calls.replace(str(temp), str(path))

@@ -196,17 +196,20 @@ class Pipeline:
         aside = None if rejected is None else (self.generation + 1, rejected.data or b"")
         async with self._owners.prepared(self.state.settings, new.settings) as keep:
             staged = await self._disk.stage(data, expected or "", aside)
+            is_committed = False
             try:
                 with self._disk.in_words():
                     # Reading and renaming are quick, and on the loop nothing comes between them and the swap.
-                    if not staged.commit():
-                        return None
-                keep()
-                if staged.kept is not None:
-                    warnings.append(f"the file that was not valid is kept as {staged.kept}")
-                return self._swap(new, Content(data).digest)
+                    is_committed = staged.commit()
             finally:
-                await asyncio.to_thread(staged.discard)
+                if not is_committed:
+                    await asyncio.to_thread(staged.discard)
+            if not is_committed:
+                return None
+            keep()
+            if staged.kept is not None:
+                warnings.append(f"the file that was not valid is kept as {staged.kept}")
+            return self._swap(new, Content(data).digest)
 
     async def _lay_over(self, new: State) -> Mapping[str, Any]:
         """Put *new*, which has the same file, into force."""

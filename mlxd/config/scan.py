@@ -5,6 +5,7 @@ Only for text that `tomllib` has parsed: what is no TOML is cut anyhow. Knows no
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -70,7 +71,8 @@ class PairParts:
     after: str
 
 
-def scan(text: str) -> list[Statement]:
+@functools.lru_cache(maxsize=4)  # an edit looks at the same text several times
+def scan(text: str) -> tuple[Statement, ...]:
     """Return the statements of *text*, in order."""
     statements = []
     table: Path = ()
@@ -88,11 +90,11 @@ def scan(text: str) -> list[Statement]:
             kind, path = StatementKind.TABLE, _parse_key(bare[1:])
         else:
             kind, path = StatementKind.PAIR, table + _parse_key(bare)
-        if kind in {StatementKind.TABLE, StatementKind.ARRAY_TABLE}:
+        if kind is StatementKind.TABLE or kind is StatementKind.ARRAY_TABLE:
             table = path
         statements.append(Statement(kind, piece, line, table, path))
         line += piece.count("\n")
-    return statements
+    return tuple(statements)
 
 
 def _pieces(text: str) -> Iterator[str]:

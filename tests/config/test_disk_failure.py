@@ -67,7 +67,7 @@ async def test_what_failed_is_told_with_its_remedy(make: MakeStore) -> None:
     """A full disk, a read-only one and a mount point are told apart; what needs no disk is offered."""
     faults = Faults()
     fixture = make(TEXT, calls=faults.calls)
-    for code, words in [(errno.ENOSPC, "free some"), (errno.EROFS, "read-only disk"), (errno.EBUSY, "mount point")]:
+    for code, words in [(errno.ENOSPC, "free some"), (errno.EROFS, "it is read-only"), (errno.EBUSY, "mount point")]:
         faults.fail(RENAME, code)
         with pytest.raises(CommitFailed, match=r"could not be written: .*; nothing was changed") as caught:
             await fixture.set("pool.memory", "1GB")

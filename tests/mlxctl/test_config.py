@@ -156,6 +156,18 @@ def test_editor_that_fails(
     assert (fake.asked("settings.apply"), left(tmp_path)) == ([], [])
 
 
+def test_edit_without_an_editor(
+    fake: FakeControl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nobody sits at a terminal no vi is opened."""
+    for name in ("VISUAL", "EDITOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    assert main(["config", "edit"]) == 2
+    assert "neither VISUAL nor EDITOR is set" in capsys.readouterr().err
+
+
 def test_apply(fake: FakeControl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file, or stdin, goes as it is, with its name for the errors."""
     file = tmp_path / "new.toml"

@@ -19,7 +19,21 @@ TEXT = '# mine\n[pool]\nmemory = "60%"  # of all\n'
 # Every system call of a commit, in order. The first look at the file, the temp file, the second look, the rename; then
 # the folder, the version in the history, and its record.
 _READ, _WRITE = ["open", "read", "read"], ["open", "write", "fsync", "replace"]
-COMMIT_CALLS = [*_READ, "open", "fchmod", "write", "fsync", *_READ, "replace", "open", "fsync", *_WRITE, *_WRITE]
+COMMIT_CALLS = [
+    *_READ,
+    "open",
+    "fchmod",
+    "write",
+    "fsync",
+    *_READ,
+    "replace",
+    "open",
+    "fsync",
+    *_WRITE,
+    "open",
+    "write",
+    "replace",
+]
 FIRST_OF_WRITING, RENAME, FIRST_OF_HISTORY = 3, 10, 13
 
 
