@@ -28,7 +28,7 @@ async def post_messages(request: web.Request) -> web.StreamResponse:
 
 async def post_count_tokens(request: web.Request) -> web.StreamResponse:
     """Say how many tokens a conversation is for the model, which is loaded for it."""
-    admitted = await admit(request, "messages/count_tokens")
+    admitted = await admit(request, "messages/count_tokens", answers=False)
     if not isinstance(admitted, Local):
         return admitted
     parsed = parse_count_body(admitted.body, reject_unknown=admitted.reject_unknown)

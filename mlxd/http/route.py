@@ -41,7 +41,7 @@ def model_of(body: Mapping[str, Any]) -> str:
     return name
 
 
-async def admit(request: web.Request, endpoint: str) -> Local | web.StreamResponse:
+async def admit(request: web.Request, endpoint: str, *, answers: bool = True) -> Local | web.StreamResponse:
     """Return the local request, or the answer of the upstream that a rule names.
 
     Routed by the name alone, before anything asks whether the model is here or the body is one that we would take.
@@ -49,6 +49,7 @@ async def admit(request: web.Request, endpoint: str) -> Local | web.StreamRespon
     Args:
         request: the HTTP request.
         endpoint: the path under the upstream's base address, such as `chat/completions`.
+        answers: False where nothing is generated, so that sampling params have no place in the body.
 
     Raises:
         MlxdError: the body is no JSON object with a model, the cloud is off, or the upstream failed.
@@ -67,7 +68,7 @@ async def admit(request: web.Request, endpoint: str) -> Local | web.StreamRespon
         request[EXCHANGE].note_cloud(route)
         return await relay(request, Errand(route, endpoint, raw, wants_stream=body.get("stream") is True))
     settings = context.store.current
-    defaults = settings.models.get(context.catalog.alias_target(model))
+    defaults = settings.models.get(context.catalog.alias_target(model)) if answers else None
     return Local(model, filled(body, defaults), reject_unknown=settings.http.unknown_fields == "reject")
 
 

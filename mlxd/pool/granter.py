@@ -265,6 +265,7 @@ class Granter:
             footprint_bytes=floor_bytes + (0 if base is None else ledger.floor_bytes(base)),
             models=0 if tokens or base is not None else 1,
             base=None if base is None else base.id,
+            is_adapter_load=base is not None and not tokens,
             claimed_bytes=claims.bytes,
             claimed_models=claims.models,
             may_drain=age < YOUNGEST and self._state.clock.now() >= since_s + patience_s,

@@ -88,6 +88,7 @@ class Demand:
     claimed_models: int = 0
     may_drain: bool = False
     base: str | None = None  # of an adapter: the model that it is on, no victim either and in its footprint
+    is_adapter_load: bool = False  # it is no model more, and yet no load starts while there are too many
 
 
 class Outcome(Enum):
@@ -220,7 +221,8 @@ def never_fits(view: View, demand: Demand) -> bool:
 
 
 def _fits_now(view: View, demand: Demand) -> bool:
-    if _short(view, _models(view.candidates) + demand.claimed_models + demand.models) > 0 and demand.models > 0:
+    is_load = demand.models > 0 or demand.is_adapter_load
+    if is_load and _short(view, _models(view.candidates) + demand.claimed_models + demand.models) > 0:
         return False
     return demand.bytes <= view.free_bytes - demand.claimed_bytes
 

@@ -100,5 +100,5 @@ class P10NothingInVain(DeparturePromise):
             if other is not target and other.state not in LEAVING and self.state.rank(other) is not Rank.ORDINARY
         ]
         least_bytes = ledger.floor_bytes(target) + sum(map(ledger.floor_bytes, protected))
-        is_forced = any(ticket.force for ticket in target.queue.values())
+        is_forced = target.is_wanted_by_force
         assert is_forced or least_bytes <= self.state.settings.pool.memory, f"P10: evicted in vain for {target_id}"
