@@ -141,8 +141,8 @@ class P6EveryWaitEnds(Promise):
 
     def _look_at(self, resident: Resident, since_s: float) -> None:
         settings, now = self.state.settings, self.state.clock.now()
-        if resident.state is ModelState.LOADING:
-            since_s, most_s = max(since_s, resident.load_started_s), settings.pool.load_timeout
+        if resident.loading is not None:
+            since_s, most_s = max(since_s, resident.loading.load_started_s), settings.pool.load_timeout
         else:
             most_s = settings.queue.timeout
         assert now < since_s + most_s, f"P6: a wait for {resident.id} has gone on beyond its deadline"
