@@ -35,6 +35,8 @@ class Mover:
 
     def load(self, resident: Resident, *, force: bool = False) -> None:
         """Begin to load the model; its bytes are reserved from now on."""
+        if resident.base is not None and resident.base.state is not ModelState.READY:
+            raise RuntimeError(f"{resident.id} cannot be loaded: {resident.base.id} is {resident.base.state.value}")
         resident.enter(ModelState.LOADING)
         resident.is_forced = force
         resident.is_dismissed = False
@@ -53,7 +55,7 @@ class Mover:
     def _spec(self, resident: Resident) -> LoadSpec:
         model = self._state.settings.models.get(resident.id)
         base = resident.base
-        if base is not None and (base.state is not ModelState.READY or base.engine is None):
+        if base is not None and base.engine is None:
             raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.value}")
         return LoadSpec(
             model_id=resident.id,

@@ -263,3 +263,18 @@ async def test_a_base_that_goes_while_an_adapter_loads() -> None:
         assert unload.done()
         assert again.text == answer_text("hello", 0, 10)
         assert loads(w) == ["load a", "load a+x", "unload a+x", "unload a", "load a", "load a+x"]
+
+
+async def test_a_change_while_an_adapter_loads_on_a_base_that_goes() -> None:
+    """What the change would do is rehearsed with both under way, and what it begins is what was planned."""
+    async with world(MODELS) as w:
+        await w.load("a")
+        w.send("a+x")
+        await w.advance(0.5)
+        w.task(w.pool.unload("a"))
+        await w.advance(0.1)
+        assert (w.state("a"), w.state("a+x")) == ("draining", "loading")
+        plan = w.change({"pool": {"memory": 90 * MB}})
+        assert (plan.evicting, plan.loading) == ((), ())
+        await w.advance(5)
+        assert loads(w) == ["load a", "load a+x", "unload a+x", "unload a"]
