@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxctl.call import Call, Document
-from mlxctl.output import show_size
+from mlxctl.output import show_duration, show_size
 from mlxd.protocol.units import count
 
 _WHEN = {"idle": "when it is idle", "now": "after its running requests", "next-load": "when it is asked for next"}
@@ -53,22 +53,35 @@ def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
 
 
 def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the change moves: a line for each model, and how to watch it."""
-    for victim in document.get("evicting", []):
-        yield f"evicting {victim['id']}: {show_size(victim['bytes'])}"
-    for model in document.get("unloading", []):
-        yield f"unloading {model['id']}: {show_size(model['bytes'])}"
+    """Yield what the change moves: a line for each model, what it leads to, and how to watch it."""
+    for name, words in _MOVED_BYTES.items():
+        for victim in document.get(name, []):
+            yield f"{words} {victim['id']}: {show_size(victim['bytes'])}"
     for model in document.get("draining", []):
         yield f"draining {model['id']}: {show_size(model['bytes'])}, {count(model['requests'], 'request')} to end"
     for model in document.get("loading", []):
         yield f"loading {model}"
-    for model in document.get("stale", []):
-        yield f"{model['id']} is loaded again {_WHEN.get(model['reload'], model['reload'])}: {model['reason']}"
-    for model in document.get("deferred", []):
-        yield f"deferred {model['id']}: {model['reason']}"
-    if document.get("over_limit"):
-        yield f"over limit: {document['over_limit']}"
+    yield from _outlook_lines(document)
     if "operation" in document:
         yield f"done ({document['op']})"
     elif document.get("op") is not None:
         yield f"{document['op']} goes on: mlxctl op wait {document['op']}"
+
+
+_MOVED_BYTES = {
+    "evicting": "evicting",
+    "unloading": "unloading",
+    "trimming": "trimming the prompt cache of",
+    "evicting_later": "then evicting",
+}
+
+
+def _outlook_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    for model in document.get("deferred", []):
+        yield f"deferred {model['id']}: {model['reason']}"
+    if document.get("waiting"):
+        yield f"waiting: {document['waiting']}"
+    if document.get("drain_after_s") is not None:
+        yield f"what drains for it begins to after {show_duration(document['drain_after_s'])}"
+    if document.get("over_limit"):
+        yield f"over limit: {document['over_limit']}"

@@ -11,6 +11,7 @@ from mlxctl import download
 from mlxctl.call import Call, Document
 from mlxctl.change import effect_lines, show_change
 from mlxctl.output import format_table, show_path, show_size
+from mlxctl.planning import format_estimate
 from mlxctl.question import confirm
 from mlxctl.setting import parse_model_changes
 from mlxctl.verb import Verb, changes, make_app
@@ -44,6 +45,10 @@ Dtype = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit (hub only).")]
 File = Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file, which is left as it is.")]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Model id; that of the file if left out.")]
+Context = Annotated[
+    int | None, typer.Option("--context", metavar="N", help="Tokens of each sequence; 4096 when left out.")
+]
+Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Sequences at a time.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
@@ -64,6 +69,13 @@ def show(ctx: typer.Context, model: Model) -> None:
     """One model: where it lies, what it needs, its state."""
     call = Call.of(ctx)
     call.show(call.ask("model.show", model=model), format_model)
+
+
+@app.command("estimate", cls=Verb)
+def estimate(ctx: typer.Context, model: Model, context: Context = None, parallel: Parallel = None) -> None:
+    """What a model takes, where the numbers come from, whether it fits, and what would give way for it."""
+    call = Call.of(ctx)
+    call.show(call.ask("model.estimate", model=model, context=context, parallel=parallel), format_estimate)
 
 
 @app.command("pull", cls=Verb)

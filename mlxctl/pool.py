@@ -9,9 +9,11 @@ import typer
 
 from mlxctl.call import Call
 from mlxctl.change import show_change
+from mlxctl.planning import format_evicted, format_simulation
 from mlxctl.setting import parse_changes
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_pool
+from mlxd.protocol.errors import EXIT_USAGE, ControlError
 from mlxd.protocol.key import format_path
 from mlxd.protocol.row import Row
 from mlxd.protocol.table import rows
@@ -24,11 +26,36 @@ Pairs = Annotated[
 ]
 
 
+Load = Annotated[str | None, typer.Option("--load", metavar="MODEL", help="Load this model.")]
+Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Set pool.memory to this.")]
+MaxModels = Annotated[str | None, typer.Option("--max-models", metavar="N", help="Set pool.max_models to this.")]
+Victim = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The model that goes.")]
+Idle = Annotated[bool, typer.Option("--idle", help="All models that are idle and neither pinned nor preloaded.")]
+
+
 @app.command("show", cls=Verb)
 def show(ctx: typer.Context) -> None:
     """Memory, limits, loaded models and the queue."""
     call = Call.of(ctx)
     call.show(call.ask("pool.show"), format_pool)
+
+
+@app.command("simulate", cls=Verb)
+def simulate(ctx: typer.Context, load: Load = None, memory: Memory = None, max_models: MaxModels = None) -> None:
+    """What a load, or another limit, would do; nothing is changed."""
+    call = Call.of(ctx)
+    call.show(call.ask("pool.simulate", load=load, memory=memory, max_models=max_models), format_simulation)
+
+
+@app.command("evict", cls=changes("pool.evict"))
+def evict(ctx: typer.Context, model: Victim = None, idle: Idle = False) -> None:
+    """Let a model go, or all idle ones, as if another needed the memory: what waits for it is loaded again."""
+    if (model is None) != idle:
+        raise ControlError(
+            "name a model, or say --idle", exit_code=EXIT_USAGE, code="usage", hint="mlxctl pool evict MODEL | --idle"
+        )
+    call = Call.of(ctx)
+    call.show(call.change("pool.evict", model=model), format_evicted)
 
 
 @app.command("set", cls=changes("settings.set"))

@@ -201,7 +201,7 @@ def _change_options(operation: str | None) -> Iterator[TyperOption]:
         return
     from mlxd.protocol.operations import OPERATIONS  # late: verbs that only ask do without
 
-    if OPERATIONS[operation].commits:
+    if OPERATIONS[operation].can_be_dry:
         yield TyperOption(param_decls=["--dry-run"], is_flag=True, help="Say what would change, change nothing.")
     yield TyperOption(
         param_decls=["--if-generation"],

@@ -46,8 +46,8 @@ class Dispatcher:
             persist=_flag(frame, "persist", default=True),
             progress=progress,
         )
-        if request.dry and not operation.commits:
-            raise InvalidRequest(f"{operation.name} changes no settings: it has no dry run", param="dry")
+        if request.dry and not operation.can_be_dry:
+            raise InvalidRequest(f"{operation.name} has no dry run", param="dry")
         if request.if_gen is not None and not operation.mutates:
             raise InvalidRequest(f"{operation.name} changes nothing: it takes no if_gen", param="if_gen")
         if not request.persist and not operation.can_be_runtime_only:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mlxd.control import cloud, model, model_settings, preload, process, report, setting, settings_file
+from mlxd.control import cloud, model, model_settings, plan, preload, process, report, setting, settings_file
 from mlxd.control import request as request_handlers
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 from mlxd.control.page import make_page, place_of_number
@@ -52,6 +52,8 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "status": report.status,
         "ps": report.ps,
         "pool.show": report.show_pool,
+        "pool.simulate": plan.simulate,
+        "pool.evict": plan.evict,
         "queue.show": report.show_queue,
         "settings.get": setting.get,
         "settings.list": setting.list_all,
@@ -66,6 +68,7 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "settings.diff": settings_file.diff,
         "model.list": model.list_all,
         "model.show": model.show,
+        "model.estimate": plan.estimate,
         "model.load": model.load,
         "model.unload": model.unload,
         "model.reset": model.reset,

@@ -16,6 +16,7 @@ from mlxd.catalog import ModelEntry, context_limit
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.operation import OperationState, Run
 from mlxd.control.page import make_page
+from mlxd.control.plan import show_plan
 from mlxd.pool.status import ModelStatus
 from mlxd.protocol.errors import CommitFailed, Forbidden, InUse
 from mlxd.protocol.settings import ModelSettings, Settings
@@ -85,6 +86,8 @@ async def load(context: ControlContext, request: Request) -> Reply:
     resident = _residents(context).get(model_id)
     if resident is not None and resident.state == "ready":
         return {"model": model_id, "state": "ready"}
+    if request.dry:
+        return {"model": model_id, "dry_run": True, **show_plan(context.pool.plan_load(model_id, force=request.force))}
 
     async def run() -> Mapping[str, Any]:
         await context.pool.load(model_id, force=request.force)
@@ -101,6 +104,12 @@ async def unload(context: ControlContext, request: Request) -> Reply:
     if resident is None:
         model_id = context.catalog.resolve(request.params["model"]).id
     is_there = resident is not None and resident.state in {"ready", "loading", "draining", "unloading"}
+    if request.dry:
+        return {
+            "model": model_id,
+            "dry_run": True,
+            **show_plan(context.pool.plan_unload(model_id, force=request.force)),
+        }
 
     async def run() -> Mapping[str, Any]:
         return {"model": model_id, "was_loaded": await context.pool.unload(model_id, force=request.force)}

@@ -108,14 +108,14 @@ def answer(context: ControlContext, request: Request, result: CommitResult) -> R
         reply["memory"] = {name: shown.pop(name) for name in ("limit_bytes", "reserved_bytes")}
         reply |= shown
         if moved.model_ids and not result.dry_run:
-            reply["op"] = _watch(context, moved, force=request.force)
+            reply["op"] = watch(context, moved, force=request.force)
     listening = (result.effects.get("http") or {}).get("listening")
     if listening is not None:
         reply["listening"] = listening
     return reply
 
 
-def _watch(context: ControlContext, moved: PoolPlan, *, force: bool) -> str:
+def watch(context: ControlContext, moved: PoolPlan, *, force: bool) -> str:
     """Return the id of an operation that ends when what the change began has come to its end."""
 
     async def run() -> Mapping[str, Any]:

@@ -40,8 +40,8 @@ def plan_evict(state: PoolState, model_ids: Iterable[str]) -> PoolPlan:
     return _finish(state, rehearsal)
 
 
-def plan_load(state: PoolState, model_id: str, *, force: bool = False, new: Settings | None = None) -> PoolPlan:
-    """Return what `model load` would do, under other settings if they are given.
+def plan_load(state: PoolState, model_id: str, *, force: bool = False) -> PoolPlan:
+    """Return what `model load` would do.
 
     Where busy models block the load, `waiting` says so, and `draining` names those that would have to drain after
     `drain_after_s`.
@@ -50,9 +50,6 @@ def plan_load(state: PoolState, model_id: str, *, force: bool = False, new: Sett
         ModelNotFound, DoesNotFit, Draining: as the load would.
     """
     rehearsal = Rehearsal(state)
-    if new is not None:
-        command.take_settings(rehearsal.state, rehearsal.scheduler, new)
-        rehearsal.finish()
     ticket = rehearsal.scheduler.join(model_id, "model load", is_command=True, force=force)
     begun = _finish(state, rehearsal)
     error = ticket.granted.exception() if ticket.granted.done() else None

@@ -14,13 +14,14 @@ from mlxd.catalog import context_limit
 from mlxd.engine.base import Backend, SchedulingParams
 from mlxd.pool import change, command, plan, policy, report
 from mlxd.pool.clock import Clock
+from mlxd.pool.estimate import estimate
 from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease
 from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
-from mlxd.pool.status import PoolPlan, PoolStatus
+from mlxd.pool.status import MemoryEstimate, PoolPlan, PoolStatus
 from mlxd.pool.work import LoopWork
 from mlxd.protocol.errors import Draining, LoadFailed, ModelNotFound, RequestCancelled
 from mlxd.protocol.settings import Settings
@@ -196,13 +197,21 @@ class Pool:
         loading = (preload.state == "loading" for preload in self.status().preload)
         return not self._state.is_draining and not any(loading)
 
-    def plan_load(self, model_id: str, *, force: bool = False, new: Settings | None = None) -> PoolPlan:
-        """Return what `load` would begin now, or under other settings; changes nothing.
+    def estimate(self, model_id: str, tokens: int | None = None, rows: int = 1) -> MemoryEstimate:
+        """Return what the model takes with *rows* sequences of *tokens* each, and what would give way for it.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        return estimate(self._state, model_id, tokens, rows)
+
+    def plan_load(self, model_id: str, *, force: bool = False) -> PoolPlan:
+        """Return what `load` would begin now; changes nothing.
 
         Raises:
             ModelNotFound, DoesNotFit, Draining: as `load`.
         """
-        return plan.plan_load(self._state, model_id, force=force, new=new)
+        return plan.plan_load(self._state, model_id, force=force)
 
     def plan_unload(self, model_id: str, *, force: bool = False) -> PoolPlan:
         """Return what `unload` would begin now; changes nothing.

@@ -34,6 +34,7 @@ from mlxd.engine.base import (
 from mlxd.pool import ledger
 from mlxd.pool.clock import Timer
 from mlxd.pool.event import PoolEvent
+from mlxd.pool.meter import TokenMeter
 from mlxd.pool.resident import Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import EventBuffer, Sequence, SequenceState, Ticket
@@ -131,7 +132,7 @@ def _copy_state(live: PoolState, copy: PoolState) -> None:
 
 
 def _copy_resident(resident: Resident) -> Resident:
-    twin = dataclasses.replace(resident, queue={}, held={}, waiting={}, active={})
+    twin = dataclasses.replace(resident, queue={}, held={}, waiting={}, active={}, meter=TokenMeter())
     tickets: dict[Ticket, Ticket] = {}
     sequences: dict[Sequence, Sequence] = {}
 

@@ -152,3 +152,29 @@ class PoolPlan:
     def model_ids(self) -> tuple[str, ...]:
         """All models that the change moves."""
         return (*(victim.id for victim in self.evicting), *(model.id for model in self.draining), *self.loading)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """What a model takes with some sequences; `total_bytes` is weights + KV + margin, all its own."""
+
+    model: str
+    state: str
+    weights_bytes: int
+    weights_confidence: str  # measured at a load, or of the files' header
+    kv_bytes: int
+    kv_confidence: str  # measured, header (a config that is understood) or guess
+    kv_bytes_per_token: int
+    context_tokens: int  # of each sequence
+    parallel: int  # sequences at a time
+    context_length: int | None
+    margin_bytes: int
+    total_bytes: int
+    base: str | None  # of an adapter: the model that has to be loaded as well
+    base_bytes: int
+    load_bytes: int  # the least with which it is loaded, its base included; the rest is reserved as requests need it
+    limit_bytes: int
+    free_bytes: int
+    fits: str  # fits, freeing (when what is named below has gone), blocked (by busy models) or never
+    evicting: tuple[Victim, ...]
+    trimming: tuple[Victim, ...]

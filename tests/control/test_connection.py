@@ -132,7 +132,7 @@ async def test_every_reply_has_the_generation(client: Client) -> None:
             "invalid_request",
             "if_gen must",
         ),
-        ({"m": "model.load", "p": {"model": "a"}, "dry": True}, "invalid_request", "it has no dry run"),
+        ({"m": "catalog.rescan", "dry": True}, "invalid_request", "has no dry run"),
         ({"m": "ping", "if_gen": 1}, "invalid_request", "takes no if_gen"),
         ({"m": "catalog.rescan", "if_gen": 9}, "config.conflict", "at generation 1, not 9"),
         ({"m": "catalog.rescan", "idem": ""}, "invalid_request", "idem must be a text of 1 to 128"),

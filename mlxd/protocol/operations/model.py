@@ -8,16 +8,27 @@ TABLE = (
     Operation("model.list", "All models on disk with their state.", PAGE),
     Operation("model.show", "One model.", {"model": MODEL}),
     Operation(
+        "model.estimate",
+        "What a model takes, loaded and with sequences, and what would give way for it.",
+        {
+            "model": MODEL,
+            "context": count("Tokens of each sequence, from 1; 4096 or the model's context when left out."),
+            "parallel": count("Sequences at a time, from 1; 1 when left out."),
+        },
+    ),
+    Operation(
         "model.load",
         "Load a model.",
         {"model": MODEL, "force": flag("Load it although the estimate says that it does not fit.")},
         mutates=True,
+        plans=True,
     ),
     Operation(
         "model.unload",
         "Unload a model once its requests have ended.",
         {"model": MODEL, "force": flag("End its requests with an error instead of waiting for them.")},
         mutates=True,
+        plans=True,
     ),
     Operation("model.pin", "Never evict the model.", {"model": MODEL, "force": FORCE}, mutates=True, commits=True),
     Operation("model.unpin", "Make the model ordinary again.", {"model": MODEL}, mutates=True, commits=True),

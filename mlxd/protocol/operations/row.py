@@ -60,6 +60,7 @@ class Operation:
         mutates: True when it changes something; such operations take `idem` and `if_gen`, and run one at a time, in the
             order of their arrival.
         commits: True when it changes settings; such operations take `dry`, and `persist` unless `is_about_file`.
+        plans: True when it changes no settings and takes `dry` all the same.
         is_about_file: True when it makes no sense without the settings file.
         at_once: True when it mutates and waits for no turn: what ends something must not queue behind it.
     """
@@ -69,8 +70,14 @@ class Operation:
     params: Mapping[str, Param] = field(default_factory=dict)
     mutates: bool = False
     commits: bool = False
+    plans: bool = False
     is_about_file: bool = False
     at_once: bool = False
+
+    @property
+    def can_be_dry(self) -> bool:
+        """Whether it can say what it would do, and do nothing."""
+        return self.commits or self.plans
 
     @property
     def can_be_runtime_only(self) -> bool:

@@ -1,0 +1,62 @@
+"""`model.estimate`, `pool.simulate`, `pool.evict`: what the pool would do, and one thing that it does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mlxd.config import Edit, Terms
+from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.setting import watch
+from mlxd.pool.status import PoolPlan
+from mlxd.protocol.errors import InvalidRequest, MlxdError
+
+
+async def estimate(context: ControlContext, request: Request) -> Reply:
+    """Return what a model takes."""
+    model_id = context.catalog.resolve(request.params["model"]).id
+    tokens, rows = request.params.get("context"), request.params.get("parallel", 1)
+    for name, value in (("context", tokens), ("parallel", rows)):
+        if value is not None and value < 1:
+            raise InvalidRequest(f"{name} must be at least 1", param=name)
+    return dataclasses.asdict(context.pool.estimate(model_id, tokens, rows))
+
+
+async def simulate(context: ControlContext, request: Request) -> Reply:
+    """Return what a load or another limit would do, and why it would be refused."""
+    load = request.params.get("load")
+    edits = [Edit(("pool", key), request.params[key]) for key in ("memory", "max_models") if key in request.params]
+    if (load is None) == (not edits):
+        raise InvalidRequest("pool.simulate needs either a model to load, or a memory limit or a number of models")
+    if load is None:
+        result = await context.store.commit(edits, Terms(request.operation, dry_run=True, force=True))
+        return {"changed": result.changed, "refused": result.warnings, **show_plan(result.effects["pool"])}
+    model_id = context.catalog.resolve(load).id
+    try:
+        return {"model": model_id, "refused": [], **show_plan(context.pool.plan_load(model_id))}
+    except MlxdError as error:
+        return {"model": model_id, "refused": [error.message]}
+
+
+async def evict(context: ControlContext, request: Request) -> Reply:
+    """Begin to let a model go, or all that are idle."""
+    model = request.params.get("model")
+    model_id = None if model is None else context.catalog.alias_target(model)
+    begun, kept = context.pool.evict(model_id, force=request.force, dry=request.dry)
+    reply = {
+        "model": model_id,
+        "kept": [{"id": other, "reason": kept[other]} for other in kept],
+        "dry_run": request.dry,
+    }
+    reply |= show_plan(begun)
+    if begun.model_ids and not request.dry:
+        reply["op"] = watch(context, begun, force=False)
+    return reply
+
+
+def show_plan(plan: PoolPlan) -> dict[str, Any]:
+    """Return a plan as replies have it."""
+    shown: Mapping[str, Any] = dataclasses.asdict(plan)
+    memory = {name: shown[name] for name in ("limit_bytes", "reserved_bytes")}
+    return {name: value for name, value in shown.items() if name not in memory} | {"memory": memory}
