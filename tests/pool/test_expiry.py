@@ -174,6 +174,27 @@ async def test_a_stream_of_requests_does_not_starve_another_model() -> None:
         assert all(len(client.text) == 400 for client in clients)
 
 
+async def test_a_waiter_is_served_within_the_patience_and_a_load() -> None:
+    """With room for one and requests to a all the time, b waits for patience, a's last answer, its unload, and a load."""
+    async with world({"a": 60, "b": 60}, {"pool": {"evict_patience": "30s"}}) as w:
+        await w.load("a")
+        asked_s = w.clock.now()
+        clients = [w.send("a", tokens=400, seed=-1), w.send("b", tokens=1)]
+        served_s: list[float] = []
+        clients[1].task.add_done_callback(lambda _: served_s.append(w.clock.now()))
+        for seed in range(80):
+            clients.append(w.send("a", tokens=400, seed=seed))
+            await w.advance(0.5)
+
+        # An answer takes 4.02 s: a pass for the prompt, one for each token, one for the submit.
+        busy_s, unload_s, load_s, answer_s = 4.02, w.backend.unload_s, w.backend.load_s, 3 * w.backend.step_s
+        assert served_s[0] - asked_s <= 30 + busy_s + unload_s + load_s + answer_s
+        drained = [place for place, event in enumerate(w.events) if event.kind == "model.draining"]
+        assert [w.events[place].model_id for place in drained] == ["a"]
+        await w.advance(120)
+        assert all(client.text for client in clients)
+
+
 async def test_patience_can_be_changed_while_a_request_waits() -> None:
     """A lowered `evict_patience` drains at once."""
     async with world({"a": 60, "b": 60}) as w:

@@ -1,0 +1,232 @@
+"""The pool on the real engine, with tiny models: what no fake can prove."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from mlxd.catalog import Catalog
+from mlxd.engine.base import BackendLimits, Delta, GenerationRequest, SamplingParams, SchedulingParams, TextPrompt
+from mlxd.engine.device import Device
+from mlxd.pool.clock import LoopClock
+from mlxd.pool.event import PoolEvent
+from mlxd.pool.pool import Pool
+from mlxd.protocol.errors import InsufficientCapacity, MlxdError
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.table import decode
+from tests.support.tiny_model import write_tiny_model
+
+MODELS = ("a", "b", "c")
+USABLE_BYTES = 4 * 10**9
+# What MLX keeps for itself after everything was unloaded: streams and constants.
+BASELINE_SLACK_BYTES = 200_000
+
+
+@pytest.fixture(scope="module", name="models")
+def _models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with three tiny models of one size."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(MODELS):
+        write_tiny_model(root / name, seed=seed)
+    return root
+
+
+@dataclass(slots=True)
+class Real:
+    """A pool on a device of its own."""
+
+    pool: Pool
+    device: Device
+    events: list[PoolEvent]
+    document: dict[str, Any]
+
+    async def answer(self, model: str, prompt: str = "hello", tokens: int = 12) -> str:
+        """Make a request and return its text."""
+        request = GenerationRequest(TextPrompt(prompt), SamplingParams(temperature=0), max_tokens=tokens)
+        text = ""
+        async with self.pool.lease(model, request_id=f"{model}-{prompt}") as lease:
+            prepared = await lease.prepare(request)
+            async for event in lease.generate(request, prepared):
+                if isinstance(event, Delta):
+                    text += event.text
+        return text
+
+    def change(self, **pool: Any) -> None:
+        """Apply settings of the pool."""
+        document = {**self.document, "pool": {**self.document["pool"], **pool}}
+        new = decode(document, Machine(USABLE_BYTES))
+        self.pool.check(new, force=False)
+        self.document = document
+        self.pool.apply(new)
+
+    def loaded(self) -> list[str]:
+        """Return the ids of the models that are ready."""
+        return [model.id for model in self.pool.status().models if model.state == "ready"]
+
+    async def active_bytes(self) -> int:
+        """Return what MLX holds."""
+        return (await self.device.memory()).active_bytes
+
+
+@asynccontextmanager
+async def real(folder: Path, document: Mapping[str, Any] | None = None) -> AsyncIterator[Real]:
+    """Run a pool on the real engine."""
+    loop = asyncio.get_running_loop()
+    catalog = Catalog([folder])
+    catalog.scan()
+    given_document = {"pool": {"memory": "1GB"}, **(document or {})}
+    first = decode(given_document, Machine(USABLE_BYTES))
+    device = Device(loop, BackendLimits(10**9, 10**8), SchedulingParams(2048, 30))
+    events: list[PoolEvent] = []
+    pool = Pool(device, catalog, first, clock=LoopClock(loop), usable_bytes=USABLE_BYTES, on_event=events.append)
+    await pool.start()
+    try:
+        yield Real(pool, device, events, dict(given_document))
+    finally:
+        await pool.close()
+        await device.close()
+
+
+async def _room_for_one(r: Real) -> int:
+    """Return a limit that holds one of the models, and not two."""
+    await r.pool.load("a")
+    reserved_bytes = r.pool.status().memory.reserved_bytes
+    await r.pool.unload("a")
+    return reserved_bytes * 3 // 2
+
+
+async def test_alternating_requests_to_two_models_of_which_one_fits(models: Path) -> None:
+    """Under a limit for one of them, every request is answered as if it were alone; each turn swaps the model."""
+    async with real(models) as r:
+        alone = {name: await r.answer(name) for name in ("a", "b")}
+        await r.pool.unload("a")
+        await r.pool.unload("b")
+        r.change(memory=f"{await _room_for_one(r)}B")
+        r.events.clear()
+        for turn in range(6):
+            name = "ab"[turn % 2]
+            assert await r.answer(name) == alone[name]
+            assert r.loaded() == [name]
+        answers = await asyncio.gather(*(r.answer("ab"[turn % 2]) for turn in range(6)))
+
+        assert answers == [alone["ab"[turn % 2]] for turn in range(6)]
+        assert [event.kind for event in r.events].count("model.loading") >= 6
+        assert "pool.over_limit" not in {event.kind for event in r.events}
+
+
+async def test_steady_requests_to_one_model_do_not_starve_another(models: Path) -> None:
+    """With room for one and requests to A that never leave a gap, B is answered after the patience; A's are whole."""
+    async with real(models) as r:
+        alone = await r.answer("a", tokens=60)
+        r.change(memory=f"{await _room_for_one(r)}B", evict_patience="100ms")
+        await r.pool.load("a")
+        done = asyncio.Event()
+        answers: list[str] = []
+
+        async def keep_asking() -> None:
+            while not done.is_set():  # it ends with B's answer only
+                answers.append(await r.answer("a", tokens=60))
+
+        steady = [asyncio.ensure_future(keep_asking()) for _ in range(4)]
+        while not answers:
+            await r.device.memory()
+        async with asyncio.timeout(60):
+            assert await r.answer("b")
+        done.set()
+        await asyncio.gather(*steady)
+
+        assert set(answers) == {alone}
+        kinds = [event.kind for event in r.events if event.model_id == "a"]
+        assert "model.draining" in kinds
+
+
+OPERATIONS = st.one_of(
+    st.tuples(st.just("send"), st.sampled_from(MODELS), st.integers(1, 40)),
+    st.tuples(st.just("send"), st.sampled_from(MODELS), st.integers(1, 40)),
+    st.tuples(st.just("drop"), st.integers(0, 8)),
+    st.tuples(st.just("wait"), st.integers(1, 60)),
+    st.tuples(st.just("load"), st.sampled_from(MODELS)),
+    st.tuples(st.just("unload"), st.sampled_from(MODELS), st.booleans()),
+    st.tuples(st.just("limit"), st.sampled_from((1, 2, 4))),
+    st.tuples(st.just("preload"), st.lists(st.sampled_from(MODELS), unique=True, max_size=2)),
+)
+
+
+@settings(
+    max_examples=max(3, settings().max_examples * 5 // 100),
+    database=None,
+    phases=[Phase.generate],  # a history of the real device does not repeat exactly, so it cannot be shrunk
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(history=st.lists(OPERATIONS, min_size=10, max_size=25))
+def test_random_histories_leave_nothing_behind(models: Path, history: list[tuple[Any, ...]]) -> None:
+    """P6 and P12: every request ends whole or in a stated way, and after unloading all MLX is at its baseline."""
+    asyncio.run(_live(models, history))
+
+
+async def _live(models: Path, history: list[tuple[Any, ...]]) -> None:
+    async with real(models, {"queue": {"timeout": "20s"}, "engine": {"max_sequences": 2}}) as r:
+        alone = {name: await r.answer(name, tokens=40) for name in MODELS}
+        unit_bytes = r.pool.status().memory.reserved_bytes // 3
+        for name in MODELS:
+            await r.pool.unload(name)
+        baseline_bytes = await r.active_bytes()
+        played = Played(r, unit_bytes)
+        for name, *arguments in history:
+            await getattr(played, name)(*arguments)
+        async with asyncio.timeout(120):
+            ended = await asyncio.gather(*(task for task, _ in played.clients), return_exceptions=True)
+            await asyncio.gather(*played.commands, return_exceptions=True)
+        for (_, model), answer in zip(played.clients, ended, strict=True):
+            assert isinstance(answer, str | MlxdError | asyncio.CancelledError), repr(answer)
+            assert not isinstance(answer, str) or alone[model].startswith(answer)
+        r.change(preload=[])
+        for name in MODELS:
+            await r.pool.unload(name)
+        status = r.pool.status()
+        assert (status.memory.reserved_bytes, r.loaded(), r.pool.queue_length) == (0, [], 0)
+        assert await r.active_bytes() <= baseline_bytes + BASELINE_SLACK_BYTES
+
+
+@dataclass(slots=True)
+class Played:
+    """A history under way."""
+
+    r: Real
+    unit_bytes: int  # what one model needs
+    clients: list[tuple[asyncio.Task[str], str]] = field(default_factory=list)
+    commands: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    async def send(self, model: str, tokens: int) -> None:
+        self.clients.append((asyncio.ensure_future(self.r.answer(model, tokens=tokens)), model))
+
+    async def drop(self, place: int) -> None:
+        if place < len(self.clients):
+            self.clients[place][0].cancel()
+
+    async def wait(self, turns: int) -> None:
+        for _ in range(turns):
+            await self.r.device.memory()  # a turn of the device, and with it of the loop
+
+    async def load(self, model: str) -> None:
+        self.commands.append(asyncio.ensure_future(self.r.pool.load(model)))
+
+    async def unload(self, model: str, force: bool) -> None:
+        self.commands.append(asyncio.ensure_future(self.r.pool.unload(model, force=force)))
+
+    async def limit(self, models: int) -> None:
+        with contextlib.suppress(InsufficientCapacity):
+            self.r.change(memory=f"{models * self.unit_bytes + self.unit_bytes // 4}B")
+
+    async def preload(self, models: list[str]) -> None:
+        with contextlib.suppress(InsufficientCapacity):
+            self.r.change(preload=models)
