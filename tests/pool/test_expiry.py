@@ -175,7 +175,7 @@ async def test_a_stream_of_requests_does_not_starve_another_model() -> None:
 
 
 async def test_a_waiter_is_served_within_the_patience_and_a_load() -> None:
-    """With room for one and requests to a all the time, b waits for patience, a's last answer, its unload, and a load."""
+    """With room for one and steady requests to a, b waits for the patience, a's last answer, its unload, and a load."""
     async with world({"a": 60, "b": 60}, {"pool": {"evict_patience": "30s"}}) as w:
         await w.load("a")
         asked_s = w.clock.now()

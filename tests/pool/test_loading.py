@@ -241,6 +241,22 @@ async def test_unload_by_command_ends_queued_requests() -> None:
         assert w.state("a") == "unloaded"
 
 
+async def test_eviction_keeps_requests_queued() -> None:
+    """A request that comes while its model is evicted for another one waits, and is answered by the reload."""
+    async with world({"a": 60, "b": 60}) as w:
+        await w.load("a")
+        other = w.send("b")
+        await w.settle()
+        assert w.state("a") == "unloading"
+        waiting = w.send("a")
+        await w.settle()
+        assert [wait.reason for wait in w.pool.status().queue if wait.model == "a"] == [
+            "a is being unloaded and will be loaded again"
+        ]
+        await w.advance(10)
+        assert (bool(other.text), bool(waiting.text)) == (True, True)
+
+
 async def test_unload_by_command_ends_what_waits_for_a_slot() -> None:
     """A request without a slot gets `model_unloaded`; the one that runs ends whole."""
     async with world({"a": 30}, {"engine": {"max_sequences": 1}}) as w:
