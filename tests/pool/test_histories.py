@@ -6,7 +6,7 @@ A run of the suite lives some hundred histories; `make soak-pool` lives many tho
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hypothesis import HealthCheck, event, given, settings
@@ -88,8 +88,8 @@ def histories(
 class Watched(WatchedWorld):
     """Three models of which about two fit, and one that never does."""
 
-    def __init__(self, tally: Tally) -> None:
-        models = {name: facts(SIZES_MB[name] * MB, per_token=3000) for name in MODELS}
+    def __init__(self, tally: Tally, sizes_mb: Mapping[str, int] = SIZES_MB) -> None:
+        models = {name: facts(size * MB, per_token=3000) for name, size in sizes_mb.items()}
         super().__init__(models, DOCUMENT, tally=tally)
         self.entries = dict(self.catalog.index)
         self.backend.pass_tokens = 60
