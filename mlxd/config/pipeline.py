@@ -11,6 +11,10 @@
     8  the folder is synced, the version kept, listeners told: what fails now is a warning
 
 A failure in 0 to 6 leaves the old settings live and the file byte-identical.
+
+Between the second hash and the rename lie microseconds in which an edit by hand is lost. To exchange the two files and
+look at what came back (renameat2, renamex_np) would show it, but has to exchange them again, which the next edit may
+meet: rejected.
 """
 
 from __future__ import annotations
@@ -131,7 +135,6 @@ class Pipeline:
             Conflict: the file is being written.
         """
         self.rejected = None
-        self.watch.forget()
         try:
             content = await self._disk.read_settled(self.digest)
             if content.digest == self.digest:

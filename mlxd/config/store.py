@@ -8,7 +8,6 @@ file out. The store knows no owner of settings: they attach as participants, whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -217,7 +216,7 @@ class SettingsStore:
             return partial(blend, self.state, version, self.machine)
 
         def may_replace(rejected: Content) -> bool:
-            return over_invalid or rejected.digest == base
+            return terms.persist and (over_invalid or rejected.digest == base)
 
         await self._lock.acquire()
         return await self._finish(self._pipeline.commit(make, terms, may_replace))
@@ -241,8 +240,12 @@ class SettingsStore:
     async def poll(self) -> None:
         """Look at the file once; a changed one is read when two looks in a row see the same: the editor is done."""
         if self._pipeline.watch.is_due():
-            with contextlib.suppress(FileInvalid, Conflict):  # the listeners have been told
+            try:
                 await self.reload(Terms("file"))
+            except FileInvalid:
+                pass  # the listeners have been told
+            except Conflict:  # it is still being written
+                self._pipeline.watch.forget()
 
     async def _finish(self, work: Coroutine[Any, Any, CommitResult]) -> CommitResult:
         """Run *work*, which owns the lock now, to its end, whatever becomes of the caller."""

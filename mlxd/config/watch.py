@@ -30,7 +30,7 @@ class FileWatch:
     def forget(self) -> None:
         """Have the file read once more when it has settled.
 
-        Called after each reading or writing outside of the watch: an edit in the same tick of the file system's clock
+        Called whenever another file came into force: an edit in the same tick of the file system's clock
         does not show in the signature, and would never be noticed.
         """
         self._is_known = False

@@ -14,7 +14,7 @@ from mlxd.protocol.errors import (
     InvalidValue,
 )
 from mlxd.protocol.settings import Settings
-from tests.support.settings import TEXT, MakeStore, assert_untouched
+from tests.support.settings import TEXT, Faults, MakeStore, assert_untouched
 
 
 async def test_an_edit_by_hand_is_committed_first(make: MakeStore) -> None:
@@ -122,6 +122,20 @@ async def test_a_bad_file_is_told_once_and_its_mending_is_noticed(make: MakeStor
         await fixture.store.poll()
     assert not fixture.problem
     assert fixture.store.current.pool.memory == 16 * 10**9
+
+
+@pytest.mark.parametrize("text", [TEXT, "[pool\n"])
+async def test_a_file_that_stays_as_it_is_is_not_read_again(make: MakeStore, text: str) -> None:
+    """Valid or not, the watch asks for its times and size, and leaves the disk alone."""
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    fixture.path.write_text(text)
+    for _ in range(4):
+        await fixture.store.poll()
+    faults.seen.clear()
+    for _ in range(4):
+        await fixture.store.poll()
+    assert faults.seen == []
 
 
 async def test_our_own_writing_is_no_edit_by_hand(make: MakeStore) -> None:

@@ -114,6 +114,18 @@ async def test_rollback_mends_a_file_that_was_bad_at_the_start(make: MakeStore, 
     assert (await fixture.set("pool.max_models", 2)).generation == fixture.store.generation
 
 
+async def test_a_broken_file_is_not_replaced_for_what_is_runtime_only(make: MakeStore) -> None:
+    """What leaves the file alone leaves a broken one alone, too."""
+    fixture = make(TEXT)
+    fixture.path.write_text(BROKEN)
+    terms = Terms("test", persist=False)
+    with pytest.raises(FileInvalid):
+        await fixture.store.rollback(1, terms)
+    with pytest.raises(FileInvalid):
+        await fixture.store.replace(TEXT, terms, base=sha256(BROKEN), over_invalid=True)
+    assert fixture.path.read_text() == BROKEN
+
+
 async def test_a_broken_file_that_cannot_be_kept_is_not_replaced(make: MakeStore) -> None:
     """On a full disk the rollback is refused, not the person's text lost."""
     faults = Faults()
