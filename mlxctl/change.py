@@ -55,6 +55,8 @@ def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
 def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
     """Yield what the change moves: a line for each model, what it leads to, and how to watch it."""
     for name, words in _MOVED_BYTES.items():
+        if name == "evicting" and "unloading" in document:
+            continue  # an unload says the same under both names: 0.1.0 reads this one
         for victim in document.get(name, []):
             yield f"{words} {victim['id']}: {show_size(victim['bytes'])}"
     for model in document.get("draining", []):

@@ -125,6 +125,8 @@ async def unload(context: ControlContext, request: Request) -> Reply:
             shown.setdefault("draining", []).append({"id": model.id, "requests": model.leases, "bytes": held_bytes})
         else:
             shown.setdefault("unloading", []).append({"id": model.id, "bytes": held_bytes})
+    if "unloading" in shown:
+        shown["evicting"] = shown["unloading"]  # its name in 0.1.0
     return reply | shown
 
 
