@@ -18,6 +18,10 @@ EXIT_INVALID = 10
 EXIT_INTERRUPTED = 130
 
 
+_LONGEST_MESSAGE = 4000
+_LONGEST_HINT = 500
+
+
 class MlxdError(Exception):
     """The base: a message a user can act on, and a stable code."""
 
@@ -42,10 +46,11 @@ class MlxdError(Exception):
 
         *data* holds plain values for clients that branch on them, *code* is for classes that serve several.
         """
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.param = param
+        # A message may quote what a client sent, and that may be long: nobody reads it, and a log keeps it.
+        self.message = _shorten(message, _LONGEST_MESSAGE)
+        super().__init__(self.message)
+        self.hint = None if hint is None else _shorten(hint, _LONGEST_HINT)
+        self.param = None if param is None else _shorten(param, _LONGEST_HINT)
         if code is not None:
             self.code = code  # type: ignore[misc]
         self.retry_after_s = retry_after_s
@@ -56,3 +61,11 @@ class MlxdError(Exception):
         more = {"hint": self.hint, "field": self.param, "data": self.data or None}
         given = {name: value for name, value in more.items() if value is not None}
         return {"code": self.code, "msg": self.message, "exit": self.exit_code, **given}
+
+
+def _shorten(text: str, longest: int) -> str:
+    """Return the text, its middle left out when it is longer than *longest* characters."""
+    if len(text) <= longest:
+        return text
+    end = longest // 4
+    return f"{text[: longest - end - 5]} ... {text[-end:]}"
