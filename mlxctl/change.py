@@ -78,7 +78,12 @@ _MOVED_BYTES = {
 }
 
 
+_WHEN = {"idle": "when it is idle", "now": "after its running requests", "next-load": "when it is asked for next"}
+
+
 def _outlook_lines(document: Mapping[str, Any]) -> Iterator[str]:
+    for model in document.get("stale", []):
+        yield f"{model['id']} is loaded again {_WHEN.get(model['reload'], model['reload'])}: {model['reason']}"
     for model in document.get("deferred", []):
         yield f"deferred {model['id']}: {model['reason']}"
     if document.get("waiting"):

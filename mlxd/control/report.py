@@ -82,7 +82,8 @@ def _hidden_aliases(context: ControlContext) -> Iterator[str]:
 
 
 def _is_refused(context: ControlContext, model_id: str) -> bool:
-    return context.catalog.has(model_id) and context.crashes.refusal(context.catalog.get(model_id)) is not None
+    is_on_disk = context.catalog.has(model_id) and context.catalog.alias_target(model_id) == model_id
+    return is_on_disk and context.crashes.refusal(context.catalog.get(model_id)) is not None
 
 
 async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
