@@ -137,7 +137,7 @@ def _values(place: _Place, param: Any, cap_s: float) -> Names | None:
         return [(str(choice), "") for choice in choices]
     verb = " ".join(place.path)
     metavar = param.metavar or ""
-    if verb in {"pool set", "config set"} or metavar.startswith("KEY"):
+    if verb in {"pool set", "config set"} or metavar.startswith(("[KEY=VALUE]", "KEY")):
         return _settings(place, verb, cap_s)
     if verb.startswith("pool set-"):
         return _setting_values(f"pool.{verb.removeprefix('pool set-').replace('-', '_')}")
@@ -170,6 +170,8 @@ def _settings(place: _Place, verb: str, cap_s: float) -> Names:
 
     if verb == "config set" and len(place.positional) == 1 and "=" not in place.positional[0]:
         return _setting_values(place.positional[0])
+    if verb == "model set":
+        return [(f"{path[-1]}=", row.help) for path, row in rows() if path[:-1] == ("models", "*")]
     found = {format_path(path): row.help for path, row in rows() if "*" not in path}
     if verb == "pool set":
         return [(f"{key.removeprefix('pool.')}=", text) for key, text in found.items() if key.startswith("pool.")]

@@ -40,7 +40,10 @@ def chat(
     temperature: Temperature = None,
     max_tokens: MaxTokens = None,
 ) -> None:
-    """Ask a model and print its answer as it comes, or talk with it on the terminal. Ctrl-C ends the answer."""
+    """Ask a model, or talk with it on the terminal.
+
+    The answer is printed as it comes. Ctrl-C ends the answer.
+    """
     call = Call.of(ctx)
     url = _connect(call)
     model, prompt = choose(list(words or []), list_models(url, call.options.timeout_s))
