@@ -67,6 +67,7 @@ def format_pool(document: Map) -> str:
                 ("  margin", show_size(memory["margin_bytes"])),
                 ("free", show_size(memory["free_bytes"])),
                 ("pinned", show_size(memory["pinned_bytes"])),
+                *_format_device(document.get("device")),
                 ("over limit", document.get("over_limit")),
                 ("models", _format_counts(document)),
                 ("waiting", count(len(document["queue"]), "request")),
@@ -75,9 +76,44 @@ def format_pool(document: Map) -> str:
     ]
     if document["models"]:
         parts.append(_format_residents(document["models"]))
+    held = [model for model in document["models"] if model.get("reserved_bytes")]
+    if held:
+        parts.append(_format_ledger(held))
     if document["queue"]:
         parts.append(format_waits(document["queue"]))
     return "\n\n".join(parts)
+
+
+def _format_device(device: Map | None) -> list[tuple[str, str | None]]:
+    """Return MLX's own counters; active + unused = reserved + unexplained."""
+    if device is None:
+        return []
+    return [
+        ("MLX active", show_size(device["active_bytes"])),
+        ("  unused", show_size(device["unused_bytes"])),
+        ("  unexplained", show_size(device["unexplained_bytes"])),
+        ("MLX free buffers", show_size(device["free_buffers_bytes"])),
+    ]
+
+
+def _format_ledger(models: Iterable[Map]) -> str:
+    """Return what is reserved for each model, a row each; the last column adds up to the pool's sum."""
+    return format_table(
+        ["MODEL", "WEIGHTS", "FROM", "KV", "KV FROM", "PROMPT CACHE", "MARGIN", "RESERVED"],
+        [
+            (
+                model["id"],
+                show_size(model["weights_bytes"]),
+                "header" if model["estimated"] else "measured",
+                show_size(model["kv_bytes"]),
+                model["kv_confidence"],
+                show_size(model["prompt_cache_bytes"]),
+                show_size(model["margin_bytes"]),
+                show_size(model["reserved_bytes"]),
+            )
+            for model in models
+        ],
+    )
 
 
 def format_queue(document: Map) -> str:

@@ -11,7 +11,7 @@ from mlxd.alias import alias_targets
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.request import describe
-from mlxd.pool.status import PoolStatus
+from mlxd.pool.status import DeviceStatus, PoolStatus
 
 # A reply has room for some 30 times as many; nobody reads them.
 _MOST_LISTED = 500
@@ -26,6 +26,7 @@ async def ping(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
 async def status(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return everything at a glance, and in `problems` each thing that somebody should look at, in words."""
     info, store = context.info, context.store
+    device = await context.pool.device()
     pool, http, cloud = context.pool.status(), info.http(), store.current.cloud
     return {
         "version": info.version,
@@ -42,7 +43,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
             "problem": None if store.problem is None else store.problem.to_wire(),
             "overlay": store.state.overlay.keys(),
         },
-        "pool": describe_pool(pool),
+        "pool": describe_pool(pool, device),
         "requests": _requests(context),
         "operations": context.operations.running(),
         "cloud": {"enabled": cloud.enabled, "providers": len(cloud.providers), "rules": len(cloud.rules)},
@@ -99,7 +100,8 @@ async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG00
 
 async def show_pool(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the pool's own snapshot."""
-    return describe_pool(context.pool.status())
+    device = await context.pool.device()
+    return describe_pool(context.pool.status(), device)
 
 
 async def show_queue(context: ControlContext, request: Request) -> Reply:
@@ -122,10 +124,11 @@ async def show_queue(context: ControlContext, request: Request) -> Reply:
     }
 
 
-def describe_pool(status: PoolStatus) -> dict[str, Any]:
+def describe_pool(status: PoolStatus, device: DeviceStatus | None = None) -> dict[str, Any]:
     """Return the pool's snapshot with the oldest of its queue; `waiting` counts all, which `queue.show` lists."""
     oldest = dataclasses.replace(status, queue=status.queue[:_MOST_LISTED])
-    return {**dataclasses.asdict(oldest), "waiting": len(status.queue)}
+    shown = None if device is None else dataclasses.asdict(device)
+    return {**dataclasses.asdict(oldest), "waiting": len(status.queue), "device": shown}
 
 
 def _requests(context: ControlContext) -> list[dict[str, Any]]:

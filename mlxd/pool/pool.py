@@ -21,10 +21,13 @@ from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
-from mlxd.pool.status import MemoryEstimate, PoolPlan, PoolStatus
+from mlxd.pool.status import DeviceStatus, MemoryEstimate, PoolPlan, PoolStatus
 from mlxd.pool.work import LoopWork
-from mlxd.protocol.errors import Draining, LoadFailed, ModelNotFound, RequestCancelled
+from mlxd.protocol.errors import Draining, LoadFailed, MlxdError, ModelNotFound, RequestCancelled
 from mlxd.protocol.settings import Settings
+
+# A long step of the device must not hold up an operator's question.
+DEVICE_PATIENCE_S = 0.5
 
 
 class Pool:
@@ -185,6 +188,15 @@ class Pool:
     def status(self) -> PoolStatus:
         """Return a snapshot."""
         return report.build_status(self._state)
+
+    async def device(self) -> DeviceStatus | None:
+        """Return MLX's counters beside the ledger's sum; None when the device is too busy to say soon, or closed."""
+        try:
+            async with asyncio.timeout(DEVICE_PATIENCE_S):
+                counters = await self._backend.memory()
+        except (TimeoutError, MlxdError):
+            return None
+        return report.compare_device(self._state, counters)
 
     @property
     def queue_length(self) -> int:

@@ -6,12 +6,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
+from mlxd.engine.base import BackendMemory
+from mlxd.kv_estimate import Confidence
 from mlxd.pool import ledger
 from mlxd.pool.policy import Rank
 from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
-from mlxd.pool.status import MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, TokenStatus, WaitStatus
+from mlxd.pool.status import DeviceStatus, MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, TokenStatus, WaitStatus
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.units import count, show_bytes
 
@@ -29,6 +31,19 @@ def build_status(state: PoolState) -> PoolStatus:
         tokens=TokenStatus(state.meter.total, state.prompt_tokens, state.meter.per_s(state.clock.now())),
         draining=state.is_draining,
         pressure=state.pressure,
+    )
+
+
+def compare_device(state: PoolState, counters: BackendMemory) -> DeviceStatus:
+    """Return what MLX says beside what the ledger says."""
+    difference_bytes = state.held_bytes - counters.active_bytes
+    return DeviceStatus(
+        active_bytes=counters.active_bytes,
+        free_buffers_bytes=counters.cache_bytes,
+        peak_bytes=counters.peak_bytes,
+        reserved_bytes=state.held_bytes,
+        unused_bytes=max(0, difference_bytes),
+        unexplained_bytes=max(0, -difference_bytes),
     )
 
 
@@ -174,8 +189,11 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         state=resident.state.value,
         weights_bytes=resident.weights_bytes,
         estimated=resident.facts is None,
+        kv_confidence=(resident.entry.kv_confidence if resident.facts is None else Confidence.MEASURED).value,
         kv_bytes=footprint.kv_bytes,
         prompt_cache_bytes=footprint.prompt_cache_bytes,
+        margin_bytes=footprint.margin_bytes,
+        reserved_bytes=footprint.total_bytes,
         context_length=resident.context_length,
         running=len(resident.active) - paused,
         paused=paused,

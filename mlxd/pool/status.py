@@ -24,6 +24,18 @@ class MemoryStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """MLX's counters beside the ledger: active + unused = reserved + unexplained."""
+
+    active_bytes: int
+    free_buffers_bytes: int  # freed, and kept by MLX for reuse; beside the active ones
+    peak_bytes: int
+    reserved_bytes: int  # the ledger's, of the same moment
+    unused_bytes: int  # reserved and not taken: room of sequences, margins, weights that are still to come
+    unexplained_bytes: int  # active beyond all that is reserved
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """One model that the pool holds, loads, waits for, or failed to load."""
 
@@ -31,8 +43,11 @@ class ModelStatus:
     state: str  # queued, loading, ready, draining, unloading, failed, or unloaded (pinned or preloaded, not there)
     weights_bytes: int
     estimated: bool  # weights from the files' headers, not measured yet
+    kv_confidence: str  # of the KV per token: measured, header (a config that is understood) or guess
     kv_bytes: int
     prompt_cache_bytes: int
+    margin_bytes: int
+    reserved_bytes: int  # all that the ledger holds for it; over all models these add up to the pool's
     context_length: int | None
     running: int  # sequences
     paused: int  # sequences that gave their KV back for a while
