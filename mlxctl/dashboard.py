@@ -21,6 +21,7 @@ _PARTS = (
     ("loading_bytes", "~", "loading"),
     ("margin_bytes", "-", "margin"),
 )
+_OTHER = "?"
 _LABEL = 9  # columns of `memory   `
 _WIDEST_BAR = 60
 
@@ -60,7 +61,7 @@ def _sign_at(place_bytes: float, memory: Map) -> str:
         end += memory[key]
         if place_bytes < end:
             return sign
-    return "?" if place_bytes < memory["reserved_bytes"] else "."
+    return _OTHER if place_bytes < memory["reserved_bytes"] else "."
 
 
 def _render_head(document: Map, columns: int) -> Iterator[Line]:
@@ -85,6 +86,9 @@ def _memory_words(memory: Map) -> Iterator[str]:
     for key, sign, name in _PARTS:
         if memory[key]:
             yield f"{sign} {name} {_short(memory[key])}"
+    other_bytes = memory["reserved_bytes"] - sum(memory[key] for key, _, _ in _PARTS)
+    if other_bytes > 0:  # a part that a newer daemon has
+        yield f"{_OTHER} other {_short(other_bytes)}"
     yield f". free {_short(memory['free_bytes'])}"
 
 

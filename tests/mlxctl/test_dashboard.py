@@ -141,6 +141,13 @@ def test_answer_of_an_older_daemon() -> None:
     assert lines[-1].split() == ["req-1", "busy", "local", "answering", "-", "-", "1m"]
 
 
+def test_memory_of_a_newer_daemon() -> None:
+    """A part of the memory that this version does not know is shown as such, not as free."""
+    lines = texts(status_document(memory={"weights_bytes": 4 * GB}), None, 120, None)
+    assert lines[1].count("?") == 30
+    assert "? other 12.0 GB" in lines[2]
+
+
 @settings(max_examples=50)
 @given(
     parts=st.lists(st.integers(0, 10**12), min_size=5, max_size=5),
