@@ -1,7 +1,7 @@
 """The control connection as mlxctl uses it: a blocking socket, one request after the other, beside subscriptions.
 
-Owns the words for everything that can be wrong between the two greeted programs; `connect.py` has those before. Frames
-are `mlxd.protocol.framing`'s. Must not import asyncio: it costs as much as the rest of the program.
+`connect.py` has the words for everything that can be wrong. Frames are `mlxd.protocol.framing`'s. Must not import
+asyncio: it costs as much as the rest of the program.
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxctl.connect import connect
+from mlxctl.connect import CLOSED, closed, connect, foreign, no_answer, restarted, silent
 from mlxctl.subscription import Subscription
 from mlxd import __version__
 from mlxd.protocol import framing
-from mlxd.protocol.errors import EXIT_PROTOCOL, EXIT_UNREACHABLE, EXIT_WAIT_TIMEOUT, ControlError, ProtocolError
-from mlxd.protocol.units import format_duration
+from mlxd.protocol.errors import EXIT_PROTOCOL, EXIT_UNREACHABLE, ControlError, ProtocolError
 
 _RECEIVE_BYTES = 65536
-_CLOSED = "control.closed"
 
 Progress = Callable[[Mapping[str, Any]], None]
 
@@ -138,7 +136,7 @@ class Client:
         try:
             answer = self._exchange(frame, operation, timeout_s, on_progress)
         except ControlError as error:
-            if error.code != _CLOSED or not can_repeat:
+            if error.code != CLOSED or not can_repeat:
                 raise
             self._reconnect(operation)
             answer = self._exchange(frame, operation, timeout_s, on_progress)
@@ -212,12 +210,7 @@ class Client:
         self._socket = connect(self.path, self.timeout_s)
         self.hello = self._greet()
         if self.hello.get("boot_id") != boot_id:
-            raise ControlError(
-                f"the daemon was restarted before it answered {operation}; it may have been done",
-                exit_code=EXIT_UNREACHABLE,
-                code="control.restarted",
-                hint="mlxctl status",
-            )
+            raise restarted(operation)
 
     def _exchange(
         self, frame: dict[str, Any], name: str, timeout_s: float | None, on_progress: Progress | None
@@ -231,7 +224,7 @@ class Client:
             try:
                 answer = self._receive(deadline_s)
             except TimeoutError:
-                raise self._no_answer(name, wait_s) from None
+                raise no_answer(name, wait_s) from None
             if answer.get("id") != self._last_id:
                 self._hand_on(answer)
             elif answer.get("t") == "prog" and on_progress is not None:
@@ -275,16 +268,11 @@ class Client:
         try:
             hello = self._receive(deadline_s)
         except TimeoutError:
-            raise ControlError(
-                f"the daemon took the connection at {self.path} and said nothing for {format_duration(self.timeout_s)}",
-                exit_code=EXIT_UNREACHABLE,
-                code="control.silent",
-                hint="mlxctl status --timeout 60s, or end the process that holds the socket",
-            ) from None
+            raise silent(self.path, self.timeout_s) from None
         if hello.get("t") == "reject":
             raise ControlError.from_wire(hello.get("e") or {})
         if hello.get("t") != "hello" or not isinstance(hello.get("pid"), int):
-            raise self._foreign("its first frame is no hello")
+            raise foreign(self.path, "its first frame is no hello")
         return hello
 
     def _send(self, frame: Mapping[str, Any]) -> None:
@@ -293,7 +281,7 @@ class Client:
         try:
             self._socket.sendall(data)
         except TimeoutError:
-            raise self._no_answer(str(frame.get("m", "hello")), self.timeout_s) from None
+            raise no_answer(str(frame.get("m", "hello")), self.timeout_s) from None
         except OSError:
             # The daemon may have said why before it hung up: the next receive reads that, or finds the end.
             return
@@ -309,33 +297,12 @@ class Client:
             except ConnectionError:
                 data = b""
             if not data:
-                raise ControlError(
-                    f"the daemon at {self.path} ended the connection without an answer",
-                    exit_code=EXIT_UNREACHABLE,
-                    code=_CLOSED,
-                    hint="mlxctl status",
-                )
+                raise closed(self.path)
             try:
                 self._frames.extend(self._decoder.feed(data))
             except ProtocolError as error:
-                raise self._foreign(str(error.data.get("spoken") or error.message)) from None
+                raise foreign(self.path, str(error.data.get("spoken") or error.message)) from None
         return self._frames.popleft()
-
-    def _foreign(self, reason: str) -> ControlError:
-        return ControlError(
-            f"whatever listens at {self.path} does not speak mlxd's control protocol ({reason})",
-            exit_code=EXIT_PROTOCOL,
-            code="protocol.foreign",
-            hint="mlxctl --socket PATH, with the path that mlxd logged when it started",
-        )
-
-    def _no_answer(self, operation: str, wait_s: float) -> ControlError:
-        return ControlError(
-            f"no answer to {operation} within {format_duration(wait_s)}; what it began goes on",
-            exit_code=EXIT_WAIT_TIMEOUT,
-            code="control.timeout",
-            hint="mlxctl status, or the same with a longer --timeout",
-        )
 
 
 def _read_answer(answer: Mapping[str, Any]) -> Reply:

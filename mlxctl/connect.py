@@ -8,8 +8,18 @@ import socket
 import stat
 from pathlib import Path
 
-from mlxd.protocol.errors import EXIT_DENIED, EXIT_INVALID, EXIT_UNREACHABLE, ControlError
+from mlxd.protocol.errors import (
+    EXIT_DENIED,
+    EXIT_INVALID,
+    EXIT_PROTOCOL,
+    EXIT_UNREACHABLE,
+    EXIT_WAIT_TIMEOUT,
+    ControlError,
+)
 from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
+from mlxd.protocol.units import format_duration
+
+CLOSED = "control.closed"
 
 
 def connect(path: Path, timeout_s: float) -> socket.socket:
@@ -87,4 +97,54 @@ def not_running(path: Path) -> ControlError:
         exit_code=EXIT_UNREACHABLE,
         code="control.not_running",
         hint="mlxctl start",
+    )
+
+
+def silent(path: Path, timeout_s: float) -> ControlError:
+    """Return the error that says that the connection was taken and no hello came."""
+    return ControlError(
+        f"the daemon took the connection at {path} and said nothing for {format_duration(timeout_s)}",
+        exit_code=EXIT_UNREACHABLE,
+        code="control.silent",
+        hint="mlxctl status --timeout 60s, or end the process that holds the socket",
+    )
+
+
+def foreign(path: Path, reason: str) -> ControlError:
+    """Return the error that says that something else listens there."""
+    return ControlError(
+        f"whatever listens at {path} does not speak mlxd's control protocol ({reason})",
+        exit_code=EXIT_PROTOCOL,
+        code="protocol.foreign",
+        hint="mlxctl --socket PATH, with the path that mlxd logged when it started",
+    )
+
+
+def closed(path: Path) -> ControlError:
+    """Return the error that says that the connection ended before an answer."""
+    return ControlError(
+        f"the daemon at {path} ended the connection without an answer",
+        exit_code=EXIT_UNREACHABLE,
+        code=CLOSED,
+        hint="mlxctl status",
+    )
+
+
+def restarted(operation: str) -> ControlError:
+    """Return the error that says that another daemon runs now, which cannot know what was done."""
+    return ControlError(
+        f"the daemon was restarted before it answered {operation}; it may have been done",
+        exit_code=EXIT_UNREACHABLE,
+        code="control.restarted",
+        hint="mlxctl status",
+    )
+
+
+def no_answer(operation: str, wait_s: float) -> ControlError:
+    """Return the error that says that an answer did not come in time."""
+    return ControlError(
+        f"no answer to {operation} within {format_duration(wait_s)}; what it began goes on",
+        exit_code=EXIT_WAIT_TIMEOUT,
+        code="control.timeout",
+        hint="mlxctl status, or the same with a longer --timeout",
     )

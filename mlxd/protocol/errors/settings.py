@@ -45,7 +45,7 @@ class Conflict(SettingsError):
         """Return the error of a caller that *expected* another generation than there is."""
         return cls(
             f"the settings are at generation {generation}, not {expected}",
-            hint="look again, then repeat",
+            hint=f"look at what changed (mlxctl config history), then --if-generation {generation}",
             data={"gen": generation},
         )
 
