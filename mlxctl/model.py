@@ -213,4 +213,5 @@ def _format_aliases(document: Document) -> str:
 
 
 def _format_effects(document: Document, when_nothing: str) -> str:
-    return "\n".join(effect_lines(document)) or when_nothing
+    lines = list(effect_lines(document)) or [when_nothing]
+    return "\n".join([*lines, *(["dry run: nothing was changed"] if document.get("dry_run") else [])])

@@ -54,6 +54,9 @@ def format_simulation(document: Map) -> str:
     lines = [f"{change['key']}: {change.get('old')} -> {change.get('new')}" for change in document.get("changed", [])]
     lines += [f"would be refused: {reason}" for reason in document.get("refused", [])]
     lines += effect_lines(document)
+    memory = document.get("memory")
+    if memory is not None:
+        lines.append(f"limit {show_size(memory['limit_bytes'])}, {show_size(memory['reserved_bytes'])} reserved now")
     return "\n".join([*(lines or ["nothing would move"]), "simulated: nothing was changed"])
 
 

@@ -43,6 +43,13 @@ def show(ctx: typer.Context) -> None:
 @app.command("simulate", cls=Verb)
 def simulate(ctx: typer.Context, load: Load = None, memory: Memory = None, max_models: MaxModels = None) -> None:
     """What a load, or another limit, would do; nothing is changed."""
+    if (load is None) == (memory is None and max_models is None):
+        raise ControlError(
+            "name a model to load, or a memory limit or a number of models",
+            exit_code=EXIT_USAGE,
+            code="usage",
+            hint="mlxctl pool simulate --load MODEL | --memory SIZE | --max-models N",
+        )
     call = Call.of(ctx)
     call.show(call.ask("pool.simulate", load=load, memory=memory, max_models=max_models), format_simulation)
 

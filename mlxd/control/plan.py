@@ -20,7 +20,12 @@ async def estimate(context: ControlContext, request: Request) -> Reply:
     for name, value in (("context", tokens), ("parallel", rows)):
         if value is not None and value < 1:
             raise InvalidRequest(f"{name} must be at least 1", param=name)
-    return dataclasses.asdict(context.pool.estimate(model_id, tokens, rows))
+    estimated = context.pool.estimate(model_id, tokens, rows)
+    if tokens is not None and estimated.context_length is not None and tokens > estimated.context_length:
+        raise InvalidRequest(
+            f"{tokens} tokens are more than the context of {model_id}, {estimated.context_length}", param="context"
+        )
+    return dataclasses.asdict(estimated)
 
 
 async def simulate(context: ControlContext, request: Request) -> Reply:

@@ -25,9 +25,12 @@ async def test_an_estimate_says_where_its_numbers_come_from(plane: Plane, client
 
 
 async def test_an_estimate_of_nothing_is_refused(client: Client) -> None:
-    """A context or a number of sequences of 0 means nothing."""
+    """A context or a number of sequences of 0 means nothing, and no sequence is longer than the context."""
     assert "at least 1" in (await client.refused("model.estimate", model="a", context=0))["msg"]
     assert "at least 1" in (await client.refused("model.estimate", model="a", parallel=0))["msg"]
+    assert (
+        "more than the context of a, 2048" in (await client.refused("model.estimate", model="a", context=9999))["msg"]
+    )
     assert (await client.refused("model.estimate", model="nothing"))["code"] == "model_not_found"
 
 
