@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from mlxd.engine.base import KvShape
+from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_state import UnknownKv, kimi_attention, need, state_bytes
 from mlxd.model_config import REMAPPED_TYPES, Config, field_of, first_int
 

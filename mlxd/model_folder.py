@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd import model_config
-from mlxd.engine.base import KvShape
+from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_estimate import Confidence, estimate_kv
 from mlxd.safetensors_header import BadSafetensors, Tensor, read_tensors
 

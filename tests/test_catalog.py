@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.catalog import Catalog, ModelEntry, nearest_names, resolve_roots
-from mlxd.engine.base import KvShape
+from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_estimate import Confidence
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home

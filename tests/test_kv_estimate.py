@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.engine.base import KvShape
+from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_estimate import EXPANDED_TYPES, LATENT_TYPES, STRANGE_TYPES, WINDOWED_TYPES, Confidence, estimate_kv
 from mlxd.kv_state import STATE_TYPES
 

@@ -9,7 +9,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 
-from mlxd.engine.base import KvShape
+from mlxd.engine.kv_shape import KvShape
 from mlxd.protocol.errors import LoadFailed
 
 

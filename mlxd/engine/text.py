@@ -17,8 +17,6 @@ import mlx.core as mx
 from mlx_lm.generate import BatchGenerator
 
 from mlxd.engine.base import (
-    PREFILL_ROWS,
-    WINDOW_PREFILL_TOKENS,
     Failed,
     Finished,
     FinishReason,
@@ -32,6 +30,7 @@ from mlxd.engine.base import (
     Submit,
 )
 from mlxd.engine.fault import generation_failure
+from mlxd.engine.kv_shape import PREFILL_ROWS, WINDOW_PREFILL_TOKENS
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.memory import MemoryLimits, is_gpu

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlxd.engine.base import KV_STEP_TOKENS, KvShape
+from mlxd.engine.kv_shape import KV_STEP_TOKENS, KvShape
 from mlxd.pool.resident import PRESENT, Resident
 from mlxd.pool.sequence import STEP_TOKENS, Sequence, SequenceState
 

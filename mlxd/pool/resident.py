@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from mlxd.catalog import ModelEntry
-from mlxd.engine.base import Engine, EngineFacts, KvShape
+from mlxd.engine.base import Engine, EngineFacts
+from mlxd.engine.kv_shape import KvShape
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket

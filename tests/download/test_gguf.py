@@ -17,7 +17,7 @@ from mlxd.download import gguf
 from mlxd.download.errors import CannotConvert
 from mlxd.download.gguf_file import read_gguf
 from mlxd.download.gguf_tensor import to_arrays
-from mlxd.engine.base import KvShape
+from mlxd.engine.kv_shape import KvShape
 from tests.support.gguf_writer import RawTensor, decode_blocks, encode_tensor
 from tests.support.starter import starter_folder
 from tests.support.tiny_gguf import TinyModel, raw_tensors, write_folder, write_gguf

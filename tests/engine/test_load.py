@@ -11,10 +11,10 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxd.engine.base import KvShape
 from mlxd.engine.device import Device
 from mlxd.engine.fault import in_words
 from mlxd.engine.kv import probe_kv
+from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.loader import SlicedLoad
 from mlxd.engine.source import context_length, read_model_files
 from mlxd.protocol.errors import LoadFailed

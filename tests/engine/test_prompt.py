@@ -13,13 +13,13 @@ from mlxd.engine.base import (
     ChatPrompt,
     EngineFacts,
     GenerationRequest,
-    KvShape,
     SamplingParams,
     TextKind,
     TextPrompt,
     TokenPrompt,
 )
 from mlxd.engine.grammar import Grammars
+from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest

@@ -6,14 +6,8 @@ import asyncio
 
 import pytest
 
-from mlxd.engine.base import (
-    Engine,
-    GenerationRequest,
-    KvShape,
-    LoadSpec,
-    PreparedPrompt,
-    TokenPrompt,
-)
+from mlxd.engine.base import Engine, GenerationRequest, LoadSpec, PreparedPrompt, TokenPrompt
+from mlxd.engine.kv_shape import KvShape
 from mlxd.pool import ledger
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket

@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mlxd.catalog import ModelEntry
-from mlxd.engine.base import (
-    Delta,
-    EngineFacts,
-    Finished,
-    GenerationRequest,
-    KvShape,
-    SamplingParams,
-    TextPrompt,
-)
+from mlxd.engine.base import Delta, EngineFacts, Finished, GenerationRequest, SamplingParams, TextPrompt
+from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_estimate import Confidence
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool

@@ -1,0 +1,59 @@
+"""What the memory of one sequence costs, as plain numbers: the pool, the catalog and the engine count alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# mlx-lm's caches grow in steps of this many tokens (`KVCache.step`).
+KV_STEP_TOKENS = 256
+# Prompts that are processed side by side, and the most tokens of each in one step where layers have a sliding window:
+# these keep the whole step beside the window until the next.
+PREFILL_ROWS = 8
+WINDOW_PREFILL_TOKENS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What the KV of one sequence costs.
+
+    `groups` are (bytes per token, most tokens kept or None) of the layers that share a cache kind: full attention has
+    no cap, a sliding window has one. `fixed_bytes` is what a sequence holds whatever its length (state-space layers).
+    Source: 2 · kv_heads · head_dim · itemsize per attention layer.
+
+    An encoder keeps nothing of a text; its shape is the workspace of one text, `square_bytes` of it per pair of tokens.
+    """
+
+    groups: tuple[tuple[int, int | None], ...]
+    fixed_bytes: int = 0
+    square_bytes: int = 0
+
+    def bytes_for(self, tokens: int) -> int:
+        """Return the most that one sequence of *tokens* holds when its prompt is done.
+
+        A cache that is full grows by one step of 256 tokens from whatever length it has, which a batch leaves
+        anywhere; so what it holds is not rounded up to a step, but up to one step more.
+        """
+        kept = tokens + KV_STEP_TOKENS - 1
+        grown = sum(per_token * (kept if cap is None else min(kept, cap)) for per_token, cap in self.groups)
+        return grown + self.fixed_bytes + self.square_bytes * tokens**2
+
+    @property
+    def has_window(self) -> bool:
+        """Whether some layers keep no more than the last tokens."""
+        return any(cap is not None for _, cap in self.groups)
+
+    def prefill_bytes(self, tokens: int) -> int:
+        """Return what one sequence of *tokens* holds beyond that while its prompt is processed.
+
+        A layer with a window keeps the window and all of the step that came last (mlx-lm's `RotatingKVCache`).
+        """
+        return sum(
+            per_token * max(0, min(tokens - cap, WINDOW_PREFILL_TOKENS))
+            for per_token, cap in self.groups
+            if cap is not None
+        )
+
+    def batch_bytes(self, rows: int, longest_tokens: int) -> int:
+        """Return the most that a batch holds: every row is padded to the longest."""
+        prefilling = min(rows, PREFILL_ROWS)
+        return rows * self.bytes_for(longest_tokens) + prefilling * self.prefill_bytes(longest_tokens)
