@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -19,12 +20,19 @@ Rows = list[tuple[str, str]]
 
 IDLE_S = 20
 STARTS = 21
-CHANGES = 15
+CHANGE_ROUNDS = 3
+COMMANDS = 10  # of each round
+ANSWERS = 100
 LOADS = 5
 GAP_TOKENS = 1024
-HELD_STREAMS = 8
+HELD_STREAMS = 32
 HELD_TOKENS = 1024
 _SETTLE_TIMEOUT_S = 30
+_MEASURED = {
+    "command": "`mlxctl pool set-memory`",
+    "change": "the daemon's answer to it",
+    "ps": "the daemon's answer to `ps`",
+}
 
 
 def wait_until_settled(pid: int) -> None:
@@ -68,13 +76,24 @@ def measure_starts(daemon: RealDaemon) -> Rows:
 
 
 def measure_changes(daemon: RealDaemon, client: Worker, address: dict[str, Any]) -> Rows:
-    """Return how long `pool set-memory` takes on an idle daemon and beside streams."""
-    rows = _time_changes(daemon, "idle")
-    client.send(measure="hold", streams=HELD_STREAMS, max_tokens=HELD_TOKENS, **address)
-    client.receive()  # all have begun
-    rows += _time_changes(daemon, f"{HELD_STREAMS} streams")
-    client.send(stop=True)
-    client.receive()
+    """Return how long `pool set-memory` and `ps` take on an idle daemon and beside streams, in turns."""
+    idle, busy = _Answers(), _Answers()
+    for _ in range(CHANGE_ROUNDS):
+        idle.take(daemon)
+        client.send(measure="hold", streams=HELD_STREAMS, max_tokens=HELD_TOKENS, **address)
+        client.receive()  # all have begun
+        busy.take(daemon)
+        client.send(stop=True)
+        client.receive()
+    rows = []
+    for what, shown in (
+        ("command", "`mlxctl pool set-memory`"),
+        ("change", "the daemon's answer to it"),
+        ("ps", "`ps`"),
+    ):
+        before, after = _Spread.of(getattr(idle, what)), _Spread.of(getattr(busy, what))
+        rows.append((f"{shown}, idle", f"{before}"))
+        rows.append((f"{shown}, {HELD_STREAMS} streams", f"{after}; {after.against(before)} times the idle daemon's"))
     return rows
 
 
@@ -99,21 +118,43 @@ def measure_load_gap(daemon: RealDaemon, client: Worker, address: dict[str, Any]
     return rows
 
 
-def _time_changes(daemon: RealDaemon, name: str) -> Rows:
-    values = itertools.cycle(["6GB", "7GB"])  # both hold all: what is measured is the commit, and not an unload
-    command_s = [_time(lambda: daemon.mlxctl("pool", "set-memory", next(values))) for _ in range(CHANGES)]
-    with Client(daemon.home / "mlxd.sock", 10) as control:
-        answer_s = [
-            _time(lambda: control.request("settings.set", {"changes": {"pool.memory": next(values)}}))
-            for _ in range(CHANGES)
-        ]
-    return [
-        (f"`mlxctl pool set-memory`, {name}", f"{median(command_s) * 1000:.0f} ms"),
-        (
-            f"the daemon's answer to it, {name}",
-            f"{median(answer_s) * 1000:.1f} ms (worst of {CHANGES}: {max(answer_s) * 1000:.1f} ms)",
-        ),
-    ]
+class _Answers:
+    """Seconds of answers of one daemon in one situation."""
+
+    def __init__(self) -> None:
+        self.command: list[float] = []
+        self.change: list[float] = []
+        self.ps: list[float] = []
+
+    def take(self, daemon: RealDaemon) -> None:
+        """Measure a round; `ps` and changes take turns."""
+        values = itertools.cycle(["6GB", "7GB"])  # both hold all: what is measured is the commit, and not an unload
+        self.command += [_time(lambda: daemon.mlxctl("pool", "set-memory", next(values))) for _ in range(COMMANDS)]
+        with Client(daemon.home / "mlxd.sock", 60) as control:
+            for _ in range(ANSWERS):
+                changes = {"pool.memory": next(values)}
+                self.change.append(_time(lambda changes=changes: control.request("settings.set", {"changes": changes})))  # type: ignore[misc]
+                self.ps.append(_time(lambda: control.request("ps")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """The middle and the slow end of some times."""
+
+    median_s: float
+    p99_s: float
+    count: int
+
+    @classmethod
+    def of(cls, times_s: list[float]) -> _Spread:
+        return cls(median(times_s), quantiles(times_s, n=100, method="inclusive")[-1], len(times_s))
+
+    def against(self, other: _Spread) -> str:
+        """Return both ratios."""
+        return f"{self.median_s / other.median_s:.1f} and {self.p99_s / other.p99_s:.1f}"
+
+    def __str__(self) -> str:
+        return f"median {self.median_s * 1000:.1f} ms, p99 {self.p99_s * 1000:.1f} ms of {self.count}"
 
 
 def _run(daemon: RealDaemon, command: list[str]) -> None:
