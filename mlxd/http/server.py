@@ -208,12 +208,18 @@ class HttpServer:
 
 
 class _ConnectionLog(logging.LoggerAdapter[logging.Logger]):
-    """What aiohttp has to say of connections: of one that sends no valid HTTP a line, without a piece of what came."""
+    """What aiohttp has to say of connections, in a line where nothing is wrong with us.
+
+    That is a client that sends no valid HTTP (without a piece of what came), and one that has gone away just before
+    the next piece of its stream.
+    """
 
     def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
         """Log an exception, or a caller's mistake."""
         if isinstance(exc_info, HttpProcessingError):
             self.info("a connection was refused, it sent no valid HTTP: %s", type(exc_info).__name__)
+        elif isinstance(exc_info, ConnectionError):
+            self.debug("a client went away: %s", type(exc_info).__name__)
         else:
             super().exception(msg, *args, exc_info=exc_info, **kwargs)
 

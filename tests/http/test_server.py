@@ -243,6 +243,29 @@ async def test_what_is_no_http_is_no_traceback(sent: bytes, caplog: pytest.LogCa
     assert "Traceback" not in caplog.text
 
 
+async def test_a_client_that_has_just_gone_is_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """A stream that writes between the end of its connection and its own cancellation has not failed."""
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        assert request.transport is not None
+        request.transport.abort()
+        await response.write(b"more")
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", stream)
+    server = HttpServer(app, "127.0.0.1", 0, clock=FakeClock())
+    await server.start()
+    async with aiohttp.ClientSession() as http:
+        with pytest.raises(aiohttp.ClientError):
+            async with http.get(f"http://{server.state.address}/") as response:
+                await response.read()
+    await server.close()
+    assert "Traceback" not in caplog.text
+
+
 async def test_an_exception_in_a_connection_has_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
     """A mistake of ours is told in full."""
 
