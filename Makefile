@@ -1,9 +1,10 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench soak-pool clean
+.PHONY: help quickstart test lint format bench soak soak-pool clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SOAK_ARGS ?=
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +33,10 @@ format: ## let ruff set the layout and mend what it can
 bench: ## compare with mlx_lm.server and a bare BatchGenerator; writes tests/bench/RESULTS.md
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+soak: ## ten minutes of random traffic and changes on one daemon (SOAK_ARGS="--minutes 60 --seed 7")
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m tests.soak $(SOAK_ARGS)
 
 soak-pool: ## live ten thousand random histories of the pool, and look at its twelve promises throughout (a quarter of an hour)
 	@goal=$@ .ci/venv test

@@ -127,6 +127,8 @@ async def _load(daemon: RealDaemon, upstream_url: str, seconds: float, seed: int
     await traffic.ask_all()
     failures += await asyncio.to_thread(_unload_all, socket)
     failures += [*traffic.failures, *steering.failures]
+    if not traffic.ends["streamed"] or not traffic.ends["whole"]:
+        failures.append("no answer was compared")
     if traffic.n_failures > len(traffic.failures):
         failures.append(f"{traffic.n_failures - len(traffic.failures)} more requests")
     if COMMENT not in daemon.config.read_text():

@@ -88,6 +88,8 @@ class Traffic:
                 outcome = await ask(session, case, stream=chance.random() < 0.6, drop_after=drop_after)
                 self.longest_s = max(self.longest_s, time.monotonic() - start_s)
                 self._count(outcome.kind, outcome.failure)
+                if outcome.kind[:1].isdigit():  # refused: clients come back, but not at once
+                    await asyncio.sleep(chance.uniform(0, 0.5))
                 if chance.random() < 0.1:  # a person who thinks: models become idle
                     await asyncio.sleep(chance.uniform(0.1, 2))
 
