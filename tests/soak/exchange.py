@@ -34,6 +34,11 @@ class Case:
         """The route."""
         return "/chat/completions" if self.is_chat else "/completions"
 
+    @property
+    def is_cloud(self) -> bool:
+        """Whether only a cloud rule answers it."""
+        return self.model.startswith("cloud-")
+
     def body(self, *, stream: bool) -> dict[str, Any]:
         """Return the JSON of the request."""
         asked = {"messages": [{"role": "user", "content": self.prompt}]} if self.is_chat else {"prompt": self.prompt}
@@ -116,12 +121,12 @@ def _text(choice: Mapping[str, Any]) -> str:
 
 def _judge(case: Case, kind: str, text: str) -> Outcome:
     if text == case.text:
-        return Outcome(kind)
+        return Outcome(f"{kind} from the cloud" if case.is_cloud else kind)
     return Outcome("wrong", f"said {text!r}: {case}")
 
 
 def _refused(case: Case, status: int, document: Mapping[str, Any]) -> Outcome:
     code = document["error"]["code"]
-    allowed = SHORTAGES | CLOUD_REFUSALS if case.model.startswith("cloud-") else SHORTAGES
+    allowed = SHORTAGES | CLOUD_REFUSALS if case.is_cloud else SHORTAGES
     kind = f"{status} {code}"
     return Outcome(kind) if code in allowed and status != 500 else Outcome(kind, f"{document}: {case}")

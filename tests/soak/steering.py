@@ -79,7 +79,7 @@ class Steering:
             (3, self._load),
             (3, self._unload),
             (1, self._reset),
-            (2, self._cloud),
+            (5, self._cloud),
             (2, self._edit_by_hand),
             (1, self._break_by_hand),
             (1, self._reload),
@@ -96,7 +96,7 @@ class Steering:
                 try:
                     action(client)
                 except ControlError as error:
-                    self.refused[error.code] += 1
+                    self.refused[f"{name}: {error.code}"] += 1
                     if error.code == "internal_error" or error.code.startswith("control."):
                         self.failures.append(f"{name}: {error.code}: {error.message}")
                 self.done[name] += 1
@@ -135,7 +135,7 @@ class Steering:
 
     def _cloud(self, client: Client) -> None:
         provider = {"id": "far", "base_url": self._upstream_url}
-        rule = {"id": "all", "match": "glob:cloud-*", "to": ["far/vendor/large"]}
+        rule = {"id": "all", "match": "glob:cloud-*", "mode": "always", "to": ["far/vendor/large"]}
         choices: list[tuple[str, Mapping[str, Any]]] = [
             ("cloud.provider.add", provider),
             ("cloud.provider.remove", {"id": "far"}),
@@ -162,7 +162,7 @@ class Steering:
         except ControlError as error:
             if error.code != "config.file_invalid":
                 raise
-            self.refused[error.code] += 1
+            self.refused[f"break by hand: {error.code}"] += 1
         else:
             self.failures.append("a broken file was taken, or overwritten")
         finally:

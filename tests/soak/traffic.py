@@ -73,7 +73,7 @@ class Traffic:
         """Ask every question once more, alone."""
         async with _session(self.url) as session:
             for case in self.cases:
-                if not case.model.startswith("cloud-"):
+                if not case.is_cloud:
                     outcome = await ask(session, case, stream=True, drop_after=None)
                     is_answer = outcome.kind == "streamed"
                     self._count(outcome.kind, outcome.failure if is_answer else f"{outcome.kind} at the end: {case}")
