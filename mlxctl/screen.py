@@ -73,6 +73,7 @@ class Screen:
         self._keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
         self._cooked: list[Any] | None = None
         self._handlers: dict[signal.Signals, Any] = {}
+        self._waked_before = -1
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
 
@@ -83,8 +84,14 @@ class Screen:
             self._handle(number, self._on_fatal)
         self._handle(signal.SIGTSTP, self._on_stop)
         self._handle(signal.SIGCONT, self._on_continue)
-        self._handle(signal.SIGWINCH, self._on_resize)
-        self._begin()
+        self._handle(signal.SIGWINCH, lambda *_: None)  # that it came is in the pipe
+        # A signal that comes right before `select` waits is acted upon when that returns: the pipe makes it return.
+        self._waked_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        try:
+            self._begin()
+        except BaseException:  # Ctrl-C while the page was being taken
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -94,6 +101,7 @@ class Screen:
             self._end()
             for number, handler in self._handlers.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(self._waked_before)
             os.close(self._woken)
             os.close(self._wake)
         finally:
@@ -149,10 +157,6 @@ class Screen:
     def _on_fatal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's signature)
         raise typer.Exit(128 + number)
 
-    def _on_resize(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b"r")
-
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         """Ctrl-Z: give the terminal back, stop, and take it again."""
         self._end()
@@ -161,6 +165,5 @@ class Screen:
         signal.signal(signal.SIGTSTP, self._on_stop)
         self._on_continue(number, frame)
 
-    def _on_continue(self, number: int, frame: FrameType | None) -> None:
+    def _on_continue(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self._begin()
-        self._on_resize(number, frame)

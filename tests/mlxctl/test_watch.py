@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mlxctl.cli import main
-from mlxctl.screen import Line, Style, render_page
+from mlxctl.screen import Line, Screen, Style, render_page
 from mlxd.protocol.paths import Home
 from tests.support.fake_control import FakeControl
 from tests.support.status_document import status_document
@@ -86,6 +86,20 @@ def test_stop_and_continue(fake: FakeControl) -> None:
         terminal.read_until("org/big", "q quits")
         terminal.type("q")
         assert terminal.wait() == 0
+
+
+def test_signal_before_the_wait_ends_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A signal that comes right before the terminal is waited for is not left until a key is pressed."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with Screen() as screen:
+            signal.raise_signal(signal.SIGUSR1)
+            assert screen.wait(3600) == ""
+            assert screen.wait(0) is None
+        assert signal.set_wakeup_fd(-1) == -1
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert capsys.readouterr().out.endswith(LEAVE)
 
 
 def test_resize(fake: FakeControl) -> None:
