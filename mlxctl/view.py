@@ -136,7 +136,7 @@ def format_queue(document: Map) -> str:
             for wait in queue
         ],
     )
-    shown = "" if len(queue) == waiting else f"; the first {len(queue)} are shown"
+    shown = "" if len(queue) == waiting else f"; {len(queue)} of them shown"
     timeout = show_duration(document["timeout_s"])
     return f"{table}\n\n{count(waiting, 'request')} waiting ({bounds}; each for {timeout} at most){shown}"
 

@@ -173,7 +173,7 @@ def test_queue_golden() -> None:
         "1  req-9    coming      1   1m15s  coming is loading: 25 %",
         "2  req-9    coming      2   1m15s  coming is loading: 25 %",
         "",
-        "3 requests waiting (at most 256, 64 for one model; each for 2m at most); the first 2 are shown",
+        "3 requests waiting (at most 256, 64 for one model; each for 2m at most); 2 of them shown",
     ]
 
 
