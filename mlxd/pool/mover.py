@@ -229,6 +229,7 @@ class Mover:
         now = self._state.clock.now()
         resident.enter(ModelState.QUEUED)
         resident.is_second_try = True
+        resident.unloads += 1  # whoever waits for it to go has seen it gone, though it may load again in this turn
         resident.restart_waits(now)  # the load has had its own deadline
         self._state.emit(
             "model.load_retried",

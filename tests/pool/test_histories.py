@@ -33,11 +33,11 @@ from tests.support.pool_world import MB, Client, entry, facts
 from tests.support.promise.base import SHORT
 from tests.support.tally import Tally
 
-MODELS = ("a", "b", "c", "huge")
-SIZES_MB = {"a": 20, "b": 30, "c": 45, "huge": 400}
+MODELS = ("a", "a+x", "b", "c", "huge")
+SIZES_MB = {"a": 20, "a+x": 2, "b": 30, "c": 45, "huge": 400}
 LIMITS_MB = (40, 60, 80, 100, 150)
 
-model_ids = st.sampled_from(("a", "b", "c"))
+model_ids = st.sampled_from(("a", "b", "c", "a+x"))
 some_models = st.lists(model_ids, unique=True, max_size=2)
 lengths = st.tuples(st.sampled_from((1, 40, 1200, 3000, 6000)), st.sampled_from((5, 200, 2500)))
 
@@ -72,6 +72,11 @@ CHANGES: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]] = {
     "pressure": (2, st.tuples(st.booleans())),
     "delete": (1, st.tuples(model_ids)),
     "restore": (1, st.just(())),
+    "context": (
+        1,
+        st.tuples(model_ids, st.sampled_from((9000, 12_000)), st.sampled_from(("idle", "now", "next-load"))),
+    ),
+    "reset": (1, st.tuples(model_ids)),
     "estimate": (1, st.tuples(model_ids, st.sampled_from((5, 60)))),
 }
 
@@ -205,13 +210,21 @@ class History:
 
     def do_delete(self, model_id: str) -> None:
         self.may_end_with.add(ModelNotFound)
-        self.world.catalog.index.pop(model_id, None)
+        for name in (model_id, f"{model_id}+x"):  # an adapter cannot be served without its base
+            self.world.catalog.index.pop(name, None)
         self.world.pool.rescan()
 
     def do_restore(self) -> None:
         for name in MODELS:
             self.world.catalog.index.setdefault(name, self.world.entries[name])
         self.world.pool.rescan()
+
+    def do_context(self, model_id: str, tokens: int, mode: str) -> None:
+        self._change({"models": {model_id: {"context_length": tokens, "reload": mode}}})
+
+    def do_reset(self, model_id: str) -> None:
+        if model_id in self.world.catalog.index:
+            self.world.pool.reset(model_id)
 
     def do_estimate(self, model_id: str, megabytes: int) -> None:
         if model_id in self.world.catalog.index:
@@ -231,7 +244,9 @@ class History:
         except (InsufficientCapacity, InvalidValue):  # more than fits; a model that was deleted
             return
         for victim in begun.evicting if not begun.loading else ():  # loads evict one after another
-            assert self.world.state(victim.id) in {"unloading", "queued", "unloaded"}, "the plan is what was begun"
+            resident = self.world.pool._state.residents[victim.id]
+            is_gone = resident.state.value in {"queued", "unloaded"}
+            assert is_gone or resident.is_going, "the plan is what was begun"
         for model in begun.draining:
             assert self.world.state(model.id) == "draining", "the plan is what was begun"
 

@@ -93,6 +93,20 @@ async def test_a_load_whose_last_waiter_leaves_between_the_tries_is_given_up() -
         assert w.kinds("b") == ["loading", "load_retried", "loading", "load_retried", "loading", "loaded"]
 
 
+async def test_an_unload_that_meets_the_second_try_returns() -> None:
+    """The model was gone between the tries: the command is done, although a later request has it loaded again."""
+    async with world({"a": 20}) as w:
+        w.backend.fail_load("a", NO_MEMORY)
+        w.send("a")
+        await w.settle()
+        unload = w.task(w.pool.unload("a"))
+        await w.settle()
+        later = w.send("a", seed=1)
+        await w.advance(5)
+        assert later.text
+        assert unload.done()
+
+
 async def _prefilling(w: World, *models: str) -> list[Client]:
     """Begin a request for each model and stop before the device has seen it."""
     clients = [w.send(name, tokens=50) for name in models]

@@ -97,8 +97,11 @@ class P10NothingInVain(DeparturePromise):
         protected = [
             other
             for other in self.state.present
-            if other is not target and other.state not in LEAVING and self.state.rank(other) is not Rank.ORDINARY
+            if other not in (target, target.base)
+            and other.state not in LEAVING
+            and self.state.rank(other) is not Rank.ORDINARY
         ]
-        least_bytes = ledger.floor_bytes(target) + sum(map(ledger.floor_bytes, protected))
+        own = [target] if target.base is None else [target, target.base]
+        least_bytes = sum(map(ledger.floor_bytes, [*own, *protected]))
         is_forced = target.is_wanted_by_force
         assert is_forced or least_bytes <= self.state.settings.pool.memory, f"P10: evicted in vain for {target_id}"

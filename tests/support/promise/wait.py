@@ -13,6 +13,8 @@ from mlxd.pool.sequence import SequenceState
 from tests.support.pool_world import World
 from tests.support.promise.base import Promise
 
+# A plan may be to trim a cache, and only the end of the trim tells that this is not enough any more.
+TRIM_S = 0.2
 NOT_THERE = frozenset({ModelState.UNLOADED, ModelState.QUEUED, ModelState.FAILED})
 
 
@@ -52,11 +54,15 @@ class P4Patience(Promise):
             return
         oldest = min(self._wants(), key=lambda want: want.oldest_age, default=None)
         patience_s = self.state.settings.pool.evict_patience
-        if oldest is None or self.state.clock.now() < oldest.since_s + patience_s + 1e-6:
+        if oldest is None or self.state.clock.now() < oldest.since_s + patience_s + TRIM_S:
             return
         resident, need = oldest.resident, oldest.need_bytes
         staying = [other for other in self.state.present if other.state not in LEAVING]
-        movable = [other for other in staying if other is not resident and _may_go(self.state.rank(other), other)]
+        movable = [
+            other
+            for other in staying
+            if other not in (resident, resident.base) and _may_go(self.state.rank(other), other)
+        ]
         unmovable = [other for other in staying if other not in movable]
         if not movable or not self._fits(unmovable, oldest):
             return
@@ -68,8 +74,12 @@ class P4Patience(Promise):
     def _wants(self) -> Iterable[Want]:
         for resident in self.residents:
             if resident.state in NOT_THERE and resident.oldest_wait is not None and not resident.is_second_try:
+                if resident.base is not None and resident.base.state is not ModelState.READY:
+                    continue  # its base is wanted first
                 need = ledger.floor_bytes(resident)
-                yield Want(resident, resident.oldest_wait, resident.oldest_wait_since_s, need, 0, 1)
+                yield Want(
+                    resident, resident.oldest_wait, resident.oldest_wait_since_s, need, 0, int(resident.base is None)
+                )
             for sequence in (*resident.waiting.values(), *resident.active.values()):
                 is_waiting = sequence.state in {SequenceState.WAITING, SequenceState.PAUSED}
                 if resident.state is ModelState.READY and is_waiting and not sequence.waits_for_slot:
@@ -83,7 +93,8 @@ class P4Patience(Promise):
         trimmable = sum(
             ledger.trimmable_bytes(other, want.tokens if other is want.resident else 0) for other in staying
         )
-        is_crowded = pool.max_models is not None and len(staying) + want.models > pool.max_models
+        n_models = sum(other.base is None for other in staying) + want.models
+        is_crowded = pool.max_models is not None and n_models > pool.max_models
         return settled - trimmable + want.need_bytes <= pool.memory and not (is_crowded and want.models)
 
 
@@ -149,4 +160,5 @@ class P6EveryWaitEnds(Promise):
 
 
 def _may_go(rank: Rank, resident: Resident) -> bool:
-    return resident.state is ModelState.READY and rank is Rank.ORDINARY
+    is_base_of_a_load = any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values())
+    return resident.state is ModelState.READY and rank is Rank.ORDINARY and not is_base_of_a_load
