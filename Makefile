@@ -40,7 +40,7 @@ soak: ## ten minutes of random traffic and changes on one daemon (SOAK_ARGS="--m
 
 soak-pool: ## live ten thousand random histories of the pool, and look at its twelve promises throughout (a quarter of an hour)
 	@goal=$@ .ci/venv test
-	@.venv/bin/python -m pytest --hypothesis-profile=soak tests/pool/test_histories.py $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --hypothesis-profile=soak tests/pool/test_histories.py tests/pool/test_adapter_histories.py $(PYTEST_ARGS)
 
 clean: ## remove caches and build output; .venv and models stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

@@ -72,10 +72,6 @@ CHANGES: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]] = {
     "pressure": (2, st.tuples(st.booleans())),
     "delete": (1, st.tuples(model_ids)),
     "restore": (1, st.just(())),
-    "context": (
-        1,
-        st.tuples(model_ids, st.sampled_from((9000, 12_000)), st.sampled_from(("idle", "now", "next-load"))),
-    ),
     "reset": (1, st.tuples(model_ids)),
     "estimate": (1, st.tuples(model_ids, st.sampled_from((5, 60)))),
 }
@@ -218,9 +214,6 @@ class History:
         for name in MODELS:
             self.world.catalog.index.setdefault(name, self.world.entries[name])
         self.world.pool.rescan()
-
-    def do_context(self, model_id: str, tokens: int, mode: str) -> None:
-        self._change({"models": {model_id: {"context_length": tokens, "reload": mode}}})
 
     def do_reset(self, model_id: str) -> None:
         if model_id in self.world.catalog.index:
