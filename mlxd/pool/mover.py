@@ -37,6 +37,7 @@ class Mover:
         """Begin to load the model; its bytes are reserved from now on."""
         if resident.base is not None and resident.base.state is not ModelState.READY:
             raise RuntimeError(f"{resident.id} cannot be loaded: {resident.base.id} is {resident.base.state.value}")
+        resident.loaded = Loaded(resident.entry, resident.context_limit)
         resident.enter(ModelState.LOADING)
         resident.is_forced = force
         resident.is_dismissed = False
@@ -47,7 +48,6 @@ class Mover:
         resident.load_started_s = self._state.clock.now()
         resident.load_done_bytes = 0
         resident.load_total_bytes = resident.weights_bytes
-        resident.loaded = Loaded(resident.entry, resident.context_limit)
         size = show_bytes(resident.weights_bytes)
         self._state.emit("model.loading", resident.id, f"loading {resident.id}, {size}")
         self._begin_load(resident)

@@ -101,19 +101,27 @@ class Resident:
     @property
     def weights_bytes(self) -> int:
         """Measured if it was ever loaded, else estimated."""
-        return self.entry.weights_bytes if self.facts is None else self.facts.weights_bytes
+        return self._made_of.entry.weights_bytes if self.facts is None else self.facts.weights_bytes
 
     @property
     def kv(self) -> KvShape:
         """Measured if it was ever loaded, else estimated."""
-        return self.entry.kv if self.facts is None else self.facts.kv
+        return self._made_of.entry.kv if self.facts is None else self.facts.kv
 
     @property
     def context_length(self) -> int | None:
         """What it has, or as far as is known will have, when it is loaded."""
-        if self.facts is not None and (self.engine is not None or self.context_limit is None):
+        made_of = self._made_of
+        if self.facts is not None and (self.engine is not None or made_of.context_limit is None):
             return self.facts.context_length
-        return self.entry.context_length if self.context_limit is None else self.context_limit
+        return made_of.entry.context_length if made_of.context_limit is None else made_of.context_limit
+
+    @property
+    def _made_of(self) -> Loaded:
+        """What it is made of in memory, or would be: files that change during a load change nothing of that load."""
+        if self.state in PRESENT and self.loaded is not None:
+            return self.loaded
+        return Loaded(self.entry, self.context_limit)
 
     @property
     def prompt_cache_bytes(self) -> int:

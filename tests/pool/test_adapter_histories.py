@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxd.pool.resident import PRESENT, ModelState
-from mlxd.protocol.errors import InsufficientCapacity, InvalidValue, ModelNotFound
+from mlxd.protocol.errors import ModelNotFound
 from tests.pool.test_histories import CHANGES, LOAD, History, Watched, histories, thorough
 from tests.support.tally import Tally
 
@@ -97,20 +97,6 @@ class AdapterHistory(History):
         for name, change in changes.items():
             models[name] = models.get(name, {}) | change
         self._change({"models": models})
-
-    def _change(self, document: dict[str, Any], *, force: bool = False) -> None:
-        """Take a change; a base that is evicted drains until its adapters are gone."""
-        self.world.invariants.limit.is_excused = True
-        try:
-            begun = self.world.change(document, force=force)
-        except (InsufficientCapacity, InvalidValue):
-            return
-        residents = self.world.pool._state.residents
-        for victim in begun.evicting if not begun.loading else ():
-            gone = {"unloading", "queued", "unloaded"} | ({"draining"} if residents[victim.id].adapters else set())
-            assert self.world.state(victim.id) in gone, "the plan is what was begun"
-        for model in begun.draining:
-            assert self.world.state(model.id) == "draining", "the plan is what was begun"
 
 
 async def live(tally: Tally, history: list[tuple[Any, ...]]) -> None:

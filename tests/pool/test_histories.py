@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from mlxd.pool.resident import ModelState, Resident
 from mlxd.protocol.errors import (
     DoesNotFit,
     Draining,
@@ -236,10 +237,9 @@ class History:
             begun = self.world.change(document, force=force)
         except (InsufficientCapacity, InvalidValue):  # more than fits; a model that was deleted
             return
+        residents = self.world.pool._state.residents
         for victim in begun.evicting if not begun.loading else ():  # loads evict one after another
-            resident = self.world.pool._state.residents[victim.id]
-            is_gone = resident.state.value in {"queued", "unloaded"}
-            assert is_gone or resident.is_going, "the plan is what was begun"
+            assert _is_gone(residents[victim.id]), "the plan is what was begun"
         for model in begun.draining:
             assert self.world.state(model.id) == "draining", "the plan is what was begun"
 
@@ -268,6 +268,15 @@ class History:
             await self.world.run(self.world.pool.unload(resident.id))
         await self.world.settle()
         self.world.invariants.truth.look_when_empty()
+
+
+def _is_gone(resident: Resident) -> bool:
+    """Whether an evicted model has left, or goes as soon as the device has ended what nobody reads any more."""
+    if resident.state in {ModelState.QUEUED, ModelState.UNLOADED} or resident.is_going:
+        return True
+    together = (resident, *resident.adapters.values())
+    is_read = any(ticket.holds for model in together for ticket in model.held.values())
+    return resident.state is ModelState.DRAINING and not is_read
 
 
 class Made(MlxdError):

@@ -355,6 +355,22 @@ async def test_a_model_that_left_the_disk_while_requests_waited() -> None:
         assert w.state("a") == "unloaded"
 
 
+async def test_files_that_change_during_a_load_do_not_change_its_reservation() -> None:
+    """What runs beside it is not paused, and nothing is evicted, for bytes that this load will never take."""
+    async with world({"a": 30, "b": 30}) as w:
+        await w.load("b")
+        client = w.send("a")
+        await w.advance(0.5)
+        before = w.pool.status().memory
+        w.catalog.index["a"] = entry("a", facts(90 * MB))
+        w.pool.rescan()
+        assert w.pool.status().memory == before
+
+        await w.advance(2)
+        assert client.text
+        assert w.state("b") == "ready"
+
+
 async def test_new_files_end_the_backoff() -> None:
     """A model that was pulled again is tried again without waiting."""
     async with world({"a": 30}) as w:
