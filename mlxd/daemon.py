@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -18,8 +19,12 @@ from typing import Any
 
 from mlxd import __version__, log
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
-from mlxd.cloud.providers.openai import OpenAIProvider, open_session
+from mlxd.cloud.breaker import Breakers
+from mlxd.cloud.budget import Budget
+from mlxd.cloud.connection import open_session
 from mlxd.cloud.router import Router
+from mlxd.cloud.secret import Secrets
+from mlxd.cloud.upstream import Upstreams
 from mlxd.config import SettingsStore, Terms
 from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
@@ -130,7 +135,8 @@ async def _run(options: Options) -> int:
             options.home.models,
             adapter_paths(settings, options.home),
         )
-        router = Router(store, catalog.has, os.environ)
+        secrets = Secrets(os.environ, options.home.root)
+        router = Router(store, catalog.has, secrets)
         boot_id = uuid.uuid4().hex
         crashes = CrashLog(ConfigFile(options.home.state), boot_id)
         await crashes.open()
@@ -152,7 +158,8 @@ async def _run(options: Options) -> int:
         )
         stack.push_async_callback(pool.close)
         session = await stack.enter_async_context(open_session())
-        app = make_app(AppContext(pool, catalog, router, OpenAIProvider(session, os.environ), requests, store, clock))
+        upstreams = Upstreams(session, secrets, Breakers(clock.now), Budget(options.home.cloud_day, time.time))
+        app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock))
         http = HttpServer(app, settings.http.host, settings.http.port, clock=clock)
         operations = Operations(bus)
         info = DaemonInfo(
@@ -168,12 +175,7 @@ async def _run(options: Options) -> int:
         control = ControlServer(
             ControlContext(info, store, pool, catalog, requests, router, operations, bus, crashes, shutdown.ask)
         )
-        store.attach("pool", PoolFollower(pool))
-        follower = CatalogFollower(catalog, pool, options.home, settings)
-        store.attach("catalog", follower, follower)
-        store.attach("cloud", router)
-        store.attach("http", http, http)
-        store.attach("log", log.LevelFollower())
+        follower = _attach(store, options.home, pool, catalog, router, http)
         store.subscribe(lambda event: relay_store_event(bus, event))
 
         listening = ListeningSocket(options.socket)
@@ -191,6 +193,19 @@ async def _run(options: Options) -> int:
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
+
+
+def _attach(
+    store: SettingsStore, home: Home, pool: Pool, catalog: Catalog, router: Router, http: HttpServer
+) -> CatalogFollower:
+    """Let those who own a group of settings take part in its changes; return the one that also follows files."""
+    follower = CatalogFollower(catalog, pool, home, store.current)
+    store.attach("pool", PoolFollower(pool))
+    store.attach("catalog", follower, follower)
+    store.attach("cloud", router)
+    store.attach("http", http, http)
+    store.attach("log", log.LevelFollower())
+    return follower
 
 
 def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:

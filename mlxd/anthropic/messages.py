@@ -11,49 +11,56 @@ from mlxd.anthropic.event import Blocks, event, message, stop_reason, usage_body
 from mlxd.anthropic.schema import ParsedBody, parse_count_body, parse_message_body
 from mlxd.engine.base import Delta, Finished, Prefilling, Usage
 from mlxd.http.context import EXCHANGE
+from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
-from mlxd.http.route import Local, admit
-from mlxd.http.stream import EventStream
 
 
 async def post_messages(request: web.Request) -> web.StreamResponse:
-    """Answer a conversation, streamed or whole."""
-    admitted = await admit(request, "messages")
-    if not isinstance(admitted, Local):
-        return admitted
-    parsed = parse_message_body(admitted.body, reject_unknown=admitted.reject_unknown)
-    request[EXCHANGE].ignored = parsed.ignored
-    return await (_stream if parsed.stream else _answer)(request, admitted.model, parsed)
+    """Answer a conversation, streamed or whole, here or by an upstream."""
+    return await dispatch(request, MESSAGES)
 
 
 async def post_count_tokens(request: web.Request) -> web.StreamResponse:
     """Say how many tokens a conversation is for the model, which is loaded for it."""
-    admitted = await admit(request, "messages/count_tokens", answers=False)
-    if not isinstance(admitted, Local):
-        return admitted
-    parsed = parse_count_body(admitted.body, reject_unknown=admitted.reject_unknown)
+    return await dispatch(request, COUNT_TOKENS)
+
+
+async def _message(request: web.Request, local: Local) -> web.StreamResponse:
+    parsed = parse_message_body(local.body, reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
-    async with generation(request, admitted.model) as held:
+    if parsed.stream:
+        return await _stream(request, local, parsed)
+    return await _answer(request, local.model, parsed)
+
+
+async def _count(request: web.Request, local: Local) -> web.StreamResponse:
+    parsed = parse_count_body(local.body, reject_unknown=local.reject_unknown)
+    request[EXCHANGE].ignored = parsed.ignored
+    async with generation(request, local.model) as held:
         prompt = await held.lease.prepare(parsed.request)
     return _json({"input_tokens": len(prompt.tokens)})
 
 
-async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.StreamResponse:
+MESSAGES = Surface("anthropic", "messages", _message)
+COUNT_TOKENS = Surface("anthropic", "messages/count_tokens", _count, samples=False)
+
+
+async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
     blocks = Blocks()
-    is_open = False
+    lead = b""  # held back until there is something to say: until then the cloud may answer instead
 
     async def write(_: int, happened: AnswerEvent) -> None:
-        nonlocal is_open
+        nonlocal lead
         match happened:
-            case Prefilling() if not is_open:
-                is_open = True
+            case Prefilling() if not lead and not local.stream.has_content:
                 # The first one says what the prompt cache had.
                 begun = Usage(happened.total, happened.done, 0)
-                await stream.send(event("message_start", message=message(_id(request), model, usage_body(begun))))
+                lead = event("message_start", message=message(_id(request), local.model, usage_body(begun)))
             case Delta():
                 data = blocks.take(happened)
                 if data:
-                    await stream.send(data)
+                    data, lead = lead + data, b""
+                    await local.stream.send(data)
             case Finished():
                 ended = {
                     "stop_reason": stop_reason(happened, has_called=blocks.has_called),
@@ -61,11 +68,11 @@ async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.S
                 }
                 usage = usage_body(happened.usage, blocks.thinking_tokens)
                 last = event("message_delta", delta=ended, usage=usage) + event("message_stop")
-                await stream.send(blocks.close() + last)
+                await local.stream.send(lead + blocks.close() + last)
 
-    async with EventStream(request) as stream, generation(request, model) as held:
+    async with generation(request, local.model) as held:
         await held.deliver([parsed.request], 1, write)
-    return stream.response
+    return local.stream.response
 
 
 async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.Response:

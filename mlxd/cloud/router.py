@@ -6,13 +6,13 @@ together, so that a provider in use cannot go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlxd.cloud.rules import MatchKind, Mode, Rule, RuleSet, compile_rules
-from mlxd.cloud.secret import read_secret
-from mlxd.protocol.errors import CloudDisabled, InvalidValue, SecretMissing
+from mlxd.cloud.secret import Secrets
+from mlxd.protocol.errors import CloudDisabled, InvalidValue, MlxdError, SecretMissing
 from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import CloudSettings, ProviderSettings, Settings
 
@@ -26,15 +26,8 @@ class LiveSettings(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class LocalRoute:
-    """This machine answers, or says that it has no such model."""
-
-    rule_id: str | None = None  # the never rule that said so
-
-
-@dataclass(frozen=True, slots=True)
 class CloudRoute:
-    """An upstream answers. Holds the provider as it was when the request came, whatever changes later."""
+    """One target. Holds the provider as it was when the request came, whatever changes later."""
 
     rule_id: str
     provider_id: str
@@ -48,6 +41,27 @@ class CloudRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """Where a request goes: here, to the cloud, or here and then to the cloud if a trigger comes.
+
+    Attributes:
+        asks_local: whether this machine is asked first.
+        routes: the targets of the cloud, in order; none where nothing may leave the machine.
+        triggers: the codes of local errors after which the cloud is asked.
+        rule_id: the rule that decided, if one did.
+    """
+
+    asks_local: bool
+    routes: tuple[CloudRoute, ...] = ()
+    triggers: frozenset[str] = frozenset()
+    rule_id: str | None = None
+
+    def catches(self, error: MlxdError) -> bool:
+        """Tell whether the cloud is asked after this local error."""
+        return bool(self.routes) and error.code in self.triggers
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What `explain` says of one rule."""
 
@@ -55,7 +69,8 @@ class Verdict:
     match: str
     mode: str
     priority: int
-    target: str | None
+    targets: tuple[str, ...]
+    enabled: bool
     matches: bool
     decides: bool
 
@@ -69,7 +84,8 @@ class Explanation:
     outcome: str  # local, cloud, or the code of the error that the request would get
     reason: str
     rule_id: str | None
-    target: str | None
+    targets: tuple[str, ...]  # that would be asked, in this order
+    triggers: tuple[str, ...]  # local failures after which they would be
     enabled: bool
     is_local: bool
     rules: tuple[Verdict, ...]  # in the order in which they are tried
@@ -78,17 +94,22 @@ class Explanation:
 class Router:
     """Routes names by the rules of the settings in force."""
 
-    def __init__(self, store: LiveSettings, is_local: Callable[[str], bool], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        store: LiveSettings,
+        is_local: Callable[[str], bool],
+        secrets: Secrets,
+    ) -> None:
         """Compile the current rules.
 
         Args:
             store: whose `current` is read at every request.
             is_local: whether the machine has a model of this name.
-            environ: where keys are looked up, for warnings.
+            secrets: where keys are looked up, for warnings.
         """
         self._store = store
         self._is_local = is_local
-        self._environ = environ
+        self._secrets = secrets
         self._compiled_from: CloudSettings = store.current.cloud
         self._rules = compile_rules(self._compiled_from)
 
@@ -100,82 +121,103 @@ class Router:
             self._rules, self._compiled_from = compile_rules(cloud), cloud
         return self._rules
 
-    def route(self, name: str, *, local_only: bool = False) -> LocalRoute | CloudRoute:
+    def route(self, name: str, *, local_only: bool = False) -> Decision:
         """Return where a request for *name* goes; *local_only* is the client's wish to stay on this machine.
 
         Raises:
-            CloudDisabled: a rule sends the name to the cloud, the cloud is off, and no local model has the name.
+            CloudDisabled: a rule always sends the name to the cloud, the cloud is off, and no local model has the name.
         """
-        rule = None if local_only else self._match(name)
+        rule = None if local_only else self._decisive(name)
         if rule is None:
-            return LocalRoute()
-        if rule.target is None:
-            return LocalRoute(rule.id)
+            return Decision(asks_local=True)
         cloud = self._store.current.cloud
+        if rule.mode is Mode.NEVER or (not cloud.enabled and rule.mode is Mode.FALLBACK):
+            return Decision(asks_local=True, rule_id=rule.id)
         if cloud.enabled:
-            provider_id = rule.target.provider_id
-            return CloudRoute(rule.id, provider_id, cloud.providers[provider_id], rule.target.model)
+            routes = tuple(
+                CloudRoute(rule.id, target.provider_id, cloud.providers[target.provider_id], target.model)
+                for target in rule.targets
+            )
+            return Decision(rule.mode is Mode.FALLBACK, routes, rule.triggers, rule.id)
         if self._is_local(name):
-            return LocalRoute()
+            return Decision(asks_local=True)
         raise CloudDisabled(
-            f"rule {rule.id!r} sends {name!r} to {rule.target}, and the cloud is off",
+            f"rule {rule.id!r} sends {name!r} to {rule.targets[0]}, and the cloud is off",
             hint="mlxctl cloud enable",
             param="model",
-            data={"rule": rule.id, "target": str(rule.target)},
+            data={"rule": rule.id, "target": str(rule.targets[0])},
         )
 
-    def _match(self, name: str) -> Rule | None:
-        return self.rules.match(name, self._alias_of(name))
+    def _decisive(self, name: str) -> Rule | None:
+        """Return the rule that decides for *name*, which is matched before what it is an alias of."""
+        meant = self._alias_of(name)
+        return self.rules.match(name) if meant is None else self.rules.match(name, meant)
 
     def _alias_of(self, name: str) -> str | None:
         """Return the model that *name* is an alias of."""
         models = self._store.current.models
         return next((model_id for model_id, model in models.items() if name in model.aliases), None)
 
-    def explain(self, name: str) -> Explanation:
-        """Run the live matcher on *name* and say what every rule makes of it; sends nothing."""
-        decisive = self._match(name)
+    def explain(self, name: str, assume: str | None = None) -> Explanation:
+        """Run the live matcher on *name* and say what every rule makes of it; sends nothing.
+
+        Args:
+            name: of a model.
+            assume: the code of a local failure that is taken to have happened.
+        """
+        decisive = self._decisive(name)
         names = {name, self._alias_of(name) or name}
-        verdicts = tuple(_verdict(rule, names, decides=rule is decisive) for rule in self.rules.rules)
-        outcome, reason = self._outcome(name, decisive)
+        matching = {rule.id for each in names for rule in self.rules.matching(each)}
+        outcome, reason, decision = self._outcome(name, decisive, assume)
         return Explanation(
             model=name,
             alias_of=self._alias_of(name),
             outcome=outcome,
             reason=reason,
             rule_id=None if decisive is None else decisive.id,
-            target=str(decisive.target) if decisive is not None and outcome == "cloud" else None,
+            targets=tuple(route.target for route in decision.routes) if outcome == "cloud" else (),
+            triggers=tuple(sorted(decision.triggers)),
             enabled=self._store.current.cloud.enabled,
             is_local=self._is_local(name),
-            rules=verdicts,
+            rules=tuple(
+                _verdict(rule, matches=rule.id in matching, decides=rule is decisive) for rule in self.rules.rules
+            ),
         )
 
-    def _outcome(self, name: str, rule: Rule | None) -> tuple[str, str]:
+    def _outcome(self, name: str, rule: Rule | None, assume: str | None) -> tuple[str, str, Decision]:
         try:
-            route = self.route(name)
+            decision = self.route(name)
         except CloudDisabled as error:
-            return error.code, error.message
-        if isinstance(route, CloudRoute):
-            return "cloud", f"rule {route.rule_id!r} always sends it to {route.target}"
+            return error.code, error.message, Decision(asks_local=False)
+        if not decision.asks_local:
+            return "cloud", f"rule {decision.rule_id!r} always sends it to {decision.routes[0].target}", decision
         if rule is None:
             reason = "no rule matches"
         elif rule.mode is Mode.NEVER:
             reason = f"rule {rule.id!r} keeps it on this machine"
+        elif decision.routes:
+            reason = f"rule {rule.id!r} asks this machine first"
         else:
-            reason = f"rule {rule.id!r} would send it to {rule.target}, but the cloud is off and the model is here"
-        if self._is_local(name):
-            return "local", reason
-        return "model_not_found", f"{reason}, and no local model has this name"
+            reason = f"rule {rule.id!r} would send it to {rule.targets[0]}, but the cloud is off"
+        failure = assume
+        if failure is None and not self._is_local(name):
+            failure = "model_not_found"
+            reason += ", and no local model has this name"
+        if failure is None:
+            return "local", reason, decision
+        if failure in decision.triggers:
+            return "cloud", f"{reason}; after {failure} it sends to {decision.routes[0].target}", decision
+        return failure, reason, decision
 
     def exact_names(self) -> dict[str, CloudRoute]:
         """Return the names that exact rules send to the cloud now, for the list of models."""
-        names = (rule.match.removeprefix("exact:") for rule in self.rules.rules if rule.kind is MatchKind.EXACT)
+        rules = (rule for rule in self.rules.rules if rule.kind is MatchKind.EXACT and rule.enabled)
         routes = {}
         if self._store.current.cloud.enabled:
-            for name in names:
-                route = self.route(name)
-                if isinstance(route, CloudRoute):
-                    routes[name] = route
+            for name in (rule.pattern for rule in rules):
+                decision = self.route(name)
+                if not decision.asks_local:
+                    routes[name] = decision.routes[0]
         return routes
 
     def check(self, new: Settings, *, force: bool = False) -> list[str]:  # noqa: ARG002  (there is nothing to force)
@@ -218,11 +260,11 @@ class Router:
     def _missing_keys(self, cloud: CloudSettings) -> Iterator[str]:
         for provider_id, provider in cloud.providers.items():
             try:
-                read_secret(provider_id, provider.auth, self._environ)
+                self._secrets.read_now(provider_id, provider.auth)
             except SecretMissing as error:
                 yield error.message
 
 
-def _verdict(rule: Rule, names: Iterable[str], *, decides: bool) -> Verdict:
-    target = None if rule.target is None else str(rule.target)
-    return Verdict(rule.id, rule.match, rule.mode.value, rule.priority, target, any(map(rule.matches, names)), decides)
+def _verdict(rule: Rule, *, matches: bool, decides: bool) -> Verdict:
+    targets = tuple(str(target) for target in rule.targets)
+    return Verdict(rule.id, rule.match, rule.mode.value, rule.priority, targets, rule.enabled, matches, decides)

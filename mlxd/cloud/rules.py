@@ -6,9 +6,10 @@ literal part, the id. A match is always one of the whole name. Globs and regexes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
+from typing import Any
 
 import re2
 
@@ -19,6 +20,8 @@ from mlxd.protocol.settings import CloudSettings, RuleSettings
 _MAX_PATTERN_CHARACTERS = 256
 # Bounds RE2's program and its cache of states; what needs more is refused when it is compiled.
 _MAX_MEMORY_BYTES = 1 << 18
+# Of all globs and regexes together; ten thousand short ones take a fraction of it.
+_MAX_SET_BYTES = 256 << 20
 # Characters that are not plain text in RE2's syntax.
 _SPECIAL = frozenset("\\.+*?()|[]{}^$")
 
@@ -28,6 +31,7 @@ class Mode(Enum):
 
     NEVER = "never"
     ALWAYS = "always"
+    FALLBACK = "fallback"
 
 
 class MatchKind(IntEnum):
@@ -58,10 +62,13 @@ class Rule:
     match: str  # as it was written
     mode: Mode
     priority: int
+    enabled: bool
     kind: MatchKind
+    pattern: str  # without the word before the colon
     literal_characters: int
-    target: Target | None  # None for never
-    matches: Callable[[str], bool]
+    targets: tuple[Target, ...]  # tried in this order; none for never
+    triggers: frozenset[str]  # the local failures that a fallback rule is for
+    regex: str | None  # of globs and regexes, in RE2's syntax
 
     @property
     def order(self) -> tuple[bool, int, MatchKind, int, str]:
@@ -69,21 +76,70 @@ class Rule:
         return (self.mode is not Mode.NEVER, -self.priority, self.kind, -self.literal_characters, self.id)
 
 
-@dataclass(frozen=True, slots=True)
 class RuleSet:
-    """The rules of one settings snapshot, in the order in which they are tried."""
+    """The rules of one settings snapshot, and which of them decides for a name.
 
-    rules: tuple[Rule, ...]
+    A match costs time linear in the name, not in the number of rules: exact names and prefixes are looked up, and all
+    globs and regexes are one automaton.
+    """
 
-    def match(self, name: str, alias_of: str | None = None) -> Rule | None:
-        """Return the rule that decides for *name*, which may be an alias: a rule for the alias goes first.
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        """Take compiled rules in any order.
 
-        But a `never` rule for either keeps it here: a model that must stay does not leave under another name.
+        Raises:
+            InvalidValue: the globs and regexes are too many for one automaton.
         """
-        matching = [rule for rule in self.rules if rule.matches(name)]
-        if alias_of is not None and alias_of != name:
-            matching += [rule for rule in self.rules if rule.matches(alias_of)]
-        return min(matching, key=lambda rule: rule.mode is not Mode.NEVER, default=None)
+        self.rules = tuple(sorted(rules, key=lambda rule: rule.order))
+        self._exact: dict[str, list[Rule]] = {}
+        self._prefix: dict[str, list[Rule]] = {}
+        self._patterns: list[Rule] = []
+        for rule in (rule for rule in self.rules if rule.enabled):
+            if rule.kind is MatchKind.EXACT:
+                self._exact.setdefault(rule.pattern, []).append(rule)
+            elif rule.kind is MatchKind.PREFIX:
+                self._prefix.setdefault(rule.pattern, []).append(rule)
+            else:
+                self._patterns.append(rule)
+        self._prefix_lengths = sorted({len(prefix) for prefix in self._prefix})
+        self._automaton = _automaton(self._patterns)
+
+    def matching(self, name: str) -> tuple[Rule, ...]:
+        """Return the enabled rules that match the whole of *name*, the one that decides first."""
+        found = list(self._exact.get(name, ()))
+        for length in self._prefix_lengths:
+            if length > len(name):
+                break
+            found += self._prefix.get(name[:length], ())
+        if self._automaton is not None:
+            found += [self._patterns[index] for index in self._automaton.Match(name) or ()]
+        return tuple(sorted(found, key=lambda rule: rule.order))
+
+    def match(self, *names: str) -> Rule | None:
+        """Return the rule that decides for a model of these names: the one asked for, then what it stands for.
+
+        A never rule for any of them decides.
+        """
+        matches = [found[0] for name in names if (found := self.matching(name))]
+        return next((rule for rule in matches if rule.mode is Mode.NEVER), matches[0] if matches else None)
+
+
+def _automaton(patterns: list[Rule]) -> Any:
+    if not patterns:
+        return None
+    options = _options()
+    options.max_mem = _MAX_SET_BYTES
+    automaton = re2.Set.FullMatchSet(options)
+    for rule in patterns:
+        automaton.Add(rule.regex)
+    try:
+        automaton.Compile()
+    except re2.error as error:
+        raise InvalidValue(
+            f"cloud.rules: {len(patterns)} globs and regexes are too many to match at once: {error}",
+            param="cloud.rules",
+            hint="mlxctl cloud rule list",
+        ) from None
+    return automaton
 
 
 def compile_rules(cloud: CloudSettings) -> RuleSet:
@@ -92,16 +148,26 @@ def compile_rules(cloud: CloudSettings) -> RuleSet:
     Raises:
         InvalidValue: a pattern that does not compile, a target that is missing, surplus or leads to no provider.
     """
-    rules = [_compile_rule(rule_id, rule, cloud.providers) for rule_id, rule in cloud.rules.items()]
-    return RuleSet(tuple(sorted(rules, key=lambda rule: rule.order)))
+    return RuleSet(_compile_rule(rule_id, rule, cloud.providers) for rule_id, rule in cloud.rules.items())
 
 
 def _compile_rule(rule_id: str, rule: RuleSettings, provider_ids: Iterable[str]) -> Rule:
     kind, pattern = _split(rule_id, rule.match)
     mode = Mode(rule.mode)
-    target = _target(rule_id, rule, mode, provider_ids)
-    literal, matches = _matcher(rule_id, kind, pattern)
-    return Rule(rule_id, rule.match, mode, rule.priority, kind, literal, target, matches)
+    literal, regex = _literal_and_regex(rule_id, kind, pattern)
+    return Rule(
+        id=rule_id,
+        match=rule.match,
+        mode=mode,
+        priority=rule.priority,
+        enabled=rule.enabled,
+        kind=kind,
+        pattern=pattern,
+        literal_characters=literal,
+        targets=_targets(rule_id, rule, mode, provider_ids),
+        triggers=frozenset(rule.on) if mode is Mode.FALLBACK else frozenset(),
+        regex=regex,
+    )
 
 
 def _refuse(rule_id: str, name: str, reason: str) -> InvalidValue:
@@ -124,49 +190,53 @@ def _split(rule_id: str, match: str) -> tuple[MatchKind, str]:
     return kind, pattern
 
 
-def _target(rule_id: str, rule: RuleSettings, mode: Mode, provider_ids: Iterable[str]) -> Target | None:
+def _targets(rule_id: str, rule: RuleSettings, mode: Mode, provider_ids: Iterable[str]) -> tuple[Target, ...]:
     if mode is Mode.NEVER:
         if rule.to:
             raise _refuse(rule_id, "to", "a never rule sends nowhere; leave `to` out")
-        return None
-    if len(rule.to) != 1:
-        raise _refuse(rule_id, "to", f"an always rule has exactly one target PROVIDER/MODEL, not {len(rule.to)}")
-    provider_id, _, model = rule.to[0].partition("/")
+        return ()
+    if not rule.to:
+        raise _refuse(rule_id, "to", f"{mode.value} needs at least one target PROVIDER/MODEL")
+    if mode is Mode.FALLBACK and not rule.on:
+        raise _refuse(rule_id, "on", "a fallback rule without triggers would never send; remove it, or name some")
+    return tuple(_target(rule_id, to, provider_ids) for to in rule.to)
+
+
+def _target(rule_id: str, to: str, provider_ids: Iterable[str]) -> Target:
+    provider_id, _, model = to.partition("/")
     if not provider_id or not model:
-        raise _refuse(rule_id, "to", f"{rule.to[0]!r} is not PROVIDER/MODEL")
+        raise _refuse(rule_id, "to", f"{to!r} is not PROVIDER/MODEL")
     if provider_id not in provider_ids:
         raise _refuse(rule_id, "to", f"there is no provider {provider_id!r}")
     return Target(provider_id, model)
 
 
-def _matcher(rule_id: str, kind: MatchKind, pattern: str) -> tuple[int, Callable[[str], bool]]:
-    """Return the number of literal characters and the test of a name."""
+def _literal_and_regex(rule_id: str, kind: MatchKind, pattern: str) -> tuple[int, str | None]:
+    """Return the number of literal characters, and the pattern in RE2's syntax where it is one."""
     match kind:
-        case MatchKind.EXACT:
-            return len(pattern), pattern.__eq__
-        case MatchKind.PREFIX:
-            return len(pattern), lambda name: name.startswith(pattern)
+        case MatchKind.EXACT | MatchKind.PREFIX:
+            return len(pattern), None
         case MatchKind.GLOB:
             if "[" in pattern:
                 raise _refuse(rule_id, "match", "a glob knows * and ? only; for sets write regex:")
             literal = sum(character not in "*?" for character in pattern)
             wildcards = {"*": ".*", "?": "."}
             regex = "".join(wildcards.get(character, re2.escape(character)) for character in pattern)
-            return literal, _full_match(rule_id, regex)
         case MatchKind.REGEX:
             literal = next((i for i, character in enumerate(pattern) if character in _SPECIAL), len(pattern))
-            return literal, _full_match(rule_id, pattern)
+            regex = pattern
+    try:
+        re2.compile(regex, _options())
+    except re2.error as error:
+        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
+        raise _refuse(rule_id, "match", f"the pattern cannot be used: {reason}") from None
+    return literal, regex
 
 
-def _full_match(rule_id: str, regex: str) -> Callable[[str], bool]:
+def _options() -> Any:
     options = re2.Options()
     options.max_mem = _MAX_MEMORY_BYTES
     options.log_errors = False
     options.dot_nl = True
     options.never_capture = True
-    try:
-        compiled = re2.compile(regex, options)
-    except re2.error as error:
-        reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
-        raise _refuse(rule_id, "match", f"the pattern cannot be used: {reason}") from None
-    return lambda name: compiled.fullmatch(name) is not None
+    return options

@@ -1,8 +1,9 @@
-"""Changing the model's name in a JSON body and not one byte beside it."""
+"""Changing one member of a JSON body and not one byte beside it."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import orjson
 
@@ -24,6 +25,36 @@ def replace_model(raw: bytes, model: str) -> bytes:
         raise InvalidRequest("model must be given exactly once", param="model")
     start, end = spans[0]
     return raw[:start] + orjson.dumps(model) + raw[end:]
+
+
+def set_member(raw: bytes, name: str, value: Any) -> bytes:
+    """Return *raw*, valid JSON of an object, with *name* set to *value* at its beginning; a null of that name goes.
+
+    Raises:
+        InvalidRequest: *name* stands there more than once.
+    """
+    spans = [span for key, span in _members(raw) if key == name]
+    if len(spans) > 1:
+        raise InvalidRequest(f"{name} must be given at most once", param=name)
+    if spans:  # null or an object: what it holds is in *value*
+        start = spans[0][0]
+        end = _end_of_value(raw, start)
+        return raw[:start] + orjson.dumps(value) + raw[end:]
+    brace = raw.index(b"{") + 1
+    comma = b"" if raw[brace:].lstrip().startswith(b"}") else b","
+    return raw[:brace] + orjson.dumps(name) + b":" + orjson.dumps(value) + comma + raw[brace:]
+
+
+def _end_of_value(raw: bytes, start: int) -> int:
+    """Return where the value ends that begins at *start* and is null or an object."""
+    if raw[start : start + 4] == b"null":
+        return start + 4
+    depth = 0
+    for token in _TOKEN.finditer(raw, start):
+        depth += {b"{": 1, b"}": -1, b"[": 1, b"]": -1}.get(token[0], 0)
+        if depth == 0:
+            return token.end()
+    raise InvalidRequest("the body is not valid JSON")
 
 
 def _members(raw: bytes) -> list[tuple[str, tuple[int, int]]]:

@@ -48,7 +48,7 @@ def _providers(context: ControlContext) -> list[dict[str, Any]]:
             "id": provider_id,
             "kind": provider.kind,
             "base_url": provider.base_url,
-            "auth_env": None if provider.auth is None else provider.auth["env"],
+            "auth_env": None if provider.auth is None else provider.auth.get("env"),
         }
         for provider_id, provider in context.store.current.cloud.providers.items()
     ]
@@ -87,7 +87,7 @@ def _rules(context: ControlContext) -> list[dict[str, Any]]:
             "id": rule.id,
             "match": rule.match,
             "mode": rule.mode.value,
-            "to": [] if rule.target is None else [str(rule.target)],
+            "to": [str(target) for target in rule.targets],
             "priority": rule.priority,
         }
         for rule in context.router.rules.rules
@@ -142,7 +142,7 @@ async def explain_rule(context: ControlContext, request: Request) -> Reply:
         "route": found.outcome,
         "reason": found.reason,
         "rule": found.rule_id,
-        "target": found.target,
+        "target": found.targets[0] if found.targets else None,
         "enabled": found.enabled,
         "is_local": found.is_local,
         "rules": [
@@ -151,7 +151,7 @@ async def explain_rule(context: ControlContext, request: Request) -> Reply:
                 "match": rule.match,
                 "mode": rule.mode,
                 "priority": rule.priority,
-                "target": rule.target,
+                "target": rule.targets[0] if rule.targets else None,
                 "verdict": _in_words(rule),
             }
             for rule in found.rules

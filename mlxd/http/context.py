@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 import urllib.parse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiohttp import web
 
 from mlxd.catalog import Catalog
-from mlxd.cloud.providers.openai import OpenAIProvider
+from mlxd.cloud.attempt import Attempt
 from mlxd.cloud.router import CloudRoute, Router
+from mlxd.cloud.upstream import Answer, Upstreams
 from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
-from mlxd.protocol.errors import FileInvalid
+from mlxd.protocol.errors import FileInvalid, MlxdError
 from mlxd.protocol.settings import Settings
 from mlxd.requests import RunningRequests
 
@@ -45,7 +46,7 @@ class AppContext:
     pool: Pool
     catalog: Catalog
     router: Router
-    provider: OpenAIProvider
+    upstreams: Upstreams
     requests: RunningRequests
     store: LiveSettings
     clock: Clock
@@ -61,15 +62,33 @@ class Exchange:
     model: str | None = None
     rule: str | None = None
     target: str | None = None
+    reason: str | None = None  # the local failure after which the cloud was asked
+    attempts: list[Attempt] = field(default_factory=list)
     ignored: tuple[str, ...] = ()
+    on_first_token: Callable[[], None] | None = None
 
     def note_local(self, model: str) -> None:
         """Note that a model of this machine answers."""
         self.route, self.model = "local", model
 
-    def note_cloud(self, route: CloudRoute) -> None:
-        """Note that an upstream answers."""
+    def note_cloud(self, route: CloudRoute, reason: str | None) -> None:
+        """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
         self.route, self.model, self.rule, self.target = "cloud", route.model, route.rule_id, route.target
+        self.reason = reason
+
+    def note_answer(self, answer: Answer) -> None:
+        """Note who answers after all."""
+        self.attempts = list(answer.attempts)
+        self.model, self.target = answer.route.model, answer.route.target
+
+    def note_attempts(self, error: MlxdError) -> None:
+        """Note what was tried in vain."""
+        self.attempts = [Attempt(**attempt) for attempt in error.data.get("attempts", ())]
+
+    def note_first_token(self) -> None:
+        """Note that the local model has begun to answer."""
+        if self.on_first_token is not None:
+            self.on_first_token()
 
     def headers(self) -> dict[str, str]:
         """Return the headers that every answer to the request carries."""
@@ -80,6 +99,8 @@ class Exchange:
             "x-mlxd-model": self.model,
             "x-mlxd-rule": self.rule,
             "x-mlxd-target": self.target,
+            "x-mlxd-reason": self.reason,
+            "x-mlxd-attempts": str(len(self.attempts)) if self.attempts else None,
             "x-mlxd-ignored-fields": ", ".join(self.ignored) or None,
         }
         return {name: _header_text(value) for name, value in shown.items() if value is not None}

@@ -44,13 +44,14 @@ def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: st
     message = error.message if error.hint is None else f"{error.message}. Try: {error.hint}"
     # What a client sent as a header or a path may be no UTF-8, and then no JSON.
     message = message.encode(errors="backslashreplace").decode()
+    tried = {"attempts": error.data["attempts"]} if "attempts" in error.data else {}
     if dialect is Dialect.ANTHROPIC:
         kind = _ANTHROPIC_TYPES.get(
             status_of(error), "invalid_request_error" if status_of(error) < 500 else "api_error"
         )
-        detail = {"type": kind, "message": message, "code": error.code}
+        detail = {"type": kind, "message": message, "code": error.code, **tried}
         return orjson.dumps({"type": "error", "error": detail, "request_id": request_id})
-    body = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code}
+    body = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code, **tried}
     return orjson.dumps({"error": body})
 
 

@@ -30,6 +30,7 @@ class Generation:
 
     lease: Lease
     running: RunningRequest
+    on_token: Callable[[], None]  # called at every token, the first one counts
     default_max_tokens: int | None = None  # of the model's settings, for requests that say nothing
 
     async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
@@ -70,6 +71,7 @@ class Generation:
                     self.running.begin_answering()
                     self.running.completion_tokens += event.completion_tokens - counted_tokens
                     counted_tokens = event.completion_tokens
+                    self.on_token()
                     if event.text or event.logprobs:
                         await sink(event)
                 elif isinstance(event, Prefilling | PromptScored):
@@ -101,7 +103,8 @@ async def generation(request: web.Request, model: str) -> AsyncIterator[Generati
     with context.requests.track(exchange.request_id, endpoint=request.path, model=model_id, route="local") as running:
         async with context.pool.lease(model_id, request_id=exchange.request_id) as lease:
             defaults = context.store.current.models.get(model_id)
-            yield Generation(lease, running, None if defaults is None else defaults.max_tokens)
+            default_max_tokens = None if defaults is None else defaults.max_tokens
+            yield Generation(lease, running, exchange.note_first_token, default_max_tokens)
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -16,7 +16,8 @@ from mlxd.http.context import CONTEXT
 from mlxd.protocol.errors import Forbidden
 
 _EXPOSED = (
-    "x-request-id, x-mlxd-route, x-mlxd-model, x-mlxd-rule, x-mlxd-target, x-mlxd-ignored-fields, "
+    "x-request-id, request-id, x-mlxd-route, x-mlxd-model, x-mlxd-rule, x-mlxd-target, x-mlxd-reason, x-mlxd-attempts, "
+    "x-mlxd-ignored-fields, "
     "retry-after, x-should-retry"
 )
 _PREFLIGHT_AGE_S = 600

@@ -19,7 +19,6 @@ from mlxd.pool.clock import Timer
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
-_COMMENT = b": keep-alive\n\n"
 # A client that takes nothing for this long is cut off, so that it does not hold a model for ever.
 STALLED_S = 60.0
 
@@ -38,6 +37,7 @@ class EventStream:
         )
         self._last_s = self._clock.now()
         self._is_writing = False
+        self.has_content = False  # something of an answer has been sent: there is no way back
         self._timer: Timer | None = None
         self._comment: asyncio.Task[None] | None = None
 
@@ -53,6 +53,14 @@ class EventStream:
 
     async def send(self, data: bytes) -> None:
         """Write *data* at once; the first call sends the headers. Waits only while the client reads too slowly."""
+        self.has_content = True
+        await self._write(data)
+
+    async def comment(self, text: str) -> None:
+        """Write a comment, which clients skip: nothing of an answer has been sent by it."""
+        await self._write(b": " + text.encode() + b"\n\n")
+
+    async def _write(self, data: bytes) -> None:
         self._last_s = self._clock.now()
         self._is_writing = True
         try:
@@ -101,4 +109,4 @@ class EventStream:
     async def _send_comment(self) -> None:
         # A client that went away is noticed by the handler itself.
         with contextlib.suppress(ConnectionError):
-            await self.send(_COMMENT)
+            await self.comment("keep-alive")

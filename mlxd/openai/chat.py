@@ -10,9 +10,8 @@ from aiohttp import web
 from mlxd.engine.base import Delta, Finished, TextKind
 from mlxd.http.answer import ChatAnswer
 from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
-from mlxd.http.route import Local, admit
-from mlxd.http.stream import EventStream
 from mlxd.openai import chunk
 from mlxd.openai.logprob import chat_logprobs
 from mlxd.openai.schema import ParsedBody, parse_chat
@@ -20,12 +19,18 @@ from mlxd.openai.schema import ParsedBody, parse_chat
 
 async def post_chat_completions(request: web.Request) -> web.StreamResponse:
     """Answer a chat, streamed or whole, here or by an upstream."""
-    admitted = await admit(request, "chat/completions")
-    if not isinstance(admitted, Local):
-        return admitted
-    parsed = parse_chat(admitted.body, reject_unknown=admitted.reject_unknown)
+    return await dispatch(request, CHAT)
+
+
+async def _chat(request: web.Request, local: Local) -> web.StreamResponse:
+    parsed = parse_chat(local.body, reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
-    return await (_stream if parsed.stream else _answer)(request, admitted.model, parsed)
+    if parsed.stream:
+        return await _stream(request, local, parsed)
+    return await _answer(request, local.model, parsed)
+
+
+CHAT = Surface("openai", "chat/completions", _chat)
 
 
 def _members(request: web.Request, kind: str, model: str) -> dict[str, Any]:
@@ -33,8 +38,9 @@ def _members(request: web.Request, kind: str, model: str) -> dict[str, Any]:
     return chunk.header(answer_id, kind, int(request.app[CONTEXT].now()), model)
 
 
-async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.StreamResponse:
-    members = _members(request, "chat.completion.chunk", model)
+async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
+    stream = local.stream
+    members = _members(request, "chat.completion.chunk", local.model)
     choices = [chunk.ChatChunks(members, index, include_usage=parsed.include_usage) for index in range(parsed.n)]
     answers = [ChatAnswer() for _ in choices]
     leads = [choice.role() for choice in choices]
@@ -56,7 +62,7 @@ async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.S
             data += chunks.finish(answer.finish_reason)
         await stream.send(data)
 
-    async with EventStream(request) as stream, generation(request, model) as held:
+    async with generation(request, local.model) as held:
         ends = await held.deliver(parsed.requests, parsed.n, write)
         usage = chunk.usage_body(ends, parsed.n, sum(answer.reasoning_tokens for answer in answers))
         await stream.send((choices[0].usage(usage) if parsed.include_usage else b"") + chunk.DONE)

@@ -11,9 +11,8 @@ from aiohttp import web
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PromptScored, TextPrompt
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
-from mlxd.http.route import Local, admit
-from mlxd.http.stream import EventStream
 from mlxd.openai import chunk
 from mlxd.openai.logprob import completion_logprobs
 from mlxd.openai.schema import ParsedBody, parse_completion
@@ -21,12 +20,18 @@ from mlxd.openai.schema import ParsedBody, parse_completion
 
 async def post_completions(request: web.Request) -> web.StreamResponse:
     """Continue one or more prompts, streamed or whole, here or by an upstream."""
-    admitted = await admit(request, "completions")
-    if not isinstance(admitted, Local):
-        return admitted
-    parsed = parse_completion(admitted.body, reject_unknown=admitted.reject_unknown)
+    return await dispatch(request, COMPLETIONS)
+
+
+async def _complete(request: web.Request, local: Local) -> web.StreamResponse:
+    parsed = parse_completion(local.body, reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
-    return await (_stream if parsed.stream else _answer)(request, admitted.model, parsed)
+    if parsed.stream:
+        return await _stream(request, local, parsed)
+    return await _answer(request, local.model, parsed)
+
+
+COMPLETIONS = Surface("openai", "completions", _complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +119,9 @@ def _usage(ends: list[Finished], parsed: ParsedBody) -> dict[str, Any]:
     return usage
 
 
-async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.StreamResponse:
-    chunks = chunk.CompletionChunks(_members(request, model), include_usage=parsed.include_usage)
+async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
+    stream = local.stream
+    chunks = chunk.CompletionChunks(_members(request, local.model), include_usage=parsed.include_usage)
     choices = _choices(parsed)
 
     async def write(index: int, event: AnswerEvent) -> None:
@@ -131,7 +137,7 @@ async def _stream(request: web.Request, model: str, parsed: ParsedBody) -> web.S
         if data:
             await stream.send(data)
 
-    async with EventStream(request) as stream, generation(request, model) as held:
+    async with generation(request, local.model) as held:
         ends = await held.deliver(parsed.requests, parsed.n, write)
         await stream.send((chunks.usage(_usage(ends, parsed)) if parsed.include_usage else b"") + chunk.DONE)
     return stream.response

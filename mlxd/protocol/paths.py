@@ -44,6 +44,11 @@ class Home:
         return self.root / "state.json"
 
     @property
+    def cloud_day(self) -> Path:
+        """What the cloud has cost today."""
+        return self.root / "cloud-day.json"
+
+    @property
     def history(self) -> Path:
         """The last committed versions of the settings file."""
         return self.root / "history"

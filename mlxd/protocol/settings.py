@@ -25,6 +25,7 @@ from mlxd.protocol.kind import (
     TextList,
 )
 from mlxd.protocol.row import group, keyed, row
+from mlxd.protocol.trigger import DEFAULT_TRIGGERS, TRIGGERS
 
 # Of the settings file. Its text travels in one control request, which may have twice that.
 MAX_FILE_BYTES = 2**19
@@ -223,14 +224,30 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TimeoutSettings:
+    """[cloud.providers.ID.timeouts]."""
+
+    connect: float = row(Duration(minimum_s=0.01, maximum_s=300), "5s", "How long a connection may take.")
+    first_token: float = row(
+        Duration(minimum_s=0.01, maximum_s=3600), "45s", "How long the first content of a stream may take."
+    )
+    idle: float = row(Duration(minimum_s=0.01, maximum_s=3600), "60s", "Longest silence within a stream.")
+    total: float = row(Duration(minimum_s=0.01, maximum_s=86400), "15m", "How long a whole answer may take.")
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderSettings:
     """[cloud.providers.ID]."""
 
-    kind: str = row(Choice("openai"), "openai", "Wire protocol that the upstream speaks.")
+    kind: str = row(Choice("openai", "anthropic"), "openai", "Wire protocol that the upstream speaks.")
     base_url: str = row(URL(), None, "The upstream's address up to and including /v1.")
     auth: Mapping[str, str] | None = row(
-        SecretReference(), None, 'Where the key is: { env = "NAME" }; left out for a server without one.'
+        SecretReference(),
+        None,
+        'Where the key is: { env = "NAME" }, { file = "PATH" } or { keychain = "SERVICE/NAME" }; left out for a server'
+        " without one.",
     )
+    timeouts: TimeoutSettings = group(TimeoutSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +258,40 @@ class RuleSettings:
         Text(1, 512), None, "exact:NAME, prefix:TEXT, glob:PATTERN or regex:PATTERN; a bare name is exact."
     )
     mode: str = row(
-        Choice("always", "never"), "always", "always sends matching names to the cloud, never keeps them local."
+        Choice("always", "fallback", "never"),
+        "always",
+        "always sends matching names to the cloud, fallback after a local failure, never keeps them local.",
     )
-    to: tuple[str, ...] = row(TextList(), [], "Targets as PROVIDER/MODEL; exactly one for always, none for never.")
+    on: tuple[str, ...] = row(
+        TextList(choices=TRIGGERS), list(DEFAULT_TRIGGERS), "Local failures after which a fallback rule sends."
+    )
+    to: tuple[str, ...] = row(
+        TextList(), [], "Targets as PROVIDER/MODEL, tried in this order; at least one, but none for never."
+    )
     priority: int = row(Integer(-1_000_000, 1_000_000), 100, "Higher goes first.")
+    enabled: bool = row(Boolean(), default=True, help_text="Whether the rule counts.")
+
+
+@dataclass(frozen=True, slots=True)
+class PriceSettings:
+    """[cloud.prices."PROVIDER/MODEL"]."""
+
+    input: float = row(Number(0, 1_000_000), None, "US dollars per million tokens of prompts.")
+    output: float = row(Number(0, 1_000_000), None, "US dollars per million tokens of answers.")
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    """[cloud.budget]."""
+
+    usd_per_day: float | None = row(
+        Number(0, 1_000_000, none="none"),
+        "none",
+        "Most US dollars that a day (UTC) may cost; targets without a price are refused under it.",
+    )
+    requests_per_day: int | None = row(
+        Integer(0, 1_000_000_000, none="none"), "none", "Most requests that a day (UTC) may send out."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +301,8 @@ class CloudSettings:
     enabled: bool = row(Boolean(), default=False, help_text="Whether rules may send requests to providers.")
     providers: Mapping[str, ProviderSettings] = keyed(ProviderSettings)
     rules: Mapping[str, RuleSettings] = keyed(RuleSettings)
+    budget: BudgetSettings = group(BudgetSettings)
+    prices: Mapping[str, PriceSettings] = keyed(PriceSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlxd.cloud.rules import Mode, RuleSet, compile_rules
 from mlxd.protocol.errors import InvalidValue
+from mlxd.protocol.trigger import DEFAULT_TRIGGERS
 from tests.support.http_server import settings_of
 
 PROVIDERS = {"far": {"base_url": "http://127.0.0.1:1/v1"}, "near": {"base_url": "http://127.0.0.1:2/v1"}}
@@ -72,7 +73,7 @@ def test_the_order_is_never_priority_kind_length_id() -> None:
     for order in (list(ordered), list(reversed(ordered))):
         rules = rule_set(**{rule_id: ordered[rule_id] for rule_id in order})
         assert [rule.id for rule in rules.rules] == list(ordered)
-        assert all(rule.matches("name") for rule in rules.rules)
+        assert rules.matching("name") == rules.rules
         decisive = rules.match("name")
         assert decisive is not None
         assert (decisive.id, decisive.mode) == ("z-never", Mode.NEVER)
@@ -98,7 +99,7 @@ def test_a_never_rule_beats_all(rules: list[dict[str, Any]], name: str) -> None:
     named = {f"r{number}": rule for number, rule in enumerate(rules)}
     compiled = rule_set(**named)
     decisive = compiled.match(name)
-    if any(rule.matches(name) and rule.mode is Mode.NEVER for rule in compiled.rules):
+    if any(rule.mode is Mode.NEVER for rule in compiled.matching(name)):
         assert decisive is not None
         assert decisive.mode is Mode.NEVER
     turned = rule_set(**{rule_id: named[rule_id] for rule_id in reversed(named)}).match(name)
@@ -131,8 +132,9 @@ def test_no_pattern_can_hang(pattern: str) -> None:
         ({"match": "glob:"}, "match", "nothing after glob:"),
         ({"match": "gpt-*"}, "match", "write glob:gpt-*"),
         ({"match": "golb:gpt-*"}, "match", "exact name with a wildcard"),
-        ({"match": "a", "to": []}, "to", "exactly one target PROVIDER/MODEL, not 0"),
-        ({"match": "a", "to": ["far/x", "near/x"]}, "to", "not 2"),
+        ({"match": "a", "to": []}, "to", "always needs at least one target PROVIDER/MODEL"),
+        ({"match": "a", "to": [], "mode": "fallback"}, "to", "fallback needs at least one target PROVIDER/MODEL"),
+        ({"match": "a", "mode": "fallback", "on": []}, "on", "without triggers would never send"),
         ({"match": "a", "to": ["far"]}, "to", "'far' is not PROVIDER/MODEL"),
         ({"match": "a", "to": ["far/"]}, "to", "is not PROVIDER/MODEL"),
         ({"match": "a", "to": ["nowhere/x"]}, "to", "there is no provider 'nowhere'"),
@@ -149,8 +151,7 @@ def test_a_rule_that_cannot_work_is_refused_by_name(rule: dict[str, Any], settin
 
 def test_a_targets_model_may_hold_slashes() -> None:
     """The provider ends at the first slash."""
-    target = rule_set(r={"match": "a", "to": ["near/org/model"]}).rules[0].target
-    assert target is not None
+    (target,) = rule_set(r={"match": "a", "to": ["near/org/model"]}).rules[0].targets
     assert (target.provider_id, target.model, str(target)) == ("near", "org/model", "near/org/model")
 
 
@@ -161,3 +162,48 @@ def test_all_pairs_of_kinds_are_ordered() -> None:
         decisive = rule_set(a={"match": second}, b={"match": first}).match("abc")
         assert decisive is not None
         assert decisive.match == first
+
+
+def test_targets_and_triggers_are_in_order() -> None:
+    """A fallback rule has the usual triggers unless it names its own; an always rule has none."""
+    compiled = rule_set(
+        a={"match": "a", "mode": "fallback", "to": ["far/1", "near/2"], "on": ["oom"]},
+        b={"match": "b", "mode": "fallback", "to": ["far/1"]},
+        c={"match": "c", "to": ["far/1"]},
+    )
+    first, second, third = compiled.rules
+    assert [str(target) for target in first.targets] == ["far/1", "near/2"]
+    assert first.triggers == {"oom"}
+    assert second.triggers == set(DEFAULT_TRIGGERS)
+    assert third.triggers == set()
+
+
+def test_a_disabled_rule_does_not_count() -> None:
+    """It is listed, and matches nothing."""
+    compiled = rule_set(a={"match": "a", "mode": "never", "enabled": False}, b={"match": "glob:a*"})
+    assert len(compiled.rules) == 2
+    decisive = compiled.match("a")
+    assert decisive is not None
+    assert decisive.id == "b"
+
+
+def test_an_alias_is_matched_after_the_name_and_never_beats_all() -> None:
+    """The name that was asked for goes first; a never rule for what it stands for keeps it here."""
+    compiled = rule_set(
+        a={"match": "org/model", "priority": 500}, b={"match": "short"}, c={"match": "prefix:secret", "mode": "never"}
+    )
+    asked = compiled.match("short", "org/model")
+    meant = compiled.match("other", "org/model")
+    kept = compiled.match("short", "secret/model")
+    assert [rule and rule.id for rule in (asked, meant, kept)] == ["b", "a", "c"]
+
+
+def test_ten_thousand_rules_are_one_look_up() -> None:
+    """Globs and regexes are one automaton, exact names and prefixes are looked up."""
+    kinds = ("exact:m{}", "prefix:p{}-", "glob:g{}-*", "regex:r{}[0-9]x")
+    compiled = rule_set(**{f"r{number}": {"match": kinds[number % 4].format(number)} for number in range(10_000)})
+    for name, rule_id in (("m4000", "r4000"), ("p4001-x", "r4001"), ("g4002-", "r4002"), ("r40037x", "r4003")):
+        decisive = compiled.match(name)
+        assert decisive is not None
+        assert decisive.id == rule_id
+    assert compiled.match("nobody") is None

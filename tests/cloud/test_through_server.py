@@ -12,7 +12,6 @@ from typing import Any
 import openai
 import pytest
 
-from mlxd.cloud.providers.openai import Timeouts
 from tests.support.clock import FakeClock
 from tests.support.http_server import Served, serving, settings_of
 from tests.support.scripted_pool import ScriptedPool, end, say
@@ -24,11 +23,14 @@ BODY: dict[str, Any] = {"model": "big-1", "messages": MESSAGES}
 TEXT = "".join(PIECES)
 
 
-def _document(url: str, *, enabled: bool = True, **rules: Any) -> dict[str, Any]:
+def _document(
+    url: str, *, enabled: bool = True, timeouts: dict[str, str] | None = None, **rules: Any
+) -> dict[str, Any]:
+    far = {"base_url": url, "auth": {"env": "FAR_KEY"}, "timeouts": timeouts or {}}
     return {
         "cloud": {
             "enabled": enabled,
-            "providers": {"far": {"base_url": url, "auth": {"env": "FAR_KEY"}}},
+            "providers": {"far": far},
             "rules": {"big": {"match": "glob:big-*", "to": ["far/org/model"]}} | rules,
         }
     }
@@ -36,13 +38,13 @@ def _document(url: str, *, enabled: bool = True, **rules: Any) -> dict[str, Any]
 
 @asynccontextmanager
 async def _cloudy(
-    timeouts: Timeouts | None = None, clock: FakeClock | None = None, **rules: Any
+    timeouts: dict[str, str] | None = None, clock: FakeClock | None = None, **rules: Any
 ) -> AsyncIterator[tuple[Served, Upstream, ScriptedPool]]:
     pool = ScriptedPool([*say("local"), *end()])
     async with upstream() as far:
         environ = {"FAR_KEY": f" {KEY}\n"}
-        document = _document(far.url, **rules)
-        async with serving(pool, document=document, environ=environ, timeouts=timeouts, clock=clock) as served:
+        document = _document(far.url, timeouts=timeouts, **rules)
+        async with serving(pool, document=document, environ=environ, clock=clock) as served:
             yield served, far, pool
 
 
@@ -151,11 +153,28 @@ async def test_a_rule_added_now_serves_the_very_next_request() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(
-    ("status", "headers"), [(400, {}), (404, {}), (422, {}), (429, {"Retry-After": "3"}), (500, {})]
-)
-async def test_an_upstreams_error_goes_back_as_it_is(status: int, headers: dict[str, str], stream: bool) -> None:
-    """Status and body of an error in OpenAI's envelope are the upstream's own."""
+@pytest.mark.parametrize(("status", "headers"), [(404, {}), (429, {"Retry-After": "3"}), (500, {}), (503, {})])
+async def test_a_failure_of_the_last_target_says_what_was_tried(
+    status: int, headers: dict[str, str], stream: bool
+) -> None:
+    """Status, words and Retry-After are the upstream's; the attempts tell target, status and code."""
+    reply = b'{"error": {"message": "their words", "code": "their_code"}}'
+    async with _cloudy() as (served, far, _):
+        far.behaviour, far.status, far.reply, far.reply_headers = "refuse", status, reply, headers
+        got, got_headers, body = await served.post(CHAT, BODY | {"stream": stream})
+    error = json.loads(body)["error"]
+    (attempt,) = error["attempts"]
+    assert (got, error["code"]) == (status, "upstream_error")
+    assert "their words" in error["message"]
+    assert (attempt["target"], attempt["status"], attempt["code"]) == ("far/org/model", status, "upstream_error")
+    assert got_headers.get("Retry-After", "1") == headers.get("Retry-After", "1")
+    assert got_headers["x-mlxd-attempts"] == "1"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("status", "headers"), [(400, {}), (413, {}), (422, {})])
+async def test_a_clients_own_mistake_goes_back_as_it_is(status: int, headers: dict[str, str], stream: bool) -> None:
+    """Status and body of a refusal in OpenAI's envelope are the upstream's own."""
     reply = b'{"error": {"message": "their words", "code": "their_code", "extra": 1}}'
     async with _cloudy() as (served, far, _):
         far.behaviour, far.status, far.reply, far.reply_headers = "refuse", status, reply, headers
@@ -245,12 +264,12 @@ async def test_the_upstream_dies_without_an_answer(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("behaviour", "stream", "timeouts"),
     [
-        ("hang", False, Timeouts(total_s=0.05)),
-        ("hang", True, Timeouts(first_token_s=0.05)),
-        ("hang_before_content", True, Timeouts(first_token_s=0.05)),
+        ("hang", False, {"total": "50ms"}),
+        ("hang", True, {"first_token": "50ms"}),
+        ("hang_before_content", True, {"first_token": "50ms"}),
     ],
 )
-async def test_an_upstream_that_hangs_is_a_504(behaviour: str, stream: bool, timeouts: Timeouts) -> None:
+async def test_an_upstream_that_hangs_is_a_504(behaviour: str, stream: bool, timeouts: dict[str, str]) -> None:
     """No answer in time, or comments and no content, is 504 upstream_timeout; the upstream's connection is closed."""
     async with _cloudy(timeouts) as (served, far, _):
         far.behaviour = behaviour
@@ -264,11 +283,11 @@ async def test_an_upstream_that_hangs_is_a_504(behaviour: str, stream: bool, tim
     [
         ("die_after_content", None),
         ("end_after_content", None),
-        ("hang_after_content", Timeouts(idle_s=0.05)),
-        ("hang_after_content", Timeouts(total_s=0.2)),
+        ("hang_after_content", {"idle": "50ms"}),
+        ("hang_after_content", {"total": "200ms"}),
     ],
 )
-async def test_a_break_after_content_is_one_error_event(behaviour: str, timeouts: Timeouts | None) -> None:
+async def test_a_break_after_content_is_one_error_event(behaviour: str, timeouts: dict[str, str] | None) -> None:
     """Whole events only, then stream_interrupted, and no [DONE]."""
     async with _cloudy(timeouts) as (served, far, _):
         far.behaviour = behaviour
@@ -353,6 +372,7 @@ async def test_a_slow_upstream_is_kept_alive_by_our_comments(status: int | None)
     assert response.status == 200
     assert body.startswith(b": keep-alive\n\n")
     if status is None:
+        assert b": x-mlxd-route: cloud, x-mlxd-target: far/org/model\n\n" in body
         assert body.endswith(b"data: [DONE]\n\n")
     else:
         assert b"too many" in body

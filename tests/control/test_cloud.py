@@ -31,11 +31,11 @@ async def test_providers(plane: Plane, client: Client) -> None:
     ("operation", "params", "exit_code", "words"),
     [
         ("cloud.provider.add", {"id": "p", "base_url": "ftp://host"}, 10, "https://host/v1"),
-        ("cloud.provider.add", {"id": "p", "base_url": "https://host/v1", "kind": "other"}, 10, "'openai'"),
+        ("cloud.provider.add", {"id": "p", "base_url": "https://host/v1", "kind": "other"}, 10, "openai, anthropic"),
         ("cloud.provider.add", {"id": "p", "base_url": "https://h/v1", "auth_env": "sk-1"}, 10, "not the key itself"),
         ("cloud.provider.remove", {"id": "nope"}, 4, "no provider 'nope'"),
         ("cloud.rule.remove", {"id": "nope"}, 4, "no rule 'nope'"),
-        ("cloud.rule.add", {"match": "x", "mode": "sometimes"}, 10, "one of always, never"),
+        ("cloud.rule.add", {"match": "x", "mode": "sometimes"}, 10, "one of always, fallback, never"),
         ("cloud.rule.add", {"match": "x", "mode": "always", "to": ["nope/x"]}, 10, "nope"),
         ("cloud.rule.add", {"match": "x", "mode": "always"}, 10, "cloud.rules.x.to"),
         ("cloud.rule.add", {"match": "regex:(", "mode": "never"}, 10, "cloud.rules"),

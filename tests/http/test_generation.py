@@ -21,7 +21,9 @@ async def test_running_request_counts_the_tokens_of_all_its_answers() -> None:
                     (shown,) = requests.list()
                     seen.append((shown.state, shown.completion_tokens))
 
-            answers = await Generation(lease, running).deliver([GenerationRequest(TextPrompt("x"))], 2, look)
+            answers = await Generation(lease, running, lambda: None).deliver(
+                [GenerationRequest(TextPrompt("x"))], 2, look
+            )
             assert [type(answer) for answer in answers] == [Finished, Finished]
     assert sorted(tokens for _, tokens in seen) == [1, 2, 3, 4, 5, 6]
     assert {state for state, _ in seen} == {RequestState.ANSWERING}

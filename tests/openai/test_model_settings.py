@@ -13,7 +13,7 @@ import pytest
 
 from mlxd.engine.base import GenerationRequest, SamplingParams
 from mlxd.engine.device import Device
-from mlxd.http.route import filled
+from mlxd.http.dispatch import filled
 from mlxd.http.table import Works
 from mlxd.openai import schema
 from mlxd.protocol.errors import InvalidRequest

@@ -10,7 +10,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
-from mlxd.http.route import model_of
+from mlxd.http.dispatch import model_of
 from mlxd.http.table import Habit, Refused, Works
 from mlxd.openai.schema import (
     CHAT,

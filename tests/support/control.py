@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.router import Router
+from mlxd.cloud.secret import Secrets
 from mlxd.config import SettingsStore
 from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
@@ -154,7 +155,7 @@ class Plane:
         self.operations = Operations(self.bus)
         self.requests = RunningRequests(on_event=lambda event: relay_request_event(self.bus, event))
         self.environ = {"KEY": "secret"}
-        self.router = Router(self.store, self.catalog.has, self.environ)
+        self.router = Router(self.store, self.catalog.has, Secrets(self.environ, home.root))
         self.store.attach("pool", PoolFollower(self.pool))
         self.store.attach("cloud", self.router)
         self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, settings)

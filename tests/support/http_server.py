@@ -6,13 +6,18 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from mlxd.catalog import Catalog
-from mlxd.cloud.providers.openai import OpenAIProvider, Timeouts, open_session
+from mlxd.cloud.breaker import Breakers
+from mlxd.cloud.budget import Budget
+from mlxd.cloud.connection import open_session
 from mlxd.cloud.router import Router
+from mlxd.cloud.secret import Secrets
+from mlxd.cloud.upstream import Upstreams
 from mlxd.http.context import AppContext
 from mlxd.http.server import HttpServer
 from mlxd.pool.clock import Clock
@@ -75,7 +80,6 @@ async def serving(
     document: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     environ: Mapping[str, str] = os.environ,
-    timeouts: Timeouts | None = None,
 ) -> AsyncIterator[Served]:
     """Serve *pool* on a free port until the end of the context."""
     models = Catalog([]) if catalog is None else catalog
@@ -88,12 +92,13 @@ async def serving(
         except ModelNotFound:
             return False
 
+    secrets = Secrets(environ, Path("/nowhere"))
     async with open_session() as upstreams, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
         context = AppContext(
             pool=pool,
             catalog=models,
-            router=Router(store, is_local, environ),
-            provider=OpenAIProvider(upstreams, environ, timeouts),
+            router=Router(store, is_local, secrets),
+            upstreams=Upstreams(upstreams, secrets, Breakers(time.now), Budget(None, lambda: CREATED_S)),
             requests=RunningRequests(),
             store=store,
             clock=time,

@@ -67,6 +67,11 @@ class Upstream:
             await asyncio.Event().wait()
         if self.behaviour == "die":
             _cut(request)
+        if self.behaviour == "garbage":
+            kind = "text/event-stream" if body.get("stream") else "application/json"
+            return web.Response(body=b"data: {]\n\n" * 3, content_type=kind)
+        if self.behaviour == "die_empty" and not body.get("stream"):
+            _cut(request)
         is_chat = request.path.endswith("/chat/completions")
         if not body.get("stream"):
             return web.json_response(_whole(body["model"], is_chat=is_chat))
@@ -78,6 +83,9 @@ class Upstream:
         await response.write(b": PROCESSING\n\n")
         if self.behaviour == "hang_before_content":
             await asyncio.Event().wait()
+        if self.behaviour == "die_empty":  # a role, and nothing after it
+            await response.write(_event(model, "", is_chat=is_chat))
+            _cut(request)
         for number, piece in enumerate(PIECES):
             event = _event(model, piece, is_chat=is_chat)
             # Cut in two, to be put together again.

@@ -24,6 +24,7 @@
     + LoadFailed                 500 load_failed
     + OutOfMemory                500 oom
     + GenerationFailed           500 error
+    + FirstTokenTimeout          504 first_token_timeout
     + RequestCancelled           499 cancelled by an operator
   x CloudError                   an upstream failed
     + UpstreamUnreachable        502 upstream_unreachable
@@ -32,6 +33,8 @@
     + AuthFailed                 502 auth_failed
     + SecretMissing              502 secret_missing
     + CloudDisabled              403 cloud_disabled
+    + BudgetExceeded             429 budget_exceeded
+    + BreakerOpen                503 breaker_open
     + StreamInterrupted          502 stream_interrupted
   x SettingsError                a change of settings is refused
     + UnknownSetting             settings.unknown
@@ -76,6 +79,8 @@ from mlxd.protocol.errors.capacity import (
 )
 from mlxd.protocol.errors.cloud import (
     AuthFailed,
+    BreakerOpen,
+    BudgetExceeded,
     CloudDisabled,
     CloudError,
     SecretMissing,
@@ -90,6 +95,7 @@ from mlxd.protocol.errors.control import (
 )
 from mlxd.protocol.errors.engine import (
     EngineError,
+    FirstTokenTimeout,
     GenerationFailed,
     LoadFailed,
     OutOfMemory,
@@ -132,6 +138,8 @@ __all__ = [
     "EXIT_USAGE",
     "EXIT_WAIT_TIMEOUT",
     "AuthFailed",
+    "BreakerOpen",
+    "BudgetExceeded",
     "CapacityError",
     "CloudDisabled",
     "CloudError",
@@ -143,6 +151,7 @@ __all__ = [
     "Draining",
     "EngineError",
     "FileInvalid",
+    "FirstTokenTimeout",
     "Forbidden",
     "GenerationFailed",
     "InUse",

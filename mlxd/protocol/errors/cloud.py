@@ -56,3 +56,19 @@ class StreamInterrupted(CloudError):
     """The upstream's stream broke after content had been sent."""
 
     code = "stream_interrupted"
+
+
+class BudgetExceeded(CloudError):
+    """The day's budget for the cloud has no room for the request."""
+
+    code = "budget_exceeded"
+    http_status = 429
+    openai_type = "insufficient_quota"
+    should_retry = False
+
+
+class BreakerOpen(CloudError):
+    """The target has failed too often; it is not asked for a while."""
+
+    code = "breaker_open"
+    http_status = 503

@@ -34,3 +34,10 @@ class RequestCancelled(EngineError):
 
     code = "cancelled"
     http_status = 499
+
+
+class FirstTokenTimeout(EngineError):
+    """The local model has said nothing within the time that a rule allows it."""
+
+    code = "first_token_timeout"
+    http_status = 504

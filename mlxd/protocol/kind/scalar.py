@@ -181,7 +181,9 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class TextList:
-    """A list of distinct, non-empty texts; on a command line separated by commas."""
+    """A list of distinct, non-empty texts, *choices* where there are any; on a command line separated by commas."""
+
+    choices: tuple[str, ...] = ()
 
     def parse(self, value: Any, machine: Machine) -> tuple[str, ...]:  # noqa: ARG002
         """Return the texts."""
@@ -192,6 +194,9 @@ class TextList:
             twice = next(item for item in items if list(items).count(item) > 1)
             msg = f"{twice!r} stands in the list twice"
             raise ValueError(msg)
+        strange = [item for item in items if self.choices and item not in self.choices]
+        if strange:
+            raise reject(strange[0], self.describe())
         return tuple(items)
 
     def to_toml(self, value: Any) -> Any:
@@ -202,8 +207,9 @@ class TextList:
 
     def describe(self) -> str:
         """Return the kind in words."""
-        return "a list of texts"
+        return f"a list of {', '.join(self.choices)}" if self.choices else "a list of texts"
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema."""
-        return {"type": "array", "items": {"type": "string", "minLength": 1}, "uniqueItems": True}
+        item: dict[str, Any] = {"enum": list(self.choices)} if self.choices else {"type": "string", "minLength": 1}
+        return {"type": "array", "items": item, "uniqueItems": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -73,22 +74,31 @@ def _is_near(hostname: str) -> bool:
     return address.is_loopback or address.is_private
 
 
+_KEYCHAIN = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}/[\x21-\x7e]{1,128}")
+
+
 @dataclass(frozen=True, slots=True)
 class SecretReference:
-    """Where a secret is kept: `{ env = "NAME" }`; never the secret itself."""
+    """Where a secret is kept: `{ env = "NAME" }`, a file or a keychain's entry; never the secret itself."""
 
     def parse(self, value: Any, machine: Machine) -> Mapping[str, str] | None:  # noqa: ARG002
         """Return the reference."""
         if value is None:
             return None
-        if not isinstance(value, Mapping) or set(value) != {"env"}:
+        if not isinstance(value, Mapping) or len(value) != 1 or not set(value) <= {"env", "file", "keychain"}:
             raise ValueError("it must be " + self.describe())
-        name = value["env"]
-        if not isinstance(name, str) or not (name.isidentifier() and name.isascii()):
-            # The value is not repeated: somebody may have put the key itself there.
+        # A wrong value is not repeated: somebody may have put the key itself there.
+        ((kind, place),) = value.items()
+        if kind == "env" and not (isinstance(place, str) and place.isidentifier() and place.isascii()):
             msg = 'auth.env must be the NAME of an environment variable (letters, digits and "_"), not the key itself'
             raise ValueError(msg)
-        return {"env": name}
+        if kind == "file" and not (isinstance(place, str) and ("/" in place or place.startswith("~"))):
+            msg = "auth.file must be the PATH of a file, with a slash in it, not the key itself"
+            raise ValueError(msg)
+        if kind == "keychain" and not (isinstance(place, str) and _KEYCHAIN.fullmatch(place)):
+            msg = "auth.keychain must be SERVICE/NAME, not the key itself"
+            raise ValueError(msg)
+        return {kind: place}
 
     def to_toml(self, value: Any) -> Any:
         """Keep the reference."""
@@ -96,9 +106,16 @@ class SecretReference:
 
     def describe(self) -> str:
         """Return the kind in words."""
-        return 'a reference such as { env = "NAME" }'
+        return 'a reference such as { env = "NAME" }, { file = "PATH" } or { keychain = "SERVICE/NAME" }'
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema."""
         name = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
-        return {"type": "object", "properties": {"env": name}, "required": ["env"], "additionalProperties": False}
+        path, entry = {"type": "string", "pattern": "[/~]"}, {"type": "string", "pattern": "^[^/]+/.+$"}
+        kinds = {"env": name, "file": path, "keychain": entry}
+        return {
+            "oneOf": [
+                {"type": "object", "properties": {kind: place}, "required": [kind], "additionalProperties": False}
+                for kind, place in kinds.items()
+            ]
+        }

@@ -1,0 +1,242 @@
+"""One request to one target: sent, and its answer read. The one place where what aiohttp's client raises is mapped.
+
+Nothing of the client's headers is passed on: no Authorization, no cookies, no hop headers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import aiohttp
+
+import mlxd
+from mlxd.cloud.protocol import Protocol, Usage
+from mlxd.cloud.protocol.base import parse
+from mlxd.cloud.router import CloudRoute
+from mlxd.cloud.sse import Event, EventCutter
+from mlxd.protocol.errors import AuthFailed, StreamInterrupted, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+
+_MAX_BODY_BYTES = 64 << 20
+_SHOWN_CHARACTERS = 300
+_JSON = "application/json"
+_EVENTS = "text/event-stream"
+# Shorter than the keep-alive of common servers (5 s): a connection that they close just then would fail a request.
+_IDLE_CONNECTION_S = 4
+# The key was refused, or the account behind it is empty.
+_REFUSED_KEY = frozenset({401, 402, 403})
+
+
+def open_session() -> aiohttp.ClientSession:
+    """Return the session that upstreams are called with; its owner closes it."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        # Identity: a compressing upstream would hold events back.
+        headers={"User-Agent": f"mlxd/{mlxd.__version__}", "Accept-Encoding": "identity"},
+    )
+
+
+@asynccontextmanager
+async def post(
+    session: aiohttp.ClientSession,
+    route: CloudRoute,
+    protocol: Protocol,
+    endpoint: str,
+    body: bytes,
+    *,
+    secret: str | None,
+    wants_stream: bool,
+    hops: int,
+) -> AsyncIterator[Reply]:
+    """Send *body* and yield the answer's head; leaving the context closes what is still open of the connection.
+
+    Args:
+        session: from `open_session`.
+        route: whose provider is asked.
+        protocol: that the provider speaks.
+        endpoint: the path under the base address.
+        body: as the upstream takes it.
+        secret: the provider's key.
+        wants_stream: whether the body asks for a stream, which has to begin soon; a whole answer may take long.
+        hops: how many mlxd the request will have passed, this one included.
+
+    Raises:
+        UpstreamUnreachable, UpstreamTimeout: there will be no answer.
+    """
+    timeouts = route.provider.timeouts
+    headers = {
+        "Content-Type": _JSON,
+        "Accept": _EVENTS if wants_stream else _JSON,
+        "Via": ", ".join(["1.1 mlxd"] * hops),
+        **protocol.headers(secret),
+    }
+    started_s = asyncio.get_running_loop().time()
+    until_s = started_s + min(timeouts.first_token, timeouts.total) if wants_stream else started_s + timeouts.total
+    with _mapped(route):
+        async with asyncio.timeout_at(until_s):
+            response = await session.post(
+                f"{route.provider.base_url}/{endpoint}",
+                data=body,
+                headers=headers,
+                allow_redirects=False,  # the key goes to the address that was configured
+                timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect),
+            )
+    try:
+        yield Reply(response, route, protocol, started_s, secret)
+    finally:
+        response.close()
+
+
+class Reply:
+    """An upstream's answer: whole, or a stream of events."""
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        route: CloudRoute,
+        protocol: Protocol,
+        started_s: float,
+        secret: str | None,
+    ) -> None:
+        """Made by `post` only."""
+        self._response = response
+        self._route = route
+        self._protocol = protocol
+        self._started_s = started_s
+        self._secret = secret
+        self._cutter = EventCutter()
+        self._is_answering = False
+        self.status = response.status
+        self.usage: Usage | None = None
+        self.is_stream = response.status == 200 and response.content_type == _EVENTS
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """What the upstream says of when to come back."""
+        value = self._response.headers.get("Retry-After", "")
+        return float(value) if value.isdecimal() else None
+
+    def failure(self, body: bytes) -> UpstreamError | AuthFailed:
+        """Return the error that an answer without success is, in the upstream's words where it has any.
+
+        Its status stands in `data`; words that repeat the key are dropped, and a page is no words.
+        """
+        target = self._route.target
+        if self.status in _REFUSED_KEY:
+            return AuthFailed(
+                f"{target} refused the key of provider {self._route.provider_id!r} with status {self.status}",
+                hint="mlxctl cloud provider list",
+                data={"target": target, "status": self.status},
+            )
+        parsed = parse(body)
+        words = self._protocol.error_of(parsed) if parsed is not None else None
+        if words is None:
+            words = body[:_SHOWN_CHARACTERS].decode(errors="replace").strip()
+        words = words[:_SHOWN_CHARACTERS]
+        if self._secret is not None and self._secret in words:
+            words = ""
+        data: dict[str, Any] = {"target": target}
+        if self.status >= 400:  # a redirect is not followed, and is no answer
+            data["status"] = self.status
+        message = f"{target} answered with status {self.status}" + (f": {words}" if words else "")
+        return UpstreamError(message, data=data, retry_after_s=self.retry_after_s)
+
+    def is_envelope(self, body: bytes) -> bool:
+        """Tell whether an error's body may go to the client as it is: in the protocol's shape, and without the key."""
+        if self._secret is not None and self._secret.encode() in body:
+            return False
+        return self._protocol.error_of(parse(body)) is not None
+
+    async def read(self) -> bytes:
+        """Return the whole body, and note its usage.
+
+        Raises:
+            UpstreamTimeout: the answer took longer than the total.
+            UpstreamError, UpstreamUnreachable: it broke off, is larger than any answer, or is no JSON.
+        """
+        body = bytearray()
+        with _mapped(self._route):
+            async with asyncio.timeout_at(self._started_s + self._route.provider.timeouts.total):
+                async for chunk in self._response.content.iter_any():
+                    body += chunk
+                    if len(body) > _MAX_BODY_BYTES:
+                        raise UpstreamError(f"{self._route.target} sent more than {_MAX_BODY_BYTES >> 20} MiB")
+        if 200 <= self.status < 300:
+            parsed = parse(bytes(body))
+            if parsed is None:
+                raise UpstreamError(f"{self._route.target} answered with something that is no JSON object")
+            self.usage = self._protocol.usage_of(parsed, None)
+        return bytes(body)
+
+    async def events(self) -> AsyncIterator[list[tuple[Event, dict[str, Any] | None]]]:
+        """Yield whole events with their data, in groups as they come; the first group ends with the first content.
+
+        Raises:
+            UpstreamTimeout, UpstreamUnreachable, UpstreamError: nothing has been yielded.
+            StreamInterrupted: something has, and the rest does not come.
+        """
+        group: list[tuple[Event, dict[str, Any] | None]] = []
+        last: Event | None = None
+        while chunk := await self._next_chunk():
+            for event in self._cutter.feed(chunk):
+                parsed = self._note(event)
+                last = event if event.data else last
+                group.append((event, parsed))
+            if self._is_answering and group:
+                yield group
+                group = []
+        for event in self._cutter.close():
+            last = event
+            group.append((event, None))
+        if last is None or not self._protocol.is_end(last):
+            message = f"{self._route.target} ended its stream before its answer was whole"
+            raise StreamInterrupted(message) if self._is_answering else UpstreamUnreachable(message)
+        if group:
+            yield group
+
+    def _note(self, event: Event) -> dict[str, Any] | None:
+        """Look at an event; raise for an error that comes before any content."""
+        parsed = parse(event.data) if event.data.startswith(b"{") else None
+        if parsed is None:
+            return None
+        words = self._protocol.error_of(parsed)
+        if words is not None and not self._is_answering:
+            raise UpstreamError(
+                f"{self._route.target} answered with an error: {words[:_SHOWN_CHARACTERS]}",
+                data={"target": self._route.target},
+            )
+        self.usage = self._protocol.usage_of(parsed, self.usage)
+        self._is_answering = self._is_answering or self._protocol.has_content(parsed)
+        return parsed
+
+    async def _next_chunk(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        timeouts = self._route.provider.timeouts
+        until_s = loop.time() + timeouts.idle if self._is_answering else self._started_s + timeouts.first_token
+        try:
+            with _mapped(self._route):
+                async with asyncio.timeout_at(min(until_s, self._started_s + timeouts.total)):
+                    return await self._response.content.readany()
+        except (UpstreamUnreachable, UpstreamTimeout) as error:
+            if not self._is_answering:
+                raise
+            raise StreamInterrupted(f"the answer broke off: {error.message}") from error
+
+
+@contextmanager
+def _mapped(route: CloudRoute) -> Iterator[None]:
+    """Turn what aiohttp's client raises into ours."""
+    target = route.target
+    try:
+        yield
+    except aiohttp.ConnectionTimeoutError as error:
+        raise UpstreamUnreachable(f"{target}: no connection to {route.provider.base_url} in time") from error
+    except TimeoutError as error:
+        raise UpstreamTimeout(f"{target} did not answer in time") from error
+    except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
+        raise UpstreamUnreachable(f"{target}: no connection to {route.provider.base_url}: {error}") from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise UpstreamUnreachable(f"{target}: the connection broke: {str(error) or type(error).__name__}") from error

@@ -1,0 +1,56 @@
+"""What is asked of a wire protocol, whatever it is."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from mlxd.cloud.sse import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that an upstream says it has counted."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+class Protocol(typing.Protocol):
+    """One wire protocol; its methods take parsed JSON."""
+
+    name: str
+
+    def headers(self, secret: str | None) -> dict[str, str]:
+        """Return what a request carries beside its content type: the key, and the protocol's version."""
+
+    def has_content(self, event: Mapping[str, Any]) -> bool:
+        """Tell whether an event of a stream says something; roles, pings and empty deltas do not."""
+
+    def is_end(self, event: Event) -> bool:
+        """Tell whether a stream that ends after *event* is whole."""
+
+    def error_of(self, body: Any) -> str | None:
+        """Return the message of a body or an event that is an error of the protocol; None for any other."""
+
+    def usage_of(self, body: Mapping[str, Any], before: Usage | None) -> Usage | None:
+        """Return what a whole answer, or an event after *before*, says was used."""
+
+
+def parse(data: bytes) -> dict[str, Any] | None:
+    """Return the JSON object in *data*; None where there is none."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def whole(value: Any) -> int:
+    """Return a count; 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

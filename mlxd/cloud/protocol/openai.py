@@ -1,0 +1,63 @@
+"""OpenAI's protocol: chat completions, completions, embeddings and responses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxd.cloud.protocol.base import Usage, whole
+from mlxd.cloud.sse import Event
+
+_SAYING = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
+# Events of /v1/responses before anything is said.
+_PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued"})
+_LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
+
+
+class OpenAI:
+    """See `base.Protocol`."""
+
+    name = "openai"
+
+    def headers(self, secret: str | None) -> dict[str, str]:
+        """A bearer token, if there is one."""
+        return {} if secret is None else {"Authorization": f"Bearer {secret}"}
+
+    def has_content(self, event: Mapping[str, Any]) -> bool:
+        """A delta with a word in it, or the reason why there will be none."""
+        kind = event.get("type")
+        if isinstance(kind, str):
+            return kind not in _PRELUDE
+        choices = event.get("choices")
+        return isinstance(choices, list) and any(_says(choice) for choice in choices if isinstance(choice, dict))
+
+    def is_end(self, event: Event) -> bool:
+        """`[DONE]`, the last event of a response, or an error."""
+        return event.data == b"[DONE]" or event.name in _LAST or event.data.startswith((b'{"error"', b'{ "error"'))
+
+    def error_of(self, body: Any) -> str | None:
+        """The message in `error`."""
+        error = body.get("error") if isinstance(body, dict) else None
+        if isinstance(error, dict):
+            return str(error.get("message", ""))
+        return error if isinstance(error, str) else None
+
+    def usage_of(self, body: Mapping[str, Any], before: Usage | None) -> Usage | None:
+        """The whole of it stands in one place."""
+        response = body.get("response")
+        usage = (response if isinstance(response, dict) else body).get("usage")
+        if not isinstance(usage, dict):
+            return before
+        details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+        return Usage(
+            whole(usage.get("prompt_tokens", usage.get("input_tokens"))),
+            whole(details.get("cached_tokens")) if isinstance(details, dict) else 0,
+            whole(usage.get("completion_tokens", usage.get("output_tokens"))),
+        )
+
+
+def _says(choice: Mapping[str, Any]) -> bool:
+    delta = choice.get("delta")
+    if choice.get("finish_reason") is not None or choice.get("text"):
+        return True
+    return isinstance(delta, dict) and any(delta.get(name) for name in _SAYING)

@@ -1,1 +1,0 @@
-"""One module per wire protocol that an upstream may speak."""

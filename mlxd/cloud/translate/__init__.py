@@ -1,0 +1,21 @@
+"""Requests and answers from one wire protocol into another: tools, results, stops, usage and streams, or a 400."""
+
+from __future__ import annotations
+
+from mlxd.cloud.translate.base import Passthrough, Translation
+from mlxd.protocol.errors import UnsupportedParameter
+
+__all__ = ["Passthrough", "Translation", "translation"]
+
+
+def translation(client: str, upstream: str, endpoint: str) -> Translation:
+    """Return what stands between a client's protocol and an upstream's for one request to *endpoint*.
+
+    Raises:
+        UnsupportedParameter: the upstream's protocol has no such endpoint.
+    """
+    if client == upstream:
+        return Passthrough(endpoint)
+    raise UnsupportedParameter(
+        f"{endpoint} cannot be sent to an upstream that speaks {upstream}'s protocol", param="model"
+    )

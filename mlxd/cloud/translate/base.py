@@ -1,0 +1,71 @@
+"""What stands between a client's protocol and an upstream's, and the case in which they are one."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from mlxd.cloud.splice import replace_model, set_member
+from mlxd.cloud.sse import Event
+
+
+class Translation(typing.Protocol):
+    """One request's way there and back. Its stream methods are called for one stream, in order."""
+
+    endpoint: str  # the path under the upstream's base address
+
+    def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:
+        """Return what the upstream is sent.
+
+        Args:
+            raw: the client's body as it came.
+            body: the same, parsed.
+            model: the model's name at the upstream.
+
+        Raises:
+            InvalidRequest: the body is malformed.
+            UnsupportedParameter: it says what the upstream's protocol cannot; nothing has been sent.
+        """
+
+    def answer(self, body: bytes) -> bytes:
+        """Return a whole, successful answer in the client's protocol."""
+
+    def event(self, event: Event, parsed: Mapping[str, Any] | None) -> bytes:
+        """Return what an event of the upstream's stream is for the client; nothing where it is nothing."""
+
+    def end(self) -> bytes:
+        """Return what ends a stream that the upstream has ended."""
+
+
+class Passthrough:
+    """Both speak the same protocol: bytes pass as they are, but for the model and the question for usage."""
+
+    def __init__(self, endpoint: str) -> None:
+        """Take the path."""
+        self.endpoint = endpoint
+        self._hides_usage = False
+
+    def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:
+        """Change the model; ask a stream of completions for its usage, which the log and the budget need."""
+        raw = replace_model(raw, model)
+        asks = body.get("stream") is True and self.endpoint in {"chat/completions", "completions"}
+        options = body.get("stream_options")
+        if asks and (options is None or (isinstance(options, dict) and not options.get("include_usage"))):
+            self._hides_usage = True
+            raw = set_member(raw, "stream_options", {**(options or {}), "include_usage": True})
+        return raw
+
+    def answer(self, body: bytes) -> bytes:
+        """Nothing changes."""
+        return body
+
+    def event(self, event: Event, parsed: Mapping[str, Any] | None) -> bytes:
+        """Nothing changes, but that usage that the client did not ask for is not told."""
+        if self._hides_usage and parsed is not None and parsed.get("choices") == [] and parsed.get("usage"):
+            return b""
+        return event.raw
+
+    def end(self) -> bytes:
+        """Nothing is added."""
+        return b""

@@ -1,0 +1,285 @@
+"""Asks upstreams: the targets of a route in order, with breakers, a budget and keys, until one answers.
+
+Owns the providers whose key was refused. A target is left for the next one on a failure before its first content only;
+afterwards the stream is the client's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from mlxd.cloud import connection
+from mlxd.cloud.attempt import Attempt, with_attempts
+from mlxd.cloud.breaker import Breakers
+from mlxd.cloud.budget import Budget, Reservation
+from mlxd.cloud.connection import Reply
+from mlxd.cloud.protocol import PROTOCOLS, Usage
+from mlxd.cloud.router import CloudRoute
+from mlxd.cloud.secret import Secrets
+from mlxd.cloud.sse import Event
+from mlxd.cloud.translate import Passthrough, Translation, translation
+from mlxd.protocol.errors import (
+    AuthFailed,
+    BreakerOpen,
+    BudgetExceeded,
+    CloudError,
+    InvalidRequest,
+    MlxdError,
+    StreamInterrupted,
+    UpstreamError,
+    UpstreamUnreachable,
+)
+from mlxd.protocol.settings import CloudSettings, ProviderSettings
+
+# Statuses after which another target may do better.
+_NEXT = frozenset({404, 408, 409, 425, 429, *range(500, 600)})
+# A pause that is shorter than going on to the next target is worth.
+_SHORT_RETRY_S = 2.0
+# Assumed for an answer whose client set no bound.
+_ASSUMED_TOKENS = 4096
+_BYTES_PER_TOKEN = 2
+
+Group = list[tuple[Event, dict[str, Any] | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """What a client wants of an upstream."""
+
+    protocol: str  # that the client speaks: openai or anthropic
+    endpoint: str  # in that protocol: the path under /v1
+    raw: bytes  # the body as it came
+    body: Mapping[str, Any]  # the same, parsed
+    hops: int  # how many mlxd the request will have passed, this one included
+
+    @property
+    def wants_stream(self) -> bool:
+        """Whether a stream is asked for."""
+        return self.body.get("stream") is True
+
+
+@dataclass(slots=True)
+class Answer:
+    """An upstream's answer in the client's protocol: a body, or a stream whose first content is here already."""
+
+    route: CloudRoute
+    attempts: list[Attempt]
+    status: int
+    body: bytes | None  # None: a stream
+    _reply: Reply
+    _translation: Translation
+    _first: Group = field(default_factory=list)
+    _rest: AsyncIterator[Group] | None = None
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the upstream has counted until now."""
+        return self._reply.usage
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the stream in the client's protocol.
+
+        Raises:
+            StreamInterrupted: the rest does not come.
+        """
+        yield self._translated(self._first)
+        if self._rest is not None:
+            async for group in self._rest:
+                yield self._translated(group)
+        yield self._translation.end()
+
+    def _translated(self, group: Group) -> bytes:
+        return b"".join(self._translation.event(event, parsed) for event, parsed in group)
+
+
+class Upstreams:
+    """All that requests to providers share."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        secrets: Secrets,
+        breakers: Breakers,
+        budget: Budget,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Take the connections, the keys, and what bounds their use; *sleep* waits a number of seconds."""
+        self._session = session
+        self._secrets = secrets
+        self._sleep = sleep
+        self.breakers = breakers
+        self.budget = budget
+        # Provider → its settings and its key when it was refused; either of them changed lifts it.
+        self._refused: dict[str, tuple[ProviderSettings, str | None]] = {}
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """The providers whose key was refused, as far as nothing has changed since."""
+        return tuple(sorted(self._refused))
+
+    @asynccontextmanager
+    async def ask(self, routes: tuple[CloudRoute, ...], errand: Errand, cloud: CloudSettings) -> AsyncIterator[Answer]:
+        """Ask the targets in order and yield the first answer; leaving the context closes its connection.
+
+        A client that goes away cancels this, and with it the connection to the upstream.
+
+        Args:
+            routes: the targets, at least one.
+            errand: what to ask.
+            cloud: the settings when the request came: prices and budget.
+
+        Raises:
+            InvalidRequest: the body cannot be said in the protocol of any target, or an upstream has refused it.
+            CloudError: no target has answered; `data["attempts"]` tells what was tried.
+            StreamInterrupted: inside of the context, when a stream breaks off.
+        """
+        attempts: list[Attempt] = []
+        failure: MlxdError | None = None
+        for route in routes:
+            for is_last_try in (False, True):
+                started_s = asyncio.get_running_loop().time()
+                try:
+                    async with self._try(route, errand, cloud) as answer:
+                        attempts.append(Attempt(route.target, answer.status, None, _ms(started_s)))
+                        answer.attempts = attempts
+                        yield answer
+                        return
+                except StreamInterrupted as error:
+                    raise with_attempts(error, attempts) from error.__cause__
+                except (CloudError, InvalidRequest) as error:
+                    if any(attempt.code is None for attempt in attempts):
+                        raise  # of an answer that was handed out
+                    failure = error
+                    attempts.append(Attempt(route.target, _status(error), error.code, _ms(started_s)))
+                    if is_last_try or not await self._may_try_again(error):
+                        break
+            if not _may_go_on(failure):
+                break
+        raise with_attempts(failure or UpstreamUnreachable("there is no target"), attempts)
+
+    @asynccontextmanager
+    async def _try(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> AsyncIterator[Answer]:
+        protocol = PROTOCOLS[route.provider.kind]
+        between = translation(errand.protocol, protocol.name, errand.endpoint)
+        body = between.request(errand.raw, errand.body, route.model)
+        secret = await self._secret(route)
+        if not self.breakers.admit(route.target):
+            raise BreakerOpen(
+                f"{route.target} has failed too often and is left alone for a while", hint="mlxctl cloud show"
+            )
+        reservation = self._reserve(route, errand, cloud)
+        reply: Reply | None = None
+        outcome: bool | None = None  # failed, or not; None: nobody knows
+        try:
+            async with connection.post(
+                self._session,
+                route,
+                protocol,
+                between.endpoint,
+                body,
+                secret=secret,
+                wants_stream=errand.wants_stream,
+                hops=errand.hops,
+            ) as reply:
+                answer = await self._opened(route, reply, between)
+                outcome = False
+                yield answer
+        except AuthFailed:
+            self._refused[route.provider_id] = (route.provider, secret)
+            outcome = False
+            raise
+        except CloudError as error:
+            outcome = _counts(error)
+            raise
+        finally:
+            if outcome is None:
+                self.breakers.abandon(route.target)
+            else:
+                self.breakers.record(route.target, failed=outcome)
+            self._settle(reservation, reply)
+
+    async def _opened(self, route: CloudRoute, reply: Reply, between: Translation) -> Answer:
+        """Return the answer once it has begun; raise what is none."""
+        if not 200 <= reply.status < 300:
+            refusal = await reply.read()
+            failure = reply.failure(refusal)
+            if isinstance(between, Passthrough) and not _may_go_on(failure) and reply.is_envelope(refusal):
+                return Answer(route, [], reply.status, refusal, reply, between)  # the client's own mistake
+            raise failure
+        if not reply.is_stream:
+            body = between.answer(await reply.read())
+            return Answer(route, [], reply.status, body, reply, between)
+        rest = reply.events()
+        first: Group = await anext(rest, [])
+        return Answer(route, [], reply.status, None, reply, between, first, rest)
+
+    async def _secret(self, route: CloudRoute) -> str | None:
+        secret = await self._secrets.read(route.provider_id, route.provider.auth)
+        if self._refused.get(route.provider_id) == (route.provider, secret):
+            raise AuthFailed(
+                f"provider {route.provider_id!r} has refused its key; it is not asked again until the key or the"
+                " provider changes",
+                hint="mlxctl cloud provider list",
+                data={"target": route.target},
+            )
+        self._refused.pop(route.provider_id, None)
+        return secret
+
+    def _reserve(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> Reservation:
+        given = (errand.body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+        bound = next((value for value in given if isinstance(value, int)), _ASSUMED_TOKENS)
+        n = errand.body.get("n")
+        answers = n if isinstance(n, int) and n > 0 else 1
+        prompt_tokens = len(errand.raw) // _BYTES_PER_TOKEN + 1
+        try:
+            return self.budget.reserve(
+                cloud.budget, cloud.prices.get(route.target), route.target, prompt_tokens, bound * answers
+            )
+        except BudgetExceeded:
+            self.breakers.abandon(route.target)
+            raise
+
+    def _settle(self, reservation: Reservation, reply: Reply | None) -> None:
+        if reply is not None and reply.usage is not None:
+            self.budget.settle(reservation, (reply.usage.prompt_tokens, reply.usage.completion_tokens))
+        else:  # an answer that nobody counted may have cost all that was set aside for it; a refusal costs nothing
+            self.budget.settle(reservation, None if reply is not None and reply.status == 200 else (0, 0))
+
+    async def _may_try_again(self, error: MlxdError) -> bool:
+        """Return whether the same target is tried once more: after a connection that failed, or a short pause."""
+        if isinstance(error, UpstreamUnreachable):
+            return True
+        pause_s = error.retry_after_s
+        if _status(error) != 429 or pause_s is None or pause_s > _SHORT_RETRY_S:
+            return False
+        await self._sleep(pause_s)
+        return True
+
+
+def _may_go_on(error: MlxdError | None) -> bool:
+    """Return whether the next target may do better."""
+    if isinstance(error, UpstreamError):
+        status = _status(error)
+        return status is None or status in _NEXT
+    return True
+
+
+def _counts(error: CloudError) -> bool:
+    """Return whether an error speaks against its target: one that is the request's own fault does not."""
+    status = _status(error)
+    return status is None or status in {408, 429} or status >= 500
+
+
+def _status(error: MlxdError) -> int | None:
+    status = error.data.get("status")
+    return status if isinstance(status, int) else None
+
+
+def _ms(started_s: float) -> int:
+    return round((asyncio.get_running_loop().time() - started_s) * 1000)

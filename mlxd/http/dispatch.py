@@ -1,0 +1,138 @@
+"""The way of every request that a model answers: read, routed by its name, answered here, by an upstream, or in turn.
+
+Routed before anything asks whether the model is here or the body is one that we would take. A local failure that a rule
+is for goes on to the cloud, as long as no content has been sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import hdrs, web
+
+from mlxd.cloud.router import Decision
+from mlxd.cloud.upstream import Errand
+from mlxd.http import field
+from mlxd.http.body import read_object
+from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.relay import relay
+from mlxd.http.stream import EventStream
+from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
+from mlxd.protocol.settings import ModelSettings
+
+# More than any model has, and as many as a cloud rule can match.
+_MAX_NAME_CHARACTERS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A request for a model of this machine, not checked any further.
+
+    Where the body says nothing of a sampling param, it has what the model's settings say.
+    """
+
+    model: str  # as the client calls it: its id, or an alias
+    body: dict[str, Any]
+    reject_unknown: bool
+    stream: EventStream  # where a stream is written
+
+
+Answer = Callable[[web.Request, Local], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One route as clients know it, and how this machine answers it.
+
+    Attributes:
+        protocol: whose protocol it is: openai or anthropic.
+        endpoint: its path under /v1.
+        answer: answers a local request; a stream is written to `Local.stream`.
+        samples: False where nothing is generated, so that sampling params have no place in the body.
+    """
+
+    protocol: str
+    endpoint: str
+    answer: Answer
+    samples: bool = True
+
+
+async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse:
+    """Answer the request.
+
+    Raises:
+        MlxdError: the body is no JSON object with a model, or nobody could answer; where an upstream was asked after a
+            local failure, it is the local one, with the attempts.
+    """
+    context = request.app[CONTEXT]
+    raw, body = await read_object(request)
+    model = model_of(body)
+    decision = context.router.route(model, local_only=_is_local_only(request))
+    settings = context.store.current
+    hops = ", ".join(request.headers.getall(hdrs.VIA, [])).count("mlxd")
+    errand = Errand(surface.protocol, surface.endpoint, raw, body, hops + 1)
+    stream = EventStream(request)
+    defaults = settings.models.get(context.catalog.alias_target(model)) if surface.samples else None
+    local = Local(model, filled(body, defaults), settings.http.unknown_fields == "reject", stream)
+
+    async def answer() -> web.StreamResponse:
+        cause: MlxdError | None = None
+        if decision.asks_local:
+            try:
+                return await _answer_here(request, surface, local, decision)
+            except MlxdError as error:
+                if stream.has_content or not decision.catches(error):
+                    raise
+                cause = error
+        return await relay(request, decision, errand, settings.cloud, stream, cause)
+
+    if not errand.wants_stream:
+        return await answer()
+    async with stream:
+        return await answer()
+    return stream.response  # what went wrong has been told in it
+
+
+async def _answer_here(request: web.Request, surface: Surface, local: Local, decision: Decision) -> web.StreamResponse:
+    """Answer on this machine; where a rule wants it so, within the time that its first target would have."""
+    if FirstTokenTimeout.code not in decision.triggers or not decision.routes:
+        return await surface.answer(request, local)
+    limit_s = decision.routes[0].provider.timeouts.first_token
+    exchange = request[EXCHANGE]
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            exchange.on_first_token = lambda: limit.reschedule(None)
+            return await surface.answer(request, local)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise FirstTokenTimeout(f"{local.model} has said nothing within {limit_s:g} s") from None
+    finally:
+        exchange.on_first_token = None
+
+
+def model_of(body: Mapping[str, Any]) -> str:
+    """Return the model asked for: all that routing needs to know of a body."""
+    name = field.text("model", body.get("model"))
+    # It is compared with every known name, and stands in a header and in the log.
+    if len(name) > _MAX_NAME_CHARACTERS:
+        raise field.wrong("model", name, f"a name of at most {_MAX_NAME_CHARACTERS} characters")
+    return name
+
+
+def filled(body: dict[str, Any], defaults: ModelSettings | None) -> dict[str, Any]:
+    """Return the body with the model's own sampling params where it says nothing of them; null says nothing."""
+    if defaults is None:
+        return body
+    return body | {name: value for name, value in defaults.sampling.items() if body.get(name) is None}
+
+
+def _is_local_only(request: web.Request) -> bool:
+    """Whether the client forbids the cloud for this request; it can narrow what the rules allow, never widen it."""
+    asked = request.headers.get("X-Mlxd-Route")
+    if asked not in (None, "local"):
+        raise InvalidRequest(f"X-Mlxd-Route can only be 'local', not {asked[:40]!r}", param="x-mlxd-route")
+    return asked == "local"
