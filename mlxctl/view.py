@@ -147,11 +147,12 @@ def format_models(document: Map) -> str:
     if not models:
         return "no model on this disk; mlxctl model pull starter"
     return format_table(
-        ["MODEL", "STATE", "WEIGHTS", "CONTEXT", "QUANTIZATION", "SOURCE", "NOTE"],
+        ["MODEL", "STATE", "KIND", "WEIGHTS", "CONTEXT", "QUANTIZATION", "SOURCE", "NOTE"],
         [
             (
                 model["id"],
                 model.get("state"),
+                model.get("kind"),
                 show_size(model.get("weights_bytes")),
                 model.get("context_length"),
                 model.get("quantization"),
@@ -160,7 +161,7 @@ def format_models(document: Map) -> str:
             )
             for model in models
         ],
-        optional=("QUANTIZATION", "SOURCE", "CONTEXT"),
+        optional=("QUANTIZATION", "SOURCE", "CONTEXT", "KIND"),
     )
 
 

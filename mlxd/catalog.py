@@ -91,7 +91,7 @@ class Catalog:
         self._roots, self._adapters, self._index = prepared.roots, prepared.adapters, prepared.index
 
     def _read(self, roots: Sequence[Path], defined: Mapping[str, Path]) -> Index:
-        runnable = model_config.runnable_types()
+        runnable = model_config.find_runnable()
         index: Index = {}
         adapters: list[tuple[str, Path, str]] = []
         for root in roots:

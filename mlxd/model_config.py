@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mlxd.engine import encoder
 
 Config = Mapping[str, Any]
 
@@ -27,39 +30,62 @@ REMAPPED_TYPES = {
     "gemma4_unified": "gemma4",
     "deepseek_v41_text": "deepseek_v41",
 }
-# Encoders: they make vectors, not text.
-EMBEDDING_TYPES = frozenset(
-    {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert", "nomic_bert", "albert", "camembert"}
-)
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
 
 _ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-def runnable_types() -> frozenset[str]:
-    """Return the model types that the installed mlx-lm has a file for; empty when it is not installed."""
-    spec = importlib.util.find_spec("mlx_lm")  # of a top-level package: imports nothing
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """The model types that the installed packages have a file for."""
+
+    text: frozenset[str]
+    encoders: frozenset[str] | None = None  # None: mlx-embeddings is not installed
+
+
+def find_runnable() -> Runnable:
+    """Look at mlx-lm and mlx-embeddings; without mlx-lm nothing runs."""
+    text = _model_files("mlx_lm")
+    return Runnable(frozenset() if text is None else text, _model_files(encoder.PACKAGE))
+
+
+def _model_files(package: str) -> frozenset[str] | None:
+    spec = importlib.util.find_spec(package)  # of a top-level package: imports nothing
+    if spec is None:
+        return None
+    folders = list(spec.submodule_search_locations or ())
     return frozenset(file.stem for folder in folders for file in Path(folder, "models").glob("*.py"))
 
 
-def kind_of(config: Config, runnable: frozenset[str]) -> tuple[str, str | None]:
+def kind_of(config: Config, runnable: Runnable) -> tuple[str, str | None]:
     """Return the kind ("text", "embedding" or "unknown") and why the model cannot be served, None if it can."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         return "unknown", "config.json names no model_type"
-    if model_type in EMBEDDING_TYPES:
-        return "embedding", f"an embedding model ({model_type}); only text models can be served"
-    if REMAPPED_TYPES.get(model_type, model_type) not in runnable:
+    if model_type in encoder.ENCODER_TYPES:
+        return "embedding", _encoder_problem(model_type, runnable)
+    if field_of(config, "use_bidirectional_attention") is True:
+        return "embedding", f"an embedding model of a kind that cannot be served ({model_type} that attends both ways)"
+    if REMAPPED_TYPES.get(model_type, model_type) not in runnable.text:
         return "unknown", f"mlx-lm cannot run the model type {model_type!r}"
     if config.get("model_file") is not None:
         return "text", "it needs code of its own (model_file in config.json), which is never run"
     return "text", None
 
 
+def _encoder_problem(model_type: str, runnable: Runnable) -> str | None:
+    if runnable.encoders is None:
+        return f"an embedding model ({model_type}), which needs mlx-embeddings: {encoder.INSTALL}"
+    if model_type.replace("-", "_") not in runnable.encoders:
+        return f"an embedding model of a type that mlx-embeddings cannot run ({model_type})"
+    return None
+
+
 def context_length(config: Config) -> int | None:
     """Return the most tokens of prompt and answer together, None when the config does not say."""
+    if config.get("model_type") in encoder.ENCODER_TYPES:
+        return encoder.context_tokens(config)
     return first_int(config, _CONTEXT_KEYS)
 
 

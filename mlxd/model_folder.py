@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxd import model_config
+from mlxd.engine.encoder import workspace
 from mlxd.engine.kv_shape import KvShape
-from mlxd.kv_estimate import Confidence, estimate_kv
+from mlxd.kv_estimate import Confidence, KvEstimate, estimate_kv
 from mlxd.safetensors_header import BadSafetensors, Tensor, read_tensors
 
 CONFIG_FILE = "config.json"
@@ -80,8 +81,8 @@ def is_hub_snapshot(folder: Path) -> bool:
     return folder.parent.name == "snapshots" and folder.parent.parent.name.startswith(HUB_PREFIX)
 
 
-def read_model(model_id: str, folder: Path, source: str, runnable: frozenset[str]) -> ModelEntry:
-    """Return the entry of a whole model; *runnable* are the model types that mlx-lm has."""
+def read_model(model_id: str, folder: Path, source: str, runnable: model_config.Runnable) -> ModelEntry:
+    """Return the entry of a whole model; *runnable* are the model types that can be served."""
     config, config_problem = _read_json(folder / CONFIG_FILE)
     kind, kind_problem = model_config.kind_of(config, runnable)
     tensors, weights_problem = _read_weights(folder)
@@ -89,7 +90,10 @@ def read_model(model_id: str, folder: Path, source: str, runnable: frozenset[str
     dtypes = [tensor.dtype for tensor in tensors if tensor.name.endswith(("norm.weight", ".scales"))]
     itemsize = model_config.activation_itemsize(config, dtypes)
     weights_bytes = sum(tensor.n_bytes for tensor in tensors)
-    kv = estimate_kv(config, itemsize, weights_bytes)
+    if kind == "embedding":
+        kv = KvEstimate(workspace(config), Confidence.HEADER)
+    else:
+        kv = estimate_kv(config, itemsize, weights_bytes)
     problems = (config_problem, kind_problem, weights_problem)
     return ModelEntry(
         id=model_id,
@@ -140,6 +144,8 @@ def read_adapter(adapter_id: str, folder: Path, source: str, base_id: str, base:
 def _base_problem(base_id: str, base: ModelEntry | None) -> str | None:
     if base is None:
         return f"its base model {base_id!r} is not on this disk"
+    if base.kind == "embedding":
+        return f"its base model {base_id!r} makes embeddings; adapters are for text models"
     return None if base.problem is None else f"its base model {base_id!r} cannot be served: {base.problem}"
 
 

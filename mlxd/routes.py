@@ -14,6 +14,7 @@ from mlxd.http.guard import guard
 from mlxd.http.health import get_health, get_ready
 from mlxd.openai.chat import post_chat_completions
 from mlxd.openai.completions import post_completions
+from mlxd.openai.embeddings import post_embeddings
 from mlxd.openai.models import get_model, get_models
 
 
@@ -29,6 +30,7 @@ class Route:
 ROUTES = (
     Route("POST", "/v1/chat/completions", post_chat_completions),
     Route("POST", "/v1/completions", post_completions),
+    Route("POST", "/v1/embeddings", post_embeddings),
     Route("POST", "/v1/messages", post_messages),
     Route("POST", "/v1/messages/count_tokens", post_count_tokens),
     Route("GET", "/v1/models", get_models),

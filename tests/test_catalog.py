@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -221,7 +222,12 @@ def test_broken_weights(tmp_path: Path, damage: type, problem: str) -> None:
 @pytest.mark.parametrize(
     ("config", "kind", "problem"),
     [
-        ({"model_type": "bert"}, "embedding", "an embedding model (bert); only text models can be served"),
+        ({"model_type": "mpnet"}, "embedding", "an embedding model of a type that mlx-embeddings cannot run (mpnet)"),
+        (
+            {"model_type": "gemma3_text", "use_bidirectional_attention": True},
+            "embedding",
+            "an embedding model of a kind that cannot be served (gemma3_text that attends both ways)",
+        ),
         ({"model_type": "whisper"}, "unknown", "mlx-lm cannot run the model type 'whisper'"),
         ({"architectures": ["X"]}, "unknown", "config.json names no model_type"),
         ({"model_type": "llama", "model_file": "m.py"}, "text", "it needs code of its own"),
@@ -234,6 +240,22 @@ def test_models_that_cannot_be_served(tmp_path: Path, config: dict[str, str], ki
     assert entry.kind == kind
     assert entry.problem is not None
     assert entry.problem.startswith(problem)
+
+
+def test_an_encoder_is_an_embedding_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can be served where mlx-embeddings is installed; elsewhere the command that installs it is named."""
+    config = {**LLAMA_CONFIG, "model_type": "xlm-roberta", "intermediate_size": 256, "max_position_embeddings": 514}
+    write_model(tmp_path / "encoder", config)
+    entry = scan(tmp_path)["encoder"]
+    assert (entry.kind, entry.problem, entry.context_length) == ("embedding", None, 512)
+    # Eight vectors of 64 numbers and four of 256 per token; two numbers per head and pair of tokens.
+    assert entry.kv == KvShape(((4 * (8 * 64 + 4 * 256), None),), square_bytes=2 * 4 * 4)
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlx_embeddings" else find_spec(name))
+    problem = scan(tmp_path)["encoder"].problem
+    assert problem is not None
+    assert "which needs mlx-embeddings: pip install 'mlxd[embeddings]' && mlxctl restart" in problem
 
 
 def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,7 @@ FORBIDDEN_IN_MLXCTL = {
 FORBIDDEN_IN_MLXD = {
     "mlx": "imported by the device thread",
     "mlx_lm": "a second; imported on a worker",
+    "mlx_embeddings": "two seconds, and an extra; imported by a worker when an encoder is loaded",
     "transformers": "a second; imported on a worker",
     "huggingface_hub": "mlxd.download's, a program of its own",
     "typer": "mlxctl's",

@@ -43,4 +43,4 @@ def test_runnable_types_are_of_the_installed_package() -> None:
     """The types and their other names are those of the mlx-lm that is installed."""
     utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
     assert utils.MODEL_REMAPPING == model_config.REMAPPED_TYPES
-    assert {"llama", "qwen3", "gemma3", *utils.MODEL_REMAPPING.values()} <= model_config.runnable_types()
+    assert {"llama", "qwen3", "gemma3", *utils.MODEL_REMAPPING.values()} <= model_config.find_runnable().text

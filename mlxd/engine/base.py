@@ -3,8 +3,8 @@
 `Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once
 (or are awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of
 the device thread in one call, in order. Per sequence the order is: `Prefilling`*, `PromptScored` where asked for, then
-`Delta`* with `KvLow` and `Paused` between them, then exactly one of `Finished` or `Failed`, after which the device
-thread holds nothing of that sequence.
+`Delta`* with `KvLow` and `Paused` between them (or `Embedded`), then exactly one of `Finished` or `Failed`, after which
+the device thread holds nothing of that sequence.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mlxd.engine.constraint import Constraint
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.vector import Embedded, EmbeddingRequest, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import MlxdError
 
 
@@ -100,6 +101,16 @@ class PreparedPrompt:
     is_continuation: bool = False  # the answer goes on in the prompt's own text: its leading space is part of it
     tools: ToolUse | None = None  # None: nothing in the answer is a call
     grammar: object | None = None  # the compiled constraint; only the engine that made it looks inside
+
+    @property
+    def prefill_tokens(self) -> int:
+        """What is processed before the first token is made."""
+        return len(self.tokens)
+
+    @property
+    def final_tokens(self) -> int:
+        """The greatest length that a sequence of it can reach."""
+        return len(self.tokens) + self.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +207,7 @@ class Failed:
     error: MlxdError
 
 
-SequenceEvent = Prefilling | PromptScored | Delta | KvLow | Paused | Finished | Failed
+SequenceEvent = Prefilling | PromptScored | Delta | Embedded | KvLow | Paused | Finished | Failed
 Listener = Callable[[SequenceEvent], None]
 
 
@@ -213,6 +224,7 @@ class LoadSpec:
     prompt_cache_limit_bytes: int  # upper bound of this engine's prompt cache; 0 keeps none
     adapter_path: Path | None = None  # the folder of LoRA weights to put on *base*
     base: Engine | None = None  # a loaded model of the same backend, given with `adapter_path`
+    is_encoder: bool = False  # it makes vectors and no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +238,7 @@ class EngineFacts:
     has_thinking: bool
     has_tool_calling: bool
     chat_template: bool
+    vectors: VectorFacts | None = None  # None: it makes none
 
 
 class Engine(Protocol):
@@ -253,6 +266,17 @@ class Engine(Protocol):
 
     def submit(self, submit: Submit, listener: Listener) -> None:
         """Start a sequence; *listener* gets its events on the event loop."""
+
+    async def prepare_inputs(self, request: EmbeddingRequest) -> PreparedInputs:
+        """Tokenize texts on a worker thread.
+
+        Raises:
+            InvalidRequest: the model makes no vectors of that kind, a text is empty, or a token id is out of range.
+            ContextLengthExceeded: a text is over the context; both numbers are in the message.
+        """
+
+    def embed(self, sequence_id: int, inputs: PreparedInputs, kv_tokens: int, listener: Listener) -> None:
+        """Make vectors: a sequence that ends with `Embedded` and `Finished`, paused and cancelled like others."""
 
     def grant(self, sequence_id: int, kv_tokens: int) -> None:
         """Raise the sequence's grant to *kv_tokens*; ignored when it has ended or paused."""

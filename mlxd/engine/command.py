@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.engine.base import BackendLimits, Listener, LoadProgress, LoadSpec, SchedulingParams, Submit
+from mlxd.engine.vector import Pooling, PreparedInputs
 from mlxd.engine.vocabulary import Vocabulary
 
 # Called on the event loop with the result, or with the `MlxdError` that came instead.
@@ -27,6 +28,7 @@ class ModelFiles:
     config: dict[str, Any]
     tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
     vocabulary: Vocabulary
+    pooling: Pooling | None  # of its hidden states; None: in no way that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,17 @@ class Start:
 
     key: int
     submit: Submit
+    listener: Listener
+
+
+@dataclass(frozen=True, slots=True)
+class StartEmbedding:
+    """Begin to make vectors."""
+
+    key: int
+    sequence_id: int
+    inputs: PreparedInputs
+    kv_tokens: int
     listener: Listener
 
 
@@ -143,7 +156,7 @@ class Close:
 
 
 # These name a loaded model by its key and are answered by events of its sequences.
-SequenceCommand = Start | Grant | Pause | Resume | Cancel
+SequenceCommand = Start | StartEmbedding | Grant | Pause | Resume | Cancel
 Command = (
     WarmUp | Load | Unload | SequenceCommand | SetPromptCacheLimit | TrimPromptCache
     | SetLimits | SetScheduling | ReadMemory | Close

@@ -37,13 +37,15 @@ from mlxd.engine.command import (
     SetLimits,
     SetScheduling,
     Start,
+    StartEmbedding,
     TrimPromptCache,
     Unload,
     WarmUp,
 )
 from mlxd.engine.fault import in_words, load_failure
-from mlxd.engine.handle import TextEngine
+from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.inbox import Inbox
+from mlxd.engine.inputs import InputReader
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed, MlxdError
 
@@ -70,7 +72,7 @@ class Device:
         self._loop = loop
         self._inbox = Inbox()
         self._keys = itertools.count()
-        self._engines: dict[int, TextEngine] = {}
+        self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
@@ -102,11 +104,9 @@ class Device:
             # The load goes on, and nobody will get its engine.
             loading.add_done_callback(lambda done: self._drop(key, done))
             raise
-        from mlxd.engine.grammar import Grammars  # imports mlx, which the device thread has done by now
-
-        grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size)
-        renderer = PromptRenderer(spec.model_id, files.tokenizer, facts, grammars)
-        engine = TextEngine(key, spec.model_id, facts, renderer, self._inbox, self._workers)
+        renderer = None if spec.is_encoder else _renderer(spec, files, facts)
+        inputs = InputReader(spec.model_id, files.tokenizer, facts)
+        engine = LoadedEngine(key, spec.model_id, facts, renderer, inputs, self._inbox, self._workers)
         self._engines[key] = engine
         self._files[key] = files
         return engine
@@ -137,13 +137,13 @@ class Device:
         self._engines.clear()
         self._files.clear()
 
-    def _files_of(self, spec: LoadSpec, base: TextEngine) -> ModelFiles:
+    def _files_of(self, spec: LoadSpec, base: LoadedEngine) -> ModelFiles:
         if base.key not in self._files:
             raise LoadFailed(f"model '{spec.model_id}' cannot be loaded: '{base.model_id}' was unloaded meanwhile")
         return self._files[base.key]
 
-    def _own(self, engine: Engine) -> TextEngine:
-        if not isinstance(engine, TextEngine):
+    def _own(self, engine: Engine) -> LoadedEngine:
+        if not isinstance(engine, LoadedEngine):
             raise TypeError(f"{engine!r} is not of this device")
         return engine
 
@@ -197,6 +197,8 @@ class Device:
                     self._hand_over([(command.reply, error)])
                 case Start():
                     self._hand_over([(command.listener, Failed(command.submit.sequence_id, error))])
+                case StartEmbedding():
+                    self._hand_over([(command.listener, Failed(command.sequence_id, error))])
             command = self._inbox.get()
 
     def _hand_over(self, posts: list[Post]) -> None:
@@ -217,6 +219,13 @@ class Device:
         key, stored_bytes = key_bytes
         if key in self._engines:
             self._engines[key]._on_prompt_cache(stored_bytes)  # noqa: SLF001 its other half
+
+
+def _renderer(spec: LoadSpec, files: ModelFiles, facts: EngineFacts) -> PromptRenderer:
+    from mlxd.engine.grammar import Grammars  # imports mlx, which the device thread has done by now
+
+    grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size)
+    return PromptRenderer(spec.model_id, files.tokenizer, facts, grammars)
 
 
 def _read_files(spec: LoadSpec) -> ModelFiles:

@@ -1,4 +1,4 @@
-"""A loaded text model as the event loop sees it: posts commands to the device thread, holds nothing of MLX."""
+"""A loaded model as the event loop sees it: posts commands to the device thread, holds nothing of MLX."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from mlxd.engine.command import (
     Resume,
     SetPromptCacheLimit,
     Start,
+    StartEmbedding,
     TrimPromptCache,
 )
 from mlxd.engine.inbox import Inbox
+from mlxd.engine.inputs import InputReader
 from mlxd.engine.prompt import PromptRenderer
+from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
+from mlxd.protocol.errors import InvalidRequest
 
 
-class TextEngine:
+class LoadedEngine:
     """Implements `base.Engine`."""
 
     def __init__(
@@ -27,15 +31,20 @@ class TextEngine:
         key: int,
         model_id: str,
         facts: EngineFacts,
-        renderer: PromptRenderer,
+        renderer: PromptRenderer | None,
+        inputs: InputReader,
         inbox: Inbox,
         workers: Executor,
     ) -> None:
-        """Take the name that the device thread knows the model by, and where commands and prompts go."""
+        """Take the name that the device thread knows the model by, and where commands, prompts and texts go.
+
+        Without a *renderer* it makes no text.
+        """
         self.key = key
         self._model_id = model_id
         self._facts = facts
         self._renderer = renderer
+        self._inputs = inputs
         self._inbox = inbox
         self._workers = workers
         self._prompt_cache_bytes = 0
@@ -57,11 +66,23 @@ class TextEngine:
 
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render, tokenize and check on a worker thread; raises as `base.Engine.prepare` says."""
+        if self._renderer is None:
+            raise InvalidRequest(
+                f"model '{self._model_id}' makes embeddings and no text", hint="POST /v1/embeddings", param="model"
+            )
         return await asyncio.get_running_loop().run_in_executor(self._workers, self._renderer.prepare, request)
 
     def submit(self, submit: Submit, listener: Listener) -> None:
         """Start a sequence."""
         self._inbox.put(Start(self.key, submit, listener))
+
+    async def prepare_inputs(self, request: EmbeddingRequest) -> PreparedInputs:
+        """Tokenize and check on a worker thread; raises as `base.Engine.prepare_inputs` says."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, self._inputs.prepare, request)
+
+    def embed(self, sequence_id: int, inputs: PreparedInputs, kv_tokens: int, listener: Listener) -> None:
+        """Make vectors."""
+        self._inbox.put(StartEmbedding(self.key, sequence_id, inputs, kv_tokens, listener))
 
     def grant(self, sequence_id: int, kv_tokens: int) -> None:
         """Raise a sequence's grant."""

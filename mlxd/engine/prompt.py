@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # A text is longer than its context when this many characters per token of context are.
-_GENEROUS_CHARACTERS = 16
+GENEROUS_CHARACTERS = 16
 
 
 class PromptRenderer:
@@ -126,7 +126,7 @@ class PromptRenderer:
         30 MB take a tokenizer half a minute and some GB, in which the prompts of others wait.
         """
         context = self._facts.context_length
-        beginning = _GENEROUS_CHARACTERS * context
+        beginning = GENEROUS_CHARACTERS * context
         if len(text) > beginning:
             tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
             # Twice the context, so that what is cut off the last word decides nothing.

@@ -27,16 +27,18 @@ from mlxd.engine.command import (
     Post,
     ReadMemory,
     Resume,
-    SequenceCommand,
     SetLimits,
     SetPromptCacheLimit,
     SetScheduling,
     Start,
+    StartEmbedding,
     TrimPromptCache,
     Unload,
     WarmUp,
 )
+from mlxd.engine.embedding import Embedder
 from mlxd.engine.fault import generation_failure, in_words, load_failure
+from mlxd.engine.hidden import Decoder
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, LoadedModel, SlicedLoad
 from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
@@ -64,6 +66,7 @@ class Runner:
         self._limits = MemoryLimits(limits)
         self._scheduling = scheduling
         self._models: dict[int, TextModel] = {}
+        self._embedders: dict[int, Embedder] = {}  # of text models from their first job on
         self._cache_bytes: dict[int, int] = {}  # as posted
         self._loads: deque[tuple[Load, SlicedLoad]] = deque()
         self._posts: list[Post] = []
@@ -92,19 +95,24 @@ class Runner:
         for key, model in self._models.items():
             if model.is_busy:
                 self._step(model, others_decode=bool(decoding - {key}))
+        for embedder in self._embedders.values():
+            if embedder.is_busy:
+                embedder.step(others_decode=bool(decoding))
         if self._loads:
             self._load_slice(busy=bool(decoding))
         self._hand_over()
 
     def _take_commands(self) -> None:
         """Carry out what lies in the inbox; wait for the first command when there is nothing else to do."""
-        if not self._loads and not any(model.is_busy for model in self._models.values()):
+        if not self._loads and not any(part.is_busy for part in self._parts()):
             self._carry_out(self._inbox.get())
         while self._open and not self._inbox.is_empty():
             self._carry_out(self._inbox.get())
 
-    def _carry_out(self, command: Command) -> None:  # noqa: C901 one case per command
+    def _carry_out(self, command: Command) -> None:  # noqa: C901, PLR0912 one case per command
         match command:
+            case StartEmbedding():
+                self._start_embedding(command)
             case Start() | Grant() | Pause() | Resume() | Cancel():
                 self._carry_out_for_sequence(command)
             case Load():
@@ -121,8 +129,8 @@ class Runner:
                 self._limits.apply(command.limits)
             case SetScheduling():
                 self._scheduling = command.params
-                for model in self._models.values():
-                    model.set_scheduling(command.params)
+                for part in self._parts():
+                    part.set_scheduling(command.params)
             case ReadMemory():
                 self._posts.append((command.reply, read_memory()))
             case WarmUp():
@@ -130,7 +138,33 @@ class Runner:
             case Close():
                 self._open = False
 
-    def _carry_out_for_sequence(self, command: SequenceCommand) -> None:
+    def _start_embedding(self, command: StartEmbedding) -> None:
+        model = self._models.get(command.key)
+        if model is not None and command.key not in self._embedders:
+            vectors = model.loaded.facts.vectors
+            if vectors is not None:
+                forward = Decoder(model.loaded.model, vectors.pooling)
+                self._embedders[command.key] = Embedder(model.model_id, forward, self._scheduling, self._post_event)
+        if command.key in self._embedders:
+            self._embedders[command.key].start(command)
+        else:
+            error = RequestCancelled("the model was unloaded before the request began")
+            self._post_event(command.listener, Failed(command.sequence_id, error))
+
+    def _carry_out_for_embedding(self, embedder: Embedder, command: Grant | Pause | Resume | Cancel) -> None:
+        match command:
+            case Pause():
+                embedder.pause(command.sequence_id)
+            case Resume():
+                embedder.resume(command.sequence_id, command.kv_tokens)
+            case Cancel():
+                embedder.cancel(command.sequence_id)
+
+    def _carry_out_for_sequence(self, command: Start | Grant | Pause | Resume | Cancel) -> None:
+        embedder = self._embedders.get(command.key)
+        if embedder is not None and not isinstance(command, Start) and embedder.has(command.sequence_id):
+            self._carry_out_for_embedding(embedder, command)
+            return
         model = self._models.get(command.key)
         if model is None:  # unloaded meanwhile: its sequences have failed already
             if isinstance(command, Start):
@@ -191,18 +225,24 @@ class Runner:
             free_memory()
 
     def _add(self, command: Load, loaded: LoadedModel) -> None:
-        self._models[command.key] = TextModel(
-            loaded, command.spec.prompt_cache_limit_bytes, self._scheduling, self._limits, self._post_event
-        )
-        self._cache_bytes[command.key] = 0
+        if loaded.encoder is not None:
+            embedder = Embedder(loaded.model_id, loaded.encoder, self._scheduling, self._post_event)
+            self._embedders[command.key] = embedder
+        else:
+            self._models[command.key] = TextModel(
+                loaded, command.spec.prompt_cache_limit_bytes, self._scheduling, self._limits, self._post_event
+            )
+            self._cache_bytes[command.key] = 0
         self._posts.append((command.reply, loaded.facts))
 
     def _unload(self, command: Unload) -> None:
-        model = self._models.pop(command.key, None)
+        model, embedder = self._models.pop(command.key, None), self._embedders.pop(command.key, None)
+        self._cache_bytes.pop(command.key, None)
+        if embedder is not None:
+            embedder.close(RequestCancelled(f"model '{embedder.model_id}' was unloaded"))
         if model is not None:
-            del self._cache_bytes[command.key]
             model.close(RequestCancelled(f"model '{model.model_id}' was unloaded"))
-            free_memory()
+        free_memory()
         self._posts.append((command.reply, None))
 
     def _trim(self, command: TrimPromptCache) -> None:
@@ -219,13 +259,18 @@ class Runner:
         for command, _ in self._loads:
             self._posts.append((command.reply, error))
         self._loads.clear()
-        for model in self._models.values():
-            model.close(error)
+        for part in self._parts():
+            part.close(error)
+        self._embedders.clear()
         self._models.clear()
         self._hand_over()
 
     def _post_event(self, listener: Listener, event: SequenceEvent) -> None:
         self._posts.append((listener, event))
+
+    def _parts(self) -> list[TextModel | Embedder]:
+        """Return all that has steps to do."""
+        return [*self._models.values(), *self._embedders.values()]
 
     def _hand_over(self) -> None:
         """Hand this pass's posts to the event loop, the sizes of changed prompt caches first."""

@@ -172,6 +172,23 @@ def logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(pairs))
 
 
+def texts_or_tokens(name: str, value: Any, most: int) -> list[str | tuple[int, ...]]:
+    """Accept a text, a list of texts, a list of tokens, or a list of lists of tokens: up to *most*, all of one kind."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise wrong(name, value, "a text, a list of texts, a list of tokens, or a list of lists of tokens")
+    kind = type(value[0])
+    if kind not in (str, list):
+        return [tokens(name, value)]
+    if len(value) > most:
+        raise InvalidRequest(f"{name} holds {len(value)} {name}s; at most {most} are answered", param=name)
+    for index, item in enumerate(value):
+        if type(item) is not kind:
+            raise wrong(f"{name}[{index}]", item, f"of the same kind as the first {name}")
+    return [item if isinstance(item, str) else tokens(f"{name}[{index}]", item) for index, item in enumerate(value)]
+
+
 def tokens(name: str, value: list[Any]) -> tuple[int, ...]:
     """Accept a list of token ids; whether the model has them is checked by the engine."""
     # A loop over a few million tokens would hold up the event loop for seconds.

@@ -14,7 +14,7 @@ from aiohttp import web
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.pool.lease import Lease
-from mlxd.protocol.errors import GenerationFailed, RequestCancelled
+from mlxd.protocol.errors import GenerationFailed, InvalidRequest, RequestCancelled
 from mlxd.requests import RunningRequest
 
 T = TypeVar("T")
@@ -95,16 +95,36 @@ def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
 
 @asynccontextmanager
 async def generation(request: web.Request, model: str) -> AsyncIterator[Generation]:
-    """Wait for *model*, an id or an alias, and hold it; the request is listed from before until after its last byte."""
+    """Wait for *model*, an id or an alias, and hold it; the request is listed from before until after its last byte.
+
+    Raises:
+        InvalidRequest: the model makes vectors; it is not loaded to find that out.
+        MlxdError: as `leased`.
+    """
+    context = request.app[CONTEXT]
+    if context.catalog.has(model) and context.catalog.resolve(model).kind == "embedding":
+        hint = "POST /v1/embeddings"
+        raise InvalidRequest(f"{model!r} is an embedding model and makes no text", hint=hint, param="model")
+    async with leased(request, model) as (lease, running):
+        defaults = context.store.current.models.get(running.model)
+        default_max_tokens = None if defaults is None else defaults.max_tokens
+        yield Generation(lease, running, request[EXCHANGE].note_first_token, default_max_tokens)
+
+
+@asynccontextmanager
+async def leased(request: web.Request, model: str) -> AsyncIterator[tuple[Lease, RunningRequest]]:
+    """Wait for *model*, an id or an alias, and hold it; the request is listed from before until the end.
+
+    Raises:
+        MlxdError: as `Pool.lease`.
+    """
     context = request.app[CONTEXT]
     exchange = request[EXCHANGE]
     model_id = context.catalog.alias_target(model)
     exchange.note_local(model_id)
     with context.requests.track(exchange.request_id, endpoint=request.path, model=model_id, route="local") as running:
         async with context.pool.lease(model_id, request_id=exchange.request_id) as lease:
-            defaults = context.store.current.models.get(model_id)
-            default_max_tokens = None if defaults is None else defaults.max_tokens
-            yield Generation(lease, running, exchange.note_first_token, default_max_tokens)
+            yield lease, running
 
 
 async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -77,6 +77,7 @@ async def _describe(context: AppContext, named: dict[str, ModelEntry]) -> dict[s
             "state": states[entry.id].state if entry.id in states else "unloaded",
             "context_length": context_limit(context.store.current, entry),
             "size_bytes": entry.disk_bytes,
+            "kind": entry.kind,
         }
         if name != entry.id:
             described[name]["alias_of"] = entry.id

@@ -163,22 +163,8 @@ def _chat_max_tokens(values: Mapping[str, Any]) -> int | None:
 
 
 def _prompts(value: Any) -> list[TextPrompt | TokenPrompt]:
-    if isinstance(value, str):
-        return [TextPrompt(value)]
-    expected = "a text, a list of texts, a list of tokens, or a list of lists of tokens"
-    if not isinstance(value, list) or not value:
-        raise field.wrong("prompt", value, expected)
-    if not isinstance(value[0], (str, list)):
-        return [TokenPrompt(field.tokens("prompt", value))]
-    if len(value) > _MAX_PROMPTS:
-        raise InvalidRequest(f"prompt holds {len(value)} prompts; at most {_MAX_PROMPTS} are answered", param="prompt")
-    return [_one_of_many(f"prompt[{index}]", item, type(value[0])) for index, item in enumerate(value)]
-
-
-def _one_of_many(name: str, item: Any, kind: type) -> TextPrompt | TokenPrompt:
-    if not isinstance(item, (str, list)) or not isinstance(item, kind):
-        raise field.wrong(name, item, "of the same kind as the first prompt")
-    return TextPrompt(item) if isinstance(item, str) else TokenPrompt(field.tokens(name, item))
+    given = field.texts_or_tokens("prompt", value, _MAX_PROMPTS)
+    return [TextPrompt(item) if isinstance(item, str) else TokenPrompt(item) for item in given]
 
 
 def _chat_logprobs(values: Mapping[str, Any]) -> int | None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 
-from mlxd.engine.base import Delta, EngineFacts, Finished, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
+from mlxd.engine.base import (
+    Delta,
+    Engine,
+    EngineFacts,
+    Finished,
+    GenerationRequest,
+    Prefilling,
+    PreparedPrompt,
+    PromptScored,
+)
+from mlxd.engine.vector import Embedded, EmbeddingRequest, PreparedInputs
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import Ticket
+from mlxd.protocol.errors import RequestCancelled
 
 GenerateEvent = Prefilling | PromptScored | Delta | Finished
 
@@ -49,14 +61,53 @@ class Lease:
             ContextLengthExceeded: prompt + max_tokens is over the context.
             RequestCancelled: aborted by an operator.
         """
+        async with self._preparing() as engine:
+            return await engine.prepare(request)
+
+    async def prepare_inputs(self, request: EmbeddingRequest) -> PreparedInputs:
+        """Tokenize and check texts.
+
+        Raises:
+            InvalidRequest: the model makes no vectors of that kind, a text is empty, or a token id is out of range.
+            ContextLengthExceeded: a text is over the context.
+            RequestCancelled: aborted by an operator.
+        """
+        async with self._preparing() as engine:
+            return await engine.prepare_inputs(request)
+
+    @asynccontextmanager
+    async def _preparing(self) -> AsyncIterator[Engine]:
+        """Hold the engine for as long as something is made ready for it."""
         engine = await self._scheduler.attach(self._ticket)
         self._ticket.preparing += 1
         try:
-            return await engine.prepare(request)
+            yield engine
         finally:
             self._ticket.preparing -= 1
             if not self._ticket.holds:
                 self._scheduler.pump()
+
+    async def embed(self, inputs: PreparedInputs) -> tuple[bytes, ...]:
+        """Make the vectors of all texts, in their order, each as little-endian float32 of unit length.
+
+        A request for vectors takes a slot and memory like a sequence, and waits, pauses and ends like one. Leaving the
+        lease, or cancelling the task, ends it within one slice.
+
+        Raises:
+            DoesNotFit, QueueTimeout, LoadFailed, LoadTimeout, ModelUnloaded, Draining, RequestCancelled, EngineError:
+                as `generate`.
+        """
+        sequence = self._scheduler.begin(self._ticket, None, inputs)
+        vectors: tuple[bytes, ...] | None = None
+        try:
+            while not isinstance(event := await sequence.events.get(), Finished):
+                if isinstance(event, Embedded):
+                    vectors = event.vectors
+        finally:
+            self._scheduler.drop(sequence)
+        if vectors is None:
+            raise RequestCancelled("the request was cancelled")
+        return vectors
 
     async def generate(self, request: GenerationRequest, prompt: PreparedPrompt) -> AsyncGenerator[GenerateEvent, None]:
         """Generate one sequence: `Prefilling`*, `PromptScored` if asked for, `Delta`*, then one `Finished`.

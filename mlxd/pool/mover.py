@@ -64,6 +64,7 @@ class Mover:
             prompt_cache_limit_bytes=self._state.settings.engine.prompt_cache,
             adapter_path=None if base is None else resident.entry.path,
             base=None if base is None else base.engine,
+            is_encoder=resident.entry.kind == "embedding",
         )
 
     def drain(self, resident: Resident, reason: str) -> None:

@@ -31,6 +31,7 @@ from mlxd.engine.base import (
     Submit,
     Usage,
 )
+from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
 from mlxd.pool import ledger
 from mlxd.pool.clock import Timer
 from mlxd.pool.event import PoolEvent
@@ -231,6 +232,12 @@ class _Engine:
         raise NotImplementedError(f"a rehearsal prepares no prompt: {request!r}")
 
     def submit(self, submit: Submit, listener: Listener) -> None:
+        pass
+
+    async def prepare_inputs(self, request: EmbeddingRequest) -> NoReturn:
+        raise NotImplementedError(f"a rehearsal prepares no texts: {request!r}")
+
+    def embed(self, sequence_id: int, inputs: PreparedInputs, kv_tokens: int, listener: Listener) -> None:
         pass
 
     def grant(self, sequence_id: int, kv_tokens: int) -> None:

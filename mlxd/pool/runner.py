@@ -16,10 +16,12 @@ from mlxd.engine.base import (
     KvLow,
     Paused,
     Prefilling,
+    PreparedPrompt,
     PromptScored,
     SequenceEvent,
     Submit,
 )
+from mlxd.engine.vector import Embedded, PreparedInputs
 from mlxd.pool.resident import ModelState
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
@@ -55,18 +57,11 @@ class Runner:
             return
         resident.waiting.pop(sequence.number, None)
         resident.active[sequence.number] = sequence
-        request = sequence.request
-        submit = Submit(
-            sequence.number,
-            sequence.prompt,
-            request.sampling,
-            tuple(request.stop),
-            kv_tokens,
-            request.logprobs,
-            request.scores_prompt,
-            request.thinking_budget,
-        )
-        engine.submit(submit, partial(self.take, sequence))
+        listener = partial(self.take, sequence)
+        if isinstance(sequence.prompt, PreparedInputs):
+            engine.embed(sequence.number, sequence.prompt, kv_tokens, listener)
+        else:
+            engine.submit(_submit(sequence, sequence.prompt, kv_tokens), listener)
 
     def grant(self, sequence: Sequence) -> None:
         """Give a running sequence the tokens that it asked for."""
@@ -99,11 +94,11 @@ class Runner:
         if isinstance(event, Delta):
             self._count(sequence, event.completion_tokens)
             sequence.events.put(event)
-        elif isinstance(event, PromptScored):
+        elif isinstance(event, PromptScored | Embedded):
             sequence.events.put(event)
         elif isinstance(event, Prefilling):
             # A resumed sequence prefills again; its reader is past that.
-            if sequence.tokens == len(sequence.prompt.tokens):
+            if sequence.tokens == sequence.prompt.prefill_tokens:
                 sequence.events.put(event)
         elif isinstance(event, KvLow):
             self._on_kv_low(sequence, event)
@@ -154,6 +149,22 @@ class Runner:
         sequence.end()
         sequence.resident.untrimmable_bytes = 0
         self._pump()
+
+
+def _submit(sequence: Sequence, prompt: PreparedPrompt, kv_tokens: int) -> Submit:
+    request = sequence.request
+    if request is None:
+        raise RuntimeError(f"sequence {sequence.number} has a prompt and no request")
+    return Submit(
+        sequence.number,
+        prompt,
+        request.sampling,
+        tuple(request.stop),
+        kv_tokens,
+        request.logprobs,
+        request.scores_prompt,
+        request.thinking_budget,
+    )
 
 
 def _engine(sequence: Sequence) -> Engine:

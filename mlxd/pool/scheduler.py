@@ -9,6 +9,7 @@ import asyncio
 import math
 
 from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
+from mlxd.engine.vector import PreparedInputs
 from mlxd.pool import report
 from mlxd.pool.admission import refuse_if_full, retry_after_s
 from mlxd.pool.clock import Timer
@@ -161,15 +162,17 @@ class Scheduler:
             finally:
                 resident.queue.pop(ticket.number, None)
 
-    def begin(self, ticket: Ticket, request: GenerationRequest, prompt: PreparedPrompt) -> Sequence:
-        """Start a sequence if there is a slot and memory for it, else let it wait for them."""
+    def begin(
+        self, ticket: Ticket, request: GenerationRequest | None, prompt: PreparedPrompt | PreparedInputs
+    ) -> Sequence:
+        """Start a sequence if there is a slot and memory for it, else let it wait for them; vectors have no request."""
         _check_open(ticket)
         sequence = Sequence(
             number=self._state.next_number(),
             ticket=ticket,
             request=request,
             prompt=prompt,
-            tokens=len(prompt.tokens),
+            tokens=prompt.prefill_tokens,
             since_s=self._state.clock.now(),
         )
         ticket.sequences[sequence.number] = sequence

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from mlxd.engine.base import GenerationRequest, PreparedPrompt, SequenceEvent
+from mlxd.engine.vector import PreparedInputs
 from mlxd.pool.policy import Age
 from mlxd.protocol.errors import MlxdError
 
@@ -102,12 +103,12 @@ class EventBuffer:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One generation."""
+    """One generation, or one list of texts that become vectors."""
 
     number: int
     ticket: Ticket
-    request: GenerationRequest
-    prompt: PreparedPrompt
+    request: GenerationRequest | None  # None: vectors
+    prompt: PreparedPrompt | PreparedInputs
     tokens: int  # prompt + generated, as far as it matters: what the next prefill has to process
     since_s: float  # when its present wait began
     events: EventBuffer = field(default_factory=EventBuffer)
@@ -132,7 +133,7 @@ class Sequence:
     @property
     def final_tokens(self) -> int:
         """The greatest length it can reach."""
-        return len(self.prompt.tokens) + self.prompt.max_tokens
+        return self.prompt.final_tokens
 
     @property
     def first_grant_tokens(self) -> int:

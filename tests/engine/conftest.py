@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from mlxd.engine.base import BackendLimits, Engine, LoadSpec, SchedulingParams
+from mlxd.engine.base import BackendLimits, Engine, SchedulingParams
 from mlxd.engine.device import Device
+from tests.engine.bench import Bench, FakeBench, RealBench, WriteModel, load_spec
 from tests.support.tiny_model import write_tiny_model
 
 LIMITS = BackendLimits(memory_bytes=4_000_000_000, cache_bytes=100_000_000)
 SCHEDULING = SchedulingParams(prefill_step_tokens=2048, target_gap_ms=30)
-
-WriteModel = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -49,13 +48,26 @@ async def device() -> AsyncIterator[Device]:
     await device.close()
 
 
-def load_spec(path: Path, **changes: object) -> LoadSpec:
-    """Return a spec with a prompt cache of 100 MB."""
-    values = {"model_id": "tiny", "path": path, "context_length": None, "prompt_cache_limit_bytes": 100_000_000}
-    return LoadSpec(**(values | changes))  # type: ignore[arg-type]
-
-
 @pytest.fixture
 async def engine(device: Device, write_model: WriteModel) -> Engine:
     """The tiny model of seed 0, loaded."""
     return await device.load(load_spec(write_model()), lambda done, total: None)
+
+
+@pytest.fixture(params=["fake", "real"])
+async def bench(request: pytest.FixtureRequest, write_model: WriteModel, tmp_path: Path) -> AsyncIterator[Bench]:
+    """A backend of either kind."""
+    if request.param == "fake":
+        fake = FakeBench()
+        yield fake
+        await fake.backend.close()
+    else:
+        device = Device(asyncio.get_running_loop(), LIMITS, SCHEDULING)
+        yield RealBench(device, write_model, tmp_path)
+        await device.close()
+
+
+@pytest.fixture
+async def loaded(bench: Bench) -> Engine:
+    """A loaded model of either kind of backend."""
+    return await bench.wait(bench.backend.load(bench.spec(), lambda done, total: None))

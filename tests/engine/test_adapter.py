@@ -14,7 +14,7 @@ from mlx_lm.utils import load_adapters
 from mlxd.engine.base import Engine, LoadSpec
 from mlxd.engine.device import Device
 from mlxd.protocol.errors import LoadFailed
-from tests.engine.conftest import WriteModel, load_spec
+from tests.engine.bench import WriteModel, load_spec
 from tests.support.adapter import write_adapter
 from tests.support.sequence import prepare, start
 from tests.support.stepped_model import SteppedModel, load_now

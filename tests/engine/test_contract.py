@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import pytest
 
 from mlxd.engine.base import (
-    Backend,
     Delta,
     Engine,
     Failed,
     Finished,
     FinishReason,
     GenerationRequest,
-    LoadSpec,
     Paused,
     Prefilling,
     PromptScored,
@@ -26,93 +21,9 @@ from mlxd.engine.base import (
     TokenPrompt,
     Usage,
 )
-from mlxd.engine.device import Device
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, LoadFailed, RequestCancelled
-from tests.engine.conftest import WriteModel, load_spec
-from tests.support.clock import FakeClock
-from tests.support.fake_backend import FakeBackend
+from tests.engine.bench import Bench
 from tests.support.sequence import Recorder, prepare, start
-
-T = TypeVar("T")
-
-
-class Bench(Protocol):
-    """A backend and how its time passes."""
-
-    backend: Backend
-
-    async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Let time pass until *awaitable* is done."""
-
-    def spec(self, name: str = "a") -> LoadSpec:
-        """Return a model that can be loaded."""
-
-    def broken_spec(self) -> LoadSpec:
-        """Return a model that cannot."""
-
-
-class RealBench:
-    """The device thread with tiny models."""
-
-    def __init__(self, device: Device, write_model: WriteModel, tmp_path: Path) -> None:
-        self.backend: Backend = device
-        self._write_model = write_model
-        self._tmp_path = tmp_path
-
-    async def wait(self, awaitable: Awaitable[T]) -> T:
-        return await awaitable
-
-    def spec(self, name: str = "a") -> LoadSpec:
-        return load_spec(self._write_model(seed=ord(name)), model_id=name)
-
-    def broken_spec(self) -> LoadSpec:
-        return load_spec(self._tmp_path / "missing", model_id="broken")
-
-
-class FakeBench:
-    """The fake, whose clock moves while somebody waits."""
-
-    def __init__(self) -> None:
-        self._clock = FakeClock()
-        self.fake = FakeBackend(self._clock)
-        self.backend: Backend = self.fake
-
-    async def wait(self, awaitable: Awaitable[T]) -> T:
-        task = asyncio.ensure_future(awaitable)
-        while not task.done():
-            for _ in range(5):
-                await asyncio.sleep(0)
-            if not task.done() and self._clock.next_s is not None:
-                self._clock.run_next()
-        return await task
-
-    def spec(self, name: str = "a") -> LoadSpec:
-        return load_spec(Path("/nowhere"), model_id=name)
-
-    def broken_spec(self) -> LoadSpec:
-        self.fake.fail_load("broken", LoadFailed("model 'broken' cannot be loaded"))
-        return load_spec(Path("/nowhere"), model_id="broken")
-
-
-@pytest.fixture(params=["fake", "real"])
-async def bench(request: pytest.FixtureRequest, write_model: WriteModel, tmp_path: Path) -> AsyncIterator[Bench]:
-    """A backend of either kind."""
-    if request.param == "fake":
-        fake = FakeBench()
-        yield fake
-        await fake.backend.close()
-    else:
-        from tests.engine.conftest import LIMITS, SCHEDULING
-
-        device = Device(asyncio.get_running_loop(), LIMITS, SCHEDULING)
-        yield RealBench(device, write_model, tmp_path)
-        await device.close()
-
-
-@pytest.fixture
-async def loaded(bench: Bench) -> Engine:
-    """A loaded model."""
-    return await bench.wait(bench.backend.load(bench.spec(), lambda done, total: None))
 
 
 async def run(bench: Bench, engine: Engine, **options: Any) -> Recorder:

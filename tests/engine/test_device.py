@@ -32,7 +32,8 @@ from mlxd.engine.base import (
 )
 from mlxd.engine.device import Device
 from mlxd.protocol.errors import Draining, GenerationFailed, LoadFailed, RequestCancelled
-from tests.engine.conftest import LIMITS, SCHEDULING, WriteModel, load_spec
+from tests.engine.bench import WriteModel, load_spec
+from tests.engine.conftest import LIMITS, SCHEDULING
 from tests.support.sequence import Recorder, prepare, start
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 
 PREAMBLE = """
 import asyncio, sys

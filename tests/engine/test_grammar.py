@@ -13,7 +13,7 @@ from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint
 from mlxd.engine.grammar import Grammar
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import InvalidRequest
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_model import token_id
 

@@ -9,7 +9,7 @@ import pytest
 
 from mlxd.engine.kv import probe_kv
 from mlxd.kv_estimate import Confidence, estimate_kv
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_architecture import ARCHITECTURES, make_model
 

@@ -18,7 +18,7 @@ from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.loader import SlicedLoad
 from mlxd.engine.source import context_length, read_model_files
 from mlxd.protocol.errors import LoadFailed
-from tests.engine.conftest import WriteModel, load_spec
+from tests.engine.bench import WriteModel, load_spec
 from tests.support.sequence import prepare, start
 from tests.support.stepped_model import load_now
 from tests.support.tiny_model import write_tiny_model

@@ -8,7 +8,8 @@ import pytest
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
 from mlxd.protocol.errors import GenerationFailed
-from tests.engine.conftest import LIMITS, WriteModel
+from tests.engine.bench import WriteModel
+from tests.engine.conftest import LIMITS
 from tests.support.stepped_model import SteppedModel, load_now
 
 RECOMMENDED_BYTES = 5_000_000_000

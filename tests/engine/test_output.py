@@ -11,7 +11,7 @@ from mlxd.engine.base import PreparedPrompt, TextKind
 from mlxd.engine.output import Markup, Output
 from mlxd.engine.tool import ToolCall, ToolUse
 from mlxd.engine.tool_reader import Piece
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 
 CONTENT, REASONING, TOOL = TextKind.CONTENT, TextKind.REASONING, TextKind.TOOL
 Said = tuple[TextKind, str]

@@ -23,7 +23,7 @@ from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 
 CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
 FACTS = EngineFacts(

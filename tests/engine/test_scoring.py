@@ -12,7 +12,7 @@ from mlxd.engine.base import FinishReason, PromptScored, SamplingParams
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.scoring import LEAST_LOGPROB, token_logprob
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 from tests.support.sequence import Recorder
 from tests.support.stepped_model import SteppedModel, load_now
 

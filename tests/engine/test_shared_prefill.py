@@ -6,7 +6,7 @@ import pytest
 
 from mlxd.engine.base import FinishReason, SamplingParams
 from mlxd.engine.loader import LoadedModel
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
 
 TEXT = "A prompt that several answers share, longer than a step of the prefill. " * 3

@@ -10,7 +10,7 @@ import pytest
 from mlxd.engine.base import FinishReason, PreparedPrompt, SamplingParams, SchedulingParams, Usage
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import GenerationFailed, OutOfMemory, RequestCancelled
-from tests.engine.conftest import WriteModel
+from tests.engine.bench import WriteModel
 from tests.support.sequence import GREEDY, Recorder
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_model import END, token_id

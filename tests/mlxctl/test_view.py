@@ -89,9 +89,9 @@ POOL_LINES = [
     "req-9    coming  1m15s  coming is loading: 25 %",
 ]
 MODEL_LINES = [
-    "MODEL  STATE               WEIGHTS  CONTEXT  QUANTIZATION  SOURCE       NOTE",
-    "tiny   ready  270.0 MB (257.5 MiB)     8192  -             mlxd         pinned",
-    "org/x  -                       0 B        -  -             huggingface  a shard is missing",
+    "MODEL  STATE  KIND               WEIGHTS  CONTEXT  QUANTIZATION  SOURCE       NOTE",
+    "tiny   ready  text  270.0 MB (257.5 MiB)     8192  -             mlxd         pinned",
+    "org/x  -      -                      0 B        -  -             huggingface  a shard is missing",
 ]
 
 
@@ -179,7 +179,14 @@ def test_queue_golden() -> None:
 
 def test_model_list_golden() -> None:
     """Models on disk with their state; those that cannot be served say why."""
-    entry = {"id": "tiny", "state": "ready", "weights_bytes": 270_000_000, "context_length": 8192, "source": "mlxd"}
+    entry: dict[str, Any] = {
+        "id": "tiny",
+        "state": "ready",
+        "kind": "text",
+        "weights_bytes": 270_000_000,
+        "context_length": 8192,
+        "source": "mlxd",
+    }
     broken = {
         "id": "org/x",
         "state": None,

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from mlxd.engine.base import BackendLimits, BackendMemory, Engine, EngineFacts, LoadProgress, LoadSpec, SchedulingParams
 from mlxd.engine.kv_shape import KvShape
+from mlxd.engine.vector import Pooling, VectorFacts
 from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import MlxdError
 from tests.support.fake_engine import FakeEngine, Post
@@ -26,6 +27,7 @@ DEFAULT_FACTS = EngineFacts(
     has_thinking=False,
     has_tool_calling=False,
     chat_template=True,
+    vectors=VectorFacts(16, Pooling.MEAN, (4, 8)),
 )
 
 

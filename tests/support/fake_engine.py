@@ -26,7 +26,9 @@ from mlxd.engine.base import (
     TextPrompt,
     Usage,
 )
+from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, MlxdError, RequestCancelled
+from tests.support import fake_embedding
 from tests.support.fake_row import LOW_TOKENS, Row, answer_start, made_up_logprob
 
 Post = tuple[Listener, SequenceEvent]
@@ -48,6 +50,7 @@ class FakeEngine:
         self._run_trim = run_trim
         self._commands: list[Callable[[list[Post]], None]] = []
         self._rows: dict[int, Row] = {}
+        self._jobs: dict[int, fake_embedding.Job] = {}
         self._cache: dict[tuple[int, ...], int] = {}  # prompt → bytes, least recently used first
         self._cache_limit_bytes = spec.prompt_cache_limit_bytes
         self.closed = False
@@ -69,17 +72,18 @@ class FakeEngine:
     @property
     def running(self) -> int:
         """How many rows hold KV."""
-        return sum(not row.paused for row in self._rows.values())
+        paused = [row.paused for row in self._rows.values()] + [job.paused for job in self._jobs.values()]
+        return paused.count(False)
 
     @property
     def sequences(self) -> int:
         """How many sequences it knows, the paused ones included."""
-        return len(self._rows)
+        return len(self._rows) + len(self._jobs)
 
     @property
     def sequence_ids(self) -> set[int]:
         """The sequences that it knows."""
-        return set(self._rows)
+        return {*self._rows, *self._jobs}
 
     @property
     def has_commands(self) -> bool:
@@ -89,6 +93,7 @@ class FakeEngine:
     def held_bytes(self) -> int:
         """Weights, a padded batch and the prompt cache."""
         lengths = [row.tokens for row in self._rows.values() if not row.paused and row.prefilled]
+        lengths += [job.tokens for job in self._jobs.values() if not job.paused]
         batch_bytes = self._facts.kv.batch_bytes(len(lengths), max(lengths)) if lengths else 0
         return self._facts.weights_bytes + batch_bytes + self.prompt_cache_bytes
 
@@ -133,6 +138,19 @@ class FakeEngine:
 
         self._post(run)
 
+    async def prepare_inputs(self, request: EmbeddingRequest) -> PreparedInputs:
+        await asyncio.sleep(0)  # a worker thread
+        return fake_embedding.prepare(self._facts, request)
+
+    def embed(self, sequence_id: int, inputs: PreparedInputs, kv_tokens: int, listener: Listener) -> None:
+        assert sequence_id not in self.sequence_ids
+        assert kv_tokens >= max(map(len, inputs.rows))
+
+        def run(posts: list[Post]) -> None:
+            self._jobs[sequence_id] = fake_embedding.Job(sequence_id, listener, inputs)
+
+        self._post(run)
+
     def grant(self, sequence_id: int, kv_tokens: int) -> None:
         def run(posts: list[Post]) -> None:
             row = self._rows.get(sequence_id)
@@ -143,15 +161,20 @@ class FakeEngine:
 
     def pause(self, sequence_id: int) -> None:
         def run(posts: list[Post]) -> None:
-            row = self._rows.get(sequence_id)
+            row, job = self._rows.get(sequence_id), self._jobs.get(sequence_id)
             if row is not None and not row.paused:
                 self._pause(row, posts)
+            if job is not None and not job.paused:
+                job.paused = True
+                posts.append((job.listener, Paused(sequence_id, job.inputs.prefill_tokens)))
 
         self._post(run)
 
     def resume(self, sequence_id: int, kv_tokens: int) -> None:
         def run(posts: list[Post]) -> None:
-            row = self._rows.get(sequence_id)
+            row, job = self._rows.get(sequence_id), self._jobs.get(sequence_id)
+            if job is not None:
+                job.paused = False
             if row is not None and row.paused:
                 assert kv_tokens > row.tokens
                 row.paused, row.prefilled, row.asked, row.granted_tokens = False, False, False, kv_tokens
@@ -163,6 +186,9 @@ class FakeEngine:
             row = self._rows.get(sequence_id)
             if row is not None:
                 self._finish(row, FinishReason.CANCELLED, posts)
+            job = self._jobs.pop(sequence_id, None)
+            if job is not None:
+                posts.append((job.listener, job.end(FinishReason.CANCELLED)))
 
         self._post(run)
 
@@ -189,7 +215,9 @@ class FakeEngine:
 
         def run(posts: list[Post]) -> None:
             posts.extend((row.listener, Failed(number, error)) for number, row in self._rows.items())
+            posts.extend((job.listener, Failed(number, error)) for number, job in self._jobs.items())
             self._rows.clear()
+            self._jobs.clear()
 
         self._post(run)
 
@@ -206,6 +234,9 @@ class FakeEngine:
         for row in list(self._rows.values()):
             if not row.paused:
                 self._advance(row, posts, pass_tokens)
+        for number, job in list(self._jobs.items()):
+            if not job.paused and job.make(posts):
+                del self._jobs[number]
 
     def _post(self, command: Callable[[list[Post]], None]) -> None:
         assert not self.closed, f"{self.model_id} was used after its unload"

@@ -191,7 +191,7 @@ def models(weights: bytes, config: bytes) -> dict[str, Repository]:
         "org/gated": Repository(files, gated=True),
         "org/private": Repository(files, token="good"),
         "org/gguf-only": Repository({"tiny.gguf": b"x"}),
-        "org/bert": Repository({**files, "config.json": b'{"model_type": "bert"}'}),
+        "org/bert": Repository({**files, "config.json": b'{"model_type": "nomic_bert"}'}),
     }
 
 

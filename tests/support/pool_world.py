@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ def facts(weights_bytes: int, *, context_length: int = 16384, per_token: int = K
         has_thinking=False,
         has_tool_calling=False,
         chat_template=True,
+        vectors=DEFAULT_FACTS.vectors,
     )
 
 
@@ -152,7 +153,7 @@ class World:
             await self.settle()
         self.clock.move(until_s - self.clock.now())
 
-    async def run(self, work: Coroutine[Any, Any, T], seconds: float = 600) -> T:
+    async def run(self, work: Awaitable[T], seconds: float = 600) -> T:
         """Let time pass until the work is done, and return what it returns."""
         task = asyncio.ensure_future(work)
         until_s = self.clock.now() + seconds

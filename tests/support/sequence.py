@@ -7,6 +7,9 @@ import itertools
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mlxd.engine.base import (
     Delta,
     Engine,
@@ -25,6 +28,7 @@ from mlxd.engine.base import (
     TextPrompt,
     Usage,
 )
+from mlxd.engine.vector import Embedded, PreparedInputs
 from mlxd.protocol.errors import MlxdError
 
 T = TypeVar("T")
@@ -70,6 +74,12 @@ class Recorder:
     @property
     def prefills(self) -> list[Prefilling]:
         return self.of(Prefilling)
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        """The vectors that were asked for, a row for each text."""
+        (embedded,) = self.of(Embedded)
+        return np.array([np.frombuffer(vector, "<f4") for vector in embedded.vectors])
 
     def text(self, kind: TextKind = TextKind.CONTENT) -> str:
         return "".join(delta.text for delta in self.deltas if delta.kind is kind)
@@ -125,6 +135,13 @@ def start(
         kv_tokens = len(prompt.tokens) + prompt.max_tokens
     submit = Submit(recorder.sequence_id, prompt, sampling, stop, kv_tokens, logprobs, scores_prompt)
     engine.submit(submit, recorder)
+    return recorder
+
+
+def embed(engine: Engine, inputs: PreparedInputs) -> Recorder:
+    """Begin to make vectors, with all the memory that they may need."""
+    recorder = Recorder(next(_ids))
+    engine.embed(recorder.sequence_id, inputs, inputs.final_tokens, recorder)
     return recorder
 
 

@@ -127,6 +127,12 @@ def token_id(token: str, *, thinking: bool = False, tools: bool = False, all_byt
     return vocabulary[token] if token in vocabulary else vocabulary[_byte_spelling()[token.encode()[0]]]
 
 
+def tiny_tokenizer(context: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return `tokenizer.json`, `tokenizer_config.json` and the size of the vocabulary of a model without a template."""
+    vocabulary = tiny_vocabulary()
+    return _tokenizer(vocabulary), _tokenizer_config("", context), len(vocabulary)
+
+
 def _byte_spelling() -> dict[int, str]:
     """Return byte → character of GPT-2's byte-level BPE (openai/gpt-2, `src/encoder.py`)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -1,0 +1,44 @@
+"""What the config of an encoder says, read without mlx: which types are encoders, their context, their workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxd.engine.kv_shape import KvShape
+
+Config = Mapping[str, Any]
+
+PACKAGE = "mlx_embeddings"
+INSTALL = "pip install 'mlxd[embeddings]' && mlxctl restart"
+# Model types that make vectors, not text. Which of them run is what the installed mlx-embeddings has a file for.
+ENCODER_TYPES = frozenset(
+    {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert", "nomic_bert", "albert", "camembert"}
+)
+# Their positions begin after the padding token's, so that the first two of the table are never used.
+_OFFSET_POSITIONS = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
+_ITEMSIZE = 4  # masks are float32, and what passes through them is
+
+
+def context_tokens(config: Config) -> int | None:
+    """Return the most tokens of one text; None where the config does not say."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or isinstance(positions, bool):
+        return None
+    return positions - _OFFSET_POSITIONS.get(str(config.get("model_type")), 0)
+
+
+def workspace(config: Config) -> KvShape:
+    """Return what one text takes while it passes through one layer; the layers take turns with it.
+
+    Per token eight vectors of the residual stream's width and four of the feed-forward's; per pair of tokens two
+    numbers for each head (scores, probabilities). Measured on MiniLM it is two thirds of that.
+    """
+    width = _positive(config, "hidden_size", 1024)
+    per_token = _ITEMSIZE * (8 * width + 4 * _positive(config, "intermediate_size", 4 * width))
+    return KvShape(((per_token, None),), square_bytes=2 * _ITEMSIZE * _positive(config, "num_attention_heads", 16))
+
+
+def _positive(config: Config, key: str, default: int) -> int:
+    value = config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default

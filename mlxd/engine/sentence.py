@@ -1,0 +1,60 @@
+"""What a model's folder says of its vectors: the pooling that it was trained with, and the lengths they may be cut to.
+
+`1_Pooling/config.json` is how sentence-transformers writes the first, `matryoshka_dimensions` and `is_matryoshka` in
+config.json are how servers of embeddings read the second. Where nothing is said the states are averaged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mlxd.engine.encoder import Config
+from mlxd.engine.vector import Pooling
+from mlxd.protocol.errors import LoadFailed
+
+_FILE = Path("1_Pooling") / "config.json"
+_POOLINGS = {"mean": Pooling.MEAN, "cls": Pooling.FIRST, "lasttoken": Pooling.LAST}
+_PREFIX = "pooling_mode_"
+
+
+def read_pooling(model_id: str, folder: Path) -> Pooling:
+    """Return how the model's hidden states are pooled.
+
+    Raises:
+        LoadFailed: in a way that is not known here, or the file cannot be read.
+    """
+    try:
+        config = json.loads((folder / _FILE).read_bytes())
+    except FileNotFoundError:
+        return Pooling.MEAN
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"model '{model_id}': {folder / _FILE} cannot be read: {error}") from error
+    modes = _modes(config) if isinstance(config, dict) else []
+    if len(modes) != 1 or modes[0] not in _POOLINGS:
+        raise LoadFailed(
+            f"model '{model_id}' pools by {' and '.join(modes) or 'nothing'} ({_FILE});"
+            " mean, cls and lasttoken are known"
+        )
+    return _POOLINGS[modes[0]]
+
+
+def _modes(config: dict[str, Any]) -> list[str]:
+    named = config.get("pooling_mode")
+    if isinstance(named, str):
+        return [named]
+    return [
+        key.removeprefix(_PREFIX).removesuffix("_tokens").removesuffix("_token")
+        for key, value in config.items()
+        if key.startswith(_PREFIX) and value is True
+    ]
+
+
+def shorter_dimensions(config: Config, dimensions: int) -> Sequence[int]:
+    """Return the lengths below *dimensions* that the model's vectors may be cut to."""
+    listed = config.get("matryoshka_dimensions")
+    if isinstance(listed, list):
+        return tuple(sorted(length for length in listed if type(length) is int and 0 < length < dimensions))
+    return range(1, dimensions) if config.get("is_matryoshka") is True else ()
