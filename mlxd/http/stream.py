@@ -90,7 +90,20 @@ class EventStream:
             # Not before: whoever reads nothing does not read this either.
             if self._timer is not None:
                 self._timer.cancel()
+            self._watch_rest()
         return True
+
+    def _watch_rest(self) -> None:
+        """Cut a client off that never takes the rest: the server would wait for it before it closes the connection."""
+        transport = self._request.transport
+        if transport is None or transport.get_write_buffer_size() == 0:
+            return
+
+        def look() -> None:
+            if transport.get_write_buffer_size() > 0:
+                transport.abort()
+
+        self._clock.call_later(STALLED_S, look)
 
     def _on_timer(self) -> None:
         idle_s = self._clock.now() - self._last_s
