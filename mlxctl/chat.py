@@ -99,13 +99,13 @@ def find_url(daemon: Client) -> str:
 
 
 def _default_model(models: Sequence[Mapping[str, Any]]) -> str:
-    usable = [model for model in models if model.get("state") != "cloud"]
+    usable = [model for model in models if model.get("state") != "cloud" and model.get("kind") != "embedding"]
     loaded = [model for model in usable if model.get("state") == "ready"]
     if len(loaded) == 1 or len(usable) == 1:
         return str((loaded if len(loaded) == 1 else usable)[0]["id"])
     if not usable:
         raise ControlError(
-            "there is no model on this machine",
+            "there is no model on this machine that can chat",
             exit_code=EXIT_NOT_FOUND,
             code="model_not_found",
             hint="mlxctl model pull starter",

@@ -1,7 +1,7 @@
 """From tokens to pooled hidden states, a slice at a time. Used on the device thread only.
 
 A `Pass` takes some texts through a model. A decoder's goes on along the text, with a KV cache where it takes several
-slices; an encoder's sees whole texts, and goes on layer by layer: the graph is built at once and evaluated in parts.
+slices; an encoder's sees whole texts, and goes on product by product: the graph is built at once, evaluated in parts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx.nn.layers.base import Module
+from mlx.nn.layers.linear import Linear
+from mlx.nn.layers.quantized import QuantizedLinear
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.engine.kv_shape import WINDOW_PREFILL_TOKENS
@@ -145,7 +147,7 @@ class _DecoderPass:
 
 
 class Encoder:
-    """The hidden states of one of mlx-embeddings' models, whose layers are tapped from now on."""
+    """The hidden states of one of mlx-embeddings' models, whose layers and matrix products are tapped from now on."""
 
     def __init__(self, model: Any, pooling: Pooling) -> None:
         """Take the model; those that pool by themselves have been told how."""
@@ -153,6 +155,8 @@ class Encoder:
         self._pooling = pooling
         self._tapped: list[mx.array] = []
         layers = _layers_of(model)
+        for layer in layers:
+            self._tap_products(layer)
         layers[:] = [_Tap(layer, self._tapped.append) for layer in layers]
 
     def begin(self, rows: Rows, step_tokens: int) -> Pass:  # noqa: ARG002 a text is not cut
@@ -160,14 +164,20 @@ class Encoder:
         tokens, mask = _padded(rows)
         self._tapped.clear()
         output = self._model(tokens, attention_mask=mask)
-        layers = list(self._tapped)
+        parts = list(self._tapped)
         self._tapped.clear()
-        return _EncoderPass(layers, self._pool(output, mask), int(tokens.size))
+        return _EncoderPass(parts, self._pool(output, mask), int(tokens.size))
 
     def width(self) -> int:
         """Return the length of its vectors; nothing is evaluated."""
         rows = self.begin([(0,)], 1)
         return int(rows.pooled().shape[-1])
+
+    def _tap_products(self, layer: Any) -> None:
+        for _, module in layer.named_modules():
+            for name, part in module.items():
+                if isinstance(part, (Linear, QuantizedLinear)):
+                    module[name] = _Tap(part, self._tapped.append)
 
     def _pool(self, output: Any, mask: mx.array) -> mx.array:
         """Return what the tokens' states come to; a model that has pooled them has no more than one."""
@@ -180,14 +190,14 @@ class Encoder:
 
 
 class _EncoderPass:
-    def __init__(self, layers: list[mx.array], pooled: mx.array, tokens: int) -> None:
-        self._waiting = layers[::-1]
+    def __init__(self, parts: list[mx.array], pooled: mx.array, tokens: int) -> None:
+        self._waiting = parts[::-1]
         self._pooled = pooled
         self._tokens = tokens
         self.is_done = False
 
     def advance(self, step_tokens: int, *, others_decode: bool) -> int:  # noqa: ARG002 the texts have been chosen by it
-        """Do one layer; on a GPU that nobody waits for all of them, since each evaluation is a wait."""
+        """Do one part; on a GPU that nobody waits for all of them, since each evaluation is a wait."""
         if self._waiting and (others_decode or not is_gpu()):
             mx.eval(self._waiting.pop())
         else:
@@ -201,19 +211,19 @@ class _EncoderPass:
 
 
 class _Tap:
-    """A layer that shows what it returns."""
+    """A part of a model that shows what it returns."""
 
-    def __init__(self, layer: Any, show: Callable[[mx.array], None]) -> None:
-        self._layer = layer
+    def __init__(self, part: Any, show: Callable[[mx.array], None]) -> None:
+        self._part = part
         self._show = show
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self._layer(*args, **kwargs)
+        output = self._part(*args, **kwargs)
         self._show(output[0] if isinstance(output, (tuple, list)) else output)
         return output
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
+        return getattr(self._part, name)
 
 
 def _layers_of(model: Any) -> list[Any]:

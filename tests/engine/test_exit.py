@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.engine.bench import WriteModel
+from tests.support.tiny_encoder import write_tiny_encoder
 
 PREAMBLE = """
 import asyncio, sys
 from pathlib import Path
 from mlxd.engine.base import *
 from mlxd.engine.device import Device
+from mlxd.engine.vector import EmbeddingRequest
 
 async def streaming(device):
     engine = await device.load(LoadSpec("tiny", Path(sys.argv[1]), None, 10**8), lambda done, total: None)
@@ -45,6 +48,15 @@ async def main():
     engine = await streaming(new_device())
     raise SystemExit(3)
 """,
+    "encoder": """
+async def main():
+    device = new_device()
+    spec = LoadSpec("bert", Path(sys.argv[2]), None, 10**8, is_encoder=True)
+    engine = await device.load(spec, lambda done, total: None)
+    inputs = await engine.prepare_inputs(EmbeddingRequest(("a text",) * 2000))
+    engine.embed(1, inputs, inputs.final_tokens, lambda event: None)
+    await streaming(device)
+""",
     "import failed": """
 async def main():
     import logging
@@ -71,11 +83,12 @@ async def main():
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_process_ends_in_order(write_model: WriteModel, end: str) -> None:
+def test_process_ends_in_order(write_model: WriteModel, tmp_path: Path, end: str) -> None:
     """The exit status is the program's own, and nothing is on stderr."""
+    encoder = write_tiny_encoder(tmp_path / "bert", "bert") if end == "encoder" else tmp_path
     program = PREAMBLE + ENDS[end] + "\nasyncio.run(main())\n"
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, str(write_model())],
+        [sys.executable, "-W", "error", "-c", program, str(write_model()), str(encoder)],
         capture_output=True,
         text=True,
         timeout=120,

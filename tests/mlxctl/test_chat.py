@@ -44,6 +44,7 @@ def http(own_home: None) -> Iterator[FakeHTTP]:
         (["tiny", "Hello", "you"], [TINY, OTHER], ("tiny", "Hello you")),
         (["Hello"], [TINY, {**OTHER, "state": "ready"}], ("org/other", "Hello")),
         (["Hello"], [TINY, CLOUD], ("tiny", "Hello")),
+        (["Hello"], [TINY, {**OTHER, "state": "ready", "kind": "embedding"}], ("tiny", "Hello")),
         (["gpt-9"], [TINY, CLOUD], ("gpt-9", None)),
         (["gpt-9-mini", "Hello"], [TINY], ("gpt-9-mini", "Hello")),
     ],
@@ -53,7 +54,9 @@ def test_model_and_prompt(words: Sequence[str], models: list[dict[str, Any]], ch
     assert choose(words, models) == chosen
 
 
-@pytest.mark.parametrize(("models", "status"), [([], 4), ([CLOUD], 4), ([TINY, OTHER], 2)])
+@pytest.mark.parametrize(
+    ("models", "status"), [([], 4), ([CLOUD], 4), ([{**TINY, "kind": "embedding"}], 4), ([TINY, OTHER], 2)]
+)
 def test_no_model_goes_without_saying(models: list[dict[str, Any]], status: int) -> None:
     """Without a model, or with several, the next command is named."""
     with pytest.raises(ControlError) as caught:
