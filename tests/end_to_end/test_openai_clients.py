@@ -8,7 +8,7 @@ from openai import BadRequestError, NotFoundError
 from tests.support.daemon import RealDaemon
 
 
-def test_chat_streaming_completions_and_models(daemon: RealDaemon) -> None:
+def test_chat_streaming_completions_embeddings_and_models(daemon: RealDaemon) -> None:
     """Each of the client's calls works, and a stream is the same text as the whole answer."""
     client = daemon.client()
     messages = [{"role": "user", "content": "hello"}]
@@ -25,6 +25,7 @@ def test_chat_streaming_completions_and_models(daemon: RealDaemon) -> None:
         )
     )
     completion = client.completions.create(model="b", prompt=["one", "two"], max_tokens=5, temperature=0)
+    vectors = client.embeddings.create(model="b", input=["one", "two", "one"])
 
     assert (
         "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -35,6 +36,8 @@ def test_chat_streaming_completions_and_models(daemon: RealDaemon) -> None:
     assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (whole.usage.prompt_tokens, 40)
     assert whole.choices[0].finish_reason == "length"
     assert [len(choice.text) for choice in completion.choices] == [5, 5]
+    assert [len(item.embedding) for item in vectors.data] == [64, 64, 64]
+    assert vectors.data[0].embedding == pytest.approx(vectors.data[2].embedding, abs=1e-5)
     assert [model.id for model in client.models.list()] == ["a", "b"]
     assert client.models.retrieve("b").id == "b"
 
@@ -52,7 +55,7 @@ def test_a_bad_parameter_is_named(daemon: RealDaemon) -> None:
     with pytest.raises(BadRequestError) as bad:
         client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], temperature=3)
     with pytest.raises(BadRequestError) as unsupported:
-        client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], n=2)
+        client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], verbosity="low")
 
     assert bad.value.param == "temperature"
-    assert (unsupported.value.param, unsupported.value.code) == ("n", "unsupported_parameter")
+    assert (unsupported.value.param, unsupported.value.code) == ("verbosity", "unsupported_parameter")

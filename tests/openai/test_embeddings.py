@@ -266,3 +266,19 @@ async def test_a_rule_sends_them_to_an_upstream_unchanged(
     assert (status, headers["x-mlxd-route"], headers["x-mlxd-target"]) == (200, "cloud", "far/org/vectors")
     assert [(seen.path, seen.json) for seen in far.seen] == [(EMBEDDINGS, asked | {"model": "org/vectors"})]
     assert json.loads(body)["odd_field"] == {"kept": True}
+
+
+@pytest.mark.parametrize("serve_models", ["fake"], indirect=True)
+async def test_what_does_not_fit_here_falls_back(serve_models: ServeModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that is for local failures sends the same body on when the model has no room."""
+    monkeypatch.setenv("FAR_KEY", "sk-far-0123456789")
+    async with upstream() as far:
+        cloud = {
+            "enabled": True,
+            "providers": {"far": {"base_url": far.url, "auth": {"env": "FAR_KEY"}}},
+            "rules": {"far": {"match": "tiny", "to": ["far/org/vectors"], "mode": "fallback"}},
+        }
+        async with serve_models(cloud=cloud, pool={"memory": "1MB"}) as served:
+            status, headers, _ = await served.post(EMBEDDINGS, {"model": "tiny", "input": "a"})
+    assert (status, headers["x-mlxd-route"], headers["x-mlxd-reason"]) == (200, "cloud", "does_not_fit")
+    assert [seen.json for seen in far.seen] == [{"model": "org/vectors", "input": "a"}]
