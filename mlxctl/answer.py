@@ -8,24 +8,24 @@ from typing import Any
 
 from mlxctl import output
 from mlxctl.call import Call
-from mlxctl.completion import Answer, stream_chat
+from mlxctl.completion import Answer, Server, stream_chat
 
 # What a terminal would act upon instead of showing it; line ends and tabs are text.
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\N{REPLACEMENT CHARACTER}")
 
 
-def print_answer(call: Call, url: str, body: Mapping[str, Any], answer: Answer) -> None:
+def print_answer(call: Call, server: Server, body: Mapping[str, Any], answer: Answer) -> None:
     """Ask, print what comes as it comes, and fill *answer*; the figures follow.
 
     Raises:
         ControlError: as `stream_chat`; what had come is printed, and is in *answer*.
     """
     if call.options.json:
-        stream_chat(url, body, answer)
+        stream_chat(server, body, answer)
         return
     printer = _Printer(shows_thoughts=not call.options.quiet)
     try:
-        stream_chat(url, body, answer, on_content=printer.write, on_reasoning=printer.think)
+        stream_chat(server, body, answer, on_content=printer.write, on_reasoning=printer.think)
     finally:
         printer.end()
     call.note(format_figures(answer))

@@ -13,7 +13,7 @@ from mlxctl.address import find_address
 from mlxctl.answer import print_answer
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
-from mlxctl.completion import Answer, list_models
+from mlxctl.completion import Answer, Server, list_models
 from mlxctl.conversation import Conversation
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
@@ -45,8 +45,8 @@ def chat(
     The answer is printed as it comes. Ctrl-C ends the answer.
     """
     call = Call.of(ctx)
-    url = _connect(call)
-    model, prompt = choose(list(words or []), list_models(url, call.options.timeout_s))
+    server = _connect(call)
+    model, prompt = choose(list(words or []), list_models(server, call.options.timeout_s))
     given = {"temperature": temperature, "max_tokens": max_tokens}
     parameters = {name: value for name, value in given.items() if value is not None}
     conversation = Conversation(model, system, parameters)
@@ -56,15 +56,15 @@ def chat(
         Repl(call, lambda: _connect(call), conversation).run()
         return
     answer = Answer(model=model)
-    print_answer(call, url, conversation.make_body(prompt if prompt is not None else _read_prompt(call)), answer)
+    print_answer(call, server, conversation.make_body(prompt if prompt is not None else _read_prompt(call)), answer)
     if call.options.json:
         output.print_json(_describe(answer))
 
 
-def _connect(call: Call) -> str:
-    """Return the address of the running daemon's HTTP server."""
+def _connect(call: Call) -> Server:
+    """Return the running daemon's HTTP server."""
     with call.connect() as daemon:
-        return find_url(daemon)
+        return find_server(daemon)
 
 
 def choose(words: Sequence[str], models: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
@@ -81,8 +81,8 @@ def choose(words: Sequence[str], models: Sequence[Mapping[str, Any]]) -> tuple[s
     return model, prompt or None
 
 
-def find_url(daemon: Client) -> str:
-    """Return the address of the daemon's HTTP server.
+def find_server(daemon: Client) -> Server:
+    """Return the daemon's HTTP server, and what lets us in.
 
     Raises:
         ControlError: it does not listen; the message says why.
@@ -95,7 +95,8 @@ def find_url(daemon: Client) -> str:
             code="http.not_listening",
             hint="mlxctl config set http.port N",
         )
-    return address.url
+    token = daemon.hello.get("http_token")
+    return Server(address.url, token if isinstance(token, str) else None)
 
 
 def _default_model(models: Sequence[Mapping[str, Any]]) -> str:

@@ -28,6 +28,7 @@ from mlxd.protocol.errors import (
 _SILENCE_TIMEOUT_S = 120.0
 _EXITS = {
     400: EXIT_INVALID,
+    401: EXIT_DENIED,
     403: EXIT_DENIED,
     404: EXIT_NOT_FOUND,
     413: EXIT_INVALID,
@@ -37,6 +38,24 @@ _EXITS = {
 }
 
 OnText = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """The daemon's HTTP server.
+
+    Attributes:
+        url: its address without `/v1`.
+        token: lets us in where clients need API keys, from the hello of the control socket; older daemons have none.
+    """
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What every request carries."""
+        return {} if self.token is None else {"authorization": f"Bearer {self.token}"}
 
 
 @dataclass(slots=True)
@@ -84,28 +103,28 @@ class Answer:
         return float((n_tokens - 1) / (self.duration_s - self.ttft_s))
 
 
-def list_models(url: str, timeout_s: float) -> list[dict[str, Any]]:
+def list_models(server: Server, timeout_s: float) -> list[dict[str, Any]]:
     """Return what `GET /v1/models` lists.
 
     Raises:
         ControlError: the HTTP server cannot be reached, or answers with an error.
     """
-    connection, base = _connect(url, timeout_s)
+    connection, base = _connect(server.url, timeout_s)
     try:
-        connection.request("GET", f"{base}/v1/models")
+        connection.request("GET", f"{base}/v1/models", headers=server.headers)
         response = connection.getresponse()
         body = response.read()
         if response.status != 200:
             raise _http_error(response.status, body)
         return list(json.loads(body)["data"])
     except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(url, error) from None
+        raise _unreachable(server.url, error) from None
     finally:
         connection.close()
 
 
 def stream_chat(
-    url: str,
+    server: Server,
     body: Mapping[str, Any],
     answer: Answer,
     *,
@@ -115,7 +134,7 @@ def stream_chat(
     """Stream the answer to *body*; leaving early, by an exception too, ends it in the server as well.
 
     Args:
-        url: the server's address without `/v1`.
+        server: which is asked.
         body: the request, with model and messages.
         answer: is filled as the answer comes.
         on_content: called with each piece of the answer.
@@ -124,12 +143,15 @@ def stream_chat(
     Raises:
         ControlError: the server cannot be reached, refuses the request, or the answer breaks off.
     """
-    connection, base = _connect(url, _SILENCE_TIMEOUT_S)
+    connection, base = _connect(server.url, _SILENCE_TIMEOUT_S)
     payload = {**body, "stream": True, "stream_options": {"include_usage": True}}
     start_s = time.monotonic()
     try:
         connection.request(
-            "POST", f"{base}/v1/chat/completions", json.dumps(payload), {"content-type": "application/json"}
+            "POST",
+            f"{base}/v1/chat/completions",
+            json.dumps(payload),
+            {"content-type": "application/json", **server.headers},
         )
         response = connection.getresponse()
         if response.status != 200:
@@ -147,7 +169,7 @@ def stream_chat(
             f"the server was silent for {_SILENCE_TIMEOUT_S:g} s", code="http.silent", hint="mlxctl ps"
         ) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(url, error) if not answer.content else _broken_off() from None
+        raise _unreachable(server.url, error) if not answer.content else _broken_off() from None
     finally:
         connection.close()
     raise _broken_off()

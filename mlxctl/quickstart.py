@@ -13,9 +13,9 @@ import typer
 from mlxctl import download, output, process
 from mlxctl.answer import print_answer
 from mlxctl.call import Call
-from mlxctl.chat import find_url
+from mlxctl.chat import find_server
 from mlxctl.client import Client
-from mlxctl.completion import Answer, list_models
+from mlxctl.completion import Answer, Server, list_models
 from mlxctl.daemon import begin
 from mlxctl.model import format_pulled
 from mlxctl.verb import DEFAULT_WAIT_S, Verb, make_app
@@ -36,17 +36,17 @@ def quickstart(ctx: typer.Context) -> None:
     call.note(f"    {format_pulled(pulled)}")
     call.note("2/5 daemon")
     with _ensure_daemon(call) as daemon:
-        url = find_url(daemon)
-        call.note(f"    pid {daemon.pid}, {url}/v1")
-        _load(call, url, str(pulled["id"]))
-        answer = _ask(call, url, str(pulled["id"]))
+        server = find_server(daemon)
+        call.note(f"    pid {daemon.pid}, {server.url}/v1")
+        _load(call, server, str(pulled["id"]))
+        answer = _ask(call, server, str(pulled["id"]))
         status = daemon.request("status").result
     if call.options.json:
         output.print_json({"model": answer.model, "content": answer.content, "usage": answer.usage, "status": status})
         return
     call.note("5/5 status")
     output.print_text(_indent(format_status(status)))
-    output.print_text(format_next(url, answer.model, find_program()))
+    output.print_text(format_next(server.url, answer.model, find_program()))
 
 
 def format_next(url: str, model: str, program: str) -> str:
@@ -98,9 +98,9 @@ def _ensure_daemon(call: Call) -> Client:
     return running if running is not None else begin(call)
 
 
-def _load(call: Call, url: str, model: str) -> None:
+def _load(call: Call, server: Server, model: str) -> None:
     """Load the model with progress: the first time, MLX is imported too, which takes a while."""
-    if model not in {entry["id"] for entry in list_models(url, call.options.timeout_s)}:
+    if model not in {entry["id"] for entry in list_models(server, call.options.timeout_s)}:
         raise ControlError(
             f"the running daemon does not look for models in {call.home.models}",
             exit_code=EXIT_NOT_FOUND,
@@ -112,11 +112,11 @@ def _load(call: Call, url: str, model: str) -> None:
     waiting.change("model.load", model=model)
 
 
-def _ask(call: Call, url: str, model: str) -> Answer:
+def _ask(call: Call, server: Server, model: str) -> Answer:
     call.note(f"4/5 {QUESTION}")
     messages = [{"role": "user", "content": QUESTION}]
     answer = Answer(model=model)
-    print_answer(call, url, {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64}, answer)
+    print_answer(call, server, {"model": model, "messages": messages, "temperature": 0, "max_tokens": 64}, answer)
     return answer
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from mlxctl import output
 from mlxctl.answer import print_answer
 from mlxctl.call import Call
-from mlxctl.completion import Answer, list_models
+from mlxctl.completion import Answer, Server, list_models
 from mlxctl.conversation import DEFAULT, PARAMETERS, Conversation
 from mlxctl.history import History
 from mlxctl.prompt import Prompt
@@ -34,10 +34,10 @@ _HELP = '''  /model [NAME]         ask another model from here on; without a nam
 class Repl:
     """One chat on the terminal."""
 
-    def __init__(self, call: Call, find_url: Callable[[], str], conversation: Conversation) -> None:
+    def __init__(self, call: Call, find_server: Callable[[], Server], conversation: Conversation) -> None:
         """Take how the server is found, which is asked anew each time: a daemon may be started again meanwhile."""
         self._call = call
-        self._find_url = find_url
+        self._find_server = find_server
         self._conversation = conversation
         self._history = History(call.home.root / "chat_history")
         self._prompt = Prompt(self._history, self._complete, output.print_note)
@@ -95,7 +95,7 @@ class Repl:
         conversation = self._conversation
         answer = Answer(model=conversation.model)
         try:
-            print_answer(self._call, self._find_url(), conversation.make_body(prompt), answer)
+            print_answer(self._call, self._find_server(), conversation.make_body(prompt), answer)
         except KeyboardInterrupt:
             kept = "what came of it stays in the conversation" if answer.content else "nothing came of it"
             self._call.note(f"[stopped: {kept}; /retry asks again]")
@@ -141,7 +141,7 @@ class Repl:
         command(argument.strip())
 
     def _choose_model(self, name: str) -> None:
-        models = list_models(self._find_url(), self._call.options.timeout_s)
+        models = list_models(self._find_server(), self._call.options.timeout_s)
         self._models = [str(model["id"]) for model in models]
         if not name:
             rows = [
@@ -225,7 +225,7 @@ class Repl:
     def _find_models(self) -> list[str]:
         if not self._models:
             try:
-                self._models = [str(model["id"]) for model in list_models(self._find_url(), timeout_s=1.0)]
+                self._models = [str(model["id"]) for model in list_models(self._find_server(), timeout_s=1.0)]
             except ControlError:
                 return []
         return self._models

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd import __version__, log
+from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -159,7 +160,9 @@ async def _run(options: Options) -> int:
         stack.push_async_callback(pool.close)
         session = await stack.enter_async_context(open_session())
         upstreams = Upstreams(session, secrets, Breakers(clock.now), Budget(options.home.cloud_day, time.time))
-        app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock))
+        api_keys = ApiKeys(ConfigFile(options.home.api_keys), clock.now)
+        await api_keys.open()
+        app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock, api_keys))
         http = HttpServer(app, settings.http.host, settings.http.port, clock=clock)
         operations = Operations(bus)
         info = DaemonInfo(
@@ -173,7 +176,9 @@ async def _run(options: Options) -> int:
             log=options.log_file,
         )
         control = ControlServer(
-            ControlContext(info, store, pool, catalog, requests, router, operations, bus, crashes, shutdown.ask)
+            ControlContext(
+                info, store, pool, catalog, requests, router, operations, bus, crashes, api_keys, shutdown.ask
+            )
         )
         follower = _attach(store, options.home, pool, catalog, router, http)
         store.subscribe(lambda event: relay_store_event(bus, event))

@@ -6,7 +6,7 @@ literal part, the id. A match is always one of the whole name. Globs and regexes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any
@@ -220,8 +220,7 @@ def _literal_and_regex(rule_id: str, kind: MatchKind, pattern: str) -> tuple[int
             if "[" in pattern:
                 raise _refuse(rule_id, "match", "a glob knows * and ? only; for sets write regex:")
             literal = sum(character not in "*?" for character in pattern)
-            wildcards = {"*": ".*", "?": "."}
-            regex = "".join(wildcards.get(character, re2.escape(character)) for character in pattern)
+            regex = _glob_regex(pattern)
         case MatchKind.REGEX:
             literal = next((i for i, character in enumerate(pattern) if character in _SPECIAL), len(pattern))
             regex = pattern
@@ -231,6 +230,28 @@ def _literal_and_regex(rule_id: str, kind: MatchKind, pattern: str) -> tuple[int
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
         raise _refuse(rule_id, "match", f"the pattern cannot be used: {reason}") from None
     return literal, regex
+
+
+def compile_globs(globs: Sequence[Any]) -> Any:
+    """Return one RE2 pattern whose `fullmatch` finds what any of *globs* matches, as a rule's glob does.
+
+    Raises:
+        ValueError: one of them is no glob, or they are too many.
+    """
+    for glob in globs:
+        if not isinstance(glob, str) or not glob or "[" in glob or len(glob) > _MAX_PATTERN_CHARACTERS:
+            raise ValueError(
+                f"{str(glob)[:80]!r} is no glob of 1 to {_MAX_PATTERN_CHARACTERS} characters with * and ? as wildcards"
+            )
+    try:
+        return re2.compile("|".join(f"(?:{_glob_regex(glob)})" for glob in globs), _options())
+    except re2.error:
+        raise ValueError("the globs are too many") from None
+
+
+def _glob_regex(glob: str) -> str:
+    wildcards = {"*": ".*", "?": "."}
+    return "".join(wildcards.get(character, re2.escape(character)) for character in glob)
 
 
 def _options() -> Any:

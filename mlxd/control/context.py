@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog
 from mlxd.cloud.router import Router
 from mlxd.config import SettingsStore
@@ -67,6 +68,7 @@ class ControlContext:
     operations: Operations
     bus: Bus
     crashes: CrashLog
+    api_keys: ApiKeys
     on_stop: Callable[[bool], None]  # True: cancel the running requests; must return at once
 
 

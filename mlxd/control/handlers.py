@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mlxd.control import cloud, model, model_settings, plan, preload, process, report, setting, settings_file
+from mlxd.control import apikey, cloud, model, model_settings, plan, preload, process, report, setting, settings_file
 from mlxd.control import request as request_handlers
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 from mlxd.control.page import make_page, place_of_number
@@ -94,6 +94,9 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "cloud.rule.list": cloud.list_rules,
         "cloud.rule.remove": cloud.remove_rule,
         "cloud.rule.explain": cloud.explain_rule,
+        "apikey.create": apikey.create,
+        "apikey.list": apikey.list_all,
+        "apikey.revoke": apikey.revoke,
         "op.list": list_operations,
         "op.show": show_operation,
         "op.wait": wait_operation,

@@ -19,7 +19,7 @@ from mlxd.protocol.errors import Forbidden, ProtocolError
 MAX_CONNECTIONS = 64
 # What a client is given to take the last words: they are written at once, so this is for one that does not read.
 _FAREWELL_S = 1.0
-_CAPS = ("deadline", "dry", "events", "idem", "if_gen", "ops", "persist", "topics")
+_CAPS = ("apikey", "deadline", "dry", "events", "idem", "if_gen", "ops", "persist", "topics")
 _log = logging.getLogger(__name__)
 
 
@@ -94,5 +94,6 @@ class ControlServer:
             pid=info.pid,
             gen=self._context.store.generation,
             http=info.http().url,
+            http_token=self._context.api_keys.boot_token,
             limits={"request_bytes": framing.MAX_REQUEST_BYTES, "in_flight": MAX_IN_FLIGHT},
         )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from mlxd.apikey import ApiKey, ApiKeys
 from mlxd.catalog import Catalog
 from mlxd.cloud.attempt import Attempt
 from mlxd.cloud.router import CloudRoute, Router
@@ -50,6 +51,7 @@ class AppContext:
     requests: RunningRequests
     store: LiveSettings
     clock: Clock
+    api_keys: ApiKeys
     now: Callable[[], float] = time.time  # unix time, for `created`
 
 
@@ -58,6 +60,7 @@ class Exchange:
     """What one request turned out to be; becomes response headers and the log line."""
 
     request_id: str
+    api_key: ApiKey | None = None  # whose request it is, where keys are needed
     route: str | None = None
     model: str | None = None
     rule: str | None = None
@@ -66,6 +69,15 @@ class Exchange:
     attempts: list[Attempt] = field(default_factory=list)
     ignored: tuple[str, ...] = ()
     on_first_token: Callable[[], None] | None = None
+
+    def require_model(self, *names: str) -> None:
+        """Pass if the client may ask for the model that goes by these names.
+
+        Raises:
+            Forbidden: its API key does not allow it.
+        """
+        if self.api_key is not None:
+            self.api_key.require(*names)
 
     def note_local(self, model: str) -> None:
         """Note that a model of this machine answers."""

@@ -70,6 +70,7 @@ async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse
     context = request.app[CONTEXT]
     raw, body = await read_object(request)
     model = model_of(body)
+    request[EXCHANGE].require_model(model, context.catalog.alias_target(model))
     decision = context.router.route(model, local_only=_is_local_only(request))
     settings = context.store.current
     hops = ", ".join(request.headers.getall(hdrs.VIA, [])).count("mlxd")

@@ -69,6 +69,8 @@ def headers_of(error: MlxdError) -> dict[str, str]:
         headers["Retry-After"] = str(min(max(math.ceil(error.retry_after_s), low), high))
     elif status_of(error) in _BUSY:
         headers["Retry-After"] = str(low)
+    if status_of(error) == web.HTTPUnauthorized.status_code and not isinstance(error, UpstreamError):
+        headers["WWW-Authenticate"] = "Bearer"
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     return headers

@@ -1,4 +1,4 @@
-"""Who may call: the Host header against DNS rebinding, the Origin header against web pages, CORS for the allowed ones.
+"""Who may call: Host against DNS rebinding, Origin against web pages, CORS for the allowed ones, API keys.
 
 Runs before any route, so that nothing is parsed or loaded for a caller that is turned away.
 """
@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from mlxd.http.context import CONTEXT
+from mlxd.apikey import ApiKeys
+from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.protocol.errors import Forbidden
 
 _EXPOSED = (
@@ -30,9 +31,12 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
 
     Raises:
         Forbidden: the Host or the Origin is not allowed.
-        FileInvalid: the daemon came up without its settings.
+        Unauthenticated: there are API keys, and the request has none of them.
+        RateLimited: its key has sent too many.
+        FileInvalid: the daemon came up without its settings, or its API keys cannot be read.
     """
-    store = request.app[CONTEXT].store
+    context = request.app[CONTEXT]
+    store = context.store
     http = store.current.http
     if not is_allowed_host(request.headers.get(hdrs.HOST, ""), http.allowed_hosts):
         raise Forbidden(
@@ -47,9 +51,21 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             )
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return _preflight(request)
+    if request.path not in _PROBES:
+        _check_key(request, context.api_keys)
     if store.has_booted_invalid and store.problem is not None and request.path not in _PROBES:
         raise store.problem
     return await handler(request)
+
+
+def _check_key(request: web.Request, api_keys: ApiKeys) -> None:
+    """Note whose request it is; what a model answers counts against the key's rate."""
+    kind, _, bearer = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    secret = bearer.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
+    key = api_keys.authenticate(secret)
+    request[EXCHANGE].api_key = key
+    if key is not None and request.method == hdrs.METH_POST:
+        api_keys.spend(key)
 
 
 def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:

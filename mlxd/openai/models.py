@@ -12,7 +12,7 @@ from aiohttp import web
 
 from mlxd.catalog import ModelEntry, context_limit
 from mlxd.cloud.router import CloudRoute
-from mlxd.http.context import CONTEXT, AppContext
+from mlxd.http.context import CONTEXT, EXCHANGE, AppContext
 from mlxd.protocol.errors import ModelNotFound
 
 
@@ -22,7 +22,10 @@ async def get_models(request: web.Request) -> web.Response:
     named = {entry.id: entry for entry in context.catalog.entries()} | context.catalog.aliases()
     listed = await _describe(context, {name: entry for name, entry in named.items() if entry.problem is None})
     listed |= {name: _cloud_model(name, route) for name, route in context.router.exact_names().items()}
-    models = [listed[name] for name in sorted(listed)]
+    key = request[EXCHANGE].api_key
+    models = [
+        listed[name] for name in sorted(listed) if key is None or key.permits(name, context.catalog.alias_target(name))
+    ]
     if "anthropic-version" in request.headers:  # the one path that both APIs have
         return _json(anthropic_list(models))
     return _json({"object": "list", "data": models})
@@ -32,10 +35,12 @@ async def get_model(request: web.Request) -> web.Response:
     """Describe one model.
 
     Raises:
+        Forbidden: the client's API key does not allow it.
         ModelNotFound: with the nearest names, or with why the model on disk cannot be served.
     """
     context = request.app[CONTEXT]
     name = request.match_info["id"]
+    request[EXCHANGE].require_model(name, context.catalog.alias_target(name))
     route = context.router.exact_names().get(name)
     is_anthropic = "anthropic-version" in request.headers
     if route is not None:

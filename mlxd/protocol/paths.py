@@ -74,6 +74,11 @@ class Home:
         return self.root / "secrets"
 
     @property
+    def api_keys(self) -> Path:
+        """The hashes of the keys that clients on TCP need."""
+        return self.root / "apikeys.json"
+
+    @property
     def cache(self) -> Path:
         """What may be deleted at any time: downloads, compiled grammars."""
         return self.root / "cache"

@@ -10,6 +10,7 @@ from mlxd.protocol.errors import InvalidRequest
 
 TOPICS: Mapping[str, str] = MappingProxyType(
     {
+        "apikey": "An API key for HTTP clients was made or revoked.",
         "config": "Settings were changed, or their file went bad or was mended.",
         "daemon": "The daemon is about to end.",
         "model": "A model loads, is there, drains, or is gone.",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlxctl.completion import Answer, list_models, stream_chat
+from mlxctl.completion import Answer, Server, list_models, stream_chat
 from mlxd.protocol.errors import ControlError
 from tests.support.fake_openai import DONE, FakeHTTP, delta, running_openai, sse
 
@@ -35,7 +35,7 @@ def test_pieces_come_as_they_are_made(http: FakeHTTP) -> None:
     thoughts: list[str] = []
     answer = Answer("tiny")
 
-    stream_chat(http.url, BODY, answer, on_content=contents.append, on_reasoning=thoughts.append)
+    stream_chat(Server(http.url), BODY, answer, on_content=contents.append, on_reasoning=thoughts.append)
 
     assert (contents, thoughts) == (["Pa", "ris"], ["hm"])
     assert (answer.content, answer.finish_reason, answer.usage) == ("Paris", "stop", USAGE["usage"])
@@ -67,7 +67,7 @@ def test_refusal_before_the_stream(http: FakeHTTP, status: int, exit_code: int) 
     http.answer = json.dumps({"error": error}).encode()
 
     with pytest.raises(ControlError) as caught:
-        stream_chat(http.url, BODY, Answer("tiny"))
+        stream_chat(Server(http.url), BODY, Answer("tiny"))
 
     assert caught.value.to_wire() == {
         "code": "model_not_found",
@@ -83,7 +83,7 @@ def test_error_without_an_envelope(http: FakeHTTP) -> None:
     http.status, http.answer = 502, b"<html>"
 
     with pytest.raises(ControlError, match="answered 502"):
-        stream_chat(http.url, BODY, Answer("tiny"))
+        stream_chat(Server(http.url), BODY, Answer("tiny"))
 
 
 def test_error_in_the_stream(http: FakeHTTP) -> None:
@@ -92,7 +92,7 @@ def test_error_in_the_stream(http: FakeHTTP) -> None:
     answer = Answer("tiny")
 
     with pytest.raises(ControlError, match="cancelled by an operator"):
-        stream_chat(http.url, BODY, answer)
+        stream_chat(Server(http.url), BODY, answer)
     assert answer.content == "Pa"
 
 
@@ -101,14 +101,14 @@ def test_stream_that_breaks_off(http: FakeHTTP) -> None:
     http.answer = sse(delta(content="Pa"))
 
     with pytest.raises(ControlError) as caught:
-        stream_chat(http.url, BODY, Answer("tiny"))
+        stream_chat(Server(http.url), BODY, Answer("tiny"))
     assert caught.value.code == "http.broken_off"
 
 
 def test_nobody_listens(http: FakeHTTP) -> None:
     """A server that is not there exits 3 and names the address."""
     with pytest.raises(ControlError, match=r"http://127\.0\.0\.1:1 ") as caught:
-        stream_chat("http://127.0.0.1:1", BODY, Answer("tiny"))
+        stream_chat(Server("http://127.0.0.1:1"), BODY, Answer("tiny"))
     assert caught.value.exit_code == 3
 
 
@@ -116,4 +116,4 @@ def test_list_models(http: FakeHTTP) -> None:
     """The models are those of the route."""
     http.models = [{"id": "tiny", "state": "ready"}]
 
-    assert list_models(http.url, 10.0) == [{"id": "tiny", "state": "ready"}]
+    assert list_models(Server(http.url), 10.0) == [{"id": "tiny", "state": "ready"}]

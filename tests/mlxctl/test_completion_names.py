@@ -230,6 +230,7 @@ def test_every_argument_is_known() -> None:
         "[MODEL]",
         "OP",
         "REQUEST",
+        "APIKEY",
         "ID",
         "[ID]",
         "KEY",

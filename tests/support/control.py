@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
@@ -162,6 +163,7 @@ class Plane:
         self.store.attach("catalog", self.catalog_follower, self.catalog_follower)
         self.store.subscribe(lambda event: relay_store_event(self.bus, event))
         self.http = HttpState("http://127.0.0.1:6593", None)
+        self.api_keys = ApiKeys(ConfigFile(home.api_keys), self.clock.now)
         self.stops: list[bool] = []
         info = DaemonInfo("1.2.3", "boot-1", os.getpid(), home, lambda: self.http, time.time())
         context = ControlContext(
@@ -174,6 +176,7 @@ class Plane:
             self.operations,
             self.bus,
             self.crashes,
+            self.api_keys,
             self.stops.append,
         )
         self.server = ControlServer(context, **options)
@@ -182,6 +185,7 @@ class Plane:
     async def start(self) -> None:
         """Find the models and accept clients."""
         await self.crashes.open()
+        await self.api_keys.open()
         self.catalog.scan()
         await self.pool.start()
         await self.server.start(self.listening.socket)

@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -18,12 +19,14 @@ from mlxd.cloud.connection import open_session
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
+from mlxd.config.file import ConfigFile
 from mlxd.http.context import AppContext
 from mlxd.http.server import HttpServer
 from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
 from mlxd.protocol.kind import Machine
+from mlxd.protocol.paths import Home
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import decode
 from mlxd.requests import RunningRequests
@@ -80,6 +83,7 @@ async def serving(
     document: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     environ: Mapping[str, str] = os.environ,
+    home: Path = Path("/nowhere"),
 ) -> AsyncIterator[Served]:
     """Serve *pool* on a free port until the end of the context."""
     models = Catalog([]) if catalog is None else catalog
@@ -92,7 +96,7 @@ async def serving(
         except ModelNotFound:
             return False
 
-    secrets = Secrets(environ, Path("/nowhere"))
+    secrets = Secrets(environ, home)
     async with open_session() as upstreams, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
         context = AppContext(
             pool=pool,
@@ -102,6 +106,7 @@ async def serving(
             requests=RunningRequests(),
             store=store,
             clock=time,
+            api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
             now=lambda: CREATED_S,
         )
         server = HttpServer(make_app(context), "127.0.0.1", 0, clock=time)

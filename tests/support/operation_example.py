@@ -21,6 +21,7 @@ SETTING_UP: tuple[Example, ...] = (
     ("cloud.rule.add", {"id": "r", "match": "exact:x", "mode": "always", "to": ["p/y"], "priority": 5}),
     ("cloud.enable", {}),
     ("preload.add", {"model": "b", "at": 0}),
+    ("apikey.create", {"name": "app", "models": ["a", "org/*"], "rate": "60/min"}),
 )
 EXAMPLES: tuple[Example, ...] = (
     ("ping", {}),
@@ -29,6 +30,7 @@ EXAMPLES: tuple[Example, ...] = (
     ("cloud.provider.list", {}),
     ("cloud.rule.list", {}),
     ("cloud.rule.explain", {"model": "x"}),
+    ("apikey.list", {}),
     ("settings.get", {"key": "pool.memory"}),
     ("settings.list", {}),
     ("settings.validate", {}),
@@ -70,6 +72,7 @@ TAKING_DOWN: tuple[Example, ...] = (
     ("cloud.provider.remove", {"id": "p"}),
     ("settings.rollback", {"gen": 1}),
     ("settings.apply", {"text": '[catalog]\npaths = ["models"]\n'}),
+    ("apikey.revoke", {"name": "app"}),
     ("catalog.rescan", {}),
     ("model.remove", {"model": "org/c"}),
     ("daemon.stop", {"now": True}),
@@ -87,7 +90,7 @@ async def collect_replies(plane: Plane) -> dict[str, list[dict[str, Any]]]:
                 if waits and reply.get("op") is not None:
                     await client.wait(reply["op"])
 
-        async def ask(name: str, **params: Any) -> dict[str, Any]:
+        async def ask(name: str, /, **params: Any) -> dict[str, Any]:
             reply = await client.ask(name, **params)
             replies.setdefault(name, []).append(reply)
             return reply

@@ -5,6 +5,7 @@
     + InvalidRequest             400 invalid_request, names the field
       - UnsupportedParameter     400 unsupported_parameter
       - ContextLengthExceeded    400 context_length_exceeded
+    + Unauthenticated            401 authentication_error
     + Forbidden                  403 forbidden
     + InUse                      409 in_use: a loaded model's files, a running operation
     + NotFound                   404 not_found
@@ -12,6 +13,7 @@
     + MethodNotAllowed           405 method_not_allowed
     + PayloadTooLarge            413 payload_too_large
     + UnsupportedMediaType       415 unsupported_media_type
+    + RateLimited                429 rate_limited
   x CapacityError                the machine is short of something
     + QueueFull                  429 queue_full
     + QueueTimeout               503 queue_timeout
@@ -110,7 +112,9 @@ from mlxd.protocol.errors.request import (
     ModelNotFound,
     NotFound,
     PayloadTooLarge,
+    RateLimited,
     RequestError,
+    Unauthenticated,
     UnsupportedMediaType,
     UnsupportedParameter,
 )
@@ -170,11 +174,13 @@ __all__ = [
     "ProtocolError",
     "QueueFull",
     "QueueTimeout",
+    "RateLimited",
     "RequestCancelled",
     "RequestError",
     "SecretMissing",
     "SettingsError",
     "StreamInterrupted",
+    "Unauthenticated",
     "UnknownSetting",
     "UnsupportedMediaType",
     "UnsupportedParameter",

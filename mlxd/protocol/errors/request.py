@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxd.protocol.errors.base import EXIT_CONFLICT, EXIT_DENIED, EXIT_INVALID, EXIT_NOT_FOUND, MlxdError
+from mlxd.protocol.errors.base import EXIT_CAPACITY, EXIT_CONFLICT, EXIT_DENIED, EXIT_INVALID, EXIT_NOT_FOUND, MlxdError
 
 
 class RequestError(MlxdError):
@@ -31,8 +31,17 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class Unauthenticated(RequestError):
+    """There are API keys, and the request has none of them."""
+
+    code = "authentication_error"
+    http_status = 401
+    openai_type = "authentication_error"
+    exit_code = EXIT_DENIED
+
+
 class Forbidden(RequestError):
-    """The Host, Origin or peer is not allowed."""
+    """The Host, Origin or peer is not allowed, or the model to this API key."""
 
     code = "forbidden"
     http_status = 403
@@ -81,3 +90,13 @@ class UnsupportedMediaType(RequestError):
 
     code = "unsupported_media_type"
     http_status = 415
+
+
+class RateLimited(RequestError):
+    """The API key has sent too many requests for its rate."""
+
+    code = "rate_limited"
+    http_status = 429
+    openai_type = "rate_limit_error"
+    exit_code = EXIT_CAPACITY
+    should_retry = True

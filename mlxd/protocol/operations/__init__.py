@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from itertools import chain
 from types import MappingProxyType
 
 from mlxd.protocol.errors import NotFound
-from mlxd.protocol.operations import cloud, daemon, model, op, pool, queue, request, settings
+from mlxd.protocol.operations import apikey, cloud, daemon, model, op, pool, queue, request, settings
 from mlxd.protocol.operations.row import Operation, Param, ParamType, check_params
 
 __all__ = ["OPERATIONS", "Operation", "Param", "ParamType", "check_params", "find_operation"]
 
-_TABLES = (daemon.TABLE, pool.TABLE, queue.TABLE, settings.TABLE, model.TABLE, cloud.TABLE, op.TABLE, request.TABLE)
+_NOUNS = (daemon, pool, queue, settings, model, cloud, apikey, op, request)
 
-OPERATIONS: Mapping[str, Operation] = MappingProxyType({row.name: row for row in chain(*_TABLES)})
+OPERATIONS: Mapping[str, Operation] = MappingProxyType({row.name: row for noun in _NOUNS for row in noun.TABLE})
 
 
 def find_operation(name: object) -> Operation:
