@@ -100,6 +100,12 @@ class RunningRequests:
             tracked.cancel(reason)
         return len(found)
 
+    def cancel_number(self, number: int, reason: str) -> None:
+        """End the request of this number with `RequestCancelled`; one that has ended is left alone."""
+        tracked = self._tracked.get(number)
+        if tracked is not None:
+            tracked.cancel(reason)
+
     def cancel_all(self, reason: str) -> int:
         """End every request with `RequestCancelled`; return how many."""
         for tracked in self._tracked.values():

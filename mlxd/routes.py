@@ -16,6 +16,9 @@ from mlxd.openai.chat import post_chat_completions
 from mlxd.openai.completions import post_completions
 from mlxd.openai.embeddings import post_embeddings
 from mlxd.openai.models import get_model, get_models
+from mlxd.openai.response_store import RESPONSES, ResponseStore
+from mlxd.openai.responses import post_responses
+from mlxd.openai.stored_responses import cancel_response, delete_response, get_input_items, get_response
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ ROUTES = (
     Route("POST", "/v1/chat/completions", post_chat_completions),
     Route("POST", "/v1/completions", post_completions),
     Route("POST", "/v1/embeddings", post_embeddings),
+    Route("POST", "/v1/responses", post_responses),
+    Route("GET", "/v1/responses/{id}", get_response),
+    Route("DELETE", "/v1/responses/{id}", delete_response),
+    Route("GET", "/v1/responses/{id}/input_items", get_input_items),
+    Route("POST", "/v1/responses/{id}/cancel", cancel_response),
     Route("POST", "/v1/messages", post_messages),
     Route("POST", "/v1/messages/count_tokens", post_count_tokens),
     Route("GET", "/v1/models", get_models),
@@ -44,6 +52,7 @@ def make_app(context: AppContext) -> web.Application:
     """Return the application; it reads settings from the context at every request."""
     app = web.Application(middlewares=[boundary, guard])
     app[CONTEXT] = context
+    app[RESPONSES] = ResponseStore(lambda: context.store.current.http)
     app.on_response_prepare.append(add_headers)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

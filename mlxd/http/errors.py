@@ -16,6 +16,7 @@ from mlxd.protocol.errors import InvalidRequest, MethodNotAllowed, MlxdError, No
 _RETRY_AFTER_S = (1, 60)
 _BUSY = frozenset({429, 503})
 _ANTHROPIC_PATH = "/v1/messages"
+_RESPONSES_PATH = "/v1/responses"
 _ANTHROPIC_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -108,5 +109,10 @@ def from_http(error: web.HTTPException, request: web.Request, nearest: str | Non
 def event(error: MlxdError, request: web.Request) -> bytes:
     """Return the error as the last event of a stream; no `[DONE]` follows it."""
     dialect = dialect_of(request)
+    if request.path == _RESPONSES_PATH:  # its events have a type and a number; this one is the first
+        body = orjson.loads(envelope(error))["error"]
+        words = {name: body[name] for name in ("code", "message", "param")}
+        first = {"type": "error", "sequence_number": 0, **words, "error": body}
+        return b"event: error\ndata: " + orjson.dumps(first) + b"\n\n"
     name = b"event: error\n" if dialect is Dialect.ANTHROPIC else b""
     return name + b"data: " + envelope(error, dialect, request[EXCHANGE].request_id) + b"\n\n"

@@ -99,6 +99,13 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+def string(name: str, value: Any) -> str:
+    """Accept a string, which may be empty."""
+    if not isinstance(value, str):
+        raise wrong(name, value, "a text")
+    return value
+
+
 def mapping(name: str, value: Any) -> dict[str, Any]:
     """Accept an object."""
     if not isinstance(value, dict):

@@ -98,7 +98,7 @@ def cors_headers(request: web.Request) -> dict[str, str]:
 
 def _preflight(request: web.Request) -> web.Response:
     headers: dict[str, str] = {
-        hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST",
+        hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, DELETE",
         hdrs.ACCESS_CONTROL_ALLOW_HEADERS: request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, ""),
         hdrs.ACCESS_CONTROL_MAX_AGE: str(_PREFLIGHT_AGE_S),
     }

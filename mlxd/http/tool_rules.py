@@ -66,7 +66,9 @@ def _constraint(
     is_strict = any(function.get("strict") for function in allowed)
     if not is_required and not is_strict and answer is None and choice.names is None:
         return None
-    what = "tool_choice" if is_required or choice.names is not None else "tools" if is_strict else "response_format"
+    what = "tool_choice" if is_required or choice.names is not None else "tools"
+    if what == "tools" and not is_strict and answer is not None:
+        what = answer.field
     schema = None if answer is None or is_required else answer.schema or '{"type":"object"}'
     return ToolConstraint(json.dumps(allowed), is_required, parallel, what, schema)
 

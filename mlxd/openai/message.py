@@ -87,13 +87,13 @@ def _call(path: str, call: Any, unknown: UnknownFields) -> dict[str, Any]:
         "type": "function",
         "function": {
             "name": field.text(f"{path}.function.name", function.get("name")),
-            "arguments": _object(arguments),
+            "arguments": call_arguments(arguments),
         },
     }
 
 
-def _object(arguments: str) -> Any:
-    """Return the object; the text itself where a model wrote something else."""
+def call_arguments(arguments: str) -> Any:
+    """Return the arguments of a call as templates want them, an object; the text itself where it holds no object."""
     try:
         value = orjson.loads(arguments) if arguments else {}
     except orjson.JSONDecodeError:

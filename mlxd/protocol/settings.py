@@ -78,6 +78,12 @@ class HttpSettings:
     keepalive: float = row(
         Duration(minimum_s=1, maximum_s=60), "10s", "Longest silence in a stream before an SSE comment keeps it alive."
     )
+    stored_responses: int = row(
+        Integer(0, 100_000), 1000, "Most responses of /v1/responses kept in memory to go on from; 0 keeps none."
+    )
+    stored_responses_memory: int = row(
+        Bytes(0, 2**36), "64MiB", "Most memory that kept responses take; the least recently used go first."
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,7 +95,7 @@ async def test_a_preflight_is_answered_for_allowed_pages_only() -> None:
             pass
     assert (allowed.status, refused.status) == (204, 403)
     assert allowed.headers["Access-Control-Allow-Origin"] == PAGE
-    assert allowed.headers["Access-Control-Allow-Methods"] == "GET, POST"
+    assert allowed.headers["Access-Control-Allow-Methods"] == "GET, POST, DELETE"
     assert allowed.headers["Access-Control-Allow-Headers"] == "content-type,x-stainless-os"
     assert allowed.headers["Access-Control-Allow-Private-Network"] == "true"
     assert "Access-Control-Allow-Methods" not in refused.headers

@@ -11,7 +11,7 @@ from mlxd.cloud.sse import Event
 _SAYING = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
 # Events of /v1/responses before anything is said.
 _PRELUDE = frozenset({"response.created", "response.in_progress", "response.queued"})
-_LAST = frozenset({"response.completed", "response.incomplete", "response.failed"})
+_LAST = frozenset({"response.completed", "response.incomplete", "response.failed", "error"})
 
 
 class OpenAI:
@@ -36,8 +36,14 @@ class OpenAI:
         return event.data == b"[DONE]" or event.name in _LAST or event.data.startswith((b'{"error"', b'{ "error"'))
 
     def error_of(self, body: Any) -> str | None:
-        """The message in `error`."""
+        """The message in `error`, which a failed response and an error among its events have elsewhere."""
         error = body.get("error") if isinstance(body, dict) else None
+        if error is None and isinstance(body, dict):
+            match body.get("type"):
+                case "error":
+                    error = body
+                case "response.failed" if isinstance(body.get("response"), dict):
+                    error = body["response"].get("error")
         if isinstance(error, dict):
             return str(error.get("message", ""))
         return error if isinstance(error, str) else None

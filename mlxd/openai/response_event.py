@@ -1,0 +1,169 @@
+"""A response as it grows: its items, and the events of its stream, in OpenAI's shapes. Pure: no I/O.
+
+A whole answer is made by the same code as a stream, whose events are then not sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
+from mlxd.engine.logprob import TokenLogprob
+from mlxd.engine.tool import ToolCall
+from mlxd.http import errors
+from mlxd.openai.logprob import chat_logprobs
+from mlxd.openai.response_item import new_id
+from mlxd.protocol.errors import MlxdError, RequestCancelled
+
+_EVENT_OF = {TextKind.CONTENT: "response.output_text", TextKind.REASONING: "response.reasoning_text"}
+_TOO_MANY_REQUESTS = 429
+
+
+class ResponseEvents:
+    """One response. The first events of its stream come with the first that says something."""
+
+    def __init__(
+        self, response_id: str, created_s: int, model: str, repeated: Mapping[str, Any], *, has_logprobs: bool
+    ) -> None:
+        """Take what does not change; *repeated* are the members that repeat the request."""
+        self.id = response_id
+        self.has_begun = False
+        self._members = {"id": response_id, "object": "response", "created_at": created_s, "model": model, **repeated}
+        self._has_logprobs = has_logprobs
+        self._number = 0  # of the next event
+        self._items: list[dict[str, Any]] = []
+        self._open: TextKind | None = None  # of the last item, while it grows
+        self._pieces: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._tokens = 0
+        self._reasoning_tokens = 0
+        self._end: dict[str, Any] = {"status": "in_progress"}
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its last event was made."""
+        return bool(self._end["status"] != "in_progress")
+
+    def body(self) -> dict[str, Any]:
+        """Return the response as it is now."""
+        unset = {"completed_at": None, "error": None, "incomplete_details": None, "usage": None}
+        return {**self._members, **unset, "output": self._items, **self._end}
+
+    def take(self, delta: Delta) -> bytes:
+        """Add *delta* and return its events."""
+        if delta.kind is TextKind.REASONING:
+            self._reasoning_tokens += delta.completion_tokens - self._tokens
+        self._tokens = delta.completion_tokens
+        if delta.kind is TextKind.TOOL:
+            return b"".join(self._call(call) for call in delta.calls)
+        logprobs = delta.logprobs if self._has_logprobs and delta.kind is TextKind.CONTENT else ()
+        if not delta.text and not logprobs:
+            return b""
+        data = self._begin()
+        if self._open is not delta.kind:
+            data += self._close("completed") + self._start(delta.kind)
+        self._pieces.append(delta.text)
+        self._logprobs += logprobs
+        more = {"logprobs": _entries(logprobs)} if delta.kind is TextKind.CONTENT else {}
+        return data + self._event(f"{_EVENT_OF[delta.kind]}.delta", **self._place(), delta=delta.text, **more)
+
+    def finish(self, finished: Finished, now_s: int) -> bytes:
+        """End the response as the model ended it, and return the last events."""
+        is_whole = finished.reason is not FinishReason.LENGTH
+        data = self._begin() + self._close("completed" if is_whole else "incomplete")
+        if is_whole:
+            self._end = {"status": "completed", "completed_at": now_s}
+        else:
+            self._end = {"status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}}
+        self._end["usage"] = _usage(finished.usage, self._reasoning_tokens)
+        return data + self._event(f"response.{self._end['status']}", response=self.body())
+
+    def fail(self, error: MlxdError) -> bytes:
+        """End the response, which has begun, by an error, and return the last events.
+
+        The last is `response.failed`, with the envelope of errors besides: the official client raises on that alone.
+        """
+        data = self._close("incomplete")
+        envelope = orjson.loads(errors.envelope(error))["error"]
+        if isinstance(error, RequestCancelled):
+            self._end = {"status": "cancelled"}
+        else:
+            code = "rate_limit_exceeded" if errors.status_of(error) == _TOO_MANY_REQUESTS else "server_error"
+            self._end = {"status": "failed", "error": {"code": code, "message": envelope["message"]}}
+        return data + self._event("response.failed", response=self.body(), error=envelope)
+
+    def _begin(self) -> bytes:
+        if self.has_begun:
+            return b""
+        self.has_begun = True
+        body = self.body()
+        return self._event("response.created", response=body) + self._event("response.in_progress", response=body)
+
+    def _start(self, kind: TextKind) -> bytes:
+        self._open, self._pieces, self._logprobs = kind, [], []
+        if kind is TextKind.CONTENT:
+            item = {"id": new_id("msg"), "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+        else:
+            item = {"id": new_id("rs"), "type": "reasoning", "status": "in_progress", "summary": [], "content": []}
+        self._items.append(item)
+        added = self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
+        return added + self._event("response.content_part.added", **self._place(), part=self._part())
+
+    def _close(self, status: str) -> bytes:
+        """End the item that grows, if one does."""
+        if self._open is None:
+            return b""
+        part, item = self._part(), self._items[-1]
+        said = {"text": part["text"]}
+        if self._open is TextKind.CONTENT:
+            said["logprobs"] = part["logprobs"]
+        item["status"], item["content"] = status, [part]
+        data = self._event(f"{_EVENT_OF[self._open]}.done", **self._place(), **said)
+        data += self._event("response.content_part.done", **self._place(), part=part)
+        self._open = None
+        return data + self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
+
+    def _part(self) -> dict[str, Any]:
+        text = "".join(self._pieces)
+        if self._open is TextKind.REASONING:
+            return {"type": "reasoning_text", "text": text}
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": _entries(self._logprobs)}
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
+
+    def _call(self, call: ToolCall) -> bytes:
+        data = self._begin() + self._close("completed")
+        item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "call_id": new_id("call")}
+        item |= {"name": call.name, "arguments": ""}
+        index = len(self._items)
+        place = {"item_id": item["id"], "output_index": index}
+        data += self._event("response.output_item.added", output_index=index, item=item)
+        data += self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
+        done = {"name": call.name, "arguments": call.arguments}
+        data += self._event("response.function_call_arguments.done", **place, **done)
+        self._items.append({**item, "status": "completed", "arguments": call.arguments})
+        return data + self._event("response.output_item.done", output_index=index, item=self._items[-1])
+
+    def _event(self, kind: str, **data: Any) -> bytes:
+        event = {"type": kind, "sequence_number": self._number, **data}
+        self._number += 1
+        return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+
+
+def _entries(logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = chat_logprobs(logprobs)["content"]
+    return entries
+
+
+def _usage(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"reasoning_tokens": reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+    }

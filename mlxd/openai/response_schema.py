@@ -1,0 +1,203 @@
+"""Body of /v1/responses → `GenerationRequest`, or an error that names the field. THE table of what each field does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
+from mlxd.engine.constraint import JsonConstraint
+from mlxd.http import field
+from mlxd.http.sampling import SAMPLING, sampling_params
+from mlxd.http.table import Habit, Refused, Table, Works, read
+from mlxd.http.unknown import UnknownFields
+from mlxd.openai.response_format import parse_schema
+from mlxd.openai.response_item import Item, messages_of, parse_input
+from mlxd.openai.response_store import ResponseStore
+from mlxd.openai.response_tool import parse_tools, shown_tools
+from mlxd.protocol.errors import InvalidRequest
+
+_MAX_TOKENS = 2**31 - 1
+_LOGPROBS = "message.output_text.logprobs"
+# The others are of tools that do not run here, or of reasoning that is given in the clear: they change nothing.
+_INCLUDABLE = (
+    _LOGPROBS,
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+)
+
+
+def includes(name: str, value: Any) -> tuple[str, ...]:
+    """Accept a list of what OpenAI's API can include."""
+    return tuple(
+        field.word(*_INCLUDABLE)(f"{name}[{place}]", item) for place, item in enumerate(field.listing(name, value))
+    )
+
+
+def metadata(name: str, value: Any) -> dict[str, str]:
+    """Accept an object of texts."""
+    for key, item in field.mapping(name, value).items():
+        if not isinstance(item, str):
+            raise field.wrong(f"{name}.{key[:60]}", item, "a text")
+    return dict(value)
+
+
+RESPONSE: Table = {
+    **SAMPLING,
+    "access_programs": Refused(({"cyber": "standard"},)),
+    "background": Refused((False,)),
+    "background_options": Refused(),
+    "chat_template_kwargs": Works(field.template_kwargs),
+    "context_management": Refused(([],)),
+    "conversation": Refused(),
+    "image": Refused(({"context_compression": "auto"}, {"context_compression": "disabled"})),
+    "include": Works(includes),
+    "input": Works(field.anything),
+    "instructions": Works(field.string),
+    "max_output_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "max_tool_calls": Habit(),  # of tools that run on OpenAI's servers
+    "metadata": Works(metadata),
+    "model": Works(field.text),
+    "moderation": Refused(),
+    "parallel_tool_calls": Works(field.boolean),
+    "previous_response_id": Works(field.text),
+    "prompt": Refused(),
+    "prompt_cache_key": Habit(),
+    "prompt_cache_options": Habit(),
+    "prompt_cache_retention": Habit(),
+    "reasoning": Works(field.mapping),
+    "safety_identifier": Habit(),
+    "service_tier": Habit(),
+    "store": Works(field.boolean),
+    "stream": Works(field.boolean),
+    "stream_options": Works(field.mapping),
+    "text": Works(field.mapping),
+    "tool_choice": Works(field.anything),
+    "tools": Works(field.listing),
+    "top_logprobs": Works(field.integer(0, 20)),
+    "truncation": Refused(("disabled",)),
+    "user": Habit(),
+}
+_STREAM_OPTIONS: Table = {"include_obfuscation": Refused((False,))}
+_REASONING: Table = {
+    "context": Refused(("auto",)),
+    "effort": Works(field.word("none", "minimal", "low", "medium", "high", "xhigh")),
+    # "auto" asks for a summary where there is one; here the reasoning itself is given.
+    "generate_summary": Refused(("auto",)),
+    "mode": Refused(("standard",)),
+    "summary": Refused(("auto",)),
+}
+_TEXT: Table = {"format": Works(field.mapping), "verbosity": Refused(("medium",))}
+_FORMAT_KNOWN = {
+    "text": frozenset({"type"}),
+    "json_object": frozenset({"type"}),
+    "json_schema": frozenset({"type", "name", "description", "schema", "strict"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedResponse:
+    """A body that can be answered."""
+
+    request: GenerationRequest
+    stream: bool
+    stores: bool  # whether the response is to be kept
+    input_items: tuple[Item, ...]  # its own, without those of the responses before it
+    previous_id: str | None
+    repeated: Mapping[str, Any]  # the members of a response that repeat the body
+    ignored: tuple[str, ...]  # names of fields that are not OpenAI's
+
+
+def parse_response(body: Mapping[str, Any], store: ResponseStore, *, reject_unknown: bool) -> ParsedResponse:
+    """Read the body of /v1/responses, with what *store* has of the conversation before it.
+
+    Raises:
+        UnsupportedParameter: a documented field, item or tool that this server does not act upon.
+        InvalidRequest: a value of the wrong type or out of its bounds, an unknown field that is refused, or a previous
+            response that is not there.
+    """
+    unknown = UnknownFields(reject=reject_unknown)
+    values = read(RESPONSE, body, unknown)
+    previous_id = values.get("previous_response_id")
+    if "input" not in values and previous_id is None:
+        raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
+    stream = values.get("stream", False)
+    if "stream_options" in values:
+        if not stream:
+            raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
+        read(_STREAM_OPTIONS, values["stream_options"], unknown, "stream_options")
+    effort = read(_REASONING, values.get("reasoning", {}), unknown, "reasoning").get("effort")
+    answer = _answer_format(values, unknown)
+    rules = parse_tools(values, unknown, answer)
+    items = parse_input(values.get("input", []), unknown, store.item)
+    before = [] if previous_id is None else store.conversation(previous_id)
+    messages = messages_of([*before, *items], values.get("instructions"))
+    if not messages:
+        raise InvalidRequest("input holds no items, and there is nothing else to answer", param="input")
+    sampling = sampling_params(values)
+    request = GenerationRequest(
+        ChatPrompt(messages, values.get("chat_template_kwargs", {}), rules.use, effort),
+        sampling,
+        values.get("max_output_tokens"),
+        logprobs=_logprobs(values),
+        constraint=answer if rules.constraint is None else rules.constraint,
+    )
+    stores = values.get("store", True) and store.is_open
+    repeated = {**_repeated(values, sampling, effort), "store": stores}
+    return ParsedResponse(request, stream, stores, items, previous_id, repeated, unknown.names)
+
+
+def _answer_format(values: Mapping[str, Any], unknown: UnknownFields) -> JsonConstraint | None:
+    given = read(_TEXT, values.get("text", {}), unknown, "text").get("format")
+    if given is None:
+        return None
+    kind = field.word(*_FORMAT_KNOWN)("text.format.type", given.get("type"))
+    unknown.note("text.format", given, _FORMAT_KNOWN[kind])
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return JsonConstraint(field="text.format")
+    schema = {name: value for name, value in given.items() if name != "type"}
+    return replace(parse_schema("text.format", schema, unknown), field="text.format")
+
+
+def _logprobs(values: Mapping[str, Any]) -> int | None:
+    """Return how many alternatives are wanted; None: no logprobs at all."""
+    top: int = values.get("top_logprobs", 0)
+    return top if top or _LOGPROBS in values.get("include", ()) else None
+
+
+def _repeated(values: Mapping[str, Any], sampling: SamplingParams, effort: str | None) -> dict[str, Any]:
+    """Return what a response repeats of a body that has been checked."""
+    tools = values.get("tools", [])
+    text = values.get("text", {})
+    repeated = {
+        "instructions": values.get("instructions"),
+        "max_output_tokens": values.get("max_output_tokens"),
+        "metadata": values.get("metadata", {}),
+        "parallel_tool_calls": values.get("parallel_tool_calls", True),
+        "previous_response_id": values.get("previous_response_id"),
+        "reasoning": {"effort": effort, "summary": None},
+        "temperature": sampling.temperature,
+        "text": {"format": text.get("format") or {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": values.get("tool_choice", "auto"),
+        "tools": shown_tools(tools),
+        "top_logprobs": values.get("top_logprobs", 0),
+        "top_p": sampling.top_p,
+        "truncation": "disabled",
+        "background": False,
+        "service_tier": "default",
+    }
+    try:
+        orjson.dumps(repeated)
+    except orjson.JSONEncodeError:  # it writes 254 levels and reads 1024
+        raise InvalidRequest("a schema in the body is nested too deep to be repeated in the response") from None
+    return repeated

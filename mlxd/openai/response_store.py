@@ -1,0 +1,158 @@
+"""The responses that can be asked for again and gone on from: in memory, bounded, the least recently used go first.
+
+Owns them, and the list of streams of responses that run. Nothing is ever written to a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import orjson
+from aiohttp import web
+
+from mlxd.openai.response_item import Item
+from mlxd.protocol.errors import InvalidRequest, NotFound
+from mlxd.protocol.settings import HttpSettings
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """One response, with what it answers, as JSON: so their size is known."""
+
+    id: str
+    body: bytes
+    input_items: bytes
+    previous_id: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """What it counts for."""
+        return len(self.body) + len(self.input_items)
+
+    def turn(self) -> list[Item]:
+        """Return the items that it adds to its conversation: what was asked and what was answered."""
+        items: list[Item] = orjson.loads(self.input_items) + orjson.loads(self.body)["output"]
+        return items
+
+
+@dataclass(slots=True)
+class RunningResponse:
+    """A response whose stream runs, from its first event on: no client knows its id before."""
+
+    number: int  # of its request
+    body: bytes | None  # None where it is not to be stored
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    final: bytes | None = None  # as it ended; None where its client went away
+
+
+class ResponseStore:
+    """All stored and running responses."""
+
+    def __init__(self, settings: Callable[[], HttpSettings]) -> None:
+        """Take where the bounds are read from, at every use."""
+        self._settings = settings
+        self._stored: OrderedDict[str, StoredResponse] = OrderedDict()  # the least recently used first
+        self._stored_bytes = 0
+        self._running: dict[str, RunningResponse] = {}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything is stored at all."""
+        return self._settings().stored_responses > 0
+
+    def begin(self, response_id: str, number: int, body: bytes | None) -> None:
+        """Note that the stream of a response runs."""
+        self._running[response_id] = RunningResponse(number, body)
+
+    def end(self, response_id: str, final: bytes | None) -> None:
+        """Note that it does not run any more; one that has ended, or has never begun, changes nothing."""
+        running = self._running.pop(response_id, None)
+        if running is not None:
+            running.final = final
+            running.ended.set()
+
+    def running(self, response_id: str) -> RunningResponse | None:
+        """Return it while it runs."""
+        return self._running.get(response_id)
+
+    def add(self, response: StoredResponse) -> None:
+        """Keep a response; others make room for it. One that is larger than all the room is not kept."""
+        if response.size_bytes > self._settings().stored_responses_memory:
+            return
+        self._stored[response.id] = response
+        self._stored_bytes += response.size_bytes
+        self._trim()
+
+    def get(self, response_id: str) -> StoredResponse:
+        """Return a response, which counts as its use.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        self._trim()
+        if response_id not in self._stored:
+            raise NotFound(
+                f"there is no stored response {response_id!r}: it was never stored here, was deleted, or made room for "
+                "later ones",
+                param="response_id",
+            )
+        self._stored.move_to_end(response_id)
+        return self._stored[response_id]
+
+    def remove(self, response_id: str) -> None:
+        """Forget a response; raises as `get`."""
+        self._stored_bytes -= self.get(response_id).size_bytes
+        del self._stored[response_id]
+
+    def conversation(self, response_id: str) -> list[Item]:
+        """Return all items from the first response of a conversation to this one, and count all of them as used.
+
+        Raises:
+            InvalidRequest: one of them is not there.
+        """
+        turns: list[list[Item]] = []
+        next_id: str | None = response_id
+        while next_id is not None:
+            if next_id in self._running:
+                raise _not_found(response_id, "it is still being made")
+            try:
+                stored = self.get(next_id)
+            except NotFound:
+                why = "it was never stored here, was deleted, or made room for later ones (http.stored_responses)"
+                raise _not_found(
+                    response_id, why if next_id == response_id else f"it goes on from {next_id!r}, and {why}"
+                ) from None
+            turns.append(stored.turn())
+            next_id = stored.previous_id
+        return [item for turn in reversed(turns) for item in turn]
+
+    def item(self, item_id: str) -> Item | None:
+        """Return an item of a stored response by its id; None where there is none."""
+        self._trim()
+        quoted = orjson.dumps(item_id)
+        for stored in reversed(self._stored.values()):
+            if quoted in stored.body or quoted in stored.input_items:
+                for item in stored.turn():
+                    if item["id"] == item_id:
+                        return item
+        return None
+
+    def _trim(self) -> None:
+        bounds = self._settings()
+        while len(self._stored) > bounds.stored_responses or self._stored_bytes > bounds.stored_responses_memory:
+            _, oldest = self._stored.popitem(last=False)
+            self._stored_bytes -= oldest.size_bytes
+
+
+def _not_found(response_id: str, why: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"previous_response_id {response_id[:100]!r} cannot be gone on from: {why}",
+        param="previous_response_id",
+        code="previous_response_not_found",
+    )
+
+
+RESPONSES = web.AppKey("mlxd_responses", ResponseStore)

@@ -1,0 +1,100 @@
+"""POST /v1/responses."""
+
+from __future__ import annotations
+
+import orjson
+from aiohttp import web
+
+from mlxd.engine.base import Delta, Finished
+from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.dispatch import Local, Surface, dispatch
+from mlxd.http.generation import AnswerEvent, generation
+from mlxd.openai.response_event import ResponseEvents
+from mlxd.openai.response_item import new_id
+from mlxd.openai.response_schema import ParsedResponse, parse_response
+from mlxd.openai.response_store import RESPONSES, StoredResponse
+from mlxd.protocol.errors import MlxdError
+
+
+async def post_responses(request: web.Request) -> web.StreamResponse:
+    """Answer a conversation, streamed or whole, here or by an upstream."""
+    return await dispatch(request, RESPONSE)
+
+
+async def _response(request: web.Request, local: Local) -> web.StreamResponse:
+    parsed = parse_response(local.body, request.app[RESPONSES], reject_unknown=local.reject_unknown)
+    request[EXCHANGE].ignored = parsed.ignored
+    events = ResponseEvents(
+        new_id("resp"),
+        _now_s(request),
+        local.model,
+        parsed.repeated,
+        has_logprobs=parsed.request.logprobs is not None,
+    )
+    if parsed.stream:
+        return await _stream(request, local, parsed, events)
+    return await _answer(request, local.model, parsed, events)
+
+
+RESPONSE = Surface("openai", "responses", _response)
+
+
+async def _stream(
+    request: web.Request, local: Local, parsed: ParsedResponse, events: ResponseEvents
+) -> web.StreamResponse:
+    store = request.app[RESPONSES]
+
+    async def write(_: int, happened: AnswerEvent) -> None:
+        # The first events wait for the first word: until then the cloud may answer instead.
+        if isinstance(happened, Delta):
+            is_new = not events.has_begun
+            data = events.take(happened)
+            if is_new and events.has_begun:
+                begun = orjson.dumps(events.body()) if parsed.stores else None
+                store.begin(events.id, held.running.number, begun)
+        elif isinstance(happened, Finished):
+            data = events.finish(happened, _now_s(request))
+            _keep(request, parsed, events)
+        else:
+            return
+        if data:
+            await local.stream.send(data)
+
+    try:
+        async with generation(request, local.model) as held:
+            await held.deliver([parsed.request], 1, write)
+    except MlxdError as error:
+        if not events.has_begun or events.has_ended:
+            raise
+        last = events.fail(error)
+        _keep(request, parsed, events)
+        await local.stream.send(last)
+    finally:
+        store.end(events.id, None)  # a client that went away keeps nothing
+    return local.stream.response
+
+
+async def _answer(request: web.Request, model: str, parsed: ParsedResponse, events: ResponseEvents) -> web.Response:
+    async def take(_: int, happened: AnswerEvent) -> None:
+        if isinstance(happened, Delta):
+            events.take(happened)
+        elif isinstance(happened, Finished):
+            events.finish(happened, _now_s(request))
+
+    async with generation(request, model) as held:
+        await held.deliver([parsed.request], 1, take)
+    return web.Response(body=_keep(request, parsed, events), content_type="application/json")
+
+
+def _keep(request: web.Request, parsed: ParsedResponse, events: ResponseEvents) -> bytes:
+    """Store the response as it ended, where that is wanted; return its body."""
+    store = request.app[RESPONSES]
+    body = orjson.dumps(events.body())
+    if parsed.stores:
+        store.add(StoredResponse(events.id, body, orjson.dumps(parsed.input_items), parsed.previous_id))
+    store.end(events.id, body)
+    return body
+
+
+def _now_s(request: web.Request) -> int:
+    return int(request.app[CONTEXT].now())

@@ -1,0 +1,110 @@
+"""GET and DELETE /v1/responses/{id}, its input items, and the cancel of one that runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from mlxd.http import field
+from mlxd.http.context import CONTEXT
+from mlxd.http.unknown import UnknownFields
+from mlxd.openai.response_item import Item
+from mlxd.openai.response_schema import includes
+from mlxd.openai.response_store import RESPONSES
+from mlxd.protocol.errors import InUse, InvalidRequest, UnsupportedParameter
+
+_DEFAULT_LIMIT = 20
+_MAX_LIMIT = 100
+_FALSE = ("false", "0")
+
+
+async def get_response(request: web.Request) -> web.Response:
+    """Return a stored response, as far as it is."""
+    _read_query(request, ("include", "stream", "include_obfuscation", "starting_after"))
+    for name in ("stream", "include_obfuscation", "starting_after"):
+        if request.query.get(name, _FALSE[0]) not in _FALSE[: 1 if name == "starting_after" else 2]:
+            raise UnsupportedParameter(f"{name} is not supported: stored responses are given whole", param=name)
+    store, response_id = request.app[RESPONSES], request.match_info["id"]
+    running = store.running(response_id)
+    if running is not None and running.body is not None:
+        return _json(running.body)
+    return _json(store.get(response_id).body)
+
+
+async def delete_response(request: web.Request) -> web.Response:
+    """Forget a stored response.
+
+    Raises:
+        InUse: it is still being made.
+    """
+    _read_query(request, ())
+    store, response_id = request.app[RESPONSES], request.match_info["id"]
+    if store.running(response_id) is not None:
+        hint = f"POST /v1/responses/{response_id}/cancel"
+        raise InUse(f"the response {response_id!r} is still being made", hint=hint, param="response_id")
+    store.remove(response_id)
+    return _json(orjson.dumps({"id": response_id, "object": "response", "deleted": True}))
+
+
+async def cancel_response(request: web.Request) -> web.Response:
+    """End a response that is being made, and return it as it is then.
+
+    Raises:
+        InvalidRequest: it has ended already.
+    """
+    _read_query(request, ())
+    store, response_id = request.app[RESPONSES], request.match_info["id"]
+    running = store.running(response_id)
+    if running is None:
+        status = orjson.loads(store.get(response_id).body)["status"]
+        raise InvalidRequest(
+            f"the response {response_id!r} cannot be cancelled: its status is {status!r}", param="response_id"
+        )
+    request.app[CONTEXT].requests.cancel_number(running.number, "the response was cancelled")
+    await running.ended.wait()
+    if running.final is None:
+        raise InvalidRequest(f"the client of the response {response_id!r} has gone just now", param="response_id")
+    return _json(running.final)
+
+
+async def get_input_items(request: web.Request) -> web.Response:
+    """List what a stored response answers, without the responses before it; the newest first, unless asked otherwise.
+
+    Raises:
+        InvalidRequest: a page that cannot be.
+    """
+    _read_query(request, ("after", "include", "limit", "order"))
+    order = field.word("asc", "desc")("order", request.query.get("order", "desc"))
+    limit = request.query.get("limit", str(_DEFAULT_LIMIT))
+    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _MAX_LIMIT:
+        raise field.wrong("limit", limit, f"a whole number from 1 to {_MAX_LIMIT}")
+    items: list[Item] = orjson.loads(request.app[RESPONSES].get(request.match_info["id"]).input_items)
+    if order == "desc":
+        items.reverse()
+    after = request.query.get("after")
+    if after is not None:
+        places = [place for place, item in enumerate(items) if item["id"] == after]
+        if not places:
+            raise InvalidRequest(f"after names no item of this response: {after[:100]!r}", param="after")
+        items = items[places[0] + 1 :]
+    page = items[: int(limit)]
+    ends: dict[str, Any] = {
+        "first_id": page[0]["id"] if page else None,
+        "last_id": page[-1]["id"] if page else None,
+        "has_more": len(page) < len(items),
+    }
+    return _json(orjson.dumps({"object": "list", "data": page, **ends}))
+
+
+def _read_query(request: web.Request, known: tuple[str, ...]) -> None:
+    """Check what all of these take: no parameter of another name where unknown fields are refused, known includes."""
+    reject = request.app[CONTEXT].store.current.http.unknown_fields == "reject"
+    given = {name.removesuffix("[]"): value for name, value in request.query.items()}
+    UnknownFields(reject=reject).note("", given, known)
+    includes("include", request.query.getall("include", []) + request.query.getall("include[]", []))
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")
