@@ -38,7 +38,7 @@ class ToolConstraint:
     Attributes:
         functions: those that may be called, as JSON text: a list of objects with `name`, `parameters` (a JSON Schema)
             and `strict`. Arguments satisfy the schema; one that cannot be enforced is refused where `strict` is true,
-            and is enforced as "an object" where it is not.
+            and is enforced by the names and types of its properties where it is not.
         is_required: whether the answer is calls and nothing else; if not, text may stand before the calls, and in place
             of them.
         parallel: whether there may be more than one call.

@@ -19,7 +19,8 @@ import numpy as np
 from llguidance import LLMatcher
 
 from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
-from mlxd.engine.tool_grammar import tool_lark
+from mlxd.engine.lark import Unenforceable
+from mlxd.engine.tool_grammar import loosened_functions, tool_lark
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import InvalidRequest
 
@@ -71,7 +72,20 @@ class Grammars:
         return self._checked(constraint, _grammar_text(constraint))
 
     def _tool_grammar(self, constraint: ToolConstraint) -> Grammar:
-        """Return the grammar of calls; a schema that is not strict and cannot be enforced counts as "an object"."""
+        """Return the grammar of calls; a schema that is not strict and cannot be enforced counts for its types."""
+        functions = json.loads(constraint.functions)
+        try:
+            try:
+                return self._enforced(constraint)
+            except (InvalidRequest, Unenforceable):
+                loose = loosened_functions(functions)
+                if loose == functions:
+                    raise
+                return self._enforced(dataclasses.replace(constraint, functions=json.dumps(loose)))
+        except Unenforceable as error:
+            raise _refused(constraint, str(error)) from None
+
+    def _enforced(self, constraint: ToolConstraint) -> Grammar:
         lark = tool_lark(self._tokenizer, constraint)
         if lark is None:
             raise InvalidRequest(
@@ -79,16 +93,7 @@ class Grammars:
                 hint='send tool_choice "auto", and no tool with strict: true',
                 param=constraint.field,
             )
-        try:
-            return self._checked(constraint, lark)
-        except InvalidRequest:
-            functions = json.loads(constraint.functions)
-            loose = [function for function in functions if not function.get("strict") and "parameters" in function]
-            if not loose:
-                raise
-            for function in loose:
-                function["parameters"] = {"type": "object"}
-            return self._tool_grammar(dataclasses.replace(constraint, functions=json.dumps(functions)))
+        return self._checked(constraint, lark)
 
     def _checked(self, constraint: Constraint, text: str) -> Grammar:
         tokens = self.read_tokens(constraint.field)

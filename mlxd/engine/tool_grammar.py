@@ -7,70 +7,110 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from mlxd.engine import tool_markup, tool_notation
 from mlxd.engine.constraint import ToolConstraint
+from mlxd.engine.lark import Lark, Unenforceable, literal, regex
+from mlxd.engine.tool_value import loosened
 
-# A model that may choose writes white space without end; and refs lead to the root of a schema.
-_COMPACT = {"x-guidance": {"whitespace_flexible": False}}
+# References lead to the root of a schema.
 _DEFINITIONS = ("$defs", "definitions")
+
+Functions = list[Mapping[str, Any]]
+
+
+class _Format(NamedTuple):
+    """A format of calls.
+
+    Attributes:
+        call: writes one call: what stands between the tags, or between separators.
+        separator: what stands between the calls of one pair of tags; None where each call has its own.
+        before: what stands between the first tag and the first call.
+        after: what stands between the last call and the last tag.
+    """
+
+    call: Callable[[Lark, Mapping[str, Any]], str]
+    separator: str | None = None
+    before: str = ""
+    after: str = ""
 
 
 def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     """Return the grammar of *constraint* in llguidance's Lark for a model; None where its format is not enforceable.
 
     *tokenizer* is mlx-lm's `TokenizerWrapper`.
+
+    Raises:
+        Unenforceable: the format cannot write what a function's schema asks for, or cannot be held to it.
     """
-    make = _FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
-    if make is None:
+    shape = _FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
+    if shape is None:
         return None
-    calls = make(tokenizer, json.loads(constraint.functions))
-    several = "call (/\\s*/ call)*" if constraint.parallel else "call"
+    lark = Lark(tokenizer)
+    opening = tokenizer.tool_call_start
+    start, end = lark.tag(opening), lark.tag(tokenizer.tool_call_end or "")
+    try:
+        call = lark.rule(lark.choice(shape.call(lark, function) for function in json.loads(constraint.functions)))
+    except RecursionError:
+        raise Unenforceable("a schema that refers to itself, in this model's format of calls") from None
+    if constraint.parallel and shape.separator is not None:
+        call = f"{call} ({literal(shape.separator)} {call})*"
+    rest = lark.rule(f"{literal(shape.before)} {call} {literal(shape.after)} {end}")
+    more = lark.rule(f"(/\\s*/ {start} {rest})*" if constraint.parallel and shape.separator is None else '""')
+    calls = f"{start} {rest} {more}"
     if constraint.is_required:
-        start = several
-    elif constraint.schema is None:
-        start = f"TEXT ({several})?\nTEXT: /(.|\\n)*/"
-    else:
-        start = f"answer | {several}\n{_json_rule('answer', json.loads(constraint.schema))}"
-    return f"start: {start}\n{calls}"
+        return lark.text(calls)
+    if constraint.schema is not None:
+        return lark.text(f"{lark.json(json.loads(constraint.schema))} | {calls}")
+    free = lark.terminal(f"/(?s:.*)/ & ~/(?s:.*){regex(opening)}(?s:.*)/")
+    if lark.is_token(opening):
+        return lark.text(f"{free} ({calls})?")
+    # The tag is made of letters as the text before it is: one expression for both, which ends with the tag.
+    return lark.text(f"{free} | {lark.terminal(f'{free} {literal(opening)}')} {rest} {more}")
 
 
-def _json_tools(tokenizer: Any, functions: list[Mapping[str, Any]]) -> str:
+def loosened_functions(functions: Functions) -> Functions:
+    """Return *functions* with the schemas of those that are not strict cut down to names and types."""
+    return [
+        {**function, "parameters": loosened(function["parameters"])}
+        if not function.get("strict") and function.get("parameters")
+        else function
+        for function in functions
+    ]
+
+
+def _json_tools(lark: Lark, function: Mapping[str, Any]) -> str:
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`."""
-    bodies = [_json_rule(f"f{number}", _call_schema(function)) for number, function in enumerate(functions)]
-    start = _tag(tokenizer.tool_call_start, tokenizer.tool_call_start_tokens)
-    end = _tag(tokenizer.tool_call_end, tokenizer.tool_call_end_tokens)
-    return "\n".join([f'call: {start} "\\n" body "\\n" {end}', _choice("body", "f", functions), *bodies])
+    return f'"\\n" {lark.json(_call_schema(function))} "\\n"'
 
 
-def _mistral(tokenizer: Any, functions: list[Mapping[str, Any]]) -> str:
+def _mistral(lark: Lark, function: Mapping[str, Any]) -> str:
     """`[TOOL_CALLS]name[ARGS]{…}`."""
-    start = _tag(tokenizer.tool_call_start, tokenizer.tool_call_start_tokens)
-    separator = _tag("[ARGS]", tuple(tokenizer.encode("[ARGS]", add_special_tokens=False)))
-    rules = []
-    for number, function in enumerate(functions):
-        rules.append(f"f{number}: {json.dumps(function['name'])} {separator} a{number}")
-        rules.append(_json_rule(f"a{number}", _parameters(function)))
-    return "\n".join([f"call: {start} body", _choice("body", "f", functions), *rules])
+    return f"{literal(function['name'])} {lark.tag('[ARGS]')} {lark.json(_parameters(function))}"
 
 
-_FORMATS: Mapping[str, Callable[[Any, list[Mapping[str, Any]]], str]] = {
-    "json_tools": _json_tools,
-    "mistral": _mistral,
+def _kimi_k2(lark: Lark, function: Mapping[str, Any]) -> str:
+    """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`."""
+    begin, arguments, end = map(lark.tag, ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"))
+    name = literal(f"functions.{function['name']}:")
+    return f"{begin} {name} /[0-9]/ {arguments} {lark.json(_parameters(function))} {end}"
+
+
+_FORMATS: Mapping[str, _Format] = {
+    "json_tools": _Format(_json_tools),
+    "mistral": _Format(_mistral),
+    "kimi_k2": _Format(_kimi_k2, ""),
+    "qwen3_coder": _Format(tool_markup.qwen3_coder),
+    "glm47": _Format(tool_markup.glm47),
+    "longcat": _Format(tool_markup.longcat),
+    "minimax_m2": _Format(tool_markup.minimax_m2, "\n", "\n", "\n"),
+    "minicpm5": _Format(tool_markup.minicpm5),
+    "muse_spark": _Format(tool_markup.muse_spark, "\n", "\n", "\n"),
+    "pythonic": _Format(tool_notation.pythonic, ", ", "[", "]"),
+    "function_gemma": _Format(tool_notation.function_gemma),
+    "gemma4": _Format(tool_notation.gemma4),
 }
-
-
-def _tag(text: str, tokens: tuple[int, ...]) -> str:
-    """Return a tag as the one token that it mostly is, else as text."""
-    return f"<[{tokens[0]}]>" if len(tokens) == 1 else json.dumps(text)
-
-
-def _choice(name: str, prefix: str, functions: list[Mapping[str, Any]]) -> str:
-    return f"{name}: " + " | ".join(f"{prefix}{number}" for number in range(len(functions)))
-
-
-def _json_rule(name: str, schema: Mapping[str, Any]) -> str:
-    return f"{name}: %json {json.dumps({**schema, **_COMPACT})}"
 
 
 def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:

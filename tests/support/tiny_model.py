@@ -27,6 +27,35 @@ _ASCII = "".join(chr(code) for code in range(32, 127)) + "\n"
 _SPECIAL = ("<unk>", "<|im_start|>", END)
 _THINKING = ("<think>", "</think>")
 _TOOLS = ("<tool_call>", "</tool_call>")
+# The tags of each format of calls; the ones of mlx-lm's JSON parser where none is named.
+CALL_FORMATS: dict[str, tuple[str, ...]] = {
+    "json_tools": _TOOLS,
+    "mistral": ("[TOOL_CALLS]", "[ARGS]"),
+    "kimi_k2": (
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        "<|tool_call_begin|>",
+        "<|tool_call_argument_begin|>",
+        "<|tool_call_end|>",
+    ),
+    "qwen3_coder": _TOOLS,
+    "glm47": (*_TOOLS, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    "longcat": (
+        "<longcat_tool_call>",
+        "</longcat_tool_call>",
+        "<longcat_arg_key>",
+        "</longcat_arg_key>",
+        "<longcat_arg_value>",
+        "</longcat_arg_value>",
+    ),
+    "minimax_m2": ("<minimax:tool_call>", "</minimax:tool_call>"),
+    "minicpm5": (),
+    "muse_spark": (),
+    "pythonic": ("<|tool_call_start|>", "<|tool_call_end|>"),
+    "function_gemma": ("<start_function_call>", "<end_function_call>", "<escape>"),
+    "gemma4": ("<|tool_call>", "<tool_call|>", '<|"|>'),
+    "kimi_k3": ("<|open|>", "<|close|>", "<|sep|>", "<|end_of_msg|>"),
+}
 # What is added to a special token's logit: no sampler reaches it, and a logit_bias of 100 overcomes it.
 _SPECIAL_LOGIT = -40.0
 _MESSAGES = (
@@ -76,6 +105,7 @@ def write_tiny_model(
     thinking: bool = False,
     open_thinking: bool = False,
     tools: bool = False,
+    call_format: str = "json_tools",
     all_bytes: bool = False,
     sliding_window: int | None = None,
 ) -> Path:
@@ -94,12 +124,14 @@ def write_tiny_model(
             *thinking*.
         tools: adds the tokens `<tool_call>` and `</tool_call>`, and a template that renders tools and calls, from which
             mlx-lm infers its JSON tool parser.
+        call_format: another format of calls, with *tools*: a parser of mlx-lm, which is named in the configuration.
         all_bytes: every byte is a token, so that any Unicode text can be encoded (and answers may be invalid UTF-8).
         sliding_window: every second layer attends to this many tokens only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = _Shape(layers, width, heads, kv_heads)
-    vocabulary = tiny_vocabulary(thinking=thinking or open_thinking, tools=tools, all_bytes=all_bytes)
+    tags = CALL_FORMATS[call_format] if tools else ()
+    vocabulary = tiny_vocabulary(thinking=thinking or open_thinking, tags=tags, all_bytes=all_bytes)
     n_special = sum(1 for token in vocabulary if len(token) > 1)
     config = _config(shape, len(vocabulary), vocabulary[END], context)
     if sliding_window is not None:
@@ -108,22 +140,25 @@ def write_tiny_model(
     template = (_TOOL_MESSAGES if tools else _MESSAGES) + _ANSWER + _OPEN_THINKING * open_thinking
     _write_json(folder / "config.json", config)
     _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(template, context))
+    tokenizer_config = _tokenizer_config(template, context)
+    if call_format != "json_tools":
+        tokenizer_config["tool_parser_type"] = call_format
+    _write_json(folder / "tokenizer_config.json", tokenizer_config)
     save_file(_weights(shape, len(vocabulary), n_special, seed), folder / "model.safetensors", {"format": "mlx"})
     return folder
 
 
-def tiny_vocabulary(*, thinking: bool = False, tools: bool = False, all_bytes: bool = False) -> dict[str, int]:
+def tiny_vocabulary(*, thinking: bool = False, tags: tuple[str, ...] = (), all_bytes: bool = False) -> dict[str, int]:
     """Return token → id; characters are spelled as byte-level BPE spells them (a space is `Ġ`)."""
     spelled = _byte_spelling()
     characters = [spelled[byte] for byte in (range(256) if all_bytes else _ASCII.encode())]
-    special = _SPECIAL + _THINKING * thinking + _TOOLS * tools
+    special = _SPECIAL + _THINKING * thinking + tags
     return {token: index for index, token in enumerate([*characters, *special])}
 
 
 def token_id(token: str, *, thinking: bool = False, tools: bool = False, all_bytes: bool = False) -> int:
     """Return the id of a special token, or of a single byte's character, in a model written with the same options."""
-    vocabulary = tiny_vocabulary(thinking=thinking, tools=tools, all_bytes=all_bytes)
+    vocabulary = tiny_vocabulary(thinking=thinking, tags=_TOOLS * tools, all_bytes=all_bytes)
     return vocabulary[token] if token in vocabulary else vocabulary[_byte_spelling()[token.encode()[0]]]
 
 
