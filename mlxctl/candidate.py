@@ -141,6 +141,8 @@ def _values(place: _Place, param: Any, cap_s: float) -> Names | None:
         return _settings(place, verb, cap_s)
     if verb.startswith("pool set-"):
         return _setting_values(f"pool.{verb.removeprefix('pool set-').replace('-', '_')}")
+    if "PROVIDER/MODEL" in metavar:
+        return _names(place, "TARGET", cap_s)
     match = _KIND.match(metavar)
     kind = "" if match is None else match[1]
     return FILES if kind in _FILE_WORDS else _names(place, kind, cap_s)

@@ -1,4 +1,4 @@
-"""`mlxctl cloud`: providers, rules, and whether anything may leave this machine."""
+"""`mlxctl cloud`: whether anything may leave this machine, what it may cost, and what is left alone."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ from typing import Annotated
 
 import typer
 
+from mlxctl import provider, rule
 from mlxctl.call import Call, Document
 from mlxctl.change import show_change
-from mlxctl.output import format_pairs, format_table
+from mlxctl.output import format_pairs, format_table, show_duration
 from mlxctl.verb import Verb, changes, make_app
+from mlxd.protocol.units import count
 
 app = make_app("Send requests for some names to other servers.")
-provider = make_app("Upstream servers.")
-rule = make_app("Which names go where.")
-app.add_typer(provider, name="provider")
-app.add_typer(rule, name="rule")
+breaker = make_app("Targets that keep failing are left alone for a while.")
+budget = make_app("What a day may cost.")
+price = make_app("What targets cost.")
+app.add_typer(provider.app, name="provider")
+app.add_typer(rule.app, name="rule")
+app.add_typer(breaker, name="breaker")
+app.add_typer(budget, name="budget")
+app.add_typer(price, name="price")
 
-ProviderId = Annotated[str, typer.Argument(metavar="ID", help="Name of the provider.")]
-BaseURL = Annotated[str, typer.Option("--base-url", metavar="URL", help="Address up to and including /v1.")]
-Kind = Annotated[str | None, typer.Option("--kind", metavar="openai", help="Wire protocol.")]
-AuthEnv = Annotated[
+_MICRO = 1_000_000
+
+Target = Annotated[str, typer.Argument(metavar="PROVIDER/MODEL", help="The target, as rules name it.")]
+OneTarget = Annotated[
+    str | None, typer.Argument(metavar="[PROVIDER/MODEL]", help="The target, as rules name it; all when left out.")
+]
+Usd = Annotated[
+    str | None, typer.Option("--usd-per-day", metavar="USD|none", help="Most US dollars that a day (UTC) may cost.")
+]
+PerDay = Annotated[
     str | None,
-    typer.Option("--auth-env", metavar="NAME", help="Environment variable of the daemon that holds the key."),
+    typer.Option("--requests-per-day", metavar="N|none", help="Most requests that a day (UTC) may send out."),
 ]
-RuleId = Annotated[str, typer.Argument(metavar="ID", help="Name of the rule.")]
-NewRuleId = Annotated[
-    str | None, typer.Argument(metavar="[ID]", help="Name of the rule; made from the match when left out.")
-]
-Match = Annotated[
-    str, typer.Option("--match", metavar="PATTERN", help="exact:NAME, prefix:TEXT, glob:PATTERN or regex:PATTERN.")
-]
-Mode = Annotated[
-    str, typer.Option("--mode", metavar="always|never", help="Send matching names out, or keep them here.")
-]
-To = Annotated[list[str] | None, typer.Option("--to", metavar="PROVIDER/MODEL", help="Where to; one for always.")]
-Priority = Annotated[int | None, typer.Option("--priority", metavar="N", help="Higher goes first; 100 when left out.")]
-Name = Annotated[str, typer.Argument(metavar="MODEL", help="The name that a client asks for.")]
+Input = Annotated[str, typer.Option("--input", metavar="USD", help="US dollars per million tokens of prompts.")]
+Output = Annotated[str, typer.Option("--output", metavar="USD", help="US dollars per million tokens of answers.")]
 
 
 @app.command("show", cls=Verb)
 def show(ctx: typer.Context) -> None:
-    """Whether the cloud is on, providers and rules."""
+    """Whether the cloud is on, providers, rules, budget and breakers."""
     call = Call.of(ctx)
     call.show(call.ask("cloud.show"), _format)
 
@@ -55,115 +56,111 @@ def enable(ctx: typer.Context) -> None:
 
 @app.command("disable", cls=changes("cloud.disable"))
 def disable(ctx: typer.Context) -> None:
-    """Send nothing to providers from now on."""
+    """Send nothing to providers from now on; answers that have begun end as they would have."""
     call = Call.of(ctx)
     show_change(call, call.change("cloud.disable"))
 
 
-@provider.command("add", cls=changes("cloud.provider.add"))
-def add_provider(
-    ctx: typer.Context, identifier: ProviderId, base_url: BaseURL, kind: Kind = None, auth_env: AuthEnv = None
-) -> None:
-    """Add an upstream server, or change one."""
+@breaker.command("list", cls=Verb)
+def list_breakers(ctx: typer.Context) -> None:
+    """The targets that were tried in the last minute or are left alone."""
     call = Call.of(ctx)
-    given = _without_none(kind=kind, auth_env=auth_env)
-    show_change(call, call.change("cloud.provider.add", id=identifier, base_url=base_url, **given))
+    call.show(call.ask_all("cloud.breaker.list", "breakers"), _format_breakers)
 
 
-@provider.command("list", cls=Verb)
-def list_providers(ctx: typer.Context) -> None:
-    """The upstream servers."""
+@breaker.command("reset", cls=changes("cloud.breaker.reset"))
+def reset_breakers(ctx: typer.Context, target: OneTarget = None) -> None:
+    """Ask a target again at once, or all."""
     call = Call.of(ctx)
-    call.show(call.ask_all("cloud.provider.list", "providers"), _format_providers)
+    given = {} if target is None else {"target": target}
+    document = call.change("cloud.breaker.reset", **given)
+    call.show(document, lambda shown: f"{count(shown['closed'], 'breaker')} closed")
 
 
-@provider.command("remove", cls=changes("cloud.provider.remove"))
-def remove_provider(ctx: typer.Context, identifier: ProviderId) -> None:
-    """Remove an upstream server that no rule uses."""
+@budget.command("show", cls=Verb)
+def show_budget(ctx: typer.Context) -> None:
+    """What today may cost, and what it has cost."""
     call = Call.of(ctx)
-    show_change(call, call.change("cloud.provider.remove", id=identifier))
+    call.show(call.ask("cloud.budget.show"), _format_budget)
 
 
-@rule.command("add", cls=changes("cloud.rule.add"))
-def add_rule(
-    ctx: typer.Context,
-    match: Match,
-    identifier: NewRuleId = None,
-    mode: Mode = "always",
-    to: To = None,
-    priority: Priority = None,
-) -> None:
-    """Add a rule: which names it is for, and where they go."""
+@budget.command("set", cls=changes("cloud.budget.set"))
+def set_budget(ctx: typer.Context, usd: Usd = None, requests: PerDay = None) -> None:
+    """Bound what a day may cost; under a bound of money, targets without a price are not asked."""
     call = Call.of(ctx)
-    targets = [target.strip() for item in to or [] for target in item.split(",")]
-    given = _without_none(id=identifier, to=targets or None, priority=priority)
-    show_change(call, call.change("cloud.rule.add", match=match, mode=mode, **given))
+    given = {"usd_per_day": usd, "requests_per_day": requests}
+    show_change(call, call.change("cloud.budget.set", **{name: value for name, value in given.items() if value}))
 
 
-@rule.command("list", cls=Verb)
-def list_rules(ctx: typer.Context) -> None:
-    """The rules in the order in which they are tried."""
+@price.command("list", cls=Verb)
+def list_prices(ctx: typer.Context) -> None:
+    """The prices, in US dollars per million tokens."""
     call = Call.of(ctx)
-    call.show(call.ask_all("cloud.rule.list", "rules"), _format_rules)
+    call.show(call.ask_all("cloud.price.list", "prices"), _format_prices)
 
 
-@rule.command("remove", cls=changes("cloud.rule.remove"))
-def remove_rule(ctx: typer.Context, identifier: RuleId) -> None:
-    """Remove a rule."""
+@price.command("set", cls=changes("cloud.price.set"))
+def set_price(ctx: typer.Context, target: Target, input_usd: Input, output_usd: Output) -> None:
+    """Say what a target costs."""
     call = Call.of(ctx)
-    show_change(call, call.change("cloud.rule.remove", id=identifier))
+    show_change(call, call.change("cloud.price.set", target=target, input=input_usd, output=output_usd))
 
 
-@rule.command("explain", cls=Verb)
-def explain(ctx: typer.Context, model: Name) -> None:
-    """Say where a request for a name would go, and why; sends nothing."""
+@price.command("remove", cls=changes("cloud.price.remove"))
+def remove_price(ctx: typer.Context, target: Target) -> None:
+    """Forget what a target costs."""
     call = Call.of(ctx)
-    call.show(call.ask("cloud.rule.explain", model=model), _format_explanation)
-
-
-def _without_none(**given: object) -> Document:
-    return {name: value for name, value in given.items() if value is not None}
+    show_change(call, call.change("cloud.price.remove", target=target))
 
 
 def _format(document: Document) -> str:
     state = "on" if document["enabled"] else "off: no request leaves this machine (mlxctl cloud enable)"
-    return "\n\n".join([f"cloud: {state}", _format_providers(document), _format_rules(document)])
+    parts = [f"cloud: {state}", provider.format_list(document), rule.format_list(document)]
+    if document.get("budget") is not None:
+        parts.append(_format_budget(document["budget"]))
+    if document.get("breakers"):
+        parts.append(_format_breakers(document))
+    return "\n\n".join(parts)
 
 
-def _format_providers(document: Document) -> str:
-    if not document["providers"]:
-        return "no provider; mlxctl cloud provider add ID --base-url URL"
+def _format_breakers(document: Document) -> str:
+    if not document["breakers"]:
+        return "no target was tried in the last minute, none is left alone"
     return format_table(
-        ["PROVIDER", "KIND", "BASE URL", "KEY FROM"],
-        [(item["id"], item["kind"], item["base_url"], item.get("auth_env")) for item in document["providers"]],
-    )
-
-
-def _format_rules(document: Document) -> str:
-    if not document["rules"]:
-        return "no rule; mlxctl cloud rule add ID --match PATTERN --to PROVIDER/MODEL"
-    return format_table(
-        ["RULE", "MATCH", "MODE", "TO", "PRIORITY"],
+        ["TARGET", "STATE", "FAILED", "OF", "ASKED AGAIN IN"],
         [
-            (item["id"], item["match"], item["mode"], ", ".join(item["to"]) or None, item["priority"])
-            for item in document["rules"]
+            (
+                item["target"],
+                item["state"],
+                item["failures"],
+                item["attempts"],
+                None if item["retry_in_ms"] is None else show_duration(item["retry_in_ms"] / 1000),
+            )
+            for item in document["breakers"]
         ],
     )
 
 
-def _format_explanation(document: Document) -> str:
-    parts = [
-        format_pairs(
-            [
-                ("model", document["model"]),
-                ("alias of", document.get("alias_of")),
-                ("route", document["route"]),
-                ("rule", document.get("rule")),
-                ("target", document.get("target")),
-                ("reason", document.get("reason")),
-            ]
-        )
-    ]
-    if document.get("rules"):
-        parts.append(format_table(["RULE", "VERDICT"], [(item["id"], item["verdict"]) for item in document["rules"]]))
-    return "\n\n".join(parts)
+def _format_budget(document: Document) -> str:
+    usd, requests = document["usd_per_day_micro"], document["requests_per_day"]
+    spent = f"{_usd(document['spent_micro'])} spent, {_usd(document['reserved_micro'])} reserved"
+    money = f"{spent}, no bound" if usd is None else f"{spent} of {_usd(usd)} USD"
+    sent = f"{document['requests']} sent, no bound" if requests is None else f"{document['requests']} of {requests}"
+    unpriced = ", ".join(document["unpriced"])
+    refused = f"{unpriced} (mlxctl cloud price set TARGET --input USD --output USD)" if unpriced else None
+    return format_pairs(
+        [("day", f"{document['date']} (UTC)"), ("money", money), ("requests", sent), ("not asked, no price", refused)]
+    )
+
+
+def _usd(micro: int) -> str:
+    return f"{micro / _MICRO:.4f}".rstrip("0").rstrip(".")
+
+
+def _format_prices(document: Document) -> str:
+    if not document["prices"]:
+        return "no price; mlxctl cloud price set PROVIDER/MODEL --input USD --output USD"
+    return format_table(
+        ["TARGET", "INPUT", "OUTPUT"],
+        [(item["target"], f"{item['input']:g}", f"{item['output']:g}") for item in document["prices"]],
+    )

@@ -23,7 +23,7 @@ def ask_names(kind: str, verb: str, socket: Path, cap_s: float = CAP_S) -> Names
     """Return the names of this *kind* that make sense for the verb; none when the daemon does not answer in time.
 
     Args:
-        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, APIKEY, KEY, GEN.
+        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, TARGET, APIKEY, KEY, GEN.
         verb: the whole verb, such as `model unload`.
         socket: the control socket.
         cap_s: how long all of it may take.
@@ -77,6 +77,14 @@ def _read_api_keys(document: Map, _: str) -> Iterable[tuple[str, str]]:
     return [(key["name"], ", ".join(key["models"]) or "all models") for key in document["keys"]]
 
 
+def _read_targets(document: Map, _: str) -> Iterable[tuple[str, str]]:
+    targets: dict[str, str] = {}
+    for rule in document["rules"]:
+        for target in rule["to"]:
+            targets.setdefault(target, f"of rule {rule['id']}")
+    return targets.items()
+
+
 def _read_keys(document: Map, _: str) -> Iterable[tuple[str, str]]:
     return [(setting["key"], str(setting["help"])) for setting in document["settings"]]
 
@@ -94,6 +102,7 @@ _SOURCES: dict[str, tuple[str, Callable[[Map, str], Iterable[tuple[str, str]]]]]
     "RULE": ("cloud.rule.list", _read_rules),
     "PROVIDER": ("cloud.provider.list", _read_providers),
     "APIKEY": ("apikey.list", _read_api_keys),
+    "TARGET": ("cloud.rule.list", _read_targets),
     "KEY": ("settings.list", _read_keys),
     "GEN": ("settings.history", _read_generations),
 }

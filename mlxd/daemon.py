@@ -159,7 +159,8 @@ async def _run(options: Options) -> int:
         )
         stack.push_async_callback(pool.close)
         session = await stack.enter_async_context(open_session())
-        upstreams = Upstreams(session, secrets, Breakers(clock.now), Budget(options.home.cloud_day, time.time))
+        budget = Budget(options.home.cloud_day, time.time)
+        upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
         api_keys = ApiKeys(ConfigFile(options.home.api_keys), clock.now)
         await api_keys.open()
         app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock, api_keys))
@@ -177,7 +178,19 @@ async def _run(options: Options) -> int:
         )
         control = ControlServer(
             ControlContext(
-                info, store, pool, catalog, requests, router, operations, bus, crashes, api_keys, shutdown.ask
+                info,
+                store,
+                pool,
+                catalog,
+                requests,
+                router,
+                upstreams,
+                secrets,
+                operations,
+                bus,
+                crashes,
+                api_keys,
+                shutdown.ask,
             )
         )
         follower = _attach(store, options.home, pool, catalog, router, http)

@@ -37,6 +37,15 @@ class _Breaker:
 
 
 @dataclass(frozen=True, slots=True)
+class Admission:
+    """One attempt that may be made; given back by `record` or `abandon`, once."""
+
+    target: str
+    is_probe: bool
+    breaker: _Breaker = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class BreakerStatus:
     """What `mlxctl cloud breaker list` shows of one target."""
 
@@ -55,25 +64,27 @@ class Breakers:
         self._now = now
         self._breakers: dict[str, _Breaker] = {}
 
-    def admit(self, target: str) -> bool:
-        """Return whether *target* may be asked now; when half open, the one that is told so is the probe."""
-        breaker = self._breakers.get(target)
-        if breaker is None or breaker.open_until_s is None:
-            return True
-        if breaker.is_probing or self._now() < breaker.open_until_s:
-            return False
-        breaker.is_probing = True
-        return True
-
-    def record(self, target: str, *, failed: bool) -> None:
-        """Note how an admitted attempt ended."""
+    def admit(self, target: str) -> Admission | None:
+        """Return that *target* may be asked now, or None; when it is half open, the first that asks is the probe."""
         breaker = self._breakers.setdefault(target, _Breaker())
+        if breaker.open_until_s is None:
+            return Admission(target, is_probe=False, breaker=breaker)
+        if breaker.is_probing or self._now() < breaker.open_until_s:
+            return None
+        breaker.is_probing = True
+        return Admission(target, is_probe=True, breaker=breaker)
+
+    def record(self, admission: Admission, *, failed: bool) -> None:
+        """Note how an attempt ended. One that began before the breaker opened, or was reset, says nothing any more."""
+        breaker = self._breakers.get(admission.target)
+        if breaker is not admission.breaker or (breaker.open_until_s is not None and not admission.is_probe):
+            return
         now = self._now()
-        if breaker.open_until_s is not None:
+        if admission.is_probe:
             if failed:
                 self._open(breaker, now)
             else:
-                self._breakers[target] = _Breaker()
+                self._breakers[admission.target] = _Breaker()
             return
         breaker.results.append((now, failed))
         self._forget_old(breaker, now)
@@ -81,11 +92,10 @@ class Breakers:
         if failures >= LEAST_FAILURES and failures >= FAILING_SHARE * len(breaker.results):
             self._open(breaker, now)
 
-    def abandon(self, target: str) -> None:
-        """Note that an admitted attempt ended without a word on the target: its client went away."""
-        breaker = self._breakers.get(target)
-        if breaker is not None:
-            breaker.is_probing = False
+    def abandon(self, admission: Admission) -> None:
+        """Note that an attempt ended without a word on the target: its client went away."""
+        if admission.is_probe:
+            admission.breaker.is_probing = False
 
     def reset(self, target: str | None = None) -> int:
         """Close the breaker of *target*, or all; return how many were not closed."""
@@ -98,7 +108,8 @@ class Breakers:
     def list(self) -> tuple[BreakerStatus, ...]:
         """Return the state of every target that has been tried lately, by name."""
         now = self._now()
-        return tuple(self._status(target, breaker, now) for target, breaker in sorted(self._breakers.items()))
+        found = (self._status(target, breaker, now) for target, breaker in sorted(self._breakers.items()))
+        return tuple(status for status in found if status.attempts or status.state is not BreakerState.CLOSED)
 
     def _status(self, target: str, breaker: _Breaker, now: float) -> BreakerStatus:
         self._forget_old(breaker, now)

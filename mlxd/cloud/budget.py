@@ -80,20 +80,20 @@ class Budget:
         if limits.requests_per_day is not None and day.requests >= limits.requests_per_day:
             raise BudgetExceeded(
                 f"{day.requests} requests were sent out today; the budget is {limits.requests_per_day} a day (UTC)",
-                hint="mlxctl config set cloud.budget.requests_per_day=N",
+                hint="mlxctl cloud budget set --requests-per-day N",
             )
         micro_usd = 0 if price is None else _cost(price, prompt_tokens, max_tokens)
         if limits.usd_per_day is not None:
             if price is None:
                 raise BudgetExceeded(
                     f"{target} has no price, and a day may cost {limits.usd_per_day:g} USD",
-                    hint="mlxctl config set cloud.prices.ID.input=USD",
+                    hint=f"mlxctl cloud price set {target} --input USD --output USD",
                 )
             if day.spent + self._reserved + micro_usd > limits.usd_per_day * _MICRO:
                 raise BudgetExceeded(
                     f"a request to {target} may cost {micro_usd / _MICRO:.4f} USD; today {day.spent / _MICRO:.4f} were"
                     f" spent and {self._reserved / _MICRO:.4f} are reserved of {limits.usd_per_day:g}",
-                    hint="mlxctl config set cloud.budget.usd_per_day=USD",
+                    hint="mlxctl cloud budget set --usd-per-day USD",
                 )
         day.requests += 1
         self._reserved += micro_usd
@@ -115,6 +115,13 @@ class Budget:
             self.today.spent += cost
             self._write()
         return cost
+
+    def cancel(self, reservation: Reservation) -> None:
+        """Take back what was never sent: its money, and its place among the day's requests."""
+        self._reserved -= reservation.micro_usd
+        if self.today.date == reservation.date:
+            self.today.requests -= 1
+            self._write()
 
     def _date(self) -> str:
         return datetime.fromtimestamp(self._now(), UTC).strftime("%Y-%m-%d")

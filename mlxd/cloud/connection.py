@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import aiohttp
@@ -25,8 +25,10 @@ _JSON = "application/json"
 _EVENTS = "text/event-stream"
 # Shorter than the keep-alive of common servers (5 s): a connection that they close just then would fail a request.
 _IDLE_CONNECTION_S = 4
+# How long the end of a connection's answer may take after the end of a stream.
+_DRAIN_S = 0.5
 # The key was refused, or the account behind it is empty.
-_REFUSED_KEY = frozenset({401, 402, 403})
+REFUSED_KEY = frozenset({401, 402, 403})
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -111,6 +113,7 @@ class Reply:
         self._is_answering = False
         self.status = response.status
         self.usage: Usage | None = None
+        self.is_whole = False  # the answer has come to its end, so that `usage` is all of it
         self.is_stream = response.status == 200 and response.content_type == _EVENTS
 
     @property
@@ -125,7 +128,7 @@ class Reply:
         Its status stands in `data`; words that repeat the key are dropped, and a page is no words.
         """
         target = self._route.target
-        if self.status in _REFUSED_KEY:
+        if self.status in REFUSED_KEY:
             return AuthFailed(
                 f"{target} refused the key of provider {self._route.provider_id!r} with status {self.status}",
                 hint="mlxctl cloud provider list",
@@ -169,6 +172,7 @@ class Reply:
             if parsed is None:
                 raise UpstreamError(f"{self._route.target} answered with something that is no JSON object")
             self.usage = self._protocol.usage_of(parsed, None)
+            self.is_whole = True
         return bytes(body)
 
     async def events(self) -> AsyncIterator[list[tuple[Event, dict[str, Any] | None]]]:
@@ -179,23 +183,30 @@ class Reply:
             StreamInterrupted: something has, and the rest does not come.
         """
         group: list[tuple[Event, dict[str, Any] | None]] = []
-        last: Event | None = None
-        while chunk := await self._next_chunk():
+        while not self.is_whole and (chunk := await self._next_chunk()):
             for event in self._cutter.feed(chunk):
-                parsed = self._note(event)
-                last = event if event.data else last
-                group.append((event, parsed))
-            if self._is_answering and group:
+                group.append((event, self._note(event)))
+                self.is_whole = self.is_whole or self._protocol.is_end(event)
+            if group and (self._is_answering or self.is_whole):
                 yield group
                 group = []
         for event in self._cutter.close():
-            last = event
             group.append((event, None))
-        if last is None or not self._protocol.is_end(last):
+            self.is_whole = self.is_whole or self._protocol.is_end(event)
+        if not self.is_whole:
             message = f"{self._route.target} ended its stream before its answer was whole"
             raise StreamInterrupted(message) if self._is_answering else UpstreamUnreachable(message)
         if group:
             yield group
+        await self._drain()
+
+    async def _drain(self) -> None:
+        """Read what comes after a stream's last event, so that the connection serves again; it is not waited for."""
+        with suppress(TimeoutError, aiohttp.ClientError, OSError):
+            async with asyncio.timeout(_DRAIN_S):
+                async for chunk in self._response.content.iter_any():
+                    if len(chunk) > _SHOWN_CHARACTERS:
+                        return
 
     def _note(self, event: Event) -> dict[str, Any] | None:
         """Look at an event; raise for an error that comes before any content."""
@@ -224,6 +235,34 @@ class Reply:
             if not self._is_answering:
                 raise
             raise StreamInterrupted(f"the answer broke off: {error.message}") from error
+
+
+async def get_models(
+    session: aiohttp.ClientSession, route: CloudRoute, protocol: Protocol, secret: str | None
+) -> tuple[int, bytes]:
+    """Ask for the list of models; return the answer's status and body.
+
+    Raises:
+        UpstreamUnreachable, UpstreamTimeout: there is no answer.
+    """
+    timeouts = route.provider.timeouts
+    until_s = asyncio.get_running_loop().time() + min(timeouts.first_token, timeouts.total)
+    with _mapped(route):
+        async with (
+            asyncio.timeout_at(until_s),
+            session.get(
+                f"{route.provider.base_url}/models",
+                headers={"Accept": _JSON, **protocol.headers(secret)},
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect),
+            ) as response,
+        ):
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > _MAX_BODY_BYTES:
+                    raise UpstreamError(f"{route.provider_id} sent more than {_MAX_BODY_BYTES >> 20} MiB")
+            return response.status, bytes(body)
 
 
 @contextmanager

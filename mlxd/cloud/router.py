@@ -253,12 +253,14 @@ class Router:
                 raise InvalidValue(
                     f"provider {provider_id!r} is used by {', '.join(users)}; remove the rules first",
                     param=format_path(("cloud", "providers", provider_id)),
-                    hint=f"mlxctl cloud rule remove {users[0]}",
+                    hint=f"mlxctl cloud provider remove {provider_id} --cascade",
                     data={"rules": users},
                 )
 
     def _missing_keys(self, cloud: CloudSettings) -> Iterator[str]:
         for provider_id, provider in cloud.providers.items():
+            if provider.auth is not None and "keychain" in provider.auth:
+                continue  # it may ask a person, or wait: for a worker thread only
             try:
                 self._secrets.read_now(provider_id, provider.auth)
             except SecretMissing as error:

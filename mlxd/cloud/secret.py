@@ -33,6 +33,14 @@ class Secrets:
             return self.read_now(provider_id, auth)
         return await asyncio.to_thread(self.read_now, provider_id, auth)
 
+    async def problem(self, provider_id: str, auth: Mapping[str, str] | None) -> str | None:
+        """Return why the key cannot be had, in words; None where it can."""
+        try:
+            await self.read(provider_id, auth)
+        except SecretMissing as error:
+            return error.message
+        return None
+
     def read_now(self, provider_id: str, auth: Mapping[str, str] | None) -> str | None:
         """Return the key; raises as `read`. May wait for a disk or a keychain."""
         if auth is None:
@@ -44,10 +52,11 @@ class Secrets:
             hint = f"set {place} and run mlxctl restart"
         elif kind == "file":
             secret = self._read_file(provider_id, place)
-            missing, hint = f"{place} is empty", "mlxctl cloud provider list"
+            missing, hint = f"{place} is empty", f"mlxctl cloud provider show {provider_id}"
         else:
             secret = _read_keychain(provider_id, place)
-            missing, hint = f"the keychain has no entry {place}", "mlxctl cloud provider list"
+            missing = f"the keychain has no entry {place}"
+            hint = f"mlxctl cloud provider show {provider_id}"
         if not secret:
             raise SecretMissing(f"the key of provider {provider_id!r} is missing: {missing}", hint=hint)
         if not secret.isascii() or not secret.isprintable():

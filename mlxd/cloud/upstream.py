@@ -7,7 +7,7 @@ afterwards the stream is the client's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +19,18 @@ from mlxd.cloud.attempt import Attempt, with_attempts
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget, Reservation
 from mlxd.cloud.connection import Reply
+from mlxd.cloud.errand import Errand
+from mlxd.cloud.probe import Probe, answered, failed, tiny_request
 from mlxd.cloud.protocol import PROTOCOLS, Usage
-from mlxd.cloud.router import CloudRoute
+from mlxd.cloud.protocol.base import whole
+from mlxd.cloud.router import CloudRoute, LiveSettings
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.sse import Event
 from mlxd.cloud.translate import Passthrough, Translation, translation
 from mlxd.protocol.errors import (
     AuthFailed,
     BreakerOpen,
-    BudgetExceeded,
+    CloudDisabled,
     CloudError,
     InvalidRequest,
     MlxdError,
@@ -46,22 +49,6 @@ _ASSUMED_TOKENS = 4096
 _BYTES_PER_TOKEN = 2
 
 Group = list[tuple[Event, dict[str, Any] | None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Errand:
-    """What a client wants of an upstream."""
-
-    protocol: str  # that the client speaks: openai or anthropic
-    endpoint: str  # in that protocol: the path under /v1
-    raw: bytes  # the body as it came
-    body: Mapping[str, Any]  # the same, parsed
-    hops: int  # how many mlxd the request will have passed, this one included
-
-    @property
-    def wants_stream(self) -> bool:
-        """Whether a stream is asked for."""
-        return self.body.get("stream") is True
 
 
 @dataclass(slots=True)
@@ -107,11 +94,16 @@ class Upstreams:
         secrets: Secrets,
         breakers: Breakers,
         budget: Budget,
+        store: LiveSettings,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Take the connections, the keys, and what bounds their use; *sleep* waits a number of seconds."""
+        """Take the connections, the keys, and what bounds their use; *sleep* waits a number of seconds.
+
+        The settings in force are asked right before each attempt whether anything may leave at all.
+        """
         self._session = session
         self._secrets = secrets
+        self._store = store
         self._sleep = sleep
         self.breakers = breakers
         self.budget = budget
@@ -120,8 +112,39 @@ class Upstreams:
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """The providers whose key was refused, as far as nothing has changed since."""
-        return tuple(sorted(self._refused))
+        """The providers whose key was refused, as far as nothing is known to have changed since."""
+        providers = self._store.current.cloud.providers
+        found = (name for name, (settings, _) in self._refused.items() if providers.get(name) == settings)
+        return tuple(sorted(found))
+
+    def forgive(self, provider_id: str) -> None:
+        """Ask a provider again that has refused its key: the key has changed, or somebody wants to know."""
+        self._refused.pop(provider_id, None)
+
+    async def test(self, provider_id: str, provider: ProviderSettings, model: str | None) -> Probe:
+        """Call a provider once: for its models, or for one token of a *model*; failures are an answer as well.
+
+        It is asked for by a person, so the switch of the cloud does not matter; the budget does.
+        """
+        self.forgive(provider_id)
+        started_s = asyncio.get_running_loop().time()
+        protocol = PROTOCOLS[provider.kind]
+        route = CloudRoute("", provider_id, provider, model or "models")
+        url = provider.base_url
+        try:
+            if model is None:
+                url = f"{url}/models"
+                secret = await self._secret(route)
+                status, body = await connection.get_models(self._session, route, protocol, secret)
+                if status in connection.REFUSED_KEY:
+                    self._refused[provider_id] = (provider, secret)
+                return answered(url, status, body, protocol, secret, _ms(started_s))
+            errand = tiny_request(protocol, model)
+            url = f"{url}/{errand.endpoint}"
+            async with self._try(route, errand, self._store.current.cloud, is_asked_for=True) as answer:
+                return answered(url, answer.status, answer.body or b"", protocol, None, _ms(started_s))
+        except (CloudError, InvalidRequest) as error:
+            return failed(url, error, _ms(started_s))
 
     @asynccontextmanager
     async def ask(self, routes: tuple[CloudRoute, ...], errand: Errand, cloud: CloudSettings) -> AsyncIterator[Answer]:
@@ -164,17 +187,24 @@ class Upstreams:
         raise with_attempts(failure or UpstreamUnreachable("there is no target"), attempts)
 
     @asynccontextmanager
-    async def _try(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> AsyncIterator[Answer]:
+    async def _try(
+        self, route: CloudRoute, errand: Errand, cloud: CloudSettings, *, is_asked_for: bool = False
+    ) -> AsyncIterator[Answer]:
         protocol = PROTOCOLS[route.provider.kind]
         between = translation(errand.protocol, protocol.name, errand.endpoint)
         body = between.request(errand.raw, errand.body, route.model)
         secret = await self._secret(route)
-        if not self.breakers.admit(route.target):
-            raise BreakerOpen(
-                f"{route.target} has failed too often and is left alone for a while", hint="mlxctl cloud show"
-            )
+        if not is_asked_for and not self._store.current.cloud.enabled:
+            raise CloudDisabled("the cloud was turned off meanwhile", hint="mlxctl cloud enable")
         reservation = self._reserve(route, errand, cloud)
+        admission = self.breakers.admit(route.target)
+        if admission is None:
+            self.budget.cancel(reservation)
+            raise BreakerOpen(
+                f"{route.target} has failed too often and is left alone for a while", hint="mlxctl cloud breaker list"
+            )
         reply: Reply | None = None
+        may_have_cost = True
         outcome: bool | None = None  # failed, or not; None: nobody knows
         try:
             async with connection.post(
@@ -196,13 +226,14 @@ class Upstreams:
             raise
         except CloudError as error:
             outcome = _counts(error)
+            may_have_cost = not isinstance(error, UpstreamUnreachable)
             raise
         finally:
             if outcome is None:
-                self.breakers.abandon(route.target)
+                self.breakers.abandon(admission)
             else:
-                self.breakers.record(route.target, failed=outcome)
-            self._settle(reservation, reply)
+                self.breakers.record(admission, failed=outcome)
+            self._settle(reservation, reply, may_have_cost=may_have_cost)
 
     async def _opened(self, route: CloudRoute, reply: Reply, between: Translation) -> Answer:
         """Return the answer once it has begun; raise what is none."""
@@ -232,24 +263,23 @@ class Upstreams:
         return secret
 
     def _reserve(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> Reservation:
-        given = (errand.body.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
-        bound = next((value for value in given if isinstance(value, int)), _ASSUMED_TOKENS)
-        n = errand.body.get("n")
-        answers = n if isinstance(n, int) and n > 0 else 1
+        names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+        bound = max((whole(errand.body.get(name)) for name in names), default=0)
+        answers = max(1, whole(errand.body.get("n")), whole(errand.body.get("best_of")))
         prompt_tokens = len(errand.raw) // _BYTES_PER_TOKEN + 1
-        try:
-            return self.budget.reserve(
-                cloud.budget, cloud.prices.get(route.target), route.target, prompt_tokens, bound * answers
-            )
-        except BudgetExceeded:
-            self.breakers.abandon(route.target)
-            raise
+        price = cloud.prices.get(route.target)
+        return self.budget.reserve(
+            cloud.budget, price, route.target, prompt_tokens, (bound or _ASSUMED_TOKENS) * answers
+        )
 
-    def _settle(self, reservation: Reservation, reply: Reply | None) -> None:
-        if reply is not None and reply.usage is not None:
+    def _settle(self, reservation: Reservation, reply: Reply | None, *, may_have_cost: bool) -> None:
+        """Book what it has cost; where nobody has counted, all that was set aside, and nothing for a refusal."""
+        if reply is None:
+            self.budget.settle(reservation, None if may_have_cost else (0, 0))
+        elif reply.usage is not None and reply.is_whole:
             self.budget.settle(reservation, (reply.usage.prompt_tokens, reply.usage.completion_tokens))
-        else:  # an answer that nobody counted may have cost all that was set aside for it; a refusal costs nothing
-            self.budget.settle(reservation, None if reply is not None and reply.status == 200 else (0, 0))
+        else:
+            self.budget.settle(reservation, None if 200 <= reply.status < 300 else (0, 0))
 
     async def _may_try_again(self, error: MlxdError) -> bool:
         """Return whether the same target is tried once more: after a connection that failed, or a short pause."""

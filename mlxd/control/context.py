@@ -11,6 +11,8 @@ from typing import Any
 from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog
 from mlxd.cloud.router import Router
+from mlxd.cloud.secret import Secrets
+from mlxd.cloud.upstream import Upstreams
 from mlxd.config import SettingsStore
 from mlxd.control.bus import Bus
 from mlxd.control.operation import Operations
@@ -65,6 +67,8 @@ class ControlContext:
     catalog: Catalog
     requests: RunningRequests
     router: Router
+    upstreams: Upstreams
+    secrets: Secrets
     operations: Operations
     bus: Bus
     crashes: CrashLog

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mlxd.control import apikey, cloud, model, model_settings, plan, preload, process, report, setting, settings_file
+from mlxd.control import (
+    apikey,
+    cloud,
+    model,
+    model_settings,
+    plan,
+    preload,
+    process,
+    provider,
+    report,
+    rule,
+    setting,
+    settings_file,
+    spending,
+)
 from mlxd.control import request as request_handlers
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 from mlxd.control.page import make_page, place_of_number
@@ -87,13 +101,28 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "cloud.show": cloud.show,
         "cloud.enable": cloud.enable,
         "cloud.disable": cloud.disable,
-        "cloud.provider.add": cloud.add_provider,
-        "cloud.provider.list": cloud.list_providers,
-        "cloud.provider.remove": cloud.remove_provider,
-        "cloud.rule.add": cloud.add_rule,
-        "cloud.rule.list": cloud.list_rules,
-        "cloud.rule.remove": cloud.remove_rule,
-        "cloud.rule.explain": cloud.explain_rule,
+        "cloud.breaker.list": cloud.list_breakers,
+        "cloud.breaker.reset": cloud.reset_breakers,
+        "cloud.provider.add": provider.add,
+        "cloud.provider.set": provider.set_one,
+        "cloud.provider.list": provider.list_all,
+        "cloud.provider.show": provider.show,
+        "cloud.provider.remove": provider.remove,
+        "cloud.provider.test": provider.test,
+        "cloud.budget.show": spending.show_budget,
+        "cloud.budget.set": spending.set_budget,
+        "cloud.price.list": spending.list_prices,
+        "cloud.price.set": spending.set_price,
+        "cloud.price.remove": spending.remove_price,
+        "cloud.rule.add": rule.add,
+        "cloud.rule.set": rule.set_one,
+        "cloud.rule.list": rule.list_all,
+        "cloud.rule.show": rule.show,
+        "cloud.rule.move": rule.move,
+        "cloud.rule.enable": rule.enable,
+        "cloud.rule.disable": rule.disable,
+        "cloud.rule.remove": rule.remove,
+        "cloud.rule.explain": rule.explain,
         "apikey.create": apikey.create,
         "apikey.list": apikey.list_all,
         "apikey.revoke": apikey.revoke,

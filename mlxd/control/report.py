@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.alias import alias_targets
+from mlxd.control import spending
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.request import describe
@@ -46,7 +47,13 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
         "pool": describe_pool(pool, device),
         "requests": _requests(context),
         "operations": context.operations.running(),
-        "cloud": {"enabled": cloud.enabled, "providers": len(cloud.providers), "rules": len(cloud.rules)},
+        "cloud": {
+            "enabled": cloud.enabled,
+            "providers": len(cloud.providers),
+            "rules": len(cloud.rules),
+            "refused": list(context.upstreams.refused),
+            "budget": spending.describe(context),
+        },
         "crashes": context.crashes.status(),
         "problems": list(_problems(context, pool)),
     }
@@ -73,7 +80,16 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
         if model.state == "failed" and not model.preload and _is_refused(context, model.id):
             yield f"{model.last_error}"
     yield from _hidden_aliases(context)
+    yield from _cloud_problems(context)
+
+
+def _cloud_problems(context: ControlContext) -> Iterator[str]:
     yield from context.router.problems()
+    for provider_id in context.upstreams.refused:
+        yield f"provider {provider_id!r} has refused its key and is not asked: mlxctl cloud provider test {provider_id}"
+    if context.store.current.cloud.enabled:
+        for target in spending.describe(context)["unpriced"]:
+            yield f"{target} has no price and is not asked while money is bounded: mlxctl cloud price set {target}"
 
 
 def _hidden_aliases(context: ControlContext) -> Iterator[str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
+from mlxd.cloud.errand import Errand
 from mlxd.cloud.router import Decision
-from mlxd.cloud.upstream import Errand
 from mlxd.http import field
 from mlxd.http.body import read_object
 from mlxd.http.context import CONTEXT, EXCHANGE

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from mlxd.cloud.errand import Errand
 from mlxd.cloud.router import Decision
-from mlxd.cloud.upstream import Errand
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.stream import EventStream
 from mlxd.protocol.errors import CloudError, MlxdError, UpstreamError

@@ -6,6 +6,8 @@ import pytest
 
 from tests.support.control import Client, Plane
 
+LEAST = {"on": [], "to": [], "enabled": True}
+
 
 async def add_provider(client: Client) -> None:
     """Add the provider that the rules of these tests use."""
@@ -19,7 +21,16 @@ async def test_providers(plane: Plane, client: Client) -> None:
     assert '[cloud.providers.p]\nbase_url = "https://host/v1"\nauth = { env = "KEY" }\n' in text
     await client.ask("cloud.provider.add", id="p", base_url="https://other/v1")
     assert await client.ask("cloud.provider.list") == {
-        "providers": [{"id": "p", "kind": "openai", "base_url": "https://other/v1", "auth_env": "KEY"}],
+        "providers": [
+            {
+                "id": "p",
+                "kind": "openai",
+                "base_url": "https://other/v1",
+                "auth_env": "KEY",
+                "auth": "env:KEY",
+                "state": "ok",
+            }
+        ],
         "next": None,
     }
     await client.ask("cloud.provider.remove", id="p")
@@ -58,8 +69,8 @@ async def test_rules(plane: Plane, client: Client) -> None:
     await client.ask("cloud.rule.add", match="prefix:private-", mode="never")
     await client.ask("cloud.rule.add", match="glob:gpt-*", mode="always", to=["p/other"], priority=200)
     assert (await client.ask("cloud.rule.list"))["rules"] == [
-        {"id": "private", "match": "prefix:private-", "mode": "never", "to": [], "priority": 100},
-        {"id": "big", "match": "glob:gpt-*", "mode": "always", "to": ["p/other"], "priority": 200},
+        {"id": "private", "match": "prefix:private-", "mode": "never", "priority": 100, **LEAST},
+        {"id": "big", "match": "glob:gpt-*", "mode": "always", "priority": 200, **LEAST, "to": ["p/other"]},
     ]
     await client.ask("cloud.rule.add", id="big", match="glob:gpt-*", mode="never")
     assert (await client.ask("cloud.rule.list"))["rules"][0]["to"] == []
@@ -80,14 +91,16 @@ async def test_a_provider_in_use_is_not_removed(client: Client) -> None:
     await client.ask("cloud.rule.add", id="big", match="x", mode="always", to=["p/x"])
     error = await client.refused("cloud.provider.remove", id="p")
     assert "is used by big" in error["msg"]
-    assert error["hint"] == "mlxctl cloud rule remove big"
+    assert error["hint"] == "mlxctl cloud provider remove p --cascade | mlxctl cloud rule remove big"
 
 
 async def test_enable_and_disable(plane: Plane, client: Client) -> None:
     """The switch is live, saved and shown."""
     assert (await client.ask("cloud.show"))["enabled"] is False
     await client.ask("cloud.enable")
-    assert (await client.ask("cloud.show")) == {"enabled": True, "providers": [], "rules": []}
+    shown = await client.ask("cloud.show")
+    assert (shown["enabled"], shown["providers"], shown["rules"], shown["breakers"]) == (True, [], [], [])
+    assert (shown["budget"]["requests"], shown["budget"]["usd_per_day_micro"]) == (0, None)
     assert (await client.ask("cloud.enable"))["changed"] == []
     await client.ask("cloud.disable")
     assert plane.store.current.cloud.enabled is False

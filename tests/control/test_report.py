@@ -20,7 +20,9 @@ async def test_status_of_a_quiet_daemon(plane: Plane, client: Client) -> None:
     assert status["config"] == {"path": str(plane.home.config), "problem": None, "overlay": []}
     assert status["pool"]["memory"]["limit_bytes"] == 16 * 10**6
     assert status["pool"]["models"] == status["pool"]["queue"] == status["requests"] == status["operations"] == []
-    assert status["cloud"] == {"enabled": False, "providers": 0, "rules": 0}
+    cloud = status["cloud"]
+    assert (cloud["enabled"], cloud["providers"], cloud["rules"], cloud["refused"]) == (False, 0, 0, [])
+    assert (cloud["budget"]["requests"], cloud["budget"]["usd_per_day_micro"]) == (0, None)
     assert status["problems"] == []
 
 

@@ -62,7 +62,7 @@ def names(*words: str) -> list[str] | None:
     [
         (["sta"], ["status", "start"]),
         (["model", "un"], ["unload", "unpin"]),
-        (["cloud", "rule", "e"], ["explain"]),
+        (["cloud", "rule", "e"], ["enable", "explain"]),
         (["--json", "pool", "sh"], ["show"]),
         (["status", "--w"], ["--watch"]),
         (["pool", "set-memory", "1GB", "--d"], ["--dry-run"]),
@@ -241,6 +241,8 @@ def test_every_argument_is_known() -> None:
         "PATH",
         "GEN",
         "[GEN",
+        "PROVIDER/MODEL",
+        "[PROVIDER/MODEL]",
         "bash|",
     )
     with root.make_context("mlxctl", ["status"]) as ctx:

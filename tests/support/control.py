@@ -14,8 +14,12 @@ from typing import Any, Self
 
 from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
+from mlxd.cloud.breaker import Breakers
+from mlxd.cloud.budget import Budget
+from mlxd.cloud.connection import open_session
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
+from mlxd.cloud.upstream import Upstreams
 from mlxd.config import SettingsStore
 from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
@@ -156,7 +160,11 @@ class Plane:
         self.operations = Operations(self.bus)
         self.requests = RunningRequests(on_event=lambda event: relay_request_event(self.bus, event))
         self.environ = {"KEY": "secret"}
-        self.router = Router(self.store, self.catalog.has, Secrets(self.environ, home.root))
+        self.secrets = Secrets(self.environ, home.root)
+        self.router = Router(self.store, self.catalog.has, self.secrets)
+        self.session = open_session()
+        budget = Budget(home.cloud_day, time.time)
+        self.upstreams = Upstreams(self.session, self.secrets, Breakers(self.clock.now), budget, self.store)
         self.store.attach("pool", PoolFollower(self.pool))
         self.store.attach("cloud", self.router)
         self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, settings)
@@ -173,6 +181,8 @@ class Plane:
             self.catalog,
             self.requests,
             self.router,
+            self.upstreams,
+            self.secrets,
             self.operations,
             self.bus,
             self.crashes,
@@ -195,6 +205,7 @@ class Plane:
         await self.server.close()
         self.listening.close()
         await self.operations.close()
+        await self.session.close()
         await self.pool.close()
         await self.backend.close()
         await self.crashes.close()

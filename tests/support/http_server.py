@@ -102,7 +102,7 @@ async def serving(
             pool=pool,
             catalog=models,
             router=Router(store, is_local, secrets),
-            upstreams=Upstreams(upstreams, secrets, Breakers(time.now), Budget(None, lambda: CREATED_S)),
+            upstreams=Upstreams(upstreams, secrets, Breakers(time.now), Budget(None, lambda: CREATED_S), store),
             requests=RunningRequests(),
             store=store,
             clock=time,

@@ -49,7 +49,7 @@ class Upstream:
         self.open_requests += 1
         self.arrived.set()
         try:
-            return await self._respond(request, json.loads(body))
+            return await self._respond(request, json.loads(body) if body else {})
         except (asyncio.CancelledError, ConnectionError):
             self.gone.set()
             raise
@@ -72,6 +72,8 @@ class Upstream:
             return web.Response(body=b"data: {]\n\n" * 3, content_type=kind)
         if self.behaviour == "die_empty" and not body.get("stream"):
             _cut(request)
+        if request.method == "GET":
+            return web.json_response({"object": "list", "data": [{"id": "a"}, {"id": "b"}]})
         is_chat = request.path.endswith("/chat/completions")
         if not body.get("stream"):
             return web.json_response(_whole(body["model"], is_chat=is_chat))
@@ -142,7 +144,7 @@ async def upstream() -> AsyncIterator[Upstream]:
     """Run an upstream until the end of the context."""
     server = Upstream()
     app = web.Application()
-    app.router.add_post("/v1/{path:.*}", server.handle)
+    app.router.add_route("*", "/v1/{path:.*}", server.handle)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
