@@ -85,10 +85,14 @@ def find_server(daemon: Client) -> Server:
     """Return the daemon's HTTP server, and what lets us in.
 
     Raises:
-        ControlError: it does not listen; the message says why.
+        ControlError: it does not listen; the message says why. A broken settings file goes first: the defaults that
+            hold instead may be what is in the way.
     """
     address = find_address(daemon)
     if address.url is None:
+        broken = daemon.request("status").result.get("config", {}).get("problem")
+        if broken is not None:
+            raise ControlError.from_wire(broken)
         raise ControlError(
             f"the daemon's HTTP server does not listen\n{address.problem}",
             exit_code=EXIT_UNREACHABLE,

@@ -11,8 +11,9 @@ from tests.support.tiny_model import write_tiny_model
 N_REQUESTS = 64
 # Every eighth outgrows its first grant of prompt + 1024 tokens; the others are long by their prompts, which is faster.
 GROWN_TOKENS = 1300
-# 2 layers, 2 KV heads of 16 numbers, keys and values, 4 bytes: 512 bytes a token; four rows of 1280 tokens.
-KV_BYTES = 4 * 1280 * 2 * 2 * 2 * 16 * 4
+# 2 layers, 2 KV heads of 16 numbers, keys and values, 4 bytes: 512 bytes a token. Four rows with their first grant of
+# some 1040 tokens and a step of 255 on top, and not one of them with its second grant.
+KV_BYTES = 4 * 1310 * 2 * 2 * 2 * 16 * 4
 
 
 def test_all_end_whole_and_equal_to_unhurried_ones(tmp_path: Path) -> None:
