@@ -69,20 +69,33 @@ class Answer:
         """What the upstream has counted until now."""
         return self._reply.usage
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The fields that the upstream was not sent, as its protocol has no place for them and they are no one's."""
+        return self._translation.left_out
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the stream in the client's protocol.
 
         Raises:
             StreamInterrupted: the rest does not come.
         """
-        yield self._translated(self._first)
-        if self._rest is not None:
-            async for group in self._rest:
-                yield self._translated(group)
+        async for group in self._groups():
+            said = b""
+            try:
+                for event, parsed in group:
+                    said += self._translation.event(event, parsed)
+            except CloudError:
+                yield said  # what came before the error
+                raise
+            yield said
         yield self._translation.end()
 
-    def _translated(self, group: Group) -> bytes:
-        return b"".join(self._translation.event(event, parsed) for event, parsed in group)
+    async def _groups(self) -> AsyncIterator[Group]:
+        yield self._first
+        if self._rest is not None:
+            async for group in self._rest:
+                yield group
 
 
 class Upstreams:

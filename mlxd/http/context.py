@@ -92,6 +92,7 @@ class Exchange:
         """Note who answers after all."""
         self.attempts = list(answer.attempts)
         self.model, self.target = answer.route.model, answer.route.target
+        self.ignored = answer.left_out
 
     def note_attempts(self, error: MlxdError) -> None:
         """Note what was tried in vain."""

@@ -14,7 +14,7 @@ from mlxd.protocol.errors import InvalidRequest, MethodNotAllowed, MlxdError, No
 
 # SDKs ignore a Retry-After over 60 s and fall back to hammering.
 _RETRY_AFTER_S = (1, 60)
-_BUSY = frozenset({429, 503})
+_BUSY = frozenset({429, 503, 529})
 _ANTHROPIC_PATH = "/v1/messages"
 _RESPONSES_PATH = "/v1/responses"
 _ANTHROPIC_TYPES = {
@@ -25,7 +25,10 @@ _ANTHROPIC_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
     504: "timeout_error",
+    529: "overloaded_error",
 }
+# OpenAI has no status of that meaning but 503.
+_OVERLOADED = 529
 
 
 class Dialect(Enum):
@@ -52,7 +55,7 @@ def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: st
         )
         detail = {"type": kind, "message": message, "code": error.code, **tried}
         return orjson.dumps({"type": "error", "error": detail, "request_id": request_id})
-    body = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code, **tried}
+    body = {"message": message, "type": _openai_type(error), "param": error.param, "code": error.code, **tried}
     return orjson.dumps({"error": body})
 
 
@@ -60,6 +63,14 @@ def status_of(error: MlxdError) -> int:
     """Return the HTTP status; an upstream's error keeps its own."""
     status: Any = error.data.get("status") if isinstance(error, UpstreamError) else None
     return status if isinstance(status, int) else error.http_status
+
+
+def _openai_type(error: MlxdError) -> str:
+    """Return OpenAI's word for a kind of error; an upstream's is what its status says."""
+    status = status_of(error)
+    if not isinstance(error, UpstreamError) or status >= 500:
+        return error.openai_type
+    return "rate_limit_error" if status == 429 else "invalid_request_error"
 
 
 def headers_of(error: MlxdError) -> dict[str, str]:
@@ -79,9 +90,10 @@ def headers_of(error: MlxdError) -> dict[str, str]:
 
 def render(error: MlxdError, request: web.Request) -> web.Response:
     """Return the whole response for an error that happened before the first byte."""
+    dialect, status = dialect_of(request), status_of(error)
     response = web.Response(
-        body=envelope(error, dialect_of(request), request[EXCHANGE].request_id),
-        status=status_of(error),
+        body=envelope(error, dialect, request[EXCHANGE].request_id),
+        status=503 if status == _OVERLOADED and dialect is Dialect.OPENAI else status,
         content_type="application/json",
         headers=headers_of(error),
     )

@@ -15,6 +15,10 @@ class Translation(typing.Protocol):
 
     endpoint: str  # the path under the upstream's base address
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The paths of fields of the request that are not sent, to tell the client."""
+
     def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:
         """Return what the upstream is sent.
 
@@ -32,7 +36,11 @@ class Translation(typing.Protocol):
         """Return a whole, successful answer in the client's protocol."""
 
     def event(self, event: Event, parsed: Mapping[str, Any] | None) -> bytes:
-        """Return what an event of the upstream's stream is for the client; nothing where it is nothing."""
+        """Return what an event of the upstream's stream is for the client; nothing where it is nothing.
+
+        Raises:
+            StreamInterrupted: it is an error, for whose words the client's protocol has a shape of its own.
+        """
 
     def end(self) -> bytes:
         """Return what ends a stream that the upstream has ended."""
@@ -45,6 +53,11 @@ class Passthrough:
         """Take the path."""
         self.endpoint = endpoint
         self._hides_usage = False
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Nothing is left out."""
+        return ()
 
     def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:
         """Change the model; ask a stream of completions for its usage, which the log and the budget need."""

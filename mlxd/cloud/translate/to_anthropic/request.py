@@ -1,0 +1,214 @@
+"""The body of chat completions → the body of messages. THE table of what each of its fields is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlxd.cloud.translate.reading import (
+    DROPPED,
+    SAID,
+    Reading,
+    Refused,
+    Table,
+    boolean,
+    listing,
+    mapping,
+    shown,
+    text,
+    wrong,
+)
+from mlxd.cloud.translate.to_anthropic.message import conversation
+from mlxd.protocol.errors import InvalidRequest
+
+# Anthropic's protocol requires a bound; this is the largest that every model of theirs has taken.
+DEFAULT_MAX_TOKENS = 4096
+# OpenAI's temperatures go up to 2, Anthropic's to 1; between 0 and 1 they mean the same.
+_MAX_TEMPERATURE = 1
+_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+
+_CHAT: Table = {
+    "model": SAID,
+    "messages": SAID,
+    "max_tokens": SAID,
+    "max_completion_tokens": SAID,
+    "stop": SAID,
+    "stream": SAID,
+    "stream_options": SAID,
+    "temperature": SAID,
+    "top_p": SAID,
+    "top_k": SAID,
+    "tools": SAID,
+    "tool_choice": SAID,
+    "parallel_tool_calls": SAID,
+    "reasoning_effort": SAID,
+    "response_format": SAID,
+    "service_tier": SAID,
+    "safety_identifier": SAID,
+    "user": SAID,
+    "metadata": DROPPED,
+    "store": DROPPED,
+    "prompt_cache_key": DROPPED,
+    "prompt_cache_options": DROPPED,
+    "prompt_cache_retention": DROPPED,
+    "audio": Refused(),
+    "chat_template_kwargs": Refused(({},)),
+    "frequency_penalty": Refused((0,)),
+    "function_call": Refused(("none", "auto"), "use tools and tool_choice"),
+    "functions": Refused(([],), "use tools"),
+    "logit_bias": Refused(({},)),
+    "logprobs": Refused((False,)),
+    "min_p": Refused((0,)),
+    "modalities": Refused((["text"],)),
+    "moderation": Refused(),
+    "n": Refused((1,)),
+    "prediction": Refused(),
+    "presence_penalty": Refused((0,)),
+    "repetition_penalty": Refused((1,)),
+    "seed": Refused(),
+    "top_logprobs": Refused((0,)),
+    "verbosity": Refused(("medium",)),
+    "web_search_options": Refused(),
+    "xtc_probability": Refused((0,)),
+    "xtc_threshold": Refused(),  # without a probability it means nothing, and nobody sends it
+}
+_STREAM_OPTIONS: Table = {"include_usage": SAID, "include_obfuscation": Refused((False,))}
+_TOOL: Table = {"type": SAID, "function": SAID}
+_FUNCTION: Table = {"name": SAID, "description": SAID, "parameters": SAID, "strict": SAID}
+_CHOICE: Table = {"type": SAID, "function": SAID, "allowed_tools": Refused((), "send only those tools")}
+_CHOICE_FUNCTION: Table = {"name": SAID}
+_FORMAT: Table = {"type": SAID, "json_schema": SAID}
+# A name is for the client alone; a schema is enforced there, be it strict or not.
+_SCHEMA: Table = {"name": DROPPED, "strict": DROPPED, "description": SAID, "schema": SAID}
+_MODES = {"none": "none", "auto": "auto", "required": "any"}
+_TIERS = {"auto": "auto", "default": "standard_only"}
+_SAME = ("temperature", "top_p", "top_k", "stream")
+
+
+def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict[str, Any]:
+    """Return the body for *model*.
+
+    Raises:
+        UnsupportedParameter: it says what Anthropic's protocol cannot.
+        InvalidRequest: it is malformed, as far as that had to be looked at.
+    """
+    values = reading.read(_CHAT, body)
+    if "messages" not in values:
+        raise InvalidRequest("messages is required: a list of messages, the oldest first", param="messages")
+    system, messages = conversation(values["messages"], reading)
+    built: dict[str, Any] = {"model": model, "max_tokens": _max_tokens(values)}
+    if system:
+        built["system"] = system
+    built["messages"] = messages
+    temperature = values.get("temperature")
+    if isinstance(temperature, int | float) and temperature > _MAX_TEMPERATURE:
+        raise reading.refusal("temperature", f"it goes to {_MAX_TEMPERATURE} there, and this is {shown(temperature)}")
+    built |= {name: values[name] for name in _SAME if name in values}
+    if "stop" in values:
+        stop = values["stop"]
+        built["stop_sequences"] = [stop] if isinstance(stop, str) else listing("stop", stop)
+    built |= _tools(values, reading)
+    built |= _output(values, reading)
+    user = values.get("safety_identifier", values.get("user"))
+    if user is not None:
+        built["metadata"] = {"user_id": text("user", user)}
+    if "service_tier" in values:
+        tier = values["service_tier"]
+        if not isinstance(tier, str) or tier not in _TIERS:
+            raise reading.refusal("service_tier", "leave it out or send auto or default")
+        built["service_tier"] = _TIERS[tier]
+    if "stream_options" in values:
+        reading.read(_STREAM_OPTIONS, values["stream_options"], "stream_options")
+    return built
+
+
+def wants_usage(body: Mapping[str, Any]) -> bool:
+    """Tell whether a stream is to end with its usage."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
+
+
+def _max_tokens(values: Mapping[str, Any]) -> Any:
+    given = [values[name] for name in ("max_completion_tokens", "max_tokens") if name in values]
+    if len(given) > 1 and given[0] != given[1]:
+        raise InvalidRequest(
+            "max_tokens and max_completion_tokens mean the same and differ; send one", param="max_completion_tokens"
+        )
+    return given[0] if given else DEFAULT_MAX_TOKENS
+
+
+def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    tools = listing("tools", values.get("tools", []))
+    choice = values.get("tool_choice")
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
+        return {}
+    built: dict[str, Any] = {"tools": [_tool(f"tools[{at}]", tool, reading) for at, tool in enumerate(tools)]}
+    is_alone = not boolean("parallel_tool_calls", values.get("parallel_tool_calls", True))
+    if choice is not None or is_alone:
+        built["tool_choice"] = chosen = {"type": "auto"} if choice is None else _choice(choice, reading)
+        if is_alone and chosen["type"] != "none":
+            chosen["disable_parallel_tool_use"] = True
+    return built
+
+
+def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any]:
+    kind = mapping(path, tool).get("type")
+    if kind != "function":
+        raise reading.refusal(f"{path}.type", "only 'function' can")
+    function = reading.read(_FUNCTION, reading.read(_TOOL, tool, path).get("function"), f"{path}.function")
+    built: dict[str, Any] = {"name": text(f"{path}.function.name", function.get("name"))}
+    if "description" in function:
+        built["description"] = function["description"]
+    built["input_schema"] = function.get("parameters", {"type": "object", "properties": {}})
+    if "strict" in function:
+        built["strict"] = function["strict"]
+    return built
+
+
+def _choice(choice: Any, reading: Reading) -> dict[str, Any]:
+    if isinstance(choice, str) and choice in _MODES:
+        return {"type": _MODES[choice]}
+    if not isinstance(choice, dict):
+        raise wrong("tool_choice", choice, "'none', 'auto', 'required', or an object that names a function")
+    values = reading.read(_CHOICE, choice, "tool_choice")
+    if values.get("type") != "function":
+        raise reading.refusal("tool_choice.type", "only 'function' can")
+    function = reading.read(_CHOICE_FUNCTION, values.get("function"), "tool_choice.function")
+    return {"type": "tool", "name": text("tool_choice.function.name", function.get("name"))}
+
+
+def _output(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    """Return what says how much to think, and what the answer is to look like."""
+    built: dict[str, Any] = {}
+    output: dict[str, Any] = {}
+    effort = values.get("reasoning_effort")
+    if effort == "none":
+        built["thinking"] = {"type": "disabled"}
+    elif effort is not None:
+        if effort not in _EFFORTS:
+            raise reading.refusal("reasoning_effort", f"leave it out or send none, {', '.join(_EFFORTS)}")
+        built["thinking"] = {"type": "adaptive"}
+        output["effort"] = effort
+    schema = _schema(values.get("response_format"), reading)
+    if schema is not None:
+        output["format"] = {"type": "json_schema", "schema": schema}
+    return built | ({"output_config": output} if output else {})
+
+
+def _schema(answer_format: Any, reading: Reading) -> dict[str, Any] | None:
+    if answer_format is None:
+        return None
+    values = reading.read(_FORMAT, answer_format, "response_format")
+    kind = values.get("type")
+    if kind == "text":
+        return None
+    if kind != "json_schema":
+        raise reading.refusal("response_format.type", "send json_schema with a schema")
+    path = "response_format.json_schema"
+    named = reading.read(_SCHEMA, values.get("json_schema"), path)
+    schema = mapping(f"{path}.schema", named.get("schema"))
+    if "description" in named and "description" not in schema:
+        return {**schema, "description": named["description"]}
+    return schema
