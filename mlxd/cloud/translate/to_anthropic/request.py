@@ -147,7 +147,8 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     built: dict[str, Any] = {"tools": [_tool(f"tools[{at}]", tool, reading) for at, tool in enumerate(tools)]}
     is_alone = not boolean("parallel_tool_calls", values.get("parallel_tool_calls", True))
     if choice is not None or is_alone:
-        built["tool_choice"] = chosen = {"type": "auto"} if choice is None else _choice(choice, reading)
+        chosen: dict[str, Any] = {"type": "auto"} if choice is None else _choice(choice, reading)
+        built["tool_choice"] = chosen
         if is_alone and chosen["type"] != "none":
             chosen["disable_parallel_tool_use"] = True
     return built

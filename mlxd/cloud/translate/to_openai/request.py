@@ -9,8 +9,8 @@ from mlxd.cloud.translate.reading import DROPPED, SAID, Reading, Refused, Table,
 from mlxd.cloud.translate.to_openai.message import conversation
 from mlxd.protocol.errors import InvalidRequest
 
-# Sampling params that are not Anthropic's, or not OpenAI's, but that this server's messages route takes and most servers
-# that speak OpenAI's protocol know; the others refuse them by name.
+# Sampling params that are not Anthropic's, or not OpenAI's, but that this server's messages route takes and that most
+# servers that speak OpenAI's protocol know; the others refuse them by name.
 _EXTRAS = (
     "top_k",
     "min_p",

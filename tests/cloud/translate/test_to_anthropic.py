@@ -1,0 +1,388 @@
+"""OpenAI's chat completions for an upstream that speaks Anthropic's messages: what is sent, refused and answered."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mlxd.cloud.sse import EventCutter
+from mlxd.cloud.translate.to_anthropic import ToAnthropic
+from mlxd.protocol.errors import InvalidRequest, StreamInterrupted, UnsupportedParameter, UpstreamError
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}}
+HI = [{"role": "user", "content": "hi"}]
+IMAGE = {"type": "image_url"}
+
+
+def sent(**body: Any) -> dict[str, Any]:
+    """Return what the upstream is sent for a chat."""
+    result: dict[str, Any] = json.loads(ToAnthropic().request(b"", {"model": "big", "messages": HI} | body, "claude"))
+    return result
+
+
+def call(call_id: str, arguments: str = "{}", name: str = "weather") -> dict[str, Any]:
+    """Return one call of an assistant's message."""
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_a_plain_chat() -> None:
+    """The model is the target's; a bound is set, as Anthropic requires one."""
+    assert sent() == {"model": "claude", "max_tokens": 4096, "messages": HI}
+
+
+def test_a_whole_conversation() -> None:
+    """System text, images by address and by value, calls, results in order and in one turn, what is said after."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "developer", "content": [{"type": "text", "text": "Be kind."}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Where?"},
+                {"type": "image_url", "image_url": {"url": "https://x/y.png", "detail": "auto"}},
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+            ],
+        },
+        {"role": "assistant", "content": "Let me see.", "tool_calls": [call("a", '{"city":"Rome"}'), call("b", "")]},
+        {"role": "tool", "tool_call_id": "a", "content": "sun"},
+        {"role": "tool", "tool_call_id": "b", "name": "weather", "content": [{"type": "text", "text": "rain"}]},
+        {"role": "user", "content": "And now?"},
+    ]
+    assert sent(messages=messages) == {
+        "model": "claude",
+        "max_tokens": 4096,
+        "system": [{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind."}],
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Where?"},
+                    {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+                ],
+            },
+            {
+                "role": "assistant",
+                "content": [
+                    {"type": "text", "text": "Let me see."},
+                    {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Rome"}},
+                    {"type": "tool_use", "id": "b", "name": "weather", "input": {}},
+                ],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {"type": "tool_result", "tool_use_id": "a", "content": "sun"},
+                    {"type": "tool_result", "tool_use_id": "b", "content": [{"type": "text", "text": "rain"}]},
+                    {"type": "text", "text": "And now?"},
+                ],
+            },
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"max_tokens": 7}, {"max_tokens": 7}),
+        ({"max_completion_tokens": 7}, {"max_tokens": 7}),
+        ({"stop": "x"}, {"stop_sequences": ["x"]}),
+        ({"stop": ["x", "y"]}, {"stop_sequences": ["x", "y"]}),
+        ({"temperature": 0}, {"temperature": 0}),
+        ({"temperature": 1, "top_p": 0.5, "top_k": 3}, {"temperature": 1, "top_p": 0.5, "top_k": 3}),
+        ({"stream": True, "stream_options": {"include_usage": True}}, {"stream": True}),
+        ({"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}}),
+        ({"reasoning_effort": "high"}, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}),
+        ({"response_format": {"type": "text"}}, {}),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+            {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        ),
+        ({"user": "u"}, {"metadata": {"user_id": "u"}}),
+        ({"service_tier": "default"}, {"service_tier": "standard_only"}),
+        ({"n": 1, "logprobs": False, "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}}, {}),
+        ({"seed": None, "tools": [], "tool_choice": "auto", "store": True, "metadata": {"a": "b"}}, {}),
+        (
+            {"tools": [TOOL]},
+            {"tools": [{"name": "weather", "description": "Tells it.", "input_schema": SCHEMA}]},
+        ),
+    ],
+)
+def test_what_a_field_is_there(body: dict[str, Any], said: dict[str, Any]) -> None:
+    """Each field that Anthropic's protocol can say is said, neutral ones pass, and nothing else is added."""
+    assert sent(**body) == {"model": "claude", "max_tokens": 4096, "messages": HI} | said
+
+
+@pytest.mark.parametrize(
+    ("choice", "parallel", "said"),
+    [
+        ("none", None, {"type": "none"}),
+        ("auto", None, {"type": "auto"}),
+        ("required", None, {"type": "any"}),
+        ({"type": "function", "function": {"name": "weather"}}, None, {"type": "tool", "name": "weather"}),
+        ("required", False, {"type": "any", "disable_parallel_tool_use": True}),
+        (None, False, {"type": "auto", "disable_parallel_tool_use": True}),
+        ("none", False, {"type": "none"}),
+        (None, True, None),
+    ],
+)
+def test_the_choice_of_tools(choice: Any, parallel: bool | None, said: Any) -> None:
+    """A choice and how many calls at a time are one member there."""
+    body = sent(tools=[TOOL], tool_choice=choice, parallel_tool_calls=parallel)
+    assert body.get("tool_choice") == said
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"n": 2}, "n"),
+        ({"logprobs": True}, "logprobs"),
+        ({"seed": 0}, "seed"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"presence_penalty": 0.1}, "presence_penalty"),
+        ({"temperature": 1.1}, "temperature"),
+        ({"reasoning_effort": "minimal"}, "reasoning_effort"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"service_tier": []}, "service_tier"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools"),
+        ({"audio": {"voice": "x"}}, "audio"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"messages": [{"role": "user", "name": "Ann", "content": "x"}]}, "messages[0].name"),
+        ({"messages": [*HI, {"role": "assistant", "content": "Well,"}]}, "messages[1]"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [IMAGE | {"image_url": {"url": "https://x", "detail": "low"}}]}]},
+            "messages[0].content[0].image_url.detail",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_said_is_refused(body: dict[str, Any], param: str) -> None:
+    """The error names the field, before anything is sent."""
+    with pytest.raises(UnsupportedParameter) as refused:
+        sent(**body)
+    assert refused.value.param == param
+    assert "Anthropic" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        (
+            {"messages": [*HI, {"role": "assistant", "tool_calls": [call("a", "[1]")]}, *HI]},
+            "messages[1].tool_calls[0].function.arguments",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [IMAGE | {"image_url": {"url": "ftp://x"}}]}]},
+            "messages[0].content[0].image_url.url",
+        ),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
+    ],
+)
+def test_what_is_malformed_is_refused(body: dict[str, Any], param: str) -> None:
+    """A body that cannot be read is the client's mistake, and the field is named."""
+    with pytest.raises(InvalidRequest) as refused:
+        sent(**body)
+    assert (refused.value.code, refused.value.param) == ("invalid_request", param)
+
+
+def test_thoughts_go_back_with_their_signature_alone() -> None:
+    """Anthropic takes no others: those without are left out, and the client is told."""
+    signed = {"index": 0, "type": "thinking", "thinking": "hm", "signature": "sig"}
+    messages = [
+        *HI,
+        {"role": "assistant", "content": "a", "reasoning_content": "hm", "thinking_blocks": [signed]},
+        *HI,
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+        *HI,
+    ]
+    between = ToAnthropic()
+    body = json.loads(between.request(b"", {"model": "x", "messages": messages, "chat_id": 5}, "claude"))
+    assert body["messages"][1]["content"][0] == {"type": "thinking", "thinking": "hm", "signature": "sig"}
+    assert body["messages"][3]["content"] == "b"
+    assert between.left_out == ("chat_id", "messages[3].reasoning_content")
+
+
+USAGE = {
+    "input_tokens": 3,
+    "cache_read_input_tokens": 5,
+    "cache_creation_input_tokens": 2,
+    "output_tokens": 7,
+    "output_tokens_details": {"thinking_tokens": 4},
+}
+CHAT_USAGE = {
+    "prompt_tokens": 10,
+    "completion_tokens": 7,
+    "total_tokens": 17,
+    "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2},
+    "completion_tokens_details": {"reasoning_tokens": 4},
+}
+
+
+def answered(content: list[Any], stop_reason: str = "end_turn") -> dict[str, Any]:
+    """Return the chat completion that a message is."""
+    message = {"id": "msg_1", "model": "claude-9", "content": content, "stop_reason": stop_reason, "usage": USAGE}
+    result: dict[str, Any] = json.loads(ToAnthropic(lambda: 5.5).answer(json.dumps(message).encode()))
+    return result
+
+
+def test_a_whole_answer() -> None:
+    """Thoughts, words and calls each have their place; cached tokens are part of the prompt."""
+    thought = {"type": "thinking", "thinking": "hm", "signature": "sig"}
+    words = [{"type": "text", "text": "One "}, {"type": "text", "text": "two"}]
+    use = {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Rome"}}
+    assert answered([thought, *words, use], "tool_use") == {
+        "id": "msg_1",
+        "object": "chat.completion",
+        "created": 5,
+        "model": "claude-9",
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "content": "One two",
+                    "refusal": None,
+                    "reasoning_content": "hm",
+                    "thinking_blocks": [thought],
+                    "tool_calls": [call("toolu_1", '{"city":"Rome"}')],
+                },
+                "logprobs": None,
+                "finish_reason": "tool_calls",
+            }
+        ],
+        "usage": CHAT_USAGE,
+    }
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("end_turn", "stop"),
+        ("stop_sequence", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+    ],
+)
+def test_why_it_ended(theirs: str, ours: str) -> None:
+    """Each of Anthropic's reasons has a word of OpenAI's."""
+    assert answered([{"type": "text", "text": "x"}], theirs)["choices"][0]["finish_reason"] == ours
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"content": [{"type": "server_tool_use"}]}', b'{"content": [5]}'])
+def test_an_answer_that_is_none(body: bytes) -> None:
+    """What a chat has no place for is the upstream's error, not an empty answer."""
+    with pytest.raises(UpstreamError):
+        ToAnthropic().answer(body)
+
+
+def stream(*events: dict[str, Any], include_usage: bool = False) -> list[dict[str, Any] | str]:
+    """Return the chunks that a message's stream is for the client."""
+    between = ToAnthropic(lambda: 5.5)
+    options = {"stream_options": {"include_usage": True}} if include_usage else {}
+    between.request(b"", {"messages": HI, "stream": True} | options, "claude")
+    raw = b": x\n\n" + b"".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n".encode() for e in events)
+    said = b""
+    for event in EventCutter().feed(raw):
+        said += between.event(event, json.loads(event.data) if event.data else None)
+    lines = (said + between.end()).decode().split("\n\n")[:-1]
+    return [line if line == "data: [DONE]" else json.loads(line.removeprefix("data: ")) for line in lines]
+
+
+START = {
+    "type": "message_start",
+    "message": {"id": "msg_1", "model": "claude-9", "usage": USAGE | {"output_tokens": 1}},
+}
+STOP = {"type": "message_stop"}
+
+
+def delta(index: int, kind: str, name: str, value: str) -> dict[str, Any]:
+    """Return an event with a piece of a block."""
+    return {"type": "content_block_delta", "index": index, "delta": {"type": kind, name: value}}
+
+
+def begin(index: int, **block: Any) -> dict[str, Any]:
+    """Return the event that opens a block."""
+    return {"type": "content_block_start", "index": index, "content_block": block}
+
+
+def close(index: int) -> dict[str, Any]:
+    """Return the event that ends a block."""
+    return {"type": "content_block_stop", "index": index}
+
+
+def test_a_stream() -> None:
+    """A role first, then thoughts with their signature, words, calls with head and pieces, the reason, and usage."""
+    chunks = stream(
+        START,
+        {"type": "ping"},
+        begin(0, type="thinking", thinking="", signature=""),
+        delta(0, "thinking_delta", "thinking", "hm"),
+        delta(0, "signature_delta", "signature", "sig"),
+        close(0),
+        begin(1, type="text", text=""),
+        delta(1, "text_delta", "text", "Let me see."),
+        close(1),
+        begin(2, type="tool_use", id="a", name="weather", input={}),
+        delta(2, "input_json_delta", "partial_json", ""),
+        delta(2, "input_json_delta", "partial_json", '{"city":'),
+        delta(2, "input_json_delta", "partial_json", '"Rome"}'),
+        close(2),
+        begin(3, type="tool_use", id="b", name="now", input={}),
+        delta(3, "input_json_delta", "partial_json", ""),
+        close(3),
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 7}},
+        STOP,
+        include_usage=True,
+    )
+    done = chunks.pop()
+    assert done == "data: [DONE]"
+    objects = [chunk for chunk in chunks if isinstance(chunk, dict)]
+    assert {(c["id"], c["object"], c["created"], c["model"]) for c in objects} == {
+        ("msg_1", "chat.completion.chunk", 5, "claude-9")
+    }
+    *said, usage = objects
+    assert (usage["choices"], usage["usage"]) == ([], CHAT_USAGE)
+    assert all(c["usage"] is None for c in said)
+    assert [c["choices"][0]["delta"] for c in said] == [
+        {"role": "assistant", "content": "", "refusal": None},
+        {"reasoning_content": "hm"},
+        {"thinking_blocks": [{"index": 0, "type": "thinking", "thinking": "hm", "signature": "sig"}]},
+        {"content": "Let me see."},
+        {"tool_calls": [{"index": 0, "id": "a", "type": "function", "function": {"name": "weather", "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"city":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"Rome"}'}}]},
+        {"tool_calls": [{"index": 1, "id": "b", "type": "function", "function": {"name": "now", "arguments": ""}}]},
+        {"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]},
+        {},
+    ]
+    assert [c["choices"][0]["finish_reason"] for c in said] == [None] * 9 + ["tool_calls"]
+
+
+def test_a_stream_without_the_question_for_usage() -> None:
+    """No chunk has usage, and none is without a choice."""
+    chunks = stream(START, begin(0, type="text", text="x"), {"type": "message_delta", "delta": {}}, STOP)
+    assert all(isinstance(chunk, str) or (chunk["choices"] and "usage" not in chunk) for chunk in chunks)
+
+
+def test_an_error_in_a_stream_is_raised() -> None:
+    """It is worded in the client's dialect by the one who writes the stream."""
+    error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    with pytest.raises(StreamInterrupted, match="Overloaded"):
+        stream(START, error)
