@@ -134,7 +134,7 @@ def test_daemon_that_goes_and_comes(own_home: None) -> None:
     path = Home.from_environment().socket
     first = FakeControl(path, {"status": status_document(pid=1111)})
     try:
-        terminal = Terminal("top", "--interval", "100ms", columns=160)
+        terminal = Terminal("top", "--interval", "100ms", columns=250)  # the path of the socket is in the line
         with terminal:
             terminal.read_until("pid 1111", "q quits")
             first.close()
