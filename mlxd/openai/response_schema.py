@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -116,8 +117,10 @@ class ParsedResponse:
     ignored: tuple[str, ...]  # names of fields that are not OpenAI's
 
 
-def parse_response(body: Mapping[str, Any], store: ResponseStore, *, reject_unknown: bool) -> ParsedResponse:
-    """Read the body of /v1/responses, with what *store* has of the conversation before it.
+def parse_response(
+    body: Mapping[str, Any], store: ResponseStore, owner: str | None, *, reject_unknown: bool
+) -> ParsedResponse:
+    """Read the body of /v1/responses, with what *store* has of *owner*'s conversation before it.
 
     Raises:
         UnsupportedParameter: a documented field, item or tool that this server does not act upon.
@@ -137,8 +140,8 @@ def parse_response(body: Mapping[str, Any], store: ResponseStore, *, reject_unkn
     effort = read(_REASONING, values.get("reasoning", {}), unknown, "reasoning").get("effort")
     answer = _answer_format(values, unknown)
     rules = parse_tools(values, unknown, answer)
-    items = parse_input(values.get("input", []), unknown, store.item)
-    before = [] if previous_id is None else store.conversation(previous_id)
+    items = parse_input(values.get("input", []), unknown, partial(store.item, owner))
+    before = [] if previous_id is None else store.conversation(owner, previous_id)
     messages = messages_of([*before, *items], values.get("instructions"))
     if not messages:
         raise InvalidRequest("input holds no items, and there is nothing else to answer", param="input")

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 import orjson
 from aiohttp import web
 
+from mlxd.http.context import EXCHANGE
 from mlxd.openai.response_item import Item
 from mlxd.protocol.errors import InvalidRequest, NotFound
 from mlxd.protocol.settings import HttpSettings
+
+_Key = tuple[str | None, str]  # owner and id
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,7 @@ class StoredResponse:
     """One response, with what it answers, as JSON: so their size is known."""
 
     id: str
+    owner: str | None
     body: bytes
     input_items: bytes
     previous_id: str | None
@@ -48,66 +52,72 @@ class RunningResponse:
     final: bytes | None = None  # as it ended; None where its client went away
 
 
+def owner_of(request: web.Request) -> str | None:
+    """Return whose responses a request may know of: those of its API key, or of all who need none."""
+    key = request[EXCHANGE].api_key
+    return None if key is None else key.digest
+
+
 class ResponseStore:
-    """All stored and running responses."""
+    """All stored and running responses; each is there for its owner alone."""
 
     def __init__(self, settings: Callable[[], HttpSettings]) -> None:
         """Take where the bounds are read from, at every use."""
         self._settings = settings
-        self._stored: OrderedDict[str, StoredResponse] = OrderedDict()  # the least recently used first
+        self._stored: OrderedDict[_Key, StoredResponse] = OrderedDict()  # the least recently used first
         self._stored_bytes = 0
-        self._running: dict[str, RunningResponse] = {}
+        self._running: dict[_Key, RunningResponse] = {}
 
     @property
     def is_open(self) -> bool:
         """Whether anything is stored at all."""
         return self._settings().stored_responses > 0
 
-    def begin(self, response_id: str, number: int, body: bytes | None) -> None:
+    def begin(self, owner: str | None, response_id: str, number: int, body: bytes | None) -> None:
         """Note that the stream of a response runs."""
-        self._running[response_id] = RunningResponse(number, body)
+        self._running[owner, response_id] = RunningResponse(number, body)
 
-    def end(self, response_id: str, final: bytes | None) -> None:
+    def end(self, owner: str | None, response_id: str, final: bytes | None) -> None:
         """Note that it does not run any more; one that has ended, or has never begun, changes nothing."""
-        running = self._running.pop(response_id, None)
+        running = self._running.pop((owner, response_id), None)
         if running is not None:
             running.final = final
             running.ended.set()
 
-    def running(self, response_id: str) -> RunningResponse | None:
+    def running(self, owner: str | None, response_id: str) -> RunningResponse | None:
         """Return it while it runs."""
-        return self._running.get(response_id)
+        return self._running.get((owner, response_id))
 
     def add(self, response: StoredResponse) -> None:
         """Keep a response; others make room for it. One that is larger than all the room is not kept."""
         if response.size_bytes > self._settings().stored_responses_memory:
             return
-        self._stored[response.id] = response
+        self._stored[response.owner, response.id] = response
         self._stored_bytes += response.size_bytes
         self._trim()
 
-    def get(self, response_id: str) -> StoredResponse:
+    def get(self, owner: str | None, response_id: str) -> StoredResponse:
         """Return a response, which counts as its use.
 
         Raises:
             NotFound: it is not there.
         """
         self._trim()
-        if response_id not in self._stored:
+        if (owner, response_id) not in self._stored:
             raise NotFound(
-                f"there is no stored response {response_id!r}: it was never stored here, was deleted, or made room for "
-                "later ones",
+                f"there is no stored response {response_id[:100]!r}: it was never stored here, was deleted, or made "
+                "room for later ones",
                 param="response_id",
             )
-        self._stored.move_to_end(response_id)
-        return self._stored[response_id]
+        self._stored.move_to_end((owner, response_id))
+        return self._stored[owner, response_id]
 
-    def remove(self, response_id: str) -> None:
+    def remove(self, owner: str | None, response_id: str) -> None:
         """Forget a response; raises as `get`."""
-        self._stored_bytes -= self.get(response_id).size_bytes
-        del self._stored[response_id]
+        self._stored_bytes -= self.get(owner, response_id).size_bytes
+        del self._stored[owner, response_id]
 
-    def conversation(self, response_id: str) -> list[Item]:
+    def conversation(self, owner: str | None, response_id: str) -> list[Item]:
         """Return all items from the first response of a conversation to this one, and count all of them as used.
 
         Raises:
@@ -116,10 +126,10 @@ class ResponseStore:
         turns: list[list[Item]] = []
         next_id: str | None = response_id
         while next_id is not None:
-            if next_id in self._running:
+            if (owner, next_id) in self._running:
                 raise _not_found(response_id, "it is still being made")
             try:
-                stored = self.get(next_id)
+                stored = self.get(owner, next_id)
             except NotFound:
                 why = "it was never stored here, was deleted, or made room for later ones (http.stored_responses)"
                 raise _not_found(
@@ -129,11 +139,13 @@ class ResponseStore:
             next_id = stored.previous_id
         return [item for turn in reversed(turns) for item in turn]
 
-    def item(self, item_id: str) -> Item | None:
+    def item(self, owner: str | None, item_id: str) -> Item | None:
         """Return an item of a stored response by its id; None where there is none."""
         self._trim()
         quoted = orjson.dumps(item_id)
         for stored in reversed(self._stored.values()):
+            if stored.owner != owner:
+                continue
             if quoted in stored.body or quoted in stored.input_items:
                 for item in stored.turn():
                     if item["id"] == item_id:

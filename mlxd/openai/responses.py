@@ -12,7 +12,7 @@ from mlxd.http.generation import AnswerEvent, generation
 from mlxd.openai.response_event import ResponseEvents
 from mlxd.openai.response_item import new_id
 from mlxd.openai.response_schema import ParsedResponse, parse_response
-from mlxd.openai.response_store import RESPONSES, StoredResponse
+from mlxd.openai.response_store import RESPONSES, StoredResponse, owner_of
 from mlxd.protocol.errors import MlxdError
 
 
@@ -22,7 +22,7 @@ async def post_responses(request: web.Request) -> web.StreamResponse:
 
 
 async def _response(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_response(local.body, request.app[RESPONSES], reject_unknown=local.reject_unknown)
+    parsed = parse_response(local.body, request.app[RESPONSES], owner_of(request), reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
     events = ResponseEvents(
         new_id("resp"),
@@ -42,7 +42,7 @@ RESPONSE = Surface("openai", "responses", _response)
 async def _stream(
     request: web.Request, local: Local, parsed: ParsedResponse, events: ResponseEvents
 ) -> web.StreamResponse:
-    store = request.app[RESPONSES]
+    store, owner = request.app[RESPONSES], owner_of(request)
 
     async def write(_: int, happened: AnswerEvent) -> None:
         # The first events wait for the first word: until then the cloud may answer instead.
@@ -51,7 +51,7 @@ async def _stream(
             data = events.take(happened)
             if is_new and events.has_begun:
                 begun = orjson.dumps(events.body()) if parsed.stores else None
-                store.begin(events.id, held.running.number, begun)
+                store.begin(owner, events.id, held.running.number, begun)
         elif isinstance(happened, Finished):
             data = events.finish(happened, _now_s(request))
             _keep(request, parsed, events)
@@ -70,7 +70,7 @@ async def _stream(
         _keep(request, parsed, events)
         await local.stream.send(last)
     finally:
-        store.end(events.id, None)  # a client that went away keeps nothing
+        store.end(owner, events.id, None)  # a client that went away keeps nothing
     return local.stream.response
 
 
@@ -88,11 +88,11 @@ async def _answer(request: web.Request, model: str, parsed: ParsedResponse, even
 
 def _keep(request: web.Request, parsed: ParsedResponse, events: ResponseEvents) -> bytes:
     """Store the response as it ended, where that is wanted; return its body."""
-    store = request.app[RESPONSES]
+    store, owner = request.app[RESPONSES], owner_of(request)
     body = orjson.dumps(events.body())
     if parsed.stores:
-        store.add(StoredResponse(events.id, body, orjson.dumps(parsed.input_items), parsed.previous_id))
-    store.end(events.id, body)
+        store.add(StoredResponse(events.id, owner, body, orjson.dumps(parsed.input_items), parsed.previous_id))
+    store.end(owner, events.id, body)
     return body
 
 

@@ -12,7 +12,7 @@ from mlxd.http.context import CONTEXT
 from mlxd.http.unknown import UnknownFields
 from mlxd.openai.response_item import Item
 from mlxd.openai.response_schema import includes
-from mlxd.openai.response_store import RESPONSES
+from mlxd.openai.response_store import RESPONSES, ResponseStore, owner_of
 from mlxd.protocol.errors import InUse, InvalidRequest, UnsupportedParameter
 
 _DEFAULT_LIMIT = 20
@@ -26,11 +26,11 @@ async def get_response(request: web.Request) -> web.Response:
     for name in ("stream", "include_obfuscation", "starting_after"):
         if request.query.get(name, _FALSE[0]) not in _FALSE[: 1 if name == "starting_after" else 2]:
             raise UnsupportedParameter(f"{name} is not supported: stored responses are given whole", param=name)
-    store, response_id = request.app[RESPONSES], request.match_info["id"]
-    running = store.running(response_id)
+    store, owner, response_id = _asked(request)
+    running = store.running(owner, response_id)
     if running is not None and running.body is not None:
         return _json(running.body)
-    return _json(store.get(response_id).body)
+    return _json(store.get(owner, response_id).body)
 
 
 async def delete_response(request: web.Request) -> web.Response:
@@ -40,11 +40,11 @@ async def delete_response(request: web.Request) -> web.Response:
         InUse: it is still being made.
     """
     _read_query(request, ())
-    store, response_id = request.app[RESPONSES], request.match_info["id"]
-    if store.running(response_id) is not None:
+    store, owner, response_id = _asked(request)
+    if store.running(owner, response_id) is not None:
         hint = f"POST /v1/responses/{response_id}/cancel"
         raise InUse(f"the response {response_id!r} is still being made", hint=hint, param="response_id")
-    store.remove(response_id)
+    store.remove(owner, response_id)
     return _json(orjson.dumps({"id": response_id, "object": "response", "deleted": True}))
 
 
@@ -55,10 +55,10 @@ async def cancel_response(request: web.Request) -> web.Response:
         InvalidRequest: it has ended already.
     """
     _read_query(request, ())
-    store, response_id = request.app[RESPONSES], request.match_info["id"]
-    running = store.running(response_id)
+    store, owner, response_id = _asked(request)
+    running = store.running(owner, response_id)
     if running is None:
-        status = orjson.loads(store.get(response_id).body)["status"]
+        status = orjson.loads(store.get(owner, response_id).body)["status"]
         raise InvalidRequest(
             f"the response {response_id!r} cannot be cancelled: its status is {status!r}", param="response_id"
         )
@@ -80,7 +80,8 @@ async def get_input_items(request: web.Request) -> web.Response:
     limit = request.query.get("limit", str(_DEFAULT_LIMIT))
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _MAX_LIMIT:
         raise field.wrong("limit", limit, f"a whole number from 1 to {_MAX_LIMIT}")
-    items: list[Item] = orjson.loads(request.app[RESPONSES].get(request.match_info["id"]).input_items)
+    store, owner, response_id = _asked(request)
+    items: list[Item] = orjson.loads(store.get(owner, response_id).input_items)
     if order == "desc":
         items.reverse()
     after = request.query.get("after")
@@ -96,6 +97,11 @@ async def get_input_items(request: web.Request) -> web.Response:
         "has_more": len(page) < len(items),
     }
     return _json(orjson.dumps({"object": "list", "data": page, **ends}))
+
+
+def _asked(request: web.Request) -> tuple[ResponseStore, str | None, str]:
+    """Return the store, whose responses are asked for, and the id."""
+    return request.app[RESPONSES], owner_of(request), request.match_info["id"]
 
 
 def _read_query(request: web.Request, known: tuple[str, ...]) -> None:

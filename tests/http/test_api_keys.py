@@ -103,3 +103,18 @@ async def test_a_revoked_key_is_refused_at_once(tmp_path: Path) -> None:
         assert (await served.get("/v1/models", **key))[0] == 200
         await keys.revoke("app")
         assert (await served.get("/v1/models", **key))[0] == 401
+
+
+async def test_a_stored_response_is_there_for_its_key_alone(tmp_path: Path) -> None:
+    """Another key does not learn that there is one."""
+    async with serving(ScriptedPool([*say("hello"), *end()]), home=tmp_path) as served:
+        mine, yours = [
+            {"Authorization": f"Bearer {(await served.context.api_keys.create(name, [], None))[1]}"}
+            for name in ("mine", "yours")
+        ]
+        made = json.loads((await served.post("/v1/responses", {"model": "m", "input": "hi"}, **mine))[2])
+        path = f"/v1/responses/{made['id']}"
+        statuses = [(await served.get(path, **key))[0] for key in (mine, yours)]
+        further = {"model": "m", "input": "more", "previous_response_id": made["id"]}
+        statuses += [(await served.post("/v1/responses", further, **key))[0] for key in (mine, yours)]
+    assert statuses == [200, 404, 200, 400]

@@ -22,7 +22,7 @@ TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": 
 def response(**fields: Any) -> ParsedResponse:
     """Parse a body with these fields."""
     store = ResponseStore(lambda: settings_of().http)
-    return parse_response({"model": "m", "input": "hi"} | fields, store, reject_unknown=False)
+    return parse_response({"model": "m", "input": "hi"} | fields, store, None, reject_unknown=False)
 
 
 def refusal(**fields: Any) -> MlxdError:

@@ -19,14 +19,14 @@ def _bounds(count: int = 1000, size: str = "64MiB") -> HttpSettings:
     return settings_of({"http": {"stored_responses": count, "stored_responses_memory": size}}).http
 
 
-def _stored(name: str, previous: str | None = None, text: str = "") -> StoredResponse:
+def _stored(name: str, previous: str | None = None, text: str = "", owner: str | None = None) -> StoredResponse:
     asked = [{"id": f"in_{name}", "type": "message", "text": text}]
-    return StoredResponse(name, orjson.dumps({"output": [{"id": f"out_{name}"}]}), orjson.dumps(asked), previous)
+    return StoredResponse(name, owner, orjson.dumps({"output": [{"id": f"out_{name}"}]}), orjson.dumps(asked), previous)
 
 
 def _has(store: ResponseStore, name: str) -> bool:
     try:
-        store.get(name)
+        store.get(None, name)
     except NotFound:
         return False
     return True
@@ -37,8 +37,8 @@ def test_the_least_recently_used_goes_first() -> None:
     store = ResponseStore(lambda: _bounds(3))
     for name in ("a", "b", "c"):
         store.add(_stored(name))
-    store.get("a")
-    store.conversation("b")
+    store.get(None, "a")
+    store.conversation(None, "b")
     store.add(_stored("d"))
     assert [name for name in "abcd" if _has(store, name)] == ["a", "b", "d"]
 
@@ -49,12 +49,26 @@ def test_a_use_of_a_conversation_is_one_of_all_its_turns() -> None:
     store.add(_stored("first"))
     store.add(_stored("other"))
     store.add(_stored("second", "first"))
-    assert [item["id"] for item in store.conversation("second")] == [
+    assert [item["id"] for item in store.conversation(None, "second")] == [
         "in_first", "out_first", "in_second", "out_second",
     ]  # fmt: skip
     store.add(_stored("third", "second"))
     assert not _has(store, "other")
-    assert len(store.conversation("third")) == 6
+    assert len(store.conversation(None, "third")) == 6
+
+
+def test_a_response_is_there_for_its_owner_alone() -> None:
+    """Not by its id, not by that of an item, and not to go on from."""
+    store = ResponseStore(_bounds)
+    store.add(_stored("a", owner="me"))
+    assert store.get("me", "a").id == "a"
+    assert store.item("me", "out_a") is not None
+    for owner in ("you", None):
+        assert store.item(owner, "out_a") is None
+        with pytest.raises(NotFound):
+            store.get(owner, "a")
+        with pytest.raises(InvalidRequest):
+            store.conversation(owner, "a")
 
 
 def test_what_is_too_large_moves_nothing_out() -> None:
@@ -80,12 +94,12 @@ def test_a_conversation_that_lost_a_turn_cannot_go_on() -> None:
     store = ResponseStore(_bounds)
     store.add(_stored("a"))
     store.add(_stored("b", "a"))
-    store.remove("a")
+    store.remove(None, "a")
     with pytest.raises(InvalidRequest, match="it goes on from 'a'"):
-        store.conversation("b")
-    store.begin("c", 1, None)
+        store.conversation(None, "b")
+    store.begin(None, "c", 1, None)
     with pytest.raises(InvalidRequest, match="still being made"):
-        store.conversation("c")
+        store.conversation(None, "c")
 
 
 @settings(max_examples=60, deadline=None)
@@ -106,7 +120,7 @@ def test_the_bounds_always_hold(history: list[Any], count: int, size_bytes: int)
         elif act == "get":
             _has(store, name)
         elif _has(store, name):
-            store.remove(name)
+            store.remove(None, name)
             assert not _has(store, name)
         kept = list(store._stored.values())
         assert len(kept) <= count

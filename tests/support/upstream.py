@@ -74,10 +74,37 @@ class Upstream:
             _cut(request)
         if request.method == "GET":
             return web.json_response({"object": "list", "data": [{"id": "a"}, {"id": "b"}]})
+        if request.path.endswith("/responses"):
+            return await self._response(request, body)
         is_chat = request.path.endswith("/chat/completions")
         if not body.get("stream"):
             return web.json_response(_whole(body["model"], is_chat=is_chat))
         return await self._stream(request, body["model"], is_chat=is_chat)
+
+    async def _response(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        whole = _responses_whole(body["model"])
+        if not body.get("stream"):
+            return web.json_response(whole)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        begun = whole | {"status": "in_progress", "output": []}
+        await response.write(_responses_event(0, "response.created", response=begun))
+        if self.behaviour == "die_empty":
+            _cut(request)
+        if self.behaviour == "error_event":
+            await response.write(_responses_event(1, "error", code="x", message="overloaded", param=None))
+            return response
+        item = {**whole["output"][0], "status": "in_progress", "content": []}
+        part = {"type": "output_text", "text": "", "annotations": []}
+        place = {"item_id": item["id"], "output_index": 0, "content_index": 0}
+        await response.write(_responses_event(1, "response.output_item.added", output_index=0, item=item))
+        await response.write(_responses_event(2, "response.content_part.added", **place, part=part))
+        for number, piece in enumerate(PIECES, 3):
+            text = {**place, "delta": piece, "logprobs": []}
+            await response.write(_responses_event(number, "response.output_text.delta", **text))
+        done = _responses_event(7, "response.output_item.done", output_index=0, item=whole["output"][0])
+        await response.write(done + _responses_event(8, "response.completed", response=whole))
+        return response
 
     async def _stream(self, request: web.Request, model: str, *, is_chat: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -125,6 +152,34 @@ def _whole(model: str, *, is_chat: bool) -> dict[str, Any]:
         "usage": {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5},
         "odd_field": {"kept": True},
     }
+
+
+def _responses_whole(model: str) -> dict[str, Any]:
+    text = {"type": "output_text", "text": "".join(PIECES), "annotations": []}
+    return {
+        "id": "resp_up",
+        "object": "response",
+        "created_at": 5,
+        "model": model,
+        "status": "completed",
+        "error": None,
+        "output": [{"id": "msg_up", "type": "message", "role": "assistant", "status": "completed", "content": [text]}],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {
+            "input_tokens": 1,
+            "input_tokens_details": {"cached_tokens": 0},
+            "output_tokens": 4,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": 5,
+        },
+    }
+
+
+def _responses_event(number: int, kind: str, **data: Any) -> bytes:
+    event = {"type": kind, "sequence_number": number, **data}
+    return f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode()
 
 
 def _event(model: str, piece: str, *, is_chat: bool) -> bytes:
