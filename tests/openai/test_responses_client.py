@@ -88,7 +88,7 @@ async def test_an_answer_is_parsed_into_a_model(serve_models: ServeModels) -> No
 
 @on_device
 async def test_a_tool_is_called_and_its_result_goes_back(serve_models: ServeModels) -> None:
-    """The arguments stream; the result goes back with the items, and by the id of the response, from the prompt cache."""
+    """Arguments stream; the result goes back with the items, and by the id of the response, from the prompt cache."""
     asked: dict[str, Any] = {
         "model": "caller", "input": "hi", "tools": [WEATHER], "parallel_tool_calls": False, "temperature": 0,
         "tool_choice": {"type": "function", "name": "weather"}, "max_output_tokens": 200,
