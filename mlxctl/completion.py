@@ -189,9 +189,8 @@ def _read_events(response: http.client.HTTPResponse) -> Iterator[str]:
 
 def _connect(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
     parts = urllib.parse.urlsplit(url)
-    return http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s), parts.path.rstrip(
-        "/"
-    )
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(parts.hostname or "", parts.hostname)  # noqa: S104  (all addresses)
+    return http.client.HTTPConnection(host or "127.0.0.1", parts.port, timeout=timeout_s), parts.path.rstrip("/")
 
 
 def _http_error(status: int, body: bytes) -> ControlError:

@@ -164,7 +164,7 @@ async def _run(options: Options) -> int:
         api_keys = ApiKeys(ConfigFile(options.home.api_keys), clock.now)
         await api_keys.open()
         app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock, api_keys))
-        http = HttpServer(app, settings.http.host, settings.http.port, clock=clock)
+        http = HttpServer(app, settings.http, clock=clock, has_keys=lambda: api_keys.is_required)
         operations = Operations(bus)
         info = DaemonInfo(
             version=__version__,

@@ -7,6 +7,7 @@ from typing import Any
 from mlxd.apikey import KeyStatus
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.page import make_page, place_of_number
+from mlxd.protocol.errors import InUse
 
 
 async def create(context: ControlContext, request: Request) -> Reply:
@@ -28,6 +29,14 @@ async def list_all(context: ControlContext, request: Request) -> Reply:
 
 async def revoke(context: ControlContext, request: Request) -> Reply:
     """Take a key away; requests that it has begun run on."""
+    key = context.api_keys.get(request.params["name"])
+    http = context.store.current.http
+    if len(context.api_keys.list()) == 1 and not http.is_loopback and not http.allow_open:
+        raise InUse(
+            f"{key.name!r} is the last API key, and http.host is {http.host}: whoever reaches it could use the models",
+            hint="mlxctl apikey create OTHER first, or mlxctl config set http.host=127.0.0.1",
+            param="name",
+        )
     key = await context.api_keys.revoke(request.params["name"])
     context.bus.publish("apikey.revoked", {"name": key.name})
     return {"name": key.name, "is_required": context.api_keys.is_required}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -9,7 +10,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mlxd.http.context import CONTEXT
-from mlxd.protocol.errors import InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+from mlxd.protocol.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut, UnsupportedMediaType
 from mlxd.protocol.units import format_bytes
 
 
@@ -18,13 +19,20 @@ async def read_object(request: web.Request) -> tuple[bytes, dict[str, Any]]:
 
     Raises:
         UnsupportedMediaType: it is not `application/json`; a web page's simple POST stops here.
+        RequestTimedOut: it took longer to come than `http.body_timeout`.
         PayloadTooLarge: over `http.max_body`, also when only the decompressed body is.
         InvalidRequest: no JSON object.
     """
     if request.content_type != "application/json":
         got = request.headers.get("Content-Type", "nothing")
         raise UnsupportedMediaType(f"the Content-Type must be application/json, not {got[:80]}")
-    raw = await _read(request, request.app[CONTEXT].store.current.http.max_body)
+    context = request.app[CONTEXT]
+    limit_s = context.store.current.http.body_timeout
+    try:
+        async with asyncio.timeout(limit_s):
+            raw = await _read(request, context.store.current.http.max_body)
+    except TimeoutError:
+        raise RequestTimedOut(f"the body took longer than {limit_s:g} s to come") from None
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:

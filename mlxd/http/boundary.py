@@ -13,6 +13,7 @@ from aiohttp.typedefs import Handler
 import mlxd
 from mlxd.http import errors
 from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
+from mlxd.http.door import caller_of
 from mlxd.http.guard import cors_headers
 from mlxd.protocol.errors import MlxdError
 
@@ -30,11 +31,16 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     request[EXCHANGE] = exchange
     clock = request.app[CONTEXT].clock
     started_s = clock.now()
+    caller = caller_of(request)
+    if caller is not None:
+        caller.begin_request()
     status = _CLIENT_GONE
     try:
         response = await _answer(request, handler)
         status = response.status
     finally:
+        if caller is not None:
+            caller.end_request()
         _log.info(
             "%s %s %d in %.3f s, %s%s%s",
             request.method,

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from enum import Enum
+from http import HTTPStatus
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from mlxd.http.context import EXCHANGE
-from mlxd.protocol.errors import InvalidRequest, MethodNotAllowed, MlxdError, NotFound, PayloadTooLarge, UpstreamError
+from mlxd.protocol.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    MlxdError,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimedOut,
+    UpstreamError,
+)
 
 # SDKs ignore a Retry-After over 60 s and fall back to hammering.
 _RETRY_AFTER_S = (1, 60)
@@ -97,9 +106,23 @@ def render(error: MlxdError, request: web.Request) -> web.Response:
         content_type="application/json",
         headers=headers_of(error),
     )
-    if isinstance(error, PayloadTooLarge):
+    if isinstance(error, PayloadTooLarge | RequestTimedOut):
         response.force_close()  # the rest of the body is not worth reading
     return response
+
+
+def render_raw(error: MlxdError) -> bytes:
+    """Return the whole response to a connection that has no request yet, and is closed after it."""
+    body = envelope(error)
+    status = HTTPStatus(status_of(error))
+    headers = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "Connection": "close",
+        **headers_of(error),
+    }
+    lines = [f"HTTP/1.1 {status.value} {status.phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def internal_error() -> MlxdError:

@@ -21,6 +21,7 @@ _EXPOSED = (
     "x-mlxd-ignored-fields, "
     "retry-after, x-should-retry"
 )
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PREFLIGHT_AGE_S = 600
 _PROBES = frozenset({"/health", "/ready"})
 
@@ -38,7 +39,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     context = request.app[CONTEXT]
     store = context.store
     http = store.current.http
-    if not is_allowed_host(request.headers.get(hdrs.HOST, ""), http.allowed_hosts):
+    at = _address_at(request)
+    if not is_allowed_host(request.headers.get(hdrs.HOST, ""), http.allowed_hosts, at):
         raise Forbidden(
             f"the host {request.headers.get(hdrs.HOST, '')[:100]!r} is not allowed",
             hint="mlxctl config set http.allowed_hosts=NAME",
@@ -52,6 +54,9 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return _preflight(request)
     if request.path not in _PROBES:
+        # The server does not listen elsewhere then; this holds when both are changed at the same moment.
+        if not (context.api_keys.is_required or http.allow_open or at is None or at.is_loopback):
+            raise Forbidden(f"there is no API key, and {at} is not loopback", hint="mlxctl apikey create NAME")
         _check_key(request, context.api_keys)
     if store.has_booted_invalid and store.problem is not None and request.path not in _PROBES:
         raise store.problem
@@ -68,8 +73,17 @@ def _check_key(request: web.Request, api_keys: ApiKeys) -> None:
         api_keys.spend(key)
 
 
-def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:
-    """Tell whether a Host header names this machine's loopback or one of the *allowed* names, with any port."""
+def _address_at(request: web.Request) -> _Address | None:
+    """Return the address of this machine that the client has connected to."""
+    name = None if request.transport is None else request.transport.get_extra_info("sockname")
+    return ipaddress.ip_address(name[0].partition("%")[0]) if isinstance(name, tuple) else None
+
+
+def is_allowed_host(host: str, allowed: Iterable[str], at: _Address | None = None) -> bool:
+    """Tell whether a Host header names this machine's loopback, an *allowed* name or the address *at*, with any port.
+
+    An address in numbers is no rebound name.
+    """
     try:
         name = urllib.parse.urlsplit(f"//{host}").hostname
     except ValueError:
@@ -79,9 +93,10 @@ def is_allowed_host(host: str, allowed: Iterable[str]) -> bool:
     if name == "localhost" or name in {entry.lower() for entry in allowed}:
         return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        address = ipaddress.ip_address(name)
     except ValueError:
         return False
+    return address.is_loopback or address == at
 
 
 def cors_headers(request: web.Request) -> dict[str, str]:

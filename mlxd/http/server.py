@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,15 +17,19 @@ from typing import Any
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from mlxd.http.door import Door
 from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import InvalidValue
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.settings import HttpSettings, Settings
 
 _log = logging.getLogger(__name__)
 RETRY_S = 3.0
 _BACKLOG = 512
+_OPEN_HINT = "mlxctl apikey create NAME, or mlxctl config set http.allow_open=true"
 # Requests have been drained or cancelled by then; this is for connections that hang.
 _CLOSE_S = 1.0
+# How long the rest of a body is read that was refused, so that its client sees the answer before the end.
+_LINGER_S = 1.0
 
 
 class ServerStatus(Enum):
@@ -32,6 +37,7 @@ class ServerStatus(Enum):
 
     LISTENING = "listening"
     PORT_TAKEN = "port_taken"  # tried again every few seconds
+    REFUSED = "refused"  # beyond loopback without an API key; tried again, too
     CANNOT_LISTEN = "cannot_listen"  # for another reason; tried again too
     STOPPED = "stopped"
 
@@ -62,14 +68,23 @@ class _Listener:
 
 
 class HttpServer:
-    """Serves the application on one address. A settings participant for `http.host` and `http.port`."""
+    """Serves the application on one address. A settings participant for `[http]`."""
 
-    def __init__(self, app: web.Application, host: str, port: int, *, clock: Clock) -> None:
-        """Take what to serve and where; nothing is opened before `start`."""
+    def __init__(
+        self, app: web.Application, settings: HttpSettings, *, clock: Clock, has_keys: Callable[[], bool]
+    ) -> None:
+        """Take what to serve, where, and whether requests need an API key; nothing is opened before `start`."""
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=_CLOSE_S, logger=_ConnectionLog(_log)
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=_CLOSE_S,
+            lingering_time=_LINGER_S,
+            logger=_ConnectionLog(_log),
         )
-        self._asked = (host, port)
+        self._settings = settings
+        self._has_keys = has_keys
+        self._asked = (settings.host, settings.port)
         self._clock = clock
         self._listener: _Listener | None = None
         self._prepared: _Listener | None = None
@@ -85,6 +100,9 @@ class HttpServer:
     async def start(self) -> None:
         """Listen; when the port cannot be had, say so in `state` and try again every few seconds."""
         await self._runner.setup()
+        serve = self._runner.server
+        assert serve is not None, "it is set up"  # noqa: S101  (for the type checker)
+        self._door = Door(serve, lambda: self._settings, self._clock)
         await self._try_listen()
 
     async def rebind(self, host: str, port: int) -> None:
@@ -107,8 +125,11 @@ class HttpServer:
             self._prepared.close()
             self._prepared = None
 
-    def check(self, new: Settings, *, force: bool = False) -> list[str]:  # noqa: ARG002  (there is nothing to force)
-        """Accept: whether an address can be had shows in `prepare`."""
+    def check(self, new: Settings, *, force: bool = False) -> list[str]:  # noqa: ARG002  (http.allow_open is the word)
+        """Refuse to be open to others without an API key; whether an address can be had shows in `prepare`."""
+        reason = self._refusal(new.http)
+        if reason is not None:
+            raise InvalidValue(f"http.host: {reason}", hint=_OPEN_HINT, param="http.host")
         return []
 
     def plan(self, old: Settings, new: Settings) -> dict[str, Any]:
@@ -117,6 +138,7 @@ class HttpServer:
 
     def apply(self, old: Settings, new: Settings) -> dict[str, Any]:
         """Move to what `prepare` opened, or, after an edit of the file by hand, begin to; return where to."""
+        self._settings = new.http
         if _asked(old) == _asked(new):
             return {}
         self._move(_asked(new))
@@ -158,10 +180,8 @@ class HttpServer:
     async def _listen(self, asked: tuple[str, int]) -> _Listener:
         loop = asyncio.get_running_loop()
         sockets = _bind(*asked)
-        serve = self._runner.server
-        assert serve is not None, "start was called"  # noqa: S101  (for the type checker)
         servers = [
-            await loop.create_server(serve, sock=sock, backlog=_BACKLOG, start_serving=False) for sock in sockets
+            await loop.create_server(self._door, sock=sock, backlog=_BACKLOG, start_serving=False) for sock in sockets
         ]
         listener = _Listener(tuple(servers), asked, sockets[0].getsockname()[1])
         try:
@@ -174,19 +194,31 @@ class HttpServer:
 
     async def _try_listen(self) -> None:
         """Listen at the address asked for; until it can be had, the old one, if any, stays open."""
+        refusal = self._refusal(self._settings)
+        if refusal is not None:
+            self._wait(ServerStatus.REFUSED, f"http.host: {refusal}; {_OPEN_HINT}")
+            return
         try:
             listener = await self._listen(self._asked)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             status = ServerStatus.PORT_TAKEN if taken else ServerStatus.CANNOT_LISTEN
-            words = _in_words(error, self._asked)
-            if self._state.reason != words:
-                _log.error("%s; trying again every %g s", words, RETRY_S)
-            address = None if self._listener is None else self._listener.address
-            self._state = ServerState(status, address, words)
-            self._retry = self._clock.call_later(RETRY_S, self._on_retry)
+            self._wait(status, _in_words(error, self._asked))
         else:
             self._settle(listener)
+
+    def _wait(self, status: ServerStatus, words: str) -> None:
+        if self._state.reason != words:
+            _log.error("%s; trying again every %g s", words, RETRY_S)
+        address = None if self._listener is None else self._listener.address
+        self._state = ServerState(status, address, words)
+        self._retry = self._clock.call_later(RETRY_S, self._on_retry)
+
+    def _refusal(self, settings: HttpSettings) -> str | None:
+        """Return why the server must not listen there: all the network could use the models."""
+        if settings.is_loopback or settings.allow_open or self._has_keys():
+            return None
+        return f"{settings.host} is not loopback, and without an API key whoever reaches it could use the models"
 
     def _settle(self, listener: _Listener) -> None:
         if self._listener is not None and self._listener is not listener:

@@ -7,6 +7,7 @@ changed by `SettingsStore.commit` only.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from mlxd.protocol.kind import (
     Bytes,
     Choice,
     Duration,
+    Host,
     Integer,
     Memory,
     Number,
@@ -62,14 +64,33 @@ class HttpSettings:
     """[http]."""
 
     host: str = row(
-        Choice("127.0.0.1", "::1", "localhost"), "127.0.0.1", "Loopback address that the HTTP server listens on."
+        Host(),
+        "127.0.0.1",
+        "Address that the HTTP server listens on; one that is not loopback needs an API key, or http.allow_open.",
     )
     port: int = row(Integer(0, 65535), 6593, "TCP port of the HTTP server; 0 takes a free one.")
+    allow_open: bool = row(
+        Boolean(),
+        False,  # noqa: FBT003
+        "Listen beyond loopback without any API key: whoever reaches the port may use the models.",
+    )
     allowed_hosts: tuple[str, ...] = row(
-        TextList(), [], "Host names accepted in the Host header, besides localhost and loopback addresses."
+        TextList(), [], "Host names accepted in the Host header, besides localhost and the addresses listened on."
     )
     allowed_origins: tuple[str, ...] = row(TextList(), [], "Exact web origins that may call the server from a browser.")
     max_body: int = row(Bytes(1024, 2**30), "32MiB", "Largest request body.")
+    max_messages: int = row(Integer(1, 1_000_000), 10_000, "Most messages of one request.")
+    max_connections: int = row(
+        Integer(1, 100_000), 1024, "Most connections at a time; a further one is answered 503 and closed."
+    )
+    header_timeout: float = row(
+        Duration(minimum_s=0.1, maximum_s=300),
+        "15s",
+        "Longest time that the headers of a request may take to come.",
+    )
+    body_timeout: float = row(
+        Duration(minimum_s=0.1, maximum_s=3600), "60s", "Longest time that a request's body may take to come."
+    )
     unknown_fields: str = row(
         Choice("ignore", "reject"),
         "ignore",
@@ -84,6 +105,11 @@ class HttpSettings:
     stored_responses_memory: int = row(
         Bytes(0, 2**36), "64MiB", "Most memory that kept responses take; the least recently used go first."
     )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine can reach the HTTP server."""
+        return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ async def test_hello(plane: Plane) -> None:
     assert (hello["version"], hello["boot_id"], hello["gen"]) == ("1.2.3", "boot-1", 1)
     assert isinstance(hello["pid"], int)
     assert hello["http"] == "http://127.0.0.1:6593"
-    assert hello["caps"] == ["deadline", "dry", "events", "idem", "if_gen", "ops", "persist", "topics"]
+    assert hello["caps"] == ["apikey", "deadline", "dry", "events", "idem", "if_gen", "ops", "persist", "topics"]
     assert hello["limits"] == {"request_bytes": 2**20, "in_flight": MAX_IN_FLIGHT}
 
 
@@ -408,10 +408,10 @@ async def test_a_subscription_chooses_topics_and_model(plane: Plane, client: Cli
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"topics": []}, "topics must be a list of config, "),
-        ({"topics": "model"}, "topics must be a list of config, "),
+        ({"topics": []}, "topics must be a list of apikey, "),
+        ({"topics": "model"}, "topics must be a list of apikey, "),
         ({"topics": ["modle"]}, "no topic 'modle'; the nearest is 'model'"),
-        ({"topics": ["model", 7]}, "no topic 7; there are config, "),
+        ({"topics": ["model", 7]}, "no topic 7; there are apikey, "),
         ({"model": ""}, "model must be a text"),
     ],
 )

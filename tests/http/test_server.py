@@ -13,6 +13,7 @@ from aiohttp import web
 
 from mlxd.http.server import RETRY_S, HttpServer, ServerStatus
 from mlxd.protocol.errors import InvalidValue
+from mlxd.protocol.settings import HttpSettings
 from tests.support.clock import FakeClock
 from tests.support.http_server import settings_of
 
@@ -40,10 +41,15 @@ class Gate:
         return web.Response(text="now")
 
 
+def http_of(host: str, port: int) -> HttpSettings:
+    """Return the settings of a server that listens there."""
+    return settings_of({"http": {"host": host, "port": port}}).http
+
+
 @asynccontextmanager
 async def _server(port: int, host: str = "127.0.0.1") -> AsyncIterator[tuple[HttpServer, Gate, FakeClock]]:
     gate, clock = Gate(), FakeClock()
-    server = HttpServer(gate.app, host, port, clock=clock)
+    server = HttpServer(gate.app, http_of(host, port), clock=clock, has_keys=lambda: False)
     await server.start()
     try:
         yield server, gate, clock
@@ -256,7 +262,7 @@ async def test_a_client_that_has_just_gone_is_no_traceback(caplog: pytest.LogCap
 
     app = web.Application()
     app.router.add_get("/", stream)
-    server = HttpServer(app, "127.0.0.1", 0, clock=FakeClock())
+    server = HttpServer(app, http_of("127.0.0.1", 0), clock=FakeClock(), has_keys=lambda: False)
     await server.start()
     async with aiohttp.ClientSession() as http:
         with pytest.raises(aiohttp.ClientError):
@@ -274,7 +280,7 @@ async def test_an_exception_in_a_connection_has_its_traceback(caplog: pytest.Log
 
     app = web.Application()
     app.router.add_get("/", fail)
-    server = HttpServer(app, "127.0.0.1", 0, clock=FakeClock())
+    server = HttpServer(app, http_of("127.0.0.1", 0), clock=FakeClock(), has_keys=lambda: False)
     await server.start()
     async with aiohttp.ClientSession() as http, http.get(f"http://{server.state.address}/") as response:
         assert response.status == 500

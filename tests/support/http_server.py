@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -22,7 +24,7 @@ from mlxd.cloud.upstream import Upstreams
 from mlxd.config.file import ConfigFile
 from mlxd.http.context import AppContext
 from mlxd.http.server import HttpServer
-from mlxd.pool.clock import Clock
+from mlxd.pool.clock import Clock, LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
 from mlxd.protocol.kind import Machine
@@ -84,6 +86,7 @@ async def serving(
     clock: Clock | None = None,
     environ: Mapping[str, str] = os.environ,
     home: Path = Path("/nowhere"),
+    socket_clock: Clock | None = None,
 ) -> AsyncIterator[Served]:
     """Serve *pool* on a free port until the end of the context."""
     models = Catalog([]) if catalog is None else catalog
@@ -109,7 +112,12 @@ async def serving(
             api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
             now=lambda: CREATED_S,
         )
-        server = HttpServer(make_app(context), "127.0.0.1", 0, clock=time)
+        server = HttpServer(
+            make_app(context),
+            dataclasses.replace(store.current.http, port=0),
+            clock=LoopClock(asyncio.get_running_loop()) if socket_clock is None else socket_clock,
+            has_keys=lambda: context.api_keys.is_required,
+        )
         await server.start()
         try:
             yield Served(f"http://{server.state.address}", context, store, server, http)

@@ -7,6 +7,7 @@
       - ContextLengthExceeded    400 context_length_exceeded
     + Unauthenticated            401 authentication_error
     + Forbidden                  403 forbidden
+    + RequestTimedOut            408 request_timeout
     + InUse                      409 in_use: a loaded model's files, a running operation
     + NotFound                   404 not_found
       - ModelNotFound            404 model_not_found, with the nearest names
@@ -21,6 +22,7 @@
     + Draining                   503 draining
     + ModelUnloaded              503 model_unloaded
     + DoesNotFit                 507 does_not_fit
+    + TooManyConnections         503 too_many_connections
     + WaitEnded                  exit 7: a deadline came before what was waited for
   x EngineError                  MLX or mlx-lm failed (500)
     + LoadFailed                 500 load_failed
@@ -77,6 +79,7 @@ from mlxd.protocol.errors.capacity import (
     ModelUnloaded,
     QueueFull,
     QueueTimeout,
+    TooManyConnections,
     WaitEnded,
 )
 from mlxd.protocol.errors.cloud import (
@@ -114,6 +117,7 @@ from mlxd.protocol.errors.request import (
     PayloadTooLarge,
     RateLimited,
     RequestError,
+    RequestTimedOut,
     Unauthenticated,
     UnsupportedMediaType,
     UnsupportedParameter,
@@ -177,9 +181,11 @@ __all__ = [
     "RateLimited",
     "RequestCancelled",
     "RequestError",
+    "RequestTimedOut",
     "SecretMissing",
     "SettingsError",
     "StreamInterrupted",
+    "TooManyConnections",
     "Unauthenticated",
     "UnknownSetting",
     "UnsupportedMediaType",

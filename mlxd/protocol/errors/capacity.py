@@ -53,6 +53,12 @@ class DoesNotFit(CapacityError):
     should_retry = False
 
 
+class TooManyConnections(CapacityError):
+    """As many connections are open as `http.max_connections` allows."""
+
+    code = "too_many_connections"
+
+
 class WaitEnded(CapacityError):
     """A deadline came before what was waited for; the message says whether that goes on."""
 

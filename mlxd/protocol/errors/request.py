@@ -49,6 +49,13 @@ class Forbidden(RequestError):
     exit_code = EXIT_DENIED
 
 
+class RequestTimedOut(RequestError):
+    """The headers or the body took longer to come than `http.header_timeout` or `http.body_timeout`."""
+
+    code = "request_timeout"
+    http_status = 408
+
+
 class InUse(RequestError):
     """Something holds what the request would take away."""
 

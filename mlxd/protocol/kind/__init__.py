@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mlxd.protocol.kind.base import Kind, Machine
 from mlxd.protocol.kind.measure import Bytes, Duration, Memory
-from mlxd.protocol.kind.scalar import Boolean, Choice, Integer, Number, Text, TextList
+from mlxd.protocol.kind.scalar import Boolean, Choice, Host, Integer, Number, Text, TextList
 from mlxd.protocol.kind.upstream import URL, SecretReference
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Bytes",
     "Choice",
     "Duration",
+    "Host",
     "Integer",
     "Kind",
     "Machine",

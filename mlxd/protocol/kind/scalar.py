@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,6 +178,38 @@ class Text:
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema."""
         return {"type": "string", "minLength": self.minimum, "maxLength": self.maximum}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """An IP address of this machine, or localhost; a name would be looked up, and mean something else tomorrow."""
+
+    def parse(self, value: Any, machine: Machine) -> str:  # noqa: ARG002
+        """Return the address in its usual form."""
+        if value == "localhost":
+            return str(value)
+        try:
+            return str(ipaddress.ip_address(value if isinstance(value, str) else ""))
+        except ValueError:
+            raise reject(value, self.describe()) from None
+
+    def to_toml(self, value: Any) -> Any:
+        """Keep what was typed."""
+        return value
+
+    def describe(self) -> str:
+        """Return the kind in words."""
+        return "an IP address, or localhost"
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON Schema."""
+        return {
+            "anyOf": [
+                {"const": "localhost"},
+                {"type": "string", "format": "ipv4"},
+                {"type": "string", "format": "ipv6"},
+            ]
+        }
 
 
 @dataclass(frozen=True, slots=True)
