@@ -153,4 +153,4 @@ def _draw(feed: Feed, render: Render, pace: Pace) -> None:
                 what = (
                     "the daemon does not answer" if error.code == "control.timeout" else error.message.splitlines()[0]
                 )
-                trouble = [Line(f"not connected: {what}; trying again", Style.ALERT)]
+                trouble = [Line(f"not connected, trying again: {what}", Style.ALERT)]

@@ -82,9 +82,11 @@ def test_differences_are_told_by_key_with_the_default_where_a_file_is_silent() -
 
 
 def test_paths_are_listed_for_each_entry_of_a_keyed_table() -> None:
-    """A rule that states two of its settings is listed with all four."""
+    """A rule that states two of its settings is listed with all of them."""
     listed = paths({"cloud": {"rules": {"r": {"match": "x", "to": []}}}})
-    assert {"match", "mode", "to", "priority"} == {path[3] for path in listed if path[:3] == ("cloud", "rules", "r")}
+    assert {"match", "mode", "on", "to", "priority", "enabled"} == {
+        path[3] for path in listed if path[:3] == ("cloud", "rules", "r")
+    }
     assert all(find_row(path) is not None for path in listed)
 
 

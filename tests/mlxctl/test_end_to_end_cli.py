@@ -312,7 +312,8 @@ def test_invalid_file_is_named(tmp_path: Path, clean_environment: None) -> None:
     try:
         assert "config.toml:4" in started.stderr
         assert "config.toml:4" in program.run("status").stdout
-        assert "config.toml:4" in program.run("chat", "Hello", status=10).stderr
+        if program.ask("status")["http"]["url"] is not None:  # another program may have the default port
+            assert "config.toml:4" in program.run("chat", "Hello", status=10).stderr
         assert " error   config.toml:4" in (tmp_path / "logs" / "mlxd.log").read_text()
     finally:
         program.spawn("stop")

@@ -138,7 +138,7 @@ def test_daemon_that_goes_and_comes(own_home: None) -> None:
         with terminal:
             terminal.read_until("pid 1111", "q quits")
             first.close()
-            terminal.read_until("not connected: no daemon is running", "trying again", "org/big")
+            terminal.read_until("not connected, trying again: no daemon is running", "org/big")
             with FakeControl(path, {"status": status_document(pid=2222)}):
                 terminal.read_until("pid 2222")
                 while "not connected" in terminal.page:

@@ -36,6 +36,8 @@ while True:
     os.write(1, b"[stopped]")
 """
 STOPPED = "[stopped]"
+# A page that is drawn again and again without what a test waits for.
+_MOST_CHARACTERS = 2_000_000
 _CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -90,6 +92,7 @@ class Terminal:
         """Take in what the program writes next."""
         ready, _, _ = select.select([self._ours], [], [], TIMEOUT_S)
         assert ready, f"nothing more came in {TIMEOUT_S:g} s after: {self.output!r}"
+        assert len(self.output) < _MOST_CHARACTERS, f"what was waited for did not come: {self.page!r}"
         self.output += self._decode(os.read(self._ours, 65536))
 
     def read_until(self, *texts: str) -> None:
