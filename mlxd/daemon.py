@@ -23,6 +23,7 @@ from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
 from mlxd.cloud.connection import open_session
+from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
@@ -186,6 +187,7 @@ async def _run(options: Options) -> int:
                 router,
                 upstreams,
                 secrets,
+                Keys(options.home.secrets),
                 operations,
                 bus,
                 crashes,

@@ -52,11 +52,11 @@ class Secrets:
             hint = f"set {place} and run mlxctl restart"
         elif kind == "file":
             secret = self._read_file(provider_id, place)
-            missing, hint = f"{place} is empty", f"mlxctl cloud provider show {provider_id}"
+            missing, hint = f"{place} is empty", f"mlxctl key set {provider_id} --provider {provider_id}"
         else:
             secret = _read_keychain(provider_id, place)
             missing = f"the keychain has no entry {place}"
-            hint = f"mlxctl cloud provider show {provider_id}"
+            hint = f"mlxctl key set {provider_id} --provider {provider_id}"
         if not secret:
             raise SecretMissing(f"the key of provider {provider_id!r} is missing: {missing}", hint=hint)
         if not secret.isascii() or not secret.isprintable():

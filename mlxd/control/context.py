@@ -10,6 +10,7 @@ from typing import Any
 
 from mlxd.apikey import ApiKeys
 from mlxd.catalog import Catalog
+from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
@@ -69,6 +70,7 @@ class ControlContext:
     router: Router
     upstreams: Upstreams
     secrets: Secrets
+    keys: Keys
     operations: Operations
     bus: Bus
     crashes: CrashLog

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from mlxd.control import (
     apikey,
     cloud,
+    key,
     model,
     model_settings,
     plan,
@@ -123,6 +124,9 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "cloud.rule.disable": rule.disable,
         "cloud.rule.remove": rule.remove,
         "cloud.rule.explain": rule.explain,
+        "key.set": key.set_one,
+        "key.list": key.list_all,
+        "key.remove": key.remove,
         "apikey.create": apikey.create,
         "apikey.list": apikey.list_all,
         "apikey.revoke": apikey.revoke,

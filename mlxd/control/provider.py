@@ -110,7 +110,7 @@ def _parse_reference(auth: str) -> dict[str, str] | None:
         raise InvalidRequest(
             "auth must be env:NAME, file:PATH, keychain:SERVICE/NAME or none; it says where the key is, never the key",
             param="auth",
-            hint="mlxctl cloud provider set --help",
+            hint="mlxctl key set NAME --provider ID",
         )
     return {kind: place}
 

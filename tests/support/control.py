@@ -17,6 +17,7 @@ from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
 from mlxd.cloud.connection import open_session
+from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
@@ -183,6 +184,7 @@ class Plane:
             self.router,
             self.upstreams,
             self.secrets,
+            Keys(home.secrets),
             self.operations,
             self.bus,
             self.crashes,

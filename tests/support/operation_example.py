@@ -22,6 +22,7 @@ SETTING_UP: tuple[Example, ...] = (
     ("cloud.enable", {}),
     ("cloud.budget.set", {"usd_per_day": "5", "requests_per_day": "100"}),
     ("cloud.price.set", {"target": "p/z", "input": "1", "output": "2"}),
+    ("key.set", {"name": "k", "secret": "sk-example"}),
     ("preload.add", {"model": "b", "at": 0}),
     ("apikey.create", {"name": "app", "models": ["a", "org/*"], "rate": "60/min"}),
 )
@@ -38,6 +39,7 @@ EXAMPLES: tuple[Example, ...] = (
     ("cloud.breaker.list", {}),
     ("cloud.budget.show", {}),
     ("cloud.price.list", {}),
+    ("key.list", {}),
     ("apikey.list", {}),
     ("settings.get", {"key": "pool.memory"}),
     ("settings.list", {}),
@@ -80,6 +82,7 @@ TAKING_DOWN: tuple[Example, ...] = (
     ("cloud.rule.move", {"id": "r", "first": True}),
     ("cloud.rule.disable", {"id": "r"}),
     ("cloud.rule.enable", {"id": "r"}),
+    ("key.remove", {"name": "k"}),
     ("cloud.price.remove", {"target": "p/z"}),
     ("cloud.breaker.reset", {}),
     ("cloud.disable", {}),

@@ -1,0 +1,84 @@
+"""`mlxctl key`: the keys of providers. A key is typed without being shown, or read from stdin; never an argument."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from mlxctl.call import Call, Document
+from mlxctl.change import show_change
+from mlxctl.output import format_table
+from mlxctl.verb import Verb, changes, make_app
+from mlxd.protocol.errors import EXIT_USAGE, ControlError
+
+app = make_app("Keys of providers; those of clients are `apikey`.")
+
+_MOST_CHARACTERS = 16_384
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, such as the provider's.")]
+Provider = Annotated[
+    str | None, typer.Option("--provider", metavar="ID", help="Have this provider use it from now on.")
+]
+
+
+@app.command("set", cls=changes("key.set"), context_settings={"allow_extra_args": True})
+def set_one(ctx: typer.Context, name: Name, provider: Provider = None) -> None:
+    """Keep a key, asked for without echo or read from stdin: in the keychain, else in a file of mode 0600."""
+    if ctx.args:
+        raise ControlError(
+            "a key is never an argument: the shell's history and ps show it. It was not kept; if it was the key, have"
+            " its provider replace it",
+            exit_code=EXIT_USAGE,
+            code="usage",
+            hint="mlxctl key set NAME, and type the key; or: mlxctl key set NAME < FILE",
+        )
+    call = Call.of(ctx)
+    given = {} if provider is None else {"provider": provider}
+    document = call.change("key.set", name=name, secret=_read(name), **given)
+    show_change(call, document)
+    if not call.options.json and document.get("auth") is not None:
+        users = ", ".join(document["providers"])
+        way = f"mlxctl cloud provider set ID --auth {document['auth']}"
+        call.note(f"kept as {document['auth']}, " + (f"used by {users}" if users else f"used by nobody yet: {way}"))
+
+
+@app.command("list", cls=Verb)
+def list_all(ctx: typer.Context) -> None:
+    """Where the keys of providers are, and who uses them; never what they are."""
+    call = Call.of(ctx)
+    call.show(call.ask_all("key.list", "keys"), _format)
+
+
+@app.command("remove", cls=changes("key.remove"))
+def remove(ctx: typer.Context, name: Name) -> None:
+    """Forget a key that was kept."""
+    call = Call.of(ctx)
+    document = call.change("key.remove", name=name)
+    words = "would be removed" if call.options.dry_run else "removed"
+    call.show(document, lambda shown: f"key {shown['name']} {words}, it was kept as {shown['auth']}")
+
+
+def _read(name: str) -> str:
+    if sys.stdin.isatty():
+        import getpass
+
+        secret = getpass.getpass(f"key {name} (not shown): ")
+    else:
+        secret = sys.stdin.read(_MOST_CHARACTERS)
+    if not secret.strip():
+        raise ControlError("no key was given", exit_code=EXIT_USAGE, code="usage", hint=f"mlxctl key set {name} < FILE")
+    return secret.strip()
+
+
+def _format(document: Document) -> str:
+    if not document["keys"]:
+        return "no key is kept, and no provider needs one; mlxctl key set NAME --provider ID"
+    return format_table(
+        ["KEY", "WHERE", "PROVIDERS", "STATE"],
+        [
+            (item["name"], item["auth"], ", ".join(item["providers"]) or None, item["problem"] or "ok")
+            for item in document["keys"]
+        ],
+    )
