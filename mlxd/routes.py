@@ -17,7 +17,7 @@ from mlxd.openai.completions import post_completions
 from mlxd.openai.embeddings import post_embeddings
 from mlxd.openai.models import get_model, get_models
 from mlxd.openai.response_store import RESPONSES, ResponseStore
-from mlxd.openai.responses import post_responses
+from mlxd.openai.responses import post_input_tokens, post_responses
 from mlxd.openai.stored_responses import cancel_response, delete_response, get_input_items, get_response
 
 
@@ -35,6 +35,7 @@ ROUTES = (
     Route("POST", "/v1/completions", post_completions),
     Route("POST", "/v1/embeddings", post_embeddings),
     Route("POST", "/v1/responses", post_responses),
+    Route("POST", "/v1/responses/input_tokens", post_input_tokens),
     Route("GET", "/v1/responses/{id}", get_response),
     Route("DELETE", "/v1/responses/{id}", delete_response),
     Route("GET", "/v1/responses/{id}/input_items", get_input_items),

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from mlxd.anthropic.message import parse_messages, parse_system
 from mlxd.anthropic.tool import parse_tools
 from mlxd.engine.base import ChatPrompt, GenerationRequest
@@ -112,8 +110,8 @@ def _request(values: Mapping[str, Any], unknown: UnknownFields) -> GenerationReq
 def _answer_format(value: Mapping[str, Any]) -> JsonConstraint:
     if value.get("type") != "json_schema":
         raise field.wrong("output_config.format.type", value.get("type"), "'json_schema'")
-    schema = field.mapping("output_config.format.schema", value.get("schema"))
-    return JsonConstraint(orjson.dumps(schema).decode(), "output_config.format")
+    schema = field.schema("output_config.format.schema", value.get("schema"))
+    return JsonConstraint(schema, "output_config.format")
 
 
 def _thinking(values: Mapping[str, Any], unknown: UnknownFields) -> tuple[dict[str, Any], int | None]:

@@ -113,6 +113,14 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def schema(name: str, value: Any) -> str:
+    """Accept an object that can be written as JSON, and return it so: what is read may be deeper than that."""
+    try:
+        return orjson.dumps(mapping(name, value)).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{name} is nested too deep: 254 levels at most", param=name) from None
+
+
 def sequence(name: str, value: Any) -> list[Any]:
     """Accept a list that is not empty."""
     if not isinstance(value, list) or not value:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import orjson
-
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
 from mlxd.http.unknown import UnknownFields
@@ -48,4 +46,4 @@ def parse_schema(path: str, value: Any, unknown: UnknownFields) -> JsonConstrain
     schema = value.get("schema")
     if schema is None:
         return JsonConstraint()
-    return JsonConstraint(orjson.dumps(field.mapping(f"{path}.schema", schema)).decode())
+    return JsonConstraint(field.schema(f"{path}.schema", schema))

@@ -135,7 +135,9 @@ def _parse_item(path: str, item: Any, unknown: UnknownFields, find: Find) -> Ite
             unknown.note(path, item, _REFERENCE_KNOWN)
             found = find(field.text(f"{path}.id", item.get("id")))
             if found is None:
-                raise InvalidRequest(f"{path}.id names an item that is not stored; send the item itself", param=path)
+                raise InvalidRequest(
+                    f"{path}.id names an item that is not stored, or once more; send the item itself", param=path
+                )
             return found
     raise UnsupportedParameter(
         f"{path}.type {field.shown(kind)} is not supported, only 'message', 'function_call', 'function_call_output', "

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import orjson
 
-from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
+from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
 from mlxd.http.sampling import SAMPLING, sampling_params
@@ -87,6 +86,11 @@ RESPONSE: Table = {
     "truncation": Refused(("disabled",)),
     "user": Habit(),
 }
+_COUNTED = (
+    *("conversation", "input", "instructions", "model", "parallel_tool_calls", "previous_response_id"),
+    *("reasoning", "text", "tool_choice", "tools", "truncation", "chat_template_kwargs"),
+)
+INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personality": Refused()}
 _STREAM_OPTIONS: Table = {"include_obfuscation": Refused((False,))}
 _REASONING: Table = {
     "context": Refused(("auto",)),
@@ -129,33 +133,52 @@ def parse_response(
     """
     unknown = UnknownFields(reject=reject_unknown)
     values = read(RESPONSE, body, unknown)
-    previous_id = values.get("previous_response_id")
-    if "input" not in values and previous_id is None:
-        raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
     stream = values.get("stream", False)
     if "stream_options" in values:
         if not stream:
             raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
         read(_STREAM_OPTIONS, values["stream_options"], unknown, "stream_options")
+    request, items = _request(values, unknown, store, owner)
+    stores = values.get("store", True) and store.is_open
+    repeated = {**_repeated(values, request), "store": stores}
+    return ParsedResponse(request, stream, stores, items, values.get("previous_response_id"), repeated, unknown.names)
+
+
+def parse_input_count(
+    body: Mapping[str, Any], store: ResponseStore, owner: str | None, *, reject_unknown: bool
+) -> tuple[GenerationRequest, tuple[str, ...]]:
+    """Read the body of /v1/responses/input_tokens; return the request and the fields that are not OpenAI's.
+
+    Raises as `parse_response`.
+    """
+    unknown = UnknownFields(reject=reject_unknown)
+    request, _ = _request(read(INPUT_COUNT, body, unknown), unknown, store, owner)
+    return request, unknown.names
+
+
+def _request(
+    values: Mapping[str, Any], unknown: UnknownFields, store: ResponseStore, owner: str | None
+) -> tuple[GenerationRequest, tuple[Item, ...]]:
+    """Return the request, and the items of its own input."""
+    previous_id = values.get("previous_response_id")
+    if "input" not in values and previous_id is None:
+        raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
     effort = read(_REASONING, values.get("reasoning", {}), unknown, "reasoning").get("effort")
     answer = _answer_format(values, unknown)
     rules = parse_tools(values, unknown, answer)
-    items = parse_input(values.get("input", []), unknown, partial(store.item, owner))
+    items = parse_input(values.get("input", []), unknown, store.finder(owner))
     before = [] if previous_id is None else store.conversation(owner, previous_id)
     messages = messages_of([*before, *items], values.get("instructions"))
     if not messages:
         raise InvalidRequest("input holds no items, and there is nothing else to answer", param="input")
-    sampling = sampling_params(values)
     request = GenerationRequest(
         ChatPrompt(messages, values.get("chat_template_kwargs", {}), rules.use, effort),
-        sampling,
+        sampling_params(values),
         values.get("max_output_tokens"),
         logprobs=_logprobs(values),
         constraint=answer if rules.constraint is None else rules.constraint,
     )
-    stores = values.get("store", True) and store.is_open
-    repeated = {**_repeated(values, sampling, effort), "store": stores}
-    return ParsedResponse(request, stream, stores, items, previous_id, repeated, unknown.names)
+    return request, items
 
 
 def _answer_format(values: Mapping[str, Any], unknown: UnknownFields) -> JsonConstraint | None:
@@ -178,7 +201,7 @@ def _logprobs(values: Mapping[str, Any]) -> int | None:
     return top if top or _LOGPROBS in values.get("include", ()) else None
 
 
-def _repeated(values: Mapping[str, Any], sampling: SamplingParams, effort: str | None) -> dict[str, Any]:
+def _repeated(values: Mapping[str, Any], request: GenerationRequest) -> dict[str, Any]:
     """Return what a response repeats of a body that has been checked."""
     tools = values.get("tools", [])
     text = values.get("text", {})
@@ -188,13 +211,13 @@ def _repeated(values: Mapping[str, Any], sampling: SamplingParams, effort: str |
         "metadata": values.get("metadata", {}),
         "parallel_tool_calls": values.get("parallel_tool_calls", True),
         "previous_response_id": values.get("previous_response_id"),
-        "reasoning": {"effort": effort, "summary": None},
-        "temperature": sampling.temperature,
+        "reasoning": {"effort": values.get("reasoning", {}).get("effort"), "summary": None},
+        "temperature": request.sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": "medium"},
         "tool_choice": values.get("tool_choice", "auto"),
         "tools": shown_tools(tools),
         "top_logprobs": values.get("top_logprobs", 0),
-        "top_p": sampling.top_p,
+        "top_p": request.sampling.top_p,
         "truncation": "disabled",
         "background": False,
         "service_tier": "default",

@@ -14,7 +14,7 @@ import orjson
 from aiohttp import web
 
 from mlxd.http.context import EXCHANGE
-from mlxd.openai.response_item import Item
+from mlxd.openai.response_item import Find, Item
 from mlxd.protocol.errors import InvalidRequest, NotFound
 from mlxd.protocol.settings import HttpSettings
 
@@ -30,11 +30,12 @@ class StoredResponse:
     body: bytes
     input_items: bytes
     previous_id: str | None
+    item_ids: tuple[str, ...]
 
     @property
     def size_bytes(self) -> int:
         """What it counts for."""
-        return len(self.body) + len(self.input_items)
+        return len(self.body) + len(self.input_items) + sum(map(len, self.item_ids))
 
     def turn(self) -> list[Item]:
         """Return the items that it adds to its conversation: what was asked and what was answered."""
@@ -66,6 +67,7 @@ class ResponseStore:
         self._settings = settings
         self._stored: OrderedDict[_Key, StoredResponse] = OrderedDict()  # the least recently used first
         self._stored_bytes = 0
+        self._holders: dict[_Key, _Key] = {}  # of each item, the latest response that has it
         self._running: dict[_Key, RunningResponse] = {}
 
     @property
@@ -92,8 +94,10 @@ class ResponseStore:
         """Keep a response; others make room for it. One that is larger than all the room is not kept."""
         if response.size_bytes > self._settings().stored_responses_memory:
             return
-        self._stored[response.owner, response.id] = response
+        key = (response.owner, response.id)
+        self._stored[key] = response
         self._stored_bytes += response.size_bytes
+        self._holders |= {(response.owner, item_id): key for item_id in response.item_ids}
         self._trim()
 
     def get(self, owner: str | None, response_id: str) -> StoredResponse:
@@ -114,8 +118,8 @@ class ResponseStore:
 
     def remove(self, owner: str | None, response_id: str) -> None:
         """Forget a response; raises as `get`."""
-        self._stored_bytes -= self.get(owner, response_id).size_bytes
-        del self._stored[owner, response_id]
+        self.get(owner, response_id)
+        self._drop((owner, response_id))
 
     def conversation(self, owner: str | None, response_id: str) -> list[Item]:
         """Return all items from the first response of a conversation to this one, and count all of them as used.
@@ -139,24 +143,35 @@ class ResponseStore:
             next_id = stored.previous_id
         return [item for turn in reversed(turns) for item in turn]
 
-    def item(self, owner: str | None, item_id: str) -> Item | None:
-        """Return an item of a stored response by its id; None where there is none."""
+    def finder(self, owner: str | None) -> Find:
+        """Return what finds an item of a stored response by its id, each once: for the references of one input.
+
+        An input of many short references to one long item would otherwise be larger than any memory.
+        """
         self._trim()
-        quoted = orjson.dumps(item_id)
-        for stored in reversed(self._stored.values()):
-            if stored.owner != owner:
-                continue
-            if quoted in stored.body or quoted in stored.input_items:
-                for item in stored.turn():
-                    if item["id"] == item_id:
-                        return item
-        return None
+        turns: dict[_Key, dict[str, Item]] = {}  # of the responses looked into so far
+
+        def find(item_id: str) -> Item | None:
+            key = self._holders.get((owner, item_id))
+            if key is None or key not in self._stored:
+                return None
+            if key not in turns:
+                turns[key] = {item["id"]: item for item in self._stored[key].turn()}
+            return turns[key].pop(item_id, None)
+
+        return find
 
     def _trim(self) -> None:
         bounds = self._settings()
         while len(self._stored) > bounds.stored_responses or self._stored_bytes > bounds.stored_responses_memory:
-            _, oldest = self._stored.popitem(last=False)
-            self._stored_bytes -= oldest.size_bytes
+            self._drop(next(iter(self._stored)))
+
+    def _drop(self, key: _Key) -> None:
+        response = self._stored.pop(key)
+        self._stored_bytes -= response.size_bytes
+        for item_id in response.item_ids:
+            if self._holders.get((response.owner, item_id)) == key:
+                del self._holders[response.owner, item_id]
 
 
 def _not_found(response_id: str, why: str) -> InvalidRequest:

@@ -1,4 +1,4 @@
-"""POST /v1/responses."""
+"""POST /v1/responses and /v1/responses/input_tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
 from mlxd.openai.response_event import ResponseEvents
 from mlxd.openai.response_item import new_id
-from mlxd.openai.response_schema import ParsedResponse, parse_response
+from mlxd.openai.response_schema import ParsedResponse, parse_input_count, parse_response
 from mlxd.openai.response_store import RESPONSES, StoredResponse, owner_of
 from mlxd.protocol.errors import MlxdError
 
@@ -19,6 +19,11 @@ from mlxd.protocol.errors import MlxdError
 async def post_responses(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, streamed or whole, here or by an upstream."""
     return await dispatch(request, RESPONSE)
+
+
+async def post_input_tokens(request: web.Request) -> web.StreamResponse:
+    """Say how many tokens a conversation is for the model, which is loaded for it."""
+    return await dispatch(request, INPUT_TOKENS)
 
 
 async def _response(request: web.Request, local: Local) -> web.StreamResponse:
@@ -36,7 +41,18 @@ async def _response(request: web.Request, local: Local) -> web.StreamResponse:
     return await _answer(request, local.model, parsed, events)
 
 
+async def _count(request: web.Request, local: Local) -> web.StreamResponse:
+    counted, request[EXCHANGE].ignored = parse_input_count(
+        local.body, request.app[RESPONSES], owner_of(request), reject_unknown=local.reject_unknown
+    )
+    async with generation(request, local.model) as held:
+        prompt = await held.lease.prepare(counted)
+    body = {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
+    return web.Response(body=orjson.dumps(body), content_type="application/json")
+
+
 RESPONSE = Surface("openai", "responses", _response)
+INPUT_TOKENS = Surface("openai", "responses/input_tokens", _count, samples=False)
 
 
 async def _stream(
@@ -89,9 +105,12 @@ async def _answer(request: web.Request, model: str, parsed: ParsedResponse, even
 def _keep(request: web.Request, parsed: ParsedResponse, events: ResponseEvents) -> bytes:
     """Store the response as it ended, where that is wanted; return its body."""
     store, owner = request.app[RESPONSES], owner_of(request)
-    body = orjson.dumps(events.body())
+    shown = events.body()
+    body = orjson.dumps(shown)
     if parsed.stores:
-        store.add(StoredResponse(events.id, owner, body, orjson.dumps(parsed.input_items), parsed.previous_id))
+        ids = tuple(item["id"] for item in (*parsed.input_items, *shown["output"]))
+        asked = orjson.dumps(parsed.input_items)
+        store.add(StoredResponse(events.id, owner, body, asked, parsed.previous_id, ids))
     store.end(owner, events.id, body)
     return body
 

@@ -6,12 +6,18 @@ import typing
 from typing import Any
 
 import pytest
-from openai.types.responses import ResponseIncludable, ResponseInputItemParam, ToolParam, response_create_params
+from openai.types.responses import (
+    ResponseIncludable,
+    ResponseInputItemParam,
+    ToolParam,
+    input_token_count_params,
+    response_create_params,
+)
 
 from mlxd.engine.base import ChatPrompt, SamplingParams
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.http.table import Refused
-from mlxd.openai.response_schema import RESPONSE, ParsedResponse, parse_response
+from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE, ParsedResponse, parse_response
 from mlxd.openai.response_store import ResponseStore
 from mlxd.protocol.errors import InvalidRequest, MlxdError, UnsupportedParameter
 from tests.support.http_server import settings_of
@@ -51,10 +57,16 @@ def _types_of(union: Any) -> set[str]:
     return found
 
 
-def test_every_field_of_the_official_client_is_in_the_table() -> None:
+@pytest.mark.parametrize(
+    ("table", "params"),
+    [
+        (RESPONSE, response_create_params.ResponseCreateParamsStreaming),
+        (INPUT_COUNT, input_token_count_params.InputTokenCountParams),
+    ],
+)
+def test_every_field_of_the_official_client_is_in_the_table(table: dict[str, Any], params: type) -> None:
     """A field that OpenAI documents is never treated as unknown."""
-    hints = typing.get_type_hints(response_create_params.ResponseCreateParamsStreaming)
-    assert set(hints) - set(RESPONSE) == set()
+    assert set(typing.get_type_hints(params)) - set(table) == set()
 
 
 @pytest.mark.parametrize("name", sorted(name for name, does in RESPONSE.items() if isinstance(does, Refused)))
@@ -172,6 +184,8 @@ def test_a_schema_too_deep_to_repeat_is_refused() -> None:
     for _ in range(400):
         schema = {"not": schema}
     assert "too deep" in refusal(tools=[TOOL | {"parameters": schema}]).message
+    deep = {"type": "json_schema", "name": "n", "schema": schema}
+    assert "too deep" in refusal(text={"format": deep}).message
 
 
 @pytest.mark.parametrize("kind", sorted(_types_of(ToolParam) - {"function"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import orjson
@@ -21,7 +22,14 @@ def _bounds(count: int = 1000, size: str = "64MiB") -> HttpSettings:
 
 def _stored(name: str, previous: str | None = None, text: str = "", owner: str | None = None) -> StoredResponse:
     asked = [{"id": f"in_{name}", "type": "message", "text": text}]
-    return StoredResponse(name, owner, orjson.dumps({"output": [{"id": f"out_{name}"}]}), orjson.dumps(asked), previous)
+    return StoredResponse(
+        name,
+        owner,
+        orjson.dumps({"output": [{"id": f"out_{name}"}]}),
+        orjson.dumps(asked),
+        previous,
+        (f"in_{name}", f"out_{name}"),
+    )
 
 
 def _has(store: ResponseStore, name: str) -> bool:
@@ -62,13 +70,28 @@ def test_a_response_is_there_for_its_owner_alone() -> None:
     store = ResponseStore(_bounds)
     store.add(_stored("a", owner="me"))
     assert store.get("me", "a").id == "a"
-    assert store.item("me", "out_a") is not None
+    assert store.finder("me")("out_a") == {"id": "out_a"}
     for owner in ("you", None):
-        assert store.item(owner, "out_a") is None
+        assert store.finder(owner)("out_a") is None
         with pytest.raises(NotFound):
             store.get(owner, "a")
         with pytest.raises(InvalidRequest):
             store.conversation(owner, "a")
+
+
+def test_an_item_is_found_once_in_one_input() -> None:
+    """Many references to a long item would be larger than any memory; the latest response that has it counts."""
+    store = ResponseStore(_bounds)
+    store.add(_stored("a", text="first"))
+    store.add(dataclasses.replace(_stored("a", text="second"), id="b"))
+    find = store.finder(None)
+    found = find("in_a")
+    assert found is not None
+    assert found["text"] == "second"
+    assert find("in_a") is None
+    store.remove(None, "b")
+    assert store.finder(None)("in_a") is None
+    assert store.get(None, "a").id == "a"
 
 
 def test_what_is_too_large_moves_nothing_out() -> None:
@@ -122,6 +145,7 @@ def test_the_bounds_always_hold(history: list[Any], count: int, size_bytes: int)
         elif _has(store, name):
             store.remove(None, name)
             assert not _has(store, name)
+        assert set(store._holders) == {(None, item_id) for kept in store._stored.values() for item_id in kept.item_ids}
         kept = list(store._stored.values())
         assert len(kept) <= count
         assert sum(response.size_bytes for response in kept) == store._stored_bytes <= size_bytes

@@ -159,11 +159,12 @@ async def test_logprobs_stand_beside_the_text(serve_models: ServeModels) -> None
 
 
 async def test_a_conversation_goes_on_and_is_deleted(serve_models: ServeModels) -> None:
-    """The second turn's prompt holds the first; what is deleted is gone."""
+    """The second turn's prompt holds the first, and can be counted; what is deleted is gone."""
     asked: dict[str, Any] = {"model": "tiny", "max_output_tokens": 8, "temperature": 0}
     async with client_of(serve_models) as client:
         first = await client.responses.create(input="Hello, you there", **asked)
         second = await client.responses.create(input="more", previous_response_id=first.id, **asked)
+        counted = await client.responses.input_tokens.count(model="tiny", input="more", previous_response_id=first.id)
         items = [item async for item in client.responses.input_items.list(second.id)]
         with pytest.raises(openai.BadRequestError, match="cannot be cancelled"):
             await client.responses.cancel(second.id)
@@ -174,6 +175,7 @@ async def test_a_conversation_goes_on_and_is_deleted(serve_models: ServeModels) 
     assert first.usage is not None
     assert second.usage is not None
     assert second.usage.input_tokens > first.usage.total_tokens
+    assert second.usage.input_tokens == counted.input_tokens
     assert second.previous_response_id == first.id
     assert [item.to_dict()["content"] for item in items] == [[{"type": "input_text", "text": "more"}]]
 

@@ -466,3 +466,13 @@ def test_a_malformed_response_format_is_named(value: Any, param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         chat(response_format=value)
     assert refused.value.param == param
+
+
+def test_a_schema_too_deep_to_write_is_refused() -> None:
+    """JSON can be read deeper than it can be written."""
+    schema: dict[str, Any] = {}
+    for _ in range(400):
+        schema = {"not": schema}
+    with pytest.raises(InvalidRequest, match="too deep") as error:
+        chat(response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}})
+    assert error.value.param == "response_format.json_schema.schema"
