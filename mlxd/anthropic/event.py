@@ -101,7 +101,9 @@ class Blocks:
         closed = self.close()
         self.has_called = True
         block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": call.name}
-        self.blocks.append({**block, "input": orjson.loads(call.arguments)})
+        self.blocks.append(
+            {**block, "input": orjson.Fragment(call.arguments)}
+        )  # as it is: it may hold numbers of any size
         index = len(self.blocks) - 1
         part = {"type": "input_json_delta", "partial_json": call.arguments}
         return (

@@ -83,10 +83,11 @@ class Output:
         if self._stops is None:
             return self._tagged(text)
         self._stops, segments = TextStateMachine.split(self._stops, text)
+        pieces = self._tagged("".join(text for state, text in segments if state == "normal"))
         state = self._stops[0]
-        if state != "normal":
+        if state != "normal" and not self._tools.is_done:  # the last call came before it
             self.stopped, self.stopped_by = True, state.removeprefix(_STOPPED)
-        return self._tagged("".join(text for state, text in segments if state == "normal"))
+        return pieces
 
     def _tagged(self, text: str) -> list[Piece]:
         if self._tags is None:

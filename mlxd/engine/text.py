@@ -37,7 +37,7 @@ from mlxd.engine.memory import MemoryLimits, is_gpu
 from mlxd.engine.output import Markup
 from mlxd.engine.pace import PrefillPace
 from mlxd.engine.prompt_cache import PromptCache
-from mlxd.engine.row import Phase, Row, Rows
+from mlxd.engine.row import NO_UID, Phase, Row, Rows
 from mlxd.engine.sampling import SamplerCache, SeededSampler, logits_processors
 from mlxd.engine.scoring import PromptScorer, Scores, to_float32
 from mlxd.protocol.errors import GenerationFailed, MlxdError
@@ -187,6 +187,7 @@ class TextModel:
     def fail_batch(self, error: MlxdError) -> None:
         """End the sequences in the batch with *error* and begin a fresh one, whatever state the old one is in."""
         failed = list(self._batch.values())
+        self._batch.clear()  # the fresh one counts its uids from the beginning, and rows that were held enter it below
         self._generator.close()
         self._generator = self._make_generator()
         for row in failed:
@@ -361,6 +362,7 @@ class TextModel:
     def _leave(self, row: Row) -> None:
         """Note that *row* is out of the batch; those that waited for its prompt process it themselves."""
         self._batch.pop(row.uid, None)
+        row.uid = NO_UID  # the next generator gives this one to another row
         self._scorers.pop(row.sequence_id, None)
         led = self._rows.held_by(row) if row.phase in {Phase.SCORING, Phase.PREFILL} else []
         row.phase = Phase.PAUSED

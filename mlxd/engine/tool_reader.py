@@ -55,10 +55,10 @@ class ToolReader:
             else:
                 if self._open is not None:
                     pieces += self._closed(self._end)
+                if self.is_done:  # what a token holds beside the end of the last call comes after the answer
+                    break
                 if state in _KINDS:
                     pieces += self._outside(_KINDS[state], text)
-            if self.is_done:
-                break
         return pieces
 
     def finish(self) -> list[Piece]:
@@ -124,4 +124,10 @@ def _call(parsed: Any) -> ToolCall:
         arguments = json.loads(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise TypeError(name)
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    # Infinity and NaN, which Python's JSON has and no other, raise here.
+    return ToolCall(_encodable(name), _encodable(json.dumps(arguments, ensure_ascii=False, allow_nan=False)))
+
+
+def _encodable(text: str) -> str:
+    """Return *text* with halves of characters, which JSON can spell and UTF-8 cannot, replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.engine.base import FinishReason, SamplingParams
+from mlxd.engine.base import FinishReason, PromptScored, SamplingParams
 from mlxd.engine.loader import LoadedModel
+from mlxd.protocol.errors import GenerationFailed
 from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
 
@@ -92,3 +93,21 @@ def test_row_that_comes_late_goes_its_own_way(stepped: SteppedModel) -> None:
     stepped.run(first, late)
 
     assert late.text() == first.text()
+
+
+def test_cancelling_a_row_that_waits_leaves_rows_of_a_fresh_batch_alone(stepped: SteppedModel) -> None:
+    """After a failure the generator gives its names for rows again; a row that waits for its prompt has none."""
+    prompt = stepped.prompt(TEXT)
+    scored = stepped.start(prompt, scores_prompt=True)
+    while not any(isinstance(event, PromptScored) for event in scored.events):
+        stepped.step()
+    stepped.model.pause(scored.sequence_id)
+    leader = stepped.start(prompt, scores_prompt=True)
+    stepped.model.resume(scored.sequence_id, 2000)
+    stepped.model.fail_batch(GenerationFailed("it broke"))
+    other = stepped.start("Someone else")
+    stepped.model.cancel(scored.sequence_id)
+    stepped.run(leader, other)
+
+    assert other.reason is FinishReason.LENGTH
+    assert leader.reason is FinishReason.LENGTH
