@@ -1,4 +1,4 @@
-"""A real upstream server on a loopback socket that speaks OpenAI's protocol and misbehaves on demand."""
+"""A real upstream server on a loopback socket that speaks both protocols and misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.support import said as protocols
+from tests.support.said import Said
+
 KEY = "sk-upstream-0123456789"
 PIECES = ("Hel", "lo ", "from ", "afar")
+# What goes wrong in a stream before there is any content, and in the midst of it.
+_EARLY = frozenset({"error_first", "hang_before_content", "die_empty"})
+_LATE = frozenset({"error_event", "die_after_content", "hang_after_content", "end_after_content"})
 
 
 @dataclass
@@ -37,6 +43,8 @@ class Upstream:
     status: int = 400
     reply: bytes = b""  # the body of a refusal
     reply_headers: dict[str, str] = field(default_factory=dict)
+    # What it answers; messages, which are Anthropic's, have an answer anyway.
+    said: Said | None = None
     seen: list[Seen] = field(default_factory=list)
     open_requests: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,8 +82,14 @@ class Upstream:
             _cut(request)
         if request.method == "GET":
             return web.json_response({"object": "list", "data": [{"id": "a"}, {"id": "b"}]})
+        return await self._answer(request, body)
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if request.path.endswith("/responses"):
             return await self._response(request, body)
+        speaks = "anthropic" if request.path.endswith("/messages") else "openai"
+        if self.said is not None or speaks == "anthropic":
+            return await self._say(request, Said() if self.said is None else self.said, body, speaks=speaks)
         is_chat = request.path.endswith("/chat/completions")
         if not body.get("stream"):
             return web.json_response(_whole(body["model"], is_chat=is_chat))
@@ -104,6 +118,30 @@ class Upstream:
             await response.write(_responses_event(number, "response.output_text.delta", **text))
         done = _responses_event(7, "response.output_item.done", output_index=0, item=whole["output"][0])
         await response.write(done + _responses_event(8, "response.completed", response=whole))
+        return response
+
+    async def _say(self, request: web.Request, said: Said, body: dict[str, Any], *, speaks: str) -> web.StreamResponse:
+        if not body.get("stream"):
+            return web.json_response(protocols.whole(said, body["model"], speaks=speaks))
+        options = body.get("stream_options") or {}
+        include_usage = options.get("include_usage") is True
+        before, content, last = protocols.events(said, body["model"], speaks=speaks, include_usage=include_usage)
+        if self.behaviour in _EARLY:
+            events = before
+        elif self.behaviour in _LATE:
+            events = [*before, *content[: len(content) // 2 + 1]]
+        else:
+            events = [*before, *content, *last]
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for event in events:
+            await response.write(event)
+        if self.behaviour.startswith("error"):
+            await response.write(protocols.error_event(speaks=speaks))
+        if self.behaviour.startswith("die"):
+            _cut(request)
+        if self.behaviour.startswith("hang"):
+            await asyncio.Event().wait()
         return response
 
     async def _stream(self, request: web.Request, model: str, *, is_chat: bool) -> web.StreamResponse:
