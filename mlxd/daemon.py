@@ -44,7 +44,9 @@ from mlxd.http.context import AppContext
 from mlxd.http.server import HttpServer
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
+from mlxd.metrics import Metrics
 from mlxd.pool.clock import LoopClock
+from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, Conflict, FileInvalid, MlxdError
 from mlxd.protocol.kind import Machine
@@ -130,7 +132,7 @@ async def _run(options: Options) -> int:
         log.configure(settings.daemon.log_level, options.log_file)
         if store.problem is not None:
             _log.error("%s; the defaults hold until it is mended", store.problem.message)
-        clock, bus = LoopClock(loop), Bus()
+        clock, bus, metrics = LoopClock(loop), Bus(), Metrics()
         requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
         catalog = Catalog(
             resolve_roots(settings.catalog.paths, options.home),
@@ -156,7 +158,7 @@ async def _run(options: Options) -> int:
             settings,
             clock=clock,
             usable_bytes=usable_bytes,
-            on_event=lambda event: relay_pool_event(bus, event),
+            on_event=lambda event: _spread(event, bus, metrics),
         )
         stack.push_async_callback(pool.close)
         session = await stack.enter_async_context(open_session())
@@ -164,7 +166,7 @@ async def _run(options: Options) -> int:
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
         api_keys = ApiKeys(ConfigFile(options.home.api_keys), clock.now)
         await api_keys.open()
-        app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock, api_keys))
+        app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock, api_keys, metrics))
         http = HttpServer(app, settings.http, clock=clock, has_keys=lambda: api_keys.is_required)
         operations = Operations(bus)
         info = DaemonInfo(
@@ -213,6 +215,11 @@ async def _run(options: Options) -> int:
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
+
+
+def _spread(event: PoolEvent, bus: Bus, metrics: Metrics) -> None:
+    relay_pool_event(bus, event)
+    metrics.take_pool_event(event)
 
 
 def _attach(

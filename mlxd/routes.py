@@ -12,6 +12,7 @@ from mlxd.http.boundary import add_headers, boundary
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.guard import guard
 from mlxd.http.health import get_health, get_ready
+from mlxd.http.status import get_metrics, get_status
 from mlxd.openai.chat import post_chat_completions
 from mlxd.openai.completions import post_completions
 from mlxd.openai.embeddings import post_embeddings
@@ -46,6 +47,8 @@ ROUTES = (
     Route("GET", "/v1/models/{id:.+}", get_model),
     Route("GET", "/health", get_health),
     Route("GET", "/ready", get_ready),
+    Route("GET", "/metrics", get_metrics),
+    Route("GET", "/status", get_status),
 )
 
 
@@ -54,6 +57,7 @@ def make_app(context: AppContext) -> web.Application:
     app = web.Application(middlewares=[boundary, guard])
     app[CONTEXT] = context
     app[RESPONSES] = ResponseStore(lambda: context.store.current.http)
+    context.metrics.watch(context.pool.status, context.upstreams.breakers.list)
     app.on_response_prepare.append(add_headers)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

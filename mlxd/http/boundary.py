@@ -21,15 +21,17 @@ _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # nginx's status for a client that closed the connection; it is only ever logged.
 _CLIENT_GONE = 499
+_METHODS = frozenset({hdrs.METH_GET, hdrs.METH_POST, hdrs.METH_DELETE, hdrs.METH_OPTIONS, hdrs.METH_HEAD})
 
 
 @web.middleware
 async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every request, whatever happens, in the envelope."""
     given = request.headers.get("x-request-id", "")
-    exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}")
+    context = request.app[CONTEXT]
+    clock = context.clock
+    exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}", clock=clock.now)
     request[EXCHANGE] = exchange
-    clock = request.app[CONTEXT].clock
     started_s = clock.now()
     caller = caller_of(request)
     if caller is not None:
@@ -41,6 +43,15 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         if caller is not None:
             caller.end_request()
+        first_token_s = None if exchange.first_token_at_s is None else exchange.first_token_at_s - started_s
+        context.metrics.note_request(
+            method=request.method if request.method in _METHODS else "other",
+            route=_pattern(request),
+            status=status,
+            duration_s=clock.now() - started_s,
+            first_token_s=first_token_s,
+            attempts=exchange.attempts,
+        )
         _log.info(
             "%s %s %d in %.3f s, %s%s%s",
             request.method,
@@ -78,6 +89,12 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     if exchange is not None:
         response.headers.update(exchange.headers())
         response.headers.update(cors_headers(request))
+
+
+def _pattern(request: web.Request) -> str:
+    """Return the pattern of the route that took the request: paths are as many as clients think of."""
+    resource = request.match_info.route.resource
+    return "none" if resource is None else resource.canonical
 
 
 def _nearest_route(request: web.Request) -> str | None:

@@ -15,6 +15,7 @@ from mlxd.catalog import Catalog
 from mlxd.cloud.attempt import Attempt
 from mlxd.cloud.router import CloudRoute, Router
 from mlxd.cloud.upstream import Answer, Upstreams
+from mlxd.metrics import Metrics
 from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, MlxdError
@@ -52,6 +53,7 @@ class AppContext:
     store: LiveSettings
     clock: Clock
     api_keys: ApiKeys
+    metrics: Metrics
     now: Callable[[], float] = time.time  # unix time, for `created`
 
 
@@ -69,6 +71,8 @@ class Exchange:
     attempts: list[Attempt] = field(default_factory=list)
     ignored: tuple[str, ...] = ()
     on_first_token: Callable[[], None] | None = None
+    clock: Callable[[], float] = time.monotonic
+    first_token_at_s: float | None = None  # of that clock
 
     def require_model(self, *names: str) -> None:
         """Pass if the client may ask for the model that goes by these names.
@@ -100,6 +104,8 @@ class Exchange:
 
     def note_first_token(self) -> None:
         """Note that the local model has begun to answer."""
+        if self.first_token_at_s is None:
+            self.first_token_at_s = self.clock()
         if self.on_first_token is not None:
             self.on_first_token()
 

@@ -24,6 +24,7 @@ from mlxd.cloud.upstream import Upstreams
 from mlxd.config.file import ConfigFile
 from mlxd.http.context import AppContext
 from mlxd.http.server import HttpServer
+from mlxd.metrics import Metrics
 from mlxd.pool.clock import Clock, LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
@@ -87,6 +88,7 @@ async def serving(
     environ: Mapping[str, str] = os.environ,
     home: Path = Path("/nowhere"),
     socket_clock: Clock | None = None,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[Served]:
     """Serve *pool* on a free port until the end of the context."""
     models = Catalog([]) if catalog is None else catalog
@@ -110,6 +112,7 @@ async def serving(
             store=store,
             clock=time,
             api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
+            metrics=Metrics() if metrics is None else metrics,
             now=lambda: CREATED_S,
         )
         server = HttpServer(
