@@ -15,6 +15,9 @@ from mlxd.openai.response_schema import ParsedResponse, parse_input_count, parse
 from mlxd.openai.response_store import RESPONSES, StoredResponse, owner_of
 from mlxd.protocol.errors import MlxdError
 
+# What the engine calls as chats do.
+_FIELDS = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
+
 
 async def post_responses(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, streamed or whole, here or by an upstream."""
@@ -36,9 +39,13 @@ async def _response(request: web.Request, local: Local) -> web.StreamResponse:
         parsed.repeated,
         has_logprobs=parsed.request.logprobs is not None,
     )
-    if parsed.stream:
-        return await _stream(request, local, parsed, events)
-    return await _answer(request, local.model, parsed, events)
+    try:
+        if parsed.stream:
+            return await _stream(request, local, parsed, events)
+        return await _answer(request, local.model, parsed, events)
+    except MlxdError as error:
+        _rename(error)
+        raise
 
 
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
@@ -100,6 +107,15 @@ async def _answer(request: web.Request, model: str, parsed: ParsedResponse, even
     async with generation(request, model) as held:
         await held.deliver([parsed.request], 1, take)
     return web.Response(body=_keep(request, parsed, events), content_type="application/json")
+
+
+def _rename(error: MlxdError) -> None:
+    """Have an error of the engine name the field as this API does."""
+    ours = _FIELDS.get(error.param or "")
+    if error.param is not None and ours is not None:
+        error.message = error.message.replace(error.param, ours)
+        error.hint = None if error.hint is None else error.hint.replace(error.param, ours)
+        error.param = ours
 
 
 def _keep(request: web.Request, parsed: ParsedResponse, events: ResponseEvents) -> bytes:

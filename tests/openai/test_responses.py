@@ -13,7 +13,7 @@ import pytest
 
 from mlxd.engine.base import Delta, FinishReason, Prefilling, TextKind
 from mlxd.engine.tool import ToolCall
-from mlxd.protocol.errors import GenerationFailed, QueueTimeout
+from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, QueueTimeout
 from tests.support.clock import FakeClock
 from tests.support.http_server import Served, serving
 from tests.support.scripted_pool import ScriptedPool, Step, end, say
@@ -167,6 +167,17 @@ async def test_an_error_before_the_first_word_has_a_status() -> None:
     async with serving(ScriptedPool([Prefilling(1, 0, 1), GenerationFailed("no")])) as served:
         status, _, body = await served.post(PATH, HELLO | {"stream": True})
     assert (status, json.loads(body)["error"]["code"]) == (500, GenerationFailed.code)
+
+
+async def test_the_engines_words_are_this_apis() -> None:
+    """The engine knows a field by its name in chats."""
+    pool = ScriptedPool(end())
+    pool.on_lease = [ContextLengthExceeded("max_tokens is 9", param="max_tokens", hint="a lower max_tokens")]
+    async with serving(pool) as served:
+        status, _, body = await served.post(PATH, HELLO | {"max_output_tokens": 9})
+    error = json.loads(body)["error"]
+    assert (status, error["param"]) == (400, "max_output_tokens")
+    assert error["message"] == "max_output_tokens is 9. Try: a lower max_output_tokens"
 
 
 async def test_an_error_after_keep_alives_alone_is_an_error_event() -> None:
