@@ -111,7 +111,7 @@ class Budget:
         cost = reservation.micro_usd
         if usage is not None:
             cost = 0 if reservation.price is None else _cost(reservation.price, *usage)
-        if cost and self.today.date == reservation.date:
+        if self.today.date == reservation.date:
             self.today.spent += cost
             self._write()
         return cost
@@ -129,7 +129,7 @@ class Budget:
     def _read(self) -> Day:
         if self._path is not None:
             try:
-                return Day(**json.loads(self._path.read_text()))
+                return _parse(json.loads(self._path.read_text()))
             except FileNotFoundError:
                 pass
             except (OSError, ValueError, TypeError) as error:
@@ -137,15 +137,25 @@ class Budget:
         return Day(self._date())
 
     def _write(self) -> None:
-        """Keep the sums; a disk that is full does not stop a request."""
+        """Keep the sums, with what runs as spent: a daemon that dies cannot settle it. A full disk stops no request."""
         if self._path is None:
             return
         temporary = self._path.with_suffix(".tmp")
         try:
-            temporary.write_text(json.dumps(asdict(self._day)))
+            temporary.write_text(json.dumps(asdict(self._day) | {"spent": self._day.spent + self._reserved}))
             os.replace(temporary, self._path)  # noqa: PTH105  (one system call, named as what it is)
         except OSError as error:
             _log.warning("the sums of the day cannot be written to %s: %s", self._path, error.strerror)
+
+
+def _parse(value: object) -> Day:
+    """Return the sums of a file; raises ValueError or TypeError for what are none."""
+    if not isinstance(value, dict):
+        raise TypeError("no sums")
+    day = Day(**value)
+    if not isinstance(day.date, str) or not all(type(each) is int and each >= 0 for each in (day.spent, day.requests)):
+        raise TypeError("sums of other types")
+    return day
 
 
 def _cost(price: PriceSettings, prompt_tokens: int, completion_tokens: int) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from aiohttp import web
 
 from mlxd.cloud.errand import Errand
+from mlxd.cloud.protocol import PROTOCOLS
+from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import Decision
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.stream import EventStream
-from mlxd.protocol.errors import CloudError, MlxdError, UpstreamError
+from mlxd.protocol.errors import CloudError, InvalidRequest, MlxdError, UpstreamError
 from mlxd.protocol.settings import CloudSettings
 
 # Rules of several daemons may send a name in a circle.
 _MAX_HOPS = 3
 _LOOP_DETECTED = 508
+_REFUSED = 400
 
 
 async def relay(
@@ -53,6 +56,9 @@ async def relay(
                     if not stream.is_open:
                         return web.Response(body=answer.body, status=answer.status, content_type="application/json")
                     # Comments have kept the client alive: its status is sent, and this is no stream.
+                    if answer.status >= _REFUSED:
+                        words = PROTOCOLS[errand.protocol].error_of(parse(answer.body)) or "without a word"
+                        raise InvalidRequest(f"{answer.route.target} refused with status {answer.status}: {words}")
                     raise UpstreamError(f"{answer.route.target} answered a stream with a whole answer")
                 if stream.is_open:
                     await stream.comment(f"x-mlxd-route: cloud, x-mlxd-target: {answer.route.target}")

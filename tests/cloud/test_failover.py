@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,37 +21,15 @@ from mlxd.protocol.errors import (
     QueueFull,
 )
 from tests.support.clock import FakeClock
-from tests.support.http_server import Served, serving
+from tests.support.http_server import serving
 from tests.support.scripted_pool import ScriptedPool, Step, end, say
-from tests.support.upstream import KEY, PIECES, Upstream, upstream
+from tests.support.two_upstreams import two_upstreams
+from tests.support.upstream import KEY, PIECES, upstream
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": "big", "messages": [{"role": "user", "content": "hi"}]}
 TEXT = "".join(PIECES)
 OVERLOADED = b'{"error": {"message": "overloaded"}}'
-
-
-@asynccontextmanager
-async def two_upstreams(
-    script: Sequence[Step] = (),
-    *,
-    on_lease: Sequence[Step] = (),
-    clock: FakeClock | None = None,
-    timeouts: dict[str, str] | None = None,
-    **rule: Any,
-) -> AsyncIterator[tuple[Served, Upstream, Upstream]]:
-    """Serve a pool that follows the script behind a rule with two targets."""
-    pool = ScriptedPool(list(script) or [*say("local"), *end()])
-    pool.on_lease = list(on_lease)
-    async with upstream() as first, upstream() as second:
-        providers = {
-            name: {"base_url": far.url, "auth": {"env": "KEY"}, "timeouts": timeouts or {}}
-            for name, far in (("one", first), ("two", second))
-        }
-        rules = {"r": {"match": "big", "mode": "fallback", "to": ["one/a", "two/b"]} | rule}
-        document = {"cloud": {"enabled": True, "providers": providers, "rules": rules}}
-        async with serving(pool, document=document, environ={"KEY": KEY}, clock=clock) as served:
-            yield served, first, second
 
 
 def routed(headers: Any) -> dict[str, str | None]:

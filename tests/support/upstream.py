@@ -47,6 +47,8 @@ class Upstream:
     said: Said | None = None
     seen: list[Seen] = field(default_factory=list)
     open_requests: int = 0
+    connections: int = 0  # that were accepted
+    listener: asyncio.Server | None = None
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)  # set from the start; cleared by a test
     gone: asyncio.Event = field(default_factory=asyncio.Event)  # a client left before its answer was whole
@@ -63,6 +65,11 @@ class Upstream:
             raise
         finally:
             self.open_requests -= 1
+
+    def stop_listening(self) -> None:
+        """Refuse every connection from now on."""
+        assert self.listener is not None
+        self.listener.close()
 
     def __post_init__(self) -> None:
         self.may_answer.set()
@@ -168,6 +175,8 @@ class Upstream:
             await response.write(b'data: {"error":{"message":"overloaded","code":"x"}}\n\n')
         else:
             await response.write(b"data: [DONE]\n\n")
+        if self.behaviour == "open_after_end":
+            await asyncio.Event().wait()
         return response
 
 
@@ -240,10 +249,16 @@ async def upstream() -> AsyncIterator[Upstream]:
     app.router.add_route("*", "/v1/{path:.*}", server.handle)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+
+    def accept() -> asyncio.BaseProtocol:
+        server.connections += 1
+        assert runner.server is not None
+        return runner.server()
+
+    server.listener = await asyncio.get_running_loop().create_server(accept, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{server.listener.sockets[0].getsockname()[1]}/v1"
     try:
         yield server
     finally:
+        server.listener.close()
         await runner.cleanup()
