@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mlxd.protocol.errors import BudgetExceeded
 from mlxd.protocol.settings import BudgetSettings, PriceSettings
@@ -148,14 +149,13 @@ class Budget:
             _log.warning("the sums of the day cannot be written to %s: %s", self._path, error.strerror)
 
 
-def _parse(value: object) -> Day:
+def _parse(value: Any) -> Day:
     """Return the sums of a file; raises ValueError or TypeError for what are none."""
-    if not isinstance(value, dict):
-        raise TypeError("no sums")
-    day = Day(**value)
-    if not isinstance(day.date, str) or not all(type(each) is int and each >= 0 for each in (day.spent, day.requests)):
-        raise TypeError("sums of other types")
-    return day
+    date, spent, requests = (dict(value).get(name) for name in ("date", "spent", "requests"))
+    counts = [each for each in (spent, requests) if type(each) is int and each >= 0]
+    if not isinstance(date, str) or len(counts) != 2:
+        raise ValueError("it holds no sums")
+    return Day(date, *counts)
 
 
 def _cost(price: PriceSettings, prompt_tokens: int, completion_tokens: int) -> int:
