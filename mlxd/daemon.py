@@ -19,6 +19,7 @@ from typing import Any
 
 from mlxd import __version__, log
 from mlxd.apikey import ApiKeys
+from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -36,6 +37,7 @@ from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
+from mlxd.control.trail import note_settings
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
@@ -133,6 +135,7 @@ async def _run(options: Options) -> int:
         if store.problem is not None:
             _log.error("%s; the defaults hold until it is mended", store.problem.message)
         clock, bus, metrics = LoopClock(loop), Bus(), Metrics()
+        audit = await stack.enter_async_context(AuditLog(options.home.audit, settings.audit, bus.publish))
         requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
         catalog = Catalog(
             resolve_roots(settings.catalog.paths, options.home),
@@ -166,7 +169,11 @@ async def _run(options: Options) -> int:
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
         api_keys = ApiKeys(ConfigFile(options.home.api_keys), clock.now)
         await api_keys.open()
-        app = make_app(AppContext(pool, catalog, router, upstreams, requests, store, clock, api_keys, metrics))
+        app = make_app(
+            AppContext(
+                pool, catalog, router, upstreams, requests, store, clock, api_keys, metrics, on_ended=audit.note_request
+            )
+        )
         http = HttpServer(app, settings.http, clock=clock, has_keys=lambda: api_keys.is_required)
         operations = Operations(bus)
         info = DaemonInfo(
@@ -194,11 +201,11 @@ async def _run(options: Options) -> int:
                 bus,
                 crashes,
                 api_keys,
+                audit,
                 shutdown.ask,
             )
         )
-        follower = _attach(store, options.home, pool, catalog, router, http)
-        store.subscribe(lambda event: relay_store_event(bus, event))
+        follower = _attach(store, options.home, pool, catalog, router, http, audit, bus)
 
         listening = ListeningSocket(options.socket)
         stack.callback(listening.close)
@@ -223,7 +230,14 @@ def _spread(event: PoolEvent, bus: Bus, metrics: Metrics) -> None:
 
 
 def _attach(
-    store: SettingsStore, home: Home, pool: Pool, catalog: Catalog, router: Router, http: HttpServer
+    store: SettingsStore,
+    home: Home,
+    pool: Pool,
+    catalog: Catalog,
+    router: Router,
+    http: HttpServer,
+    audit: AuditLog,
+    bus: Bus,
 ) -> CatalogFollower:
     """Let those who own a group of settings take part in its changes; return the one that also follows files."""
     follower = CatalogFollower(catalog, pool, home, store.current)
@@ -231,6 +245,9 @@ def _attach(
     store.attach("catalog", follower, follower)
     store.attach("cloud", router)
     store.attach("http", http, http)
+    store.attach("audit", audit)
+    store.subscribe(lambda event: relay_store_event(bus, event))
+    store.subscribe(lambda event: note_settings(audit, event))
     store.attach("log", log.LevelFollower())
     return follower
 

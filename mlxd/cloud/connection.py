@@ -114,6 +114,7 @@ class Reply:
         self.status = response.status
         self.usage: Usage | None = None
         self.is_whole = False  # the answer has come to its end, so that `usage` is all of it
+        self.failed: str | None = None  # the words of an error that came after content
         self.is_stream = response.status == 200 and response.content_type == _EVENTS
 
     @property
@@ -219,6 +220,7 @@ class Reply:
                 f"{self._route.target} answered with an error: {words[:_SHOWN_CHARACTERS]}",
                 data={"target": self._route.target},
             )
+        self.failed = words
         self.usage = self._protocol.usage_of(parsed, self.usage)
         self._is_answering = self._is_answering or self._protocol.has_content(parsed)
         return parsed

@@ -63,6 +63,7 @@ class Answer:
     _translation: Translation
     _first: Group = field(default_factory=list)
     _rest: AsyncIterator[Group] | None = None
+    cost_micro_usd: int | None = None  # known when it has ended, and only where its target has a price
 
     @property
     def usage(self) -> Usage | None:
@@ -73,6 +74,11 @@ class Answer:
     def left_out(self) -> tuple[str, ...]:
         """The fields that the upstream was not sent, as its protocol has no place for them and they are no one's."""
         return self._translation.left_out
+
+    @property
+    def failure(self) -> str | None:
+        """What the upstream said in its stream of why it broke off; it was passed on."""
+        return self._reply.failed
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the stream in the client's protocol.
@@ -219,6 +225,7 @@ class Upstreams:
         reply: Reply | None = None
         may_have_cost = True
         outcome: bool | None = None  # failed, or not; None: nobody knows
+        answer: Answer | None = None
         try:
             async with connection.post(
                 self._session,
@@ -246,7 +253,9 @@ class Upstreams:
                 self.breakers.abandon(admission)
             else:
                 self.breakers.record(admission, failed=outcome)
-            self._settle(reservation, reply, may_have_cost=may_have_cost)
+            cost = self._settle(reservation, reply, may_have_cost=may_have_cost)
+            if answer is not None and reservation.price is not None:
+                answer.cost_micro_usd = cost
 
     async def _opened(self, route: CloudRoute, reply: Reply, between: Translation) -> Answer:
         """Return the answer once it has begun; raise what is none."""
@@ -285,14 +294,13 @@ class Upstreams:
             cloud.budget, price, route.target, prompt_tokens, (bound or _ASSUMED_TOKENS) * answers
         )
 
-    def _settle(self, reservation: Reservation, reply: Reply | None, *, may_have_cost: bool) -> None:
-        """Book what it has cost; where nobody has counted, all that was set aside, and nothing for a refusal."""
+    def _settle(self, reservation: Reservation, reply: Reply | None, *, may_have_cost: bool) -> int:
+        """Book what it has cost, and return it; all that was set aside where nobody counted, nothing for a refusal."""
         if reply is None:
-            self.budget.settle(reservation, None if may_have_cost else (0, 0))
-        elif reply.usage is not None and reply.is_whole:
-            self.budget.settle(reservation, (reply.usage.prompt_tokens, reply.usage.completion_tokens))
-        else:
-            self.budget.settle(reservation, None if 200 <= reply.status < 300 else (0, 0))
+            return self.budget.settle(reservation, None if may_have_cost else (0, 0))
+        if reply.usage is not None and reply.is_whole:
+            return self.budget.settle(reservation, (reply.usage.prompt_tokens, reply.usage.completion_tokens))
+        return self.budget.settle(reservation, None if 200 <= reply.status < 300 else (0, 0))
 
     async def _may_try_again(self, error: MlxdError) -> bool:
         """Return whether the same target is tried once more: after a connection that failed, or a short pause."""

@@ -38,6 +38,8 @@ class Terms:
         dry_run: check and plan, and change nothing.
         force: passed on to the participants' checks.
         persist: False leaves the file alone: the change is lost with the process.
+        uid: of the process that asks over the control socket, for the event.
+        pid: likewise.
     """
 
     source: str
@@ -45,6 +47,8 @@ class Terms:
     dry_run: bool = False
     force: bool = False
     persist: bool = True
+    uid: int | None = None
+    pid: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +103,7 @@ class StoreEvent:
 
     Attributes:
         kind: `config.changed`, `config.file_invalid` or `config.file_mended`.
-        data: {gen, source, changed, warnings, runtime_only}, {msg} or {}.
+        data: {gen, source, changed, warnings, uid, pid, runtime_only}, {msg} or {}.
     """
 
     kind: str

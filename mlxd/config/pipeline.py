@@ -240,6 +240,7 @@ class Pipeline:
         if hidden:
             warnings.append(f"in the file, and hidden by a runtime-only value: {', '.join(hidden)}")
         data = {"gen": self.generation, "source": terms.source, "changed": changed, "warnings": warnings}
+        data |= {"uid": terms.uid, "pid": terms.pid}
         self._tell(StoreEvent("config.changed", {**data, "runtime_only": not is_rewritten}))
         keys = tuple(line["key"] for line in (written if is_rewritten else changed))
         record = Record(self.generation, now_ms(), terms.source, keys, has_version=is_rewritten)

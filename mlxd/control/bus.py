@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxd.protocol.topic import topic_of
+from mlxd.protocol.topic import BY_NAME_ONLY, topic_of
 
 QUEUE_LENGTH = 1024
 
@@ -37,14 +37,18 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Interest:
-    """Which events a subscriber wants: those of *topics* and about *model*; None does not choose."""
+    """Which events a subscriber wants: those of *topics* and about *model*.
+
+    None does not choose, but for topics that are only for who names them.
+    """
 
     topics: frozenset[str] | None = None
     model: str | None = None
 
     def includes(self, event: Event) -> bool:
         """Tell whether the event is wanted."""
-        if self.topics is not None and topic_of(event.kind) not in self.topics:
+        topic = topic_of(event.kind)
+        if topic in BY_NAME_ONLY if self.topics is None else topic not in self.topics:
             return False
         return self.model is None or self.model == event.data.get("model") or self.model in event.data.get("models", ())
 

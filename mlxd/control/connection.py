@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from mlxd.control.bus import Bus, Gap, Interest
+from mlxd.control.listen import NOBODY, Peer
 from mlxd.protocol import framing
 from mlxd.protocol.errors import Draining, InvalidRequest, MlxdError, NotFound, ProtocolError, RequestCancelled
 from mlxd.protocol.topic import check_topics
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 Progress = Callable[[Mapping[str, Any]], Awaitable[None]]
 Answer = tuple[Mapping[str, Any], list[str]]  # the result, and the names of params that were not known
-Dispatch = Callable[[Mapping[str, Any], Progress], Awaitable[Answer]]
+Dispatch = Callable[[Mapping[str, Any], Progress, Peer], Awaitable[Answer]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,10 @@ class Connection:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         service: Service,
+        peer: Peer = NOBODY,
     ) -> None:
-        """Take the streams and the daemon's side."""
+        """Take the streams, the daemon's side, and who is at the other end."""
+        self._peer = peer
         self._reader = reader
         self._writer = writer
         self._service = service
@@ -205,7 +208,7 @@ class Connection:
         async def progress(data: Mapping[str, Any]) -> None:
             await self._send({"t": "prog", "id": exchange.number, **data})
 
-        result, ignored = await self._service.dispatch(frame, progress)
+        result, ignored = await self._service.dispatch(frame, progress, self._peer)
         more = {"ignored": ignored} if ignored else {}
         await self._send(
             {"t": "res", "id": exchange.number, "ok": True, "r": result, "gen": self._service.generation(), **more}

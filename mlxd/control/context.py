@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.apikey import ApiKeys
+from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog
 from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
@@ -16,6 +17,7 @@ from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
 from mlxd.config import SettingsStore
 from mlxd.control.bus import Bus
+from mlxd.control.listen import NOBODY, Peer
 from mlxd.control.operation import Operations
 from mlxd.crash import CrashLog
 from mlxd.pool.pool import Pool
@@ -75,6 +77,7 @@ class ControlContext:
     bus: Bus
     crashes: CrashLog
     api_keys: ApiKeys
+    audit: AuditLog
     on_stop: Callable[[bool], None]  # True: cancel the running requests; must return at once
 
 
@@ -89,6 +92,7 @@ class Request:
         if_gen: refuse when the settings are of another generation.
         persist: False leaves the settings file alone; what changes is lost with the process.
         progress: sends a `prog` frame to the client.
+        peer: the process that asks.
     """
 
     operation: str
@@ -97,6 +101,7 @@ class Request:
     if_gen: int | None
     persist: bool
     progress: Callable[[Mapping[str, Any]], Awaitable[None]]
+    peer: Peer = NOBODY
 
     @property
     def force(self) -> bool:

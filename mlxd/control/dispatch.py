@@ -13,7 +13,9 @@ import msgpack
 from mlxd.control.connection import Answer, Progress
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.handlers import HANDLERS
+from mlxd.control.listen import Peer
 from mlxd.control.mutation import Mutations, Once
+from mlxd.control.trail import note_operation
 from mlxd.protocol.errors import Conflict, InvalidRequest, WaitEnded
 from mlxd.protocol.operations import Operation, check_params, find_operation
 
@@ -30,7 +32,7 @@ class Dispatcher:
         self.mutations = Mutations()
         self._context = context
 
-    async def dispatch(self, frame: Mapping[str, Any], progress: Progress) -> Answer:
+    async def dispatch(self, frame: Mapping[str, Any], progress: Progress, peer: Peer) -> Answer:
         """Return the result of a `req` frame and the names of params that the operation does not have.
 
         Raises:
@@ -45,6 +47,7 @@ class Dispatcher:
             if_gen=_count(frame, "if_gen"),
             persist=_flag(frame, "persist", default=True),
             progress=progress,
+            peer=peer,
         )
         if request.dry and not operation.can_be_dry:
             raise InvalidRequest(f"{operation.name} has no dry run", param="dry")
@@ -74,7 +77,9 @@ class Dispatcher:
         generation = self._context.store.generation
         if request.if_gen is not None and request.if_gen != generation and not operation.commits:
             raise Conflict.of_generation(generation, request.if_gen)
-        return await HANDLERS[operation.name](self._context, request)
+        reply = await HANDLERS[operation.name](self._context, request)
+        note_operation(self._context.audit, operation, request, self._context.store.generation)
+        return reply
 
 
 def _once(frame: Mapping[str, Any]) -> Once | None:

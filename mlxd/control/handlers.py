@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from mlxd.control import (
     apikey,
+    audit,
     cloud,
     key,
     model,
@@ -137,6 +138,9 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "request.list": request_handlers.list_all,
         "request.show": request_handlers.show,
         "request.cancel": request_handlers.cancel,
+        "audit.list": audit.list_requests,
+        "audit.changes": audit.list_changes,
+        "audit.stats": audit.stats,
         "daemon.show": process.show,
         "daemon.stop": stop_daemon,
     }

@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlxd.protocol.errors import CommitFailed, InUse, InvalidRequest
@@ -22,6 +23,7 @@ _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 # macOS, <sys/un.h> and <sys/ucred.h>: level, option, and u_int cr_version, uid_t cr_uid, short cr_ngroups, gid_t[16].
 _SOL_LOCAL = 0
 _LOCAL_PEERCRED = 1
+_LOCAL_PEERPID = 2
 _XUCRED = struct.Struct("IIh16I")
 _XUCRED_VERSION = 0
 
@@ -122,15 +124,31 @@ def _remove_stale(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def peer_uid(connection: socket.socket) -> int | None:
-    """Return the user at the other end, as the kernel says; None when it does not."""
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The process at the other end of a connection, as the kernel says; None where it does not."""
+
+    uid: int | None
+    pid: int | None
+
+
+NOBODY = Peer(None, None)
+
+
+def find_peer(connection: socket.socket) -> Peer:
+    """Return who is at the other end."""
     linux_option: int | None = getattr(socket, "SO_PEERCRED", None)
     try:
         if linux_option is None:
-            return parse_xucred(connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED.size))
-        return int(_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, linux_option, _UCRED.size))[1])
+            uid = parse_xucred(connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERCRED, _XUCRED.size))
+            pid = None
+            with contextlib.suppress(OSError):  # who it is decides, which process it is is only noted
+                pid = connection.getsockopt(_SOL_LOCAL, _LOCAL_PEERPID)
+            return Peer(uid, pid)
+        pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, linux_option, _UCRED.size))
+        return Peer(uid, pid)
     except OSError:
-        return None
+        return NOBODY
 
 
 def parse_xucred(raw: bytes) -> int | None:

@@ -13,6 +13,7 @@ from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.request import describe
 from mlxd.pool.status import DeviceStatus, PoolStatus
+from mlxd.protocol.units import count
 
 # A reply has room for some 30 times as many; nobody reads them.
 _MOST_LISTED = 500
@@ -55,6 +56,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
             "budget": spending.describe(context),
         },
         "crashes": context.crashes.status(),
+        "audit": context.audit.status(),
         "problems": list(_problems(context, pool)),
     }
 
@@ -79,6 +81,7 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
     for model in pool.models:
         if model.state == "failed" and not model.preload and _is_refused(context, model.id):
             yield f"{model.last_error}"
+    yield from _log_problems(context)
     yield from _hidden_aliases(context)
     yield from _cloud_problems(context)
 
@@ -90,6 +93,13 @@ def _cloud_problems(context: ControlContext) -> Iterator[str]:
     if context.store.current.cloud.enabled:
         for target in spending.describe(context)["unpriced"]:
             yield f"{target} has no price and is not asked while money is bounded: mlxctl cloud price set {target}"
+
+
+def _log_problems(context: ControlContext) -> Iterator[str]:
+    log = context.audit.status()
+    if log["problem"] is not None:
+        lost = f", {count(log['dropped'], 'row')} lost" if log["dropped"] else ""
+        yield f"the request log is not written: {log['problem']} ({count(log['queued'], 'row')} waiting{lost})"
 
 
 def _hidden_aliases(context: ControlContext) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from mlxd.control.connection import MAX_IN_FLIGHT, STALL_TIMEOUT_S, Connection, Service
 from mlxd.control.context import ControlContext
 from mlxd.control.dispatch import Dispatcher
-from mlxd.control.listen import is_allowed, peer_uid
+from mlxd.control.listen import find_peer, is_allowed
 from mlxd.control.report import snapshot
 from mlxd.protocol import framing
 from mlxd.protocol.errors import Forbidden, ProtocolError
@@ -71,10 +71,10 @@ class ControlServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _on_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = Connection(reader, writer, self._service)
-        uid = peer_uid(writer.get_extra_info("socket"))
-        if not is_allowed(uid):
-            _log.warning("refused a control client of user %s", uid)
+        peer = find_peer(writer.get_extra_info("socket"))
+        connection = Connection(reader, writer, self._service, peer)
+        if not is_allowed(peer.uid):
+            _log.warning("refused a control client of user %s", peer.uid)
             work = connection.refuse(Forbidden("only the user who runs mlxd, and root, may steer it"))
         elif len(self._connections) >= MAX_CONNECTIONS:
             work = connection.refuse(ProtocolError(f"{MAX_CONNECTIONS} connections are open already; try again"))

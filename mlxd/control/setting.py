@@ -87,6 +87,8 @@ def terms(request: Request) -> Terms:
         dry_run=request.dry,
         force=request.force,
         persist=request.persist,
+        uid=request.peer.uid,
+        pid=request.peer.pid,
     )
 
 

@@ -14,6 +14,7 @@ import mlxd
 from mlxd.http import errors
 from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
 from mlxd.http.door import caller_of
+from mlxd.http.ending import describe_end
 from mlxd.http.guard import cors_headers
 from mlxd.protocol.errors import MlxdError
 
@@ -32,14 +33,19 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     clock = context.clock
     exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}", clock=clock.now)
     request[EXCHANGE] = exchange
-    started_s = clock.now()
+    started_s, started_ms = clock.now(), round(context.now() * 1000)
+    has_ended = False
     caller = caller_of(request)
     if caller is not None:
         caller.begin_request()
     status = _CLIENT_GONE
     try:
         response = await _answer(request, handler)
-        status = response.status
+        if exchange.endpoint is not None and isinstance(response, web.Response):
+            # To its last byte: a client that goes before it has not been answered. A stream is out already.
+            await response.prepare(request)
+            await response.write_eof()
+        status, has_ended = response.status, True
     finally:
         if caller is not None:
             caller.end_request()
@@ -52,6 +58,8 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
             first_token_s=first_token_s,
             attempts=exchange.attempts,
         )
+        if exchange.endpoint is not None:
+            context.on_ended(describe_end(exchange, exchange.endpoint, started_s, started_ms, has_ended=has_ended))
         _log.info(
             "%s %s %d in %.3f s, %s%s%s",
             request.method,
@@ -69,17 +77,22 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except web.HTTPException as error:
-        response = errors.render(errors.from_http(error, request, _nearest_route(request)), request)
+        response = _render(errors.from_http(error, request, _nearest_route(request)), request)
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return response
     except MlxdError as error:
-        return errors.render(error, request)
+        return _render(error, request)
     except ConnectionError:
         raise  # the client is gone: aiohttp closes, there is nobody to answer
     except Exception:  # noqa: BLE001  (the top-level renderer)
         _log.exception("request %s failed", request[EXCHANGE].request_id)
-        return errors.render(errors.internal_error(), request)
+        return _render(errors.internal_error(), request)
+
+
+def _render(error: MlxdError, request: web.Request) -> web.Response:
+    request[EXCHANGE].error = error
+    return errors.render(error, request)
 
 
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
@@ -87,6 +100,7 @@ async def add_headers(request: web.Request, response: web.StreamResponse) -> Non
     response.headers[hdrs.SERVER] = f"mlxd/{mlxd.__version__}"
     exchange = request.get(EXCHANGE)
     if exchange is not None:
+        exchange.http_status = response.status
         response.headers.update(exchange.headers())
         response.headers.update(cors_headers(request))
 

@@ -11,8 +11,10 @@ from typing import Protocol
 from aiohttp import web
 
 from mlxd.apikey import ApiKey, ApiKeys
+from mlxd.audit.record import RequestRecord
 from mlxd.catalog import Catalog
 from mlxd.cloud.attempt import Attempt
+from mlxd.cloud.protocol import Usage
 from mlxd.cloud.router import CloudRoute, Router
 from mlxd.cloud.upstream import Answer, Upstreams
 from mlxd.metrics import Metrics
@@ -55,6 +57,16 @@ class AppContext:
     api_keys: ApiKeys
     metrics: Metrics
     now: Callable[[], float] = time.time  # unix time, for `created`
+    on_ended: Callable[[RequestRecord], None] = lambda _: None  # told of each request that a model was to answer
+
+
+@dataclass(slots=True)
+class Tokens:
+    """What a model of this machine has read and made for a request until now; *cached* of *prompt* was known."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
 
 
 @dataclass(slots=True)
@@ -63,6 +75,8 @@ class Exchange:
 
     request_id: str
     api_key: ApiKey | None = None  # whose request it is, where keys are needed
+    endpoint: str | None = None  # of a route that a model answers: its path under /v1
+    asked: str | None = None  # the model as the client calls it
     route: str | None = None
     model: str | None = None
     rule: str | None = None
@@ -73,6 +87,10 @@ class Exchange:
     on_first_token: Callable[[], None] | None = None
     clock: Callable[[], float] = time.monotonic
     first_token_at_s: float | None = None  # of that clock
+    tokens: Tokens | None = None  # of the local answer
+    answer: Answer | None = None  # of an upstream
+    error: MlxdError | None = None  # what the client was told last, also within its stream
+    http_status: int | None = None  # that was sent
 
     def require_model(self, *names: str) -> None:
         """Pass if the client may ask for the model that goes by these names.
@@ -91,10 +109,14 @@ class Exchange:
         """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
         self.route, self.model, self.rule, self.target = "cloud", route.model, route.rule_id, route.target
         self.reason = reason
+        self.first_token_at_s = None  # of a local answer that came to nothing
 
     def note_answer(self, answer: Answer) -> None:
         """Note who answers after all."""
+        self.answer = answer
         self.attempts = list(answer.attempts)
+        if answer.body is None:
+            self.first_token_at_s = self.clock()  # a stream is handed out with its first content
         self.model, self.target = answer.route.model, answer.route.target
         self.ignored = answer.left_out
 
@@ -103,11 +125,20 @@ class Exchange:
         self.attempts = [Attempt(**attempt) for attempt in error.data.get("attempts", ())]
 
     def note_first_token(self) -> None:
-        """Note that the local model has begun to answer."""
+        """Note that the local model has made a token; the first one counts."""
         if self.first_token_at_s is None:
             self.first_token_at_s = self.clock()
         if self.on_first_token is not None:
             self.on_first_token()
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens of the answer, as far as it came; None where nobody has counted."""
+        if self.answer is not None:
+            return self.answer.usage
+        if self.tokens is None or self.route == "cloud":
+            return None
+        return Usage(self.tokens.prompt, self.tokens.cached, self.tokens.completion)
 
     def headers(self) -> dict[str, str]:
         """Return the headers that every answer to the request carries."""

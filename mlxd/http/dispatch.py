@@ -67,10 +67,11 @@ async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse
         MlxdError: the body is no JSON object with a model, or nobody could answer; where an upstream was asked after a
             local failure, it is the local one, with the attempts.
     """
-    context = request.app[CONTEXT]
+    context, exchange = request.app[CONTEXT], request[EXCHANGE]
+    exchange.endpoint = surface.endpoint
     raw, body = await read_object(request)
-    model = model_of(body)
-    request[EXCHANGE].require_model(model, context.catalog.alias_target(model))
+    model = exchange.asked = model_of(body)
+    exchange.require_model(model, context.catalog.alias_target(model))
     decision = context.router.route(model, local_only=_is_local_only(request))
     settings = context.store.current
     check_length(body, settings.http.max_messages)

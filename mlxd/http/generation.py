@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT, EXCHANGE, Tokens
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import GenerationFailed, InvalidRequest, RequestCancelled
 from mlxd.requests import RunningRequest
@@ -31,6 +31,7 @@ class Generation:
     lease: Lease
     running: RunningRequest
     on_token: Callable[[], None]  # called at every token, the first one counts
+    tokens: Tokens  # what is counted of it
     default_max_tokens: int | None = None  # of the model's settings, for requests that say nothing
 
     async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
@@ -54,30 +55,38 @@ class Generation:
             if self.default_max_tokens is not None:
                 request = replace(request, default_max_tokens=self.default_max_tokens)
             prompt = await self.lease.prepare(request)
+            self.tokens.prompt += len(prompt.tokens)
             return await together(
-                self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number))
+                self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number), number)
                 for number in range(n)
             )
 
         answers = await together(answer(place, request) for place, request in enumerate(requests))
         return [finished for group in answers for finished in group]
 
-    async def _deliver_one(self, request: GenerationRequest, prompt: PreparedPrompt, sink: Sink) -> Finished:
+    async def _deliver_one(
+        self, request: GenerationRequest, prompt: PreparedPrompt, sink: Sink, number: int
+    ) -> Finished:
         finished: Finished | None = None
-        counted_tokens = 0
+        counted_tokens, is_prefilling = 0, False
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     self.running.begin_answering()
                     self.running.completion_tokens += event.completion_tokens - counted_tokens
+                    self.tokens.completion += event.completion_tokens - counted_tokens
                     counted_tokens = event.completion_tokens
                     self.on_token()
                     if event.text or event.logprobs:
                         await sink(event)
                 elif isinstance(event, Prefilling | PromptScored):
+                    if isinstance(event, Prefilling) and not is_prefilling and number == 0:
+                        self.tokens.cached += event.done  # the first one says what was cached; answers share a prompt
+                        is_prefilling = True
                     await sink(event)
                 elif isinstance(event, Finished):
                     finished = event
+                    self.tokens.completion += event.usage.completion_tokens - counted_tokens
         if finished is None:
             raise GenerationFailed("the model stopped answering without a reason")
         if finished.reason is FinishReason.CANCELLED:
@@ -108,7 +117,9 @@ async def generation(request: web.Request, model: str) -> AsyncIterator[Generati
     async with leased(request, model) as (lease, running):
         defaults = context.store.current.models.get(running.model)
         default_max_tokens = None if defaults is None else defaults.max_tokens
-        yield Generation(lease, running, request[EXCHANGE].note_first_token, default_max_tokens)
+        exchange = request[EXCHANGE]
+        exchange.tokens = Tokens()
+        yield Generation(lease, running, exchange.note_first_token, exchange.tokens, default_max_tokens)
 
 
 @asynccontextmanager

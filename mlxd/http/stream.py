@@ -85,6 +85,7 @@ class EventStream:
             if not isinstance(error, MlxdError):
                 _log.error("request %s failed in its stream", self._request[EXCHANGE].request_id, exc_info=error)
                 error = errors.internal_error()
+            self._request[EXCHANGE].error = error
             await self.send(errors.event(error, self._request))
         finally:
             # Not before: whoever reads nothing does not read this either.

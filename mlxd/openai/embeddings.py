@@ -13,7 +13,7 @@ from aiohttp import web
 
 from mlxd.engine.vector import EmbeddingRequest
 from mlxd.http import field
-from mlxd.http.context import EXCHANGE
+from mlxd.http.context import EXCHANGE, Tokens
 from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import leased
 from mlxd.http.table import Habit, Table, Works, read
@@ -55,6 +55,7 @@ async def _embed(request: web.Request, local: Local) -> web.StreamResponse:
     request[EXCHANGE].ignored = parsed.ignored
     async with leased(request, local.model) as (lease, running):
         inputs = await lease.prepare_inputs(parsed.request)
+        request[EXCHANGE].tokens = Tokens(prompt=inputs.total_tokens)
         vectors = await lease.embed(inputs)
         running.begin_answering()
     body = await _render(local.model, vectors, inputs.total_tokens, is_base64=parsed.is_base64)

@@ -49,6 +49,11 @@ class Home:
         return self.root / "cloud-day.json"
 
     @property
+    def audit(self) -> Path:
+        """The request log, a SQLite database, mode 0600."""
+        return self.root / "audit.db"
+
+    @property
     def history(self) -> Path:
         """The last committed versions of the settings file."""
         return self.root / "history"

@@ -338,6 +338,23 @@ class CloudSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditSettings:
+    """[audit]."""
+
+    enabled: bool = row(
+        Boolean(), default=True, help_text="Whether ended requests and changes are kept in the request log, audit.db."
+    )
+    max_age: float = row(  # math.inf is "never"
+        Duration(minimum_s=60, maximum_s=3650 * 86400, none="never"),
+        "30d",
+        "How long rows of the request log are kept; never deletes none for their age.",
+    )
+    max_size: int = row(
+        Bytes(8 << 20, 2**50), "500MB", "Largest size of audit.db; the oldest rows go, as many as needed."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """A snapshot of all settings."""
 
@@ -349,3 +366,4 @@ class Settings:
     catalog: CatalogSettings = group(CatalogSettings)
     models: Mapping[str, ModelSettings] = keyed(ModelSettings)
     cloud: CloudSettings = group(CloudSettings)
+    audit: AuditSettings = group(AuditSettings)

@@ -11,6 +11,7 @@ from mlxd.protocol.errors import InvalidRequest
 TOPICS: Mapping[str, str] = MappingProxyType(
     {
         "apikey": "An API key for HTTP clients was made or revoked.",
+        "audit": "A request or a change, as the request log has it at its end; only for who asks for it by name.",
         "config": "Settings were changed, or their file went bad or was mended.",
         "daemon": "The daemon is about to end.",
         "model": "A model loads, is there, drains, or is gone.",
@@ -20,6 +21,8 @@ TOPICS: Mapping[str, str] = MappingProxyType(
         "request": "A request began, gave its first text, was paused or ended.",
     }
 )
+# They say at more length what other events have said.
+BY_NAME_ONLY = frozenset({"audit"})
 _OTHER_NAMES = {"sequence": "request"}
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.control.listen import InstanceLock, ListeningSocket, is_allowed, parse_xucred, peer_uid
+from mlxd.control.listen import InstanceLock, ListeningSocket, Peer, find_peer, is_allowed, parse_xucred
 from mlxd.protocol.errors import CommitFailed, InUse, InvalidRequest
 from mlxd.protocol.paths import Home
 from tests.support.control import running_plane
@@ -143,9 +143,9 @@ def test_the_kernel_says_who_is_there() -> None:
     """The user of the other end is ours, in a pair that we made."""
     left, right = socket.socketpair(socket.AF_UNIX)
     with left, right:
-        assert peer_uid(left) == os.geteuid()
+        assert find_peer(left) == Peer(os.geteuid(), os.getpid())
     with socket.socket(socket.AF_INET) as foreign:
-        assert peer_uid(foreign) in {None, 0xFFFFFFFF, -1}
+        assert find_peer(foreign).uid in {None, 0xFFFFFFFF, -1}
 
 
 def test_the_structure_of_macos_is_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlxd.engine.base import Delta, Finished, GenerationRequest, TextPrompt
+from mlxd.http.context import Tokens
 from mlxd.http.generation import AnswerEvent, Generation
 from mlxd.requests import RequestState, RunningRequests
 from tests.support.scripted_pool import ScriptedPool, end, say
@@ -21,7 +22,7 @@ async def test_running_request_counts_the_tokens_of_all_its_answers() -> None:
                     (shown,) = requests.list()
                     seen.append((shown.state, shown.completion_tokens))
 
-            answers = await Generation(lease, running, lambda: None).deliver(
+            answers = await Generation(lease, running, lambda: None, Tokens()).deliver(
                 [GenerationRequest(TextPrompt("x"))], 2, look
             )
             assert [type(answer) for answer in answers] == [Finished, Finished]

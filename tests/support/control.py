@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxd.apikey import ApiKeys
+from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -30,6 +31,7 @@ from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
+from mlxd.control.trail import note_settings
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.pool.clock import LoopClock
@@ -149,6 +151,7 @@ class Plane:
         settings = self.store.current
         self.catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
         self.bus = Bus()
+        self.audit = AuditLog(home.audit, settings.audit, self.bus.publish)
         self.crashes = CrashLog(ConfigFile(home.state), "boot-1")
         self.pool = Pool(
             NotedBackend(self.backend, self.crashes, self.catalog.get),
@@ -170,7 +173,9 @@ class Plane:
         self.store.attach("cloud", self.router)
         self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, settings)
         self.store.attach("catalog", self.catalog_follower, self.catalog_follower)
+        self.store.attach("audit", self.audit)
         self.store.subscribe(lambda event: relay_store_event(self.bus, event))
+        self.store.subscribe(lambda event: note_settings(self.audit, event))
         self.http = HttpState("http://127.0.0.1:6593", None)
         self.api_keys = ApiKeys(ConfigFile(home.api_keys), self.clock.now)
         self.stops: list[bool] = []
@@ -189,6 +194,7 @@ class Plane:
             self.bus,
             self.crashes,
             self.api_keys,
+            self.audit,
             self.stops.append,
         )
         self.server = ControlServer(context, **options)
@@ -196,6 +202,7 @@ class Plane:
 
     async def start(self) -> None:
         """Find the models and accept clients."""
+        self.audit.start()
         await self.crashes.open()
         await self.api_keys.open()
         self.catalog.scan()
@@ -211,6 +218,7 @@ class Plane:
         await self.pool.close()
         await self.backend.close()
         await self.crashes.close()
+        await self.audit.close()
 
     async def connect(self, *, greet: bool = True) -> Client:
         """Return a client."""

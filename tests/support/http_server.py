@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from mlxd.apikey import ApiKeys
+from mlxd.audit import RequestRecord
 from mlxd.catalog import Catalog
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -89,6 +90,7 @@ async def serving(
     home: Path = Path("/nowhere"),
     socket_clock: Clock | None = None,
     metrics: Metrics | None = None,
+    on_ended: Callable[[RequestRecord], None] = lambda _: None,
 ) -> AsyncIterator[Served]:
     """Serve *pool* on a free port until the end of the context."""
     models = Catalog([]) if catalog is None else catalog
@@ -114,6 +116,7 @@ async def serving(
             api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
             metrics=Metrics() if metrics is None else metrics,
             now=lambda: CREATED_S,
+            on_ended=on_ended,
         )
         server = HttpServer(
             make_app(context),

@@ -10,9 +10,33 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+from mlxd.audit import RequestRecord, RequestStatus
 from mlxd.protocol.errors import RequestCancelled
 from tests.support.control import Plane
 
+RECORD = RequestRecord(
+    request="r-0",
+    started_ms=1_700_000_000_000,
+    endpoint="chat/completions",
+    route="cloud",
+    asked="big",
+    model="a",
+    target="p/a",
+    rule="r",
+    reason="does_not_fit",
+    attempts=({"target": "p/a", "status": 200, "code": None, "ms": 5},),
+    status=RequestStatus.ERROR,
+    code="stream_interrupted",
+    http_status=200,
+    prompt_tokens=7,
+    cached_tokens=3,
+    completion_tokens=2,
+    ttft_ms=40,
+    duration_ms=60,
+    tokens_per_s=50.0,
+    key="k",
+    cost_micro_usd=9,
+)
 Example = tuple[str, Mapping[str, Any]]
 
 SETTING_UP: tuple[Example, ...] = (
@@ -62,6 +86,9 @@ EXAMPLES: tuple[Example, ...] = (
     ("op.list", {}),
     ("request.list", {}),
     ("request.show", {"request": "r-1"}),
+    ("audit.list", {}),
+    ("audit.changes", {}),
+    ("audit.stats", {}),
 )
 TAKING_DOWN: tuple[Example, ...] = (
     ("model.alias.add", {"model": "a", "alias": "first"}),
@@ -120,6 +147,7 @@ async def collect_replies(plane: Plane) -> dict[str, list[dict[str, Any]]]:
         await ask("op.wait", op=loading["op"], timeout_ms=0)
         await ask("op.cancel", op=loading["op"])
         held = await _hold(plane)
+        plane.audit.note_request(RECORD)
         await run(EXAMPLES)
         plane.backend.hold_loads(hold=False)
         for operation in plane.operations.running():

@@ -47,6 +47,7 @@
     + Conflict                   config.conflict
     + InsufficientCapacity       exit 6: pinned models, preload sum, ...
     + CommitFailed               config.commit_failed: disk full, permission, ...
+  x LogUnavailable               audit.unavailable: the request log cannot be read now
   x ProtocolError                the control connection broke the rules
   x ControlError                 mlxctl only: an error as it was received, or no daemon to be reached
 
@@ -96,6 +97,7 @@ from mlxd.protocol.errors.cloud import (
 )
 from mlxd.protocol.errors.control import (
     ControlError,
+    LogUnavailable,
     ProtocolError,
 )
 from mlxd.protocol.errors.engine import (
@@ -168,6 +170,7 @@ __all__ = [
     "InvalidValue",
     "LoadFailed",
     "LoadTimeout",
+    "LogUnavailable",
     "MethodNotAllowed",
     "MlxdError",
     "ModelNotFound",

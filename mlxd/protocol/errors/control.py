@@ -15,6 +15,13 @@ class ProtocolError(MlxdError):
     exit_code = EXIT_PROTOCOL
 
 
+class LogUnavailable(MlxdError):
+    """The request log cannot be read now."""
+
+    code = "audit.unavailable"
+    http_status = 503
+
+
 class ControlError(MlxdError):
     """In mlxctl: an error as the daemon sent it, or a daemon that cannot be reached."""
 
