@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sqlite3
@@ -117,7 +118,7 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert writer.state.problem == "audit.db: database or disk is full"
         monkeypatch.undo()
         assert writer.flush(WAIT_S)
-        assert (writer.state.problem, writer.state.written, writer.state.dropped) == (None, 2, 0)
+        assert writer.state == dataclasses.replace(writer.state, problem=None, written=2, dropped=0)
 
 
 def _raise(error: Exception) -> object:
