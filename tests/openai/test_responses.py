@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from mlxd.engine.base import Delta, FinishReason, Prefilling, TextKind
 from mlxd.engine.tool import ToolCall
@@ -113,6 +115,26 @@ async def test_a_stream_is_exactly_this() -> None:
     assert status == 200
     assert (headers["x-mlxd-route"], headers["x-mlxd-model"]) == ("local", "m")
     assert _numbered(body.decode()) == _golden()
+
+
+async def test_all_that_is_sent_is_of_the_official_types() -> None:
+    """Every event, the response, and the list of its input, checked strictly; the client itself checks nothing."""
+    asked = HELLO | {
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        "tool_choice": {"type": "function", "name": "f"},
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        "metadata": {"a": "b"},
+    }
+    async with serving(
+        ScriptedPool(ALL, [*say("a"), *end(FinishReason.LENGTH)], [*say("a"), GenerationFailed("no")])
+    ) as served:
+        streams = [_events((await served.post(PATH, asked | {"stream": True}))[2]) for _ in range(3)]
+        _, _, items = await served.get(f"{PATH}/{streams[0][-1]['response']['id']}/input_items")
+    events: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+    for event in [event for stream in streams for event in stream]:
+        assert events.validate_python(event).type == event["type"]
+    TypeAdapter(Response).validate_python(streams[0][-1]["response"])
+    TypeAdapter(ResponseItemList).validate_json(items)
 
 
 async def test_a_stream_ends_with_the_whole_answer() -> None:
@@ -229,6 +251,23 @@ async def test_a_running_response_is_cancelled(stores: bool) -> None:
     assert not stores or json.loads(running)["status"] == "in_progress"
     assert again == (400 if stores else 404)
     assert not stores or "its status is 'cancelled'" in json.loads(words)["error"]["message"]
+
+
+async def test_a_cancel_ends_no_other_request_of_the_same_name() -> None:
+    """Clients choose request ids, and may choose one twice."""
+    gate = asyncio.Event()
+    same = {"x-request-id": "same"}
+    async with serving(ScriptedPool([*say("a"), gate, *end()])) as served:
+        url, asked = served.url + PATH, HELLO | {"stream": True}
+        async with (
+            served.http.post(url, json=asked, headers=same) as first,
+            served.http.post(url, json=asked, headers=same) as second,
+        ):
+            await _begun(second)
+            await served.post(f"{PATH}/{await _begun(first)}/cancel", {})
+            gate.set()
+            ends = [_events(await response.read())[-1]["response"]["status"] for response in (first, second)]
+    assert ends == ["cancelled", "completed"]
 
 
 async def test_a_client_that_goes_away_leaves_nothing() -> None:
