@@ -1,6 +1,6 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format bench soak soak-pool clean
+.PHONY: help quickstart test test-clients lint format bench soak soak-pool clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -17,6 +17,10 @@ test: ## run every test, on up to four cores (PYTEST_ARGS="tests/pool -k evict" 
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.support.starter
 	@.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
+
+test-clients: ## drive a daemon with the npm packages openai and @anthropic-ai/sdk, which are kept in ~/.cache/mlxd-tests
+	@goal=$@ .ci/venv clients
+	@.venv/bin/python -m tests.clients
 
 lint: ## ruff, mypy --strict, import-linter
 	@goal=$@ .ci/venv test

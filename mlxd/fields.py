@@ -1,0 +1,82 @@
+"""What each field of a body does here, as Markdown: `python -m mlxd.fields [FILE]` prints it, or renews it in the file.
+
+Made from the tables that read the bodies; `mlxd/openai/FIELDS.md` is kept fresh by a test.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mlxd.anthropic.schema import COUNT, MESSAGES
+from mlxd.http import field
+from mlxd.http.table import Habit, Refused, Table, Works
+from mlxd.openai.embeddings import EMBEDDING
+from mlxd.openai.response_schema import RESPONSE
+from mlxd.openai.schema import CHAT, COMPLETION
+from mlxd.protocol.errors import InvalidRequest
+
+ROUTES: tuple[tuple[str, Table], ...] = (
+    ("POST /v1/chat/completions", CHAT),
+    ("POST /v1/completions", COMPLETION),
+    ("POST /v1/responses", RESPONSE),
+    ("POST /v1/embeddings", EMBEDDING),
+    ("POST /v1/messages", MESSAGES),
+    ("POST /v1/messages/count_tokens", COUNT),
+)
+_BEGIN = "<!-- made by python -m mlxd.fields mlxd/openai/FIELDS.md -->\n"
+_INTRODUCTION = """\
+# Fields of request bodies
+
+Each documented field works, or is a 400 `unsupported_parameter` that names it, or changes nothing on a local server and
+is accepted because clients send it by habit. Null is the same as leaving a field out. A field that is in no table is
+named in the header `x-mlxd-ignored-fields` of the answer; with `http.unknown_fields = "reject"` it is a 400.
+"""
+# What no value at all would be; each check refuses one of them, and says what it expects.
+_NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
+
+
+def render() -> str:
+    """Return the whole document."""
+    parts = [_BEGIN + _INTRODUCTION]
+    for route, table in ROUTES:
+        rows = [_row(name, table[name]) for name in sorted(table)]
+        parts.append("\n".join([f"## {route}\n", "| Field | Here | Values |", "|---|---|---|", *rows]) + "\n")
+    return "\n".join(parts)
+
+
+def _row(name: str, treatment: Works | Refused | Habit) -> str:
+    match treatment:
+        case Works(check):
+            here, values = "works", _expected(check)
+        case Refused(()):
+            here, values = "400", ""
+        case Refused(neutral):
+            here, values = "400", "but for " + " or ".join(f"`{field.shown(value)}`" for value in neutral)
+        case Habit():
+            here, values = "accepted", "changes nothing here"
+    return f"| `{name}` | {here} | {values.replace('|', chr(92) + '|')} |"
+
+
+def _expected(check: field.Check) -> str:
+    """Return the words in which a check says what it takes."""
+    for value in _NO_VALUES:
+        try:
+            check("it", value)
+        except InvalidRequest as error:
+            words = str(error).partition(" must be ")[2].partition(", not ")[0]
+            if words:
+                return words
+    return ""
+
+
+def main() -> None:
+    """Print the document, or write it to the files that are named."""
+    for name in sys.argv[1:]:
+        Path(name).write_text(render(), encoding="utf-8")
+    if not sys.argv[1:]:
+        print(render())  # noqa: T201  (its work)
+
+
+if __name__ == "__main__":
+    main()
