@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from mlxd.anthropic.messages import post_count_tokens, post_messages
+from mlxd.anthropic.schema import COUNT, MESSAGES
 from mlxd.http.boundary import add_headers, boundary
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.guard import guard
 from mlxd.http.health import get_health, get_ready
+from mlxd.http.openapi import DOCUMENT, describe, get_openapi
+from mlxd.http.route import Body, Route
 from mlxd.http.status import get_metrics, get_status
 from mlxd.openai.chat import post_chat_completions
 from mlxd.openai.completions import post_completions
-from mlxd.openai.embeddings import post_embeddings
+from mlxd.openai.embeddings import EMBEDDING, post_embeddings
 from mlxd.openai.models import get_model, get_models
+from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE
 from mlxd.openai.response_store import RESPONSES, ResponseStore
 from mlxd.openai.responses import post_input_tokens, post_responses
+from mlxd.openai.schema import CHAT, COMPLETION
 from mlxd.openai.stored_responses import cancel_response, delete_response, get_input_items, get_response
 
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One route: `path` in aiohttp's notation."""
-
-    method: str
-    path: str
-    handler: Handler
-
-
 ROUTES = (
-    Route("POST", "/v1/chat/completions", post_chat_completions),
-    Route("POST", "/v1/completions", post_completions),
-    Route("POST", "/v1/embeddings", post_embeddings),
-    Route("POST", "/v1/responses", post_responses),
-    Route("POST", "/v1/responses/input_tokens", post_input_tokens),
+    Route("POST", "/v1/chat/completions", post_chat_completions, Body(CHAT, ("model", "messages"))),
+    Route("POST", "/v1/completions", post_completions, Body(COMPLETION, ("model", "prompt"))),
+    Route("POST", "/v1/embeddings", post_embeddings, Body(EMBEDDING, ("model", "input"))),
+    Route("POST", "/v1/responses", post_responses, Body(RESPONSE, ("model",))),
+    Route("POST", "/v1/responses/input_tokens", post_input_tokens, Body(INPUT_COUNT, ("model",))),
     Route("GET", "/v1/responses/{id}", get_response),
     Route("DELETE", "/v1/responses/{id}", delete_response),
     Route("GET", "/v1/responses/{id}/input_items", get_input_items),
     Route("POST", "/v1/responses/{id}/cancel", cancel_response),
-    Route("POST", "/v1/messages", post_messages),
-    Route("POST", "/v1/messages/count_tokens", post_count_tokens),
+    Route("POST", "/v1/messages", post_messages, Body(MESSAGES, ("model", "messages", "max_tokens"))),
+    Route("POST", "/v1/messages/count_tokens", post_count_tokens, Body(COUNT, ("model", "messages"))),
     Route("GET", "/v1/models", get_models),
     Route("GET", "/v1/models/{id:.+}", get_model),
     Route("GET", "/health", get_health),
     Route("GET", "/ready", get_ready),
     Route("GET", "/metrics", get_metrics),
     Route("GET", "/status", get_status),
+    Route("GET", "/openapi.json", get_openapi),
 )
 
 
@@ -58,6 +51,7 @@ def make_app(context: AppContext) -> web.Application:
     app[CONTEXT] = context
     app[RESPONSES] = ResponseStore(lambda: context.store.current.http)
     context.metrics.watch(context.pool.status, context.upstreams.breakers.list)
+    app[DOCUMENT] = describe(ROUTES)
     app.on_response_prepare.append(add_headers)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)

@@ -49,7 +49,12 @@ class Dialect(Enum):
 
 def dialect_of(request: web.Request) -> Dialect:
     """Return the dialect that answers to *request* are in."""
-    return Dialect.ANTHROPIC if request.path.startswith(_ANTHROPIC_PATH) else Dialect.OPENAI
+    return dialect_of_path(request.path)
+
+
+def dialect_of_path(path: str) -> Dialect:
+    """Return the dialect of the routes that begin like that."""
+    return Dialect.ANTHROPIC if path.startswith(_ANTHROPIC_PATH) else Dialect.OPENAI
 
 
 def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: str | None = None) -> bytes:

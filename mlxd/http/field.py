@@ -1,16 +1,41 @@
-"""Checks of single body fields: strict types, bounds, and messages that name the field. Knows no particular field."""
+"""Checks of single body fields: strict types, bounds, and messages that name the field. Knows no particular field.
+
+Each carries the JSON Schema of what it accepts, which /openapi.json shows: one object, so that they stay together.
+A schema may be wider than its check, never narrower.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import orjson
 
 from mlxd.protocol.errors import InvalidRequest
 
+T_co = TypeVar("T_co", covariant=True)
 Check = Callable[[str, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Described(Generic[T_co]):
+    """A check and its schema."""
+
+    check: Callable[[str, Any], T_co]
+    schema: Mapping[str, Any]
+
+    def __call__(self, name: str, value: Any) -> T_co:
+        """Return the typed value of the field *name*, or raise InvalidRequest."""
+        return self.check(name, value)
+
+
+def described(schema: Mapping[str, Any]) -> Callable[[Callable[[str, Any], T_co]], Described[T_co]]:
+    """Return what makes a check of a function."""
+    return lambda check: Described(check, schema)
+
+
 _SHOWN_CHARACTERS = 60
 _MAX_STOPS = 4
 # Each becomes a matcher on the device thread: one of a million characters stops all streams for seconds.
@@ -39,6 +64,7 @@ _TEMPLATE_ARGUMENTS = frozenset(
         "tokenizer_kwargs",
     ]
 )
+_STOP = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARACTERS}
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -58,7 +84,7 @@ def wrong(name: str, value: object, expected: str) -> InvalidRequest:
     return InvalidRequest(f"{name} must be {expected}, not {shown(value)}", param=name)
 
 
-def number(minimum: float, maximum: float, *, above_minimum: bool = False) -> Check:
+def number(minimum: float, maximum: float, *, above_minimum: bool = False) -> Described[float]:
     """Return a check for a number within bounds; *above_minimum* leaves the lower bound out."""
     bounds = f"above {minimum:g} and at most {maximum:g}" if above_minimum else f"from {minimum:g} to {maximum:g}"
     words = f"a number {bounds}"
@@ -70,10 +96,11 @@ def number(minimum: float, maximum: float, *, above_minimum: bool = False) -> Ch
             raise wrong(name, value, words)
         return float(value)
 
-    return check
+    lower = "exclusiveMinimum" if above_minimum else "minimum"
+    return Described(check, {"type": "number", lower: minimum, "maximum": maximum})
 
 
-def integer(minimum: int, maximum: int) -> Check:
+def integer(minimum: int, maximum: int) -> Described[int]:
     """Return a check for a whole number within bounds."""
     words = f"a whole number from {minimum} to {maximum}"
 
@@ -82,9 +109,10 @@ def integer(minimum: int, maximum: int) -> Check:
             raise wrong(name, value, words)
         return value
 
-    return check
+    return Described(check, {"type": "integer", "minimum": minimum, "maximum": maximum})
 
 
+@described({"type": "boolean"})
 def boolean(name: str, value: Any) -> bool:
     """Accept true and false."""
     if not isinstance(value, bool):
@@ -92,6 +120,7 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
+@described({"type": "string", "minLength": 1})
 def text(name: str, value: Any) -> str:
     """Accept a string that is not empty."""
     if not isinstance(value, str) or not value:
@@ -99,6 +128,7 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+@described({"type": "string"})
 def string(name: str, value: Any) -> str:
     """Accept a string, which may be empty."""
     if not isinstance(value, str):
@@ -106,6 +136,7 @@ def string(name: str, value: Any) -> str:
     return value
 
 
+@described({"type": "object"})
 def mapping(name: str, value: Any) -> dict[str, Any]:
     """Accept an object."""
     if not isinstance(value, dict):
@@ -121,6 +152,7 @@ def schema(name: str, value: Any) -> str:
         raise InvalidRequest(f"{name} is nested too deep: 254 levels at most", param=name) from None
 
 
+@described({"type": "array", "minItems": 1})
 def sequence(name: str, value: Any) -> list[Any]:
     """Accept a list that is not empty."""
     if not isinstance(value, list) or not value:
@@ -128,6 +160,7 @@ def sequence(name: str, value: Any) -> list[Any]:
     return value
 
 
+@described({"type": "array"})
 def listing(name: str, value: Any) -> list[Any]:
     """Accept a list, which may be empty."""
     if not isinstance(value, list):
@@ -135,7 +168,7 @@ def listing(name: str, value: Any) -> list[Any]:
     return value
 
 
-def word(*words: str) -> Check:
+def word(*words: str) -> Described[str]:
     """Return a check for one of some words."""
     expected = ", ".join(map(repr, words[:-1])) + f" or {words[-1]!r}"
 
@@ -144,14 +177,23 @@ def word(*words: str) -> Check:
             raise wrong(name, value, expected)
         return value
 
-    return check
+    return Described(check, {"enum": list(words)})
 
 
+@described({})
 def anything(name: str, value: Any) -> Any:  # noqa: ARG001
     """Accept every value; its reader checks it."""
     return value
 
 
+@described(
+    {
+        "anyOf": [
+            _STOP,
+            {"type": "array", "maxItems": _MAX_STOPS, "items": _STOP},
+        ]
+    }
+)
 def stop(name: str, value: Any) -> tuple[str, ...]:
     """Accept a text or a list of up to four; an empty list stops nowhere."""
     texts = [value] if isinstance(value, str) else value
@@ -165,6 +207,7 @@ def stop(name: str, value: Any) -> tuple[str, ...]:
     return tuple(texts)
 
 
+@described({"type": "object", "propertyNames": {"not": {"enum": sorted(_TEMPLATE_ARGUMENTS)}}})
 def template_kwargs(name: str, value: Any) -> dict[str, Any]:
     """Accept variables for a chat template; not the arguments that decide what is rendered at all."""
     given = mapping(name, value)
@@ -174,6 +217,14 @@ def template_kwargs(name: str, value: Any) -> dict[str, Any]:
     return given
 
 
+@described(
+    {
+        "type": "object",
+        "maxProperties": _MAX_BIASES,
+        "propertyNames": {"pattern": f"^(?:{_TOKEN_ID.pattern})$"},
+        "additionalProperties": {"type": "number", "minimum": -_BIAS_LIMIT, "maximum": _BIAS_LIMIT},
+    }
+)
 def logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     """Accept a map of token id (as JSON has it: in quotes) to a number from -100 to 100."""
     if not isinstance(value, dict) or len(value) > _MAX_BIASES:

@@ -6,7 +6,7 @@ field that is in no table is ignored in the open (named in a response header) or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,3 +62,24 @@ def _remedy(refused: Refused) -> str:
     if not refused.neutral:
         return "leave it out"
     return "leave it out or send " + " or ".join(field.shown(value) for value in refused.neutral)
+
+
+def schema(table: Table, required: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON Schema of the bodies that *table* reads; null is as good as nothing but for *required* fields."""
+    properties = {name: _field_schema(treatment, is_required=name in required) for name, treatment in table.items()}
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
+
+
+def _field_schema(treatment: Works | Refused | Habit, *, is_required: bool) -> dict[str, Any]:
+    match treatment:
+        case Works(field.Described() as check):
+            return (
+                dict(check.schema) if is_required or not check.schema else {"anyOf": [check.schema, {"type": "null"}]}
+            )
+        case Refused():
+            neutral = [None, *treatment.neutral]
+            return {"enum": neutral, "description": "Not acted upon: a value that changes nothing, or none."}
+        case Habit():
+            return {"description": "Accepted at any value; changes nothing here."}
+        case _:
+            return {}

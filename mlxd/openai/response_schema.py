@@ -35,6 +35,7 @@ _INCLUDABLE = (
 )
 
 
+@field.described({"type": "array", "items": {"enum": list(_INCLUDABLE)}})
 def includes(name: str, value: Any) -> tuple[str, ...]:
     """Accept a list of what OpenAI's API can include."""
     return tuple(
@@ -42,6 +43,7 @@ def includes(name: str, value: Any) -> tuple[str, ...]:
     )
 
 
+@field.described({"type": "object", "additionalProperties": {"type": "string"}})
 def metadata(name: str, value: Any) -> dict[str, str]:
     """Accept an object of texts."""
     for key, item in field.mapping(name, value).items():

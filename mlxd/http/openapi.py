@@ -1,0 +1,151 @@
+"""The OpenAPI document, made of what answers: the table of routes, the tables that read bodies, the tree of errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+import mlxd
+from mlxd.http.errors import Dialect, dialect_of_path
+from mlxd.http.route import Route
+from mlxd.http.table import schema
+from mlxd.protocol.errors import (
+    CapacityError,
+    CloudError,
+    EngineError,
+    FileInvalid,
+    Forbidden,
+    InvalidRequest,
+    MlxdError,
+    NotFound,
+    PayloadTooLarge,
+    RateLimited,
+    RequestTimedOut,
+    TooManyConnections,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+
+DOCUMENT = web.AppKey("mlxd_openapi", bytes)
+
+_PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
+_EVERYWHERE = (InvalidRequest, Forbidden, FileInvalid, TooManyConnections, MlxdError)
+_WITH_KEYS = (Unauthenticated,)
+_POSTED = (RateLimited, RequestTimedOut)
+# What a model may end in, the errors of upstreams included; an upstream that refuses a request has its own 4xx.
+_ANSWERED = (PayloadTooLarge, UnsupportedMediaType, NotFound, CapacityError, EngineError, CloudError)
+_PROBES = frozenset({"/health", "/ready"})
+_EVENTS = "text/event-stream"
+_JSON = "application/json"
+_TEXT = {"/metrics": "text/plain"}
+_ERRORS = {Dialect.OPENAI: "OpenAIError", Dialect.ANTHROPIC: "AnthropicError"}
+
+
+def describe(routes: Iterable[Route]) -> bytes:
+    """Return the document as JSON."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(_PARAMETER.sub(r"{\1}", route.path), {})[route.method.lower()] = _operation(route)
+    return orjson.dumps(
+        {
+            "openapi": "3.1.0",
+            "info": {
+                "title": "mlxd",
+                "version": mlxd.__version__,
+                "description": "A field that is not listed is ignored, and named in the header x-mlxd-ignored-fields, "
+                "or refused: http.unknown_fields. What an upstream refuses has the upstream's status.",
+            },
+            "paths": paths,
+            "components": {"schemas": _error_schemas(), "securitySchemes": _SECURITY_SCHEMES},
+        }
+    )
+
+
+async def get_openapi(request: web.Request) -> web.Response:
+    """Return the OpenAPI document."""
+    return web.Response(body=request.app[DOCUMENT], content_type=_JSON)
+
+
+def statuses(route: Route) -> tuple[int, ...]:
+    """Return all that the route can answer, in order."""
+    found = {200, *(_status for error in _errors(route) for _status in _statuses_of(error))}
+    return tuple(sorted(found))
+
+
+def _errors(route: Route) -> Iterator[type[MlxdError]]:
+    yield from _EVERYWHERE
+    if route.path not in _PROBES:
+        yield from _WITH_KEYS
+    if "{" in route.path:
+        yield NotFound
+    if route.method == "POST":
+        yield from _POSTED
+    if route.body is not None:
+        yield from _ANSWERED
+
+
+def _statuses_of(error: type[MlxdError]) -> Iterator[int]:
+    yield error.http_status
+    if error is not MlxdError:  # of which all others are
+        for below in error.__subclasses__():
+            yield from _statuses_of(below)
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    summary = (route.handler.__doc__ or "").strip().partition("\n")[0]
+    operation: dict[str, Any] = {
+        "summary": summary,
+        "operationId": route.handler.__name__,
+        "responses": {str(status): _response(route, status) for status in statuses(route)},
+    }
+    if route.path not in _PROBES:
+        operation["security"] = [{}, *({name: []} for name in _SECURITY_SCHEMES)]
+    names = [match[1] for match in _PARAMETER.finditer(route.path)]
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in names
+        ]
+    if route.body is not None:
+        body = schema(route.body.table, route.body.required)
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": body}}}
+    return operation
+
+
+def _response(route: Route, status: int) -> dict[str, Any]:
+    if status == web.HTTPOk.status_code:
+        content: dict[str, Any] = {_TEXT.get(route.path, _JSON): {}}
+        if route.body is not None and "stream" in route.body.table:
+            content[_EVENTS] = {}
+        return {"description": "The answer.", "content": content}
+    shown = {"$ref": f"#/components/schemas/{_ERRORS[dialect_of_path(route.path)]}"}
+    return {
+        "description": "An error, with its code.",
+        "content": {_JSON: {} if route.path in _PROBES else {"schema": shown}},
+    }
+
+
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
+
+
+def _error_schemas() -> dict[str, Any]:
+    text, text_or_none = {"type": "string"}, {"type": ["string", "null"]}
+    openai = {"message": text, "type": text, "param": text_or_none, "code": text}
+    anthropic = {"message": text, "type": text, "code": text}
+    return {
+        "OpenAIError": _object({"error": _object(openai)}),
+        "AnthropicError": _object(
+            {"type": {"const": "error"}, "error": _object(anthropic), "request_id": text_or_none}
+        ),
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties)}
