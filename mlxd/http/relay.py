@@ -10,7 +10,7 @@ from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import Decision
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.stream import EventStream
-from mlxd.protocol.errors import CloudError, InvalidRequest, MlxdError, UpstreamError
+from mlxd.protocol.errors import CloudError, InvalidRequest, MlxdError, UnsupportedParameter, UpstreamError
 from mlxd.protocol.settings import CloudSettings
 
 # Rules of several daemons may send a name in a circle.
@@ -66,7 +66,7 @@ async def relay(
                     if chunk:
                         await stream.send(chunk)
         return stream.response
-    except CloudError as error:
+    except (CloudError, UnsupportedParameter) as error:
         exchange.note_attempts(error)
         if cause is None or stream.has_content:
             raise
