@@ -67,10 +67,21 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
             status,
             clock.now() - started_s,
             exchange.request_id,
-            "" if exchange.model is None else f", model {exchange.model} ({exchange.target or exchange.route})",
+            _way(exchange),
             f", ignored fields {', '.join(exchange.ignored)}" if exchange.ignored else "",
         )
     return response
+
+
+def _way(exchange: Exchange) -> str:
+    """Return who answered, for the log line: by which rule, after which local failure, at which attempt."""
+    if exchange.model is None:
+        return ""
+    words = f", model {exchange.model} ({exchange.target or exchange.route})"
+    if exchange.rule is not None:
+        words += f", rule {exchange.rule}" + ("" if exchange.reason is None else f" after {exchange.reason}")
+    tried = [f"{attempt.target} {attempt.code or attempt.status}" for attempt in exchange.attempts]
+    return words + (f", tried {', '.join(tried)}" if tried else "")
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
