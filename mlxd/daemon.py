@@ -47,6 +47,7 @@ from mlxd.http.server import HttpServer
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.metrics import Metrics
+from mlxd.openai.response_store import RESPONSES, ResponseStore
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
@@ -218,7 +219,7 @@ async def _run(options: Options) -> int:
         await http.start()
         await pool.start()
         device.warm_up(raise_open_files)  # again: mlx-lm lowers the bound when it is imported
-        _watch(loop, stack, store, follower, pool)
+        _watch(stack, store, follower, pool, app[RESPONSES])
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
@@ -261,9 +262,11 @@ def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
 
 
 def _watch(
-    loop: asyncio.AbstractEventLoop, stack: AsyncExitStack, store: SettingsStore, follower: CatalogFollower, pool: Pool
+    stack: AsyncExitStack, store: SettingsStore, follower: CatalogFollower, pool: Pool, responses: ResponseStore
 ) -> None:
-    """Follow the settings file, also at SIGHUP, the files of loaded models, and the system's memory."""
+    """Follow the settings and their file, also at SIGHUP, the files of loaded models, and the system's memory."""
+    loop = asyncio.get_running_loop()
+    store.subscribe(lambda _: responses.trim())
     for watch in (store.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
         stack.callback(loop.create_task(watch).cancel)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))

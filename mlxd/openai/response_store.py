@@ -98,7 +98,7 @@ class ResponseStore:
         self._stored[key] = response
         self._stored_bytes += response.size_bytes
         self._holders |= {(response.owner, item_id): key for item_id in response.item_ids}
-        self._trim()
+        self.trim()
 
     def get(self, owner: str | None, response_id: str) -> StoredResponse:
         """Return a response, which counts as its use.
@@ -106,7 +106,7 @@ class ResponseStore:
         Raises:
             NotFound: it is not there.
         """
-        self._trim()
+        self.trim()
         if (owner, response_id) not in self._stored:
             raise NotFound(
                 f"there is no stored response {response_id[:100]!r}: it was never stored here, was deleted, or made "
@@ -148,7 +148,7 @@ class ResponseStore:
 
         An input of many short references to one long item would otherwise be larger than any memory.
         """
-        self._trim()
+        self.trim()
         turns: dict[_Key, dict[str, Item]] = {}  # of the responses looked into so far
 
         def find(item_id: str) -> Item | None:
@@ -161,7 +161,8 @@ class ResponseStore:
 
         return find
 
-    def _trim(self) -> None:
+    def trim(self) -> None:
+        """Keep to the bounds. A change of settings calls it: what is over them shall not stay until the next use."""
         bounds = self._settings()
         while len(self._stored) > bounds.stored_responses or self._stored_bytes > bounds.stored_responses_memory:
             self._drop(next(iter(self._stored)))
