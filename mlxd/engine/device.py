@@ -53,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 # Rendering and tokenizing hold the GIL for the most part: more threads would only take turns.
 _WORKERS = 2
+# Compiling a grammar does not hold the GIL, and a schema of 170 kB takes seconds, for which no plain prompt waits.
+_GRAMMAR_WORKERS = 2
 
 
 def recommended_working_set_bytes() -> int | None:
@@ -75,6 +77,7 @@ class Device:
         self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
+        self._grammar_workers = ThreadPoolExecutor(_GRAMMAR_WORKERS, thread_name_prefix="mlxd-grammar")
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.
         self._thread = threading.Thread(target=self._run, args=(limits, scheduling), name="mlxd-device", daemon=True)
@@ -106,7 +109,8 @@ class Device:
             raise
         renderer = None if spec.is_encoder else _renderer(spec, files, facts)
         inputs = InputReader(spec.model_id, files.tokenizer, facts)
-        engine = LoadedEngine(key, spec.model_id, facts, renderer, inputs, self._inbox, self._workers)
+        workers = (self._workers, self._grammar_workers)
+        engine = LoadedEngine(key, spec.model_id, facts, renderer, inputs, self._inbox, *workers)
         self._engines[key] = engine
         self._files[key] = files
         return engine
@@ -156,6 +160,7 @@ class Device:
         self._inbox.close()
         self._thread.join()
         self._workers.shutdown()
+        self._grammar_workers.shutdown()
 
     # On the device thread
 

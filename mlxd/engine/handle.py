@@ -35,10 +35,11 @@ class LoadedEngine:
         inputs: InputReader,
         inbox: Inbox,
         workers: Executor,
+        grammar_workers: Executor,
     ) -> None:
         """Take the name that the device thread knows the model by, and where commands, prompts and texts go.
 
-        Without a *renderer* it makes no text.
+        Without a *renderer* it makes no text. Prompts whose answers are bound go to *grammar_workers*.
         """
         self.key = key
         self._model_id = model_id
@@ -47,6 +48,7 @@ class LoadedEngine:
         self._inputs = inputs
         self._inbox = inbox
         self._workers = workers
+        self._grammar_workers = grammar_workers
         self._prompt_cache_bytes = 0
 
     @property
@@ -70,7 +72,8 @@ class LoadedEngine:
             raise InvalidRequest(
                 f"model '{self._model_id}' makes embeddings and no text", hint="POST /v1/embeddings", param="model"
             )
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._renderer.prepare, request)
+        workers = self._workers if request.constraint is None else self._grammar_workers
+        return await asyncio.get_running_loop().run_in_executor(workers, self._renderer.prepare, request)
 
     def submit(self, submit: Submit, listener: Listener) -> None:
         """Start a sequence."""
