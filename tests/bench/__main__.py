@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlxd import __version__
-from tests.bench import compare, live
+from tests.bench import compare, live, schema
 from tests.bench.process import Worker, running_mlx_lm_server
 from tests.support.daemon import running_daemon
 from tests.support.tiny_model import write_tiny_model
@@ -21,7 +21,7 @@ from tests.support.tiny_model import write_tiny_model
 RESULTS = Path(__file__).with_name("RESULTS.md")
 MODEL, OTHER_MODEL = "tiny", "other"
 CONFIG = '[http]\nport = 0\n\n[pool]\nmemory = "6GB"\n'
-SECTIONS = ("compare", "idle", "starts", "changes", "gaps")
+SECTIONS = ("compare", "idle", "starts", "changes", "gaps", "schema")
 
 
 def main() -> None:
@@ -67,6 +67,8 @@ def run(folder: Path, sections: list[str], rounds: int) -> str:
             rows += live.measure_changes(daemon, client, ours)
         if "gaps" in sections:
             rows += live.measure_load_gap(daemon, client, ours, OTHER_MODEL)
+        if "schema" in sections:
+            rows += schema.measure_schema(rounds, client, ours)
         if "compare" in sections:
             with (
                 running_mlx_lm_server(model, folder / "mlx_lm.log") as (port, pid),

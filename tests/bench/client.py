@@ -13,7 +13,7 @@ import re
 import string
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 _CONTENT = re.compile(rb'"content": ?"[^"]')
@@ -33,12 +33,13 @@ def make_prompts(seed: int) -> Iterator[str]:
 class Target:
     """One server and model."""
 
-    def __init__(self, host: str, port: int, model: str, seed: int) -> None:
-        """Take the address; nothing is opened yet."""
+    def __init__(self, host: str, port: int, model: str, seed: int, extra: Mapping[str, Any] | None = None) -> None:
+        """Take the address, and what every body has beside the usual; nothing is opened yet."""
         self._host = host
         self._port = port
         self._model = model
         self._prompts = make_prompts(seed)
+        self._extra = extra or {}
 
     async def chat(self, max_tokens: int, *, stream: bool, on_content: Callable[[], None] = lambda: None) -> int:
         """Send one request, read its answer and return its tokens; *on_content* is called when text arrives."""
@@ -48,6 +49,7 @@ class Target:
             "max_tokens": max_tokens,
             "temperature": 0,
             "stream": stream,
+            **self._extra,
         }
         if stream:
             body["stream_options"] = {"include_usage": True}
@@ -154,7 +156,8 @@ def main() -> None:
     for seed, line in enumerate(iter(sys.stdin.readline, "")):
         command = json.loads(line)
         measure = _MEASURES[command.pop("measure")]
-        target = Target(command.pop("host"), command.pop("port"), command.pop("model"), seed)
+        address = (command.pop("host"), command.pop("port"), command.pop("model"))
+        target = Target(*address, seed, command.pop("extra", None))
         print(json.dumps(asyncio.run(measure(target, **command))), flush=True)
 
 
