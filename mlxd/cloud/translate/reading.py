@@ -76,10 +76,11 @@ class Reading:
         if len(self._left_out) < _MOST_NAMES:
             self._left_out[path[:_SHOWN_CHARACTERS]] = None
 
-    def refusal(self, path: str, remedy: str = "leave it out") -> UnsupportedParameter:
-        """Return the error for something that cannot be said."""
+    def refusal(self, path: str, remedy: str = "leave it out", *, value: Any = None) -> UnsupportedParameter:
+        """Return the error for something that cannot be said; *value*, if it is the value alone that cannot."""
+        what = path if value is None else f"{path} {shown(value)}"
         return UnsupportedParameter(
-            f"{path} cannot be said in {self._protocol}'s protocol, which the upstream speaks; {remedy}", param=path
+            f"{what} cannot be said in {self._protocol}'s protocol, which the upstream speaks; {remedy}", param=path
         )
 
     def _check_neutral(self, path: str, value: Any, refused: Refused) -> None:
@@ -89,7 +90,7 @@ class Reading:
         if remedy is None:
             others = "".join(f" or send {shown(neutral)}" for neutral in refused.neutral)
             remedy = f"leave it out{others}"
-        raise self.refusal(path, remedy)
+        raise self.refusal(path, remedy, value=value if refused.neutral else None)
 
 
 def _same(value: Any, neutral: Any) -> bool:

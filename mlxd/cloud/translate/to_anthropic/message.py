@@ -75,7 +75,7 @@ def conversation(messages: Any, reading: Reading) -> tuple[str | list[Block], li
         results = None
     if turns and turns[-1]["role"] == "assistant":
         raise reading.refusal(
-            f"messages[{len(messages) - 1}]", "an assistant's message at the end would be gone on with there"
+            f"messages[{len(messages) - 1}]", "there it would be the beginning of the answer: end with the user's turn"
         )
     return _system(system, reading), turns
 
@@ -106,7 +106,9 @@ def _blocks(path: str, content: Any, reading: Reading, *, takes_images: bool = F
         elif kind == "image_url" and takes_images:
             blocks.append(_image(here, part, reading))
         else:
-            raise reading.refusal(f"{here}.type", "only text can" + (", and images" if takes_images else ""))
+            raise reading.refusal(
+                f"{here}.type", "only text can" + (", and images" if takes_images else ""), value=kind
+            )
     return blocks
 
 

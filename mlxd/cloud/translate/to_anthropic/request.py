@@ -14,7 +14,6 @@ from mlxd.cloud.translate.reading import (
     boolean,
     listing,
     mapping,
-    shown,
     text,
     wrong,
 )
@@ -102,7 +101,7 @@ def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict
     built["messages"] = messages
     temperature = values.get("temperature")
     if isinstance(temperature, int | float) and temperature > _MAX_TEMPERATURE:
-        raise reading.refusal("temperature", f"it goes to {_MAX_TEMPERATURE} there, and this is {shown(temperature)}")
+        raise reading.refusal("temperature", f"send at most {_MAX_TEMPERATURE}", value=temperature)
     built |= {name: values[name] for name in _SAME if name in values}
     if "stop" in values:
         stop = values["stop"]
@@ -115,7 +114,7 @@ def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict
     if "service_tier" in values:
         tier = values["service_tier"]
         if not isinstance(tier, str) or tier not in _TIERS:
-            raise reading.refusal("service_tier", "leave it out or send auto or default")
+            raise reading.refusal("service_tier", "send auto or default", value=tier)
         built["service_tier"] = _TIERS[tier]
     if "stream_options" in values:
         reading.read(_STREAM_OPTIONS, values["stream_options"], "stream_options")
@@ -157,7 +156,7 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
 def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any]:
     kind = mapping(path, tool).get("type")
     if kind != "function":
-        raise reading.refusal(f"{path}.type", "only 'function' can")
+        raise reading.refusal(f"{path}.type", "only 'function' can", value=kind)
     function = reading.read(_FUNCTION, reading.read(_TOOL, tool, path).get("function"), f"{path}.function")
     built: dict[str, Any] = {"name": text(f"{path}.function.name", function.get("name"))}
     if "description" in function:
@@ -189,7 +188,7 @@ def _output(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         built["thinking"] = {"type": "disabled"}
     elif effort is not None:
         if effort not in _EFFORTS:
-            raise reading.refusal("reasoning_effort", f"leave it out or send none, {', '.join(_EFFORTS)}")
+            raise reading.refusal("reasoning_effort", f"send none, {', '.join(_EFFORTS[:-1])} or max", value=effort)
         built["thinking"] = {"type": "adaptive"}
         output["effort"] = effort
     schema = _schema(values.get("response_format"), reading)
@@ -206,7 +205,7 @@ def _schema(answer_format: Any, reading: Reading) -> dict[str, Any] | None:
     if kind == "text":
         return None
     if kind != "json_schema":
-        raise reading.refusal("response_format.type", "send json_schema with a schema")
+        raise reading.refusal("response_format.type", "send json_schema with a schema", value=kind)
     path = "response_format.json_schema"
     named = reading.read(_SCHEMA, values.get("json_schema"), path)
     schema = mapping(f"{path}.schema", named.get("schema"))

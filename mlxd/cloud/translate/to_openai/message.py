@@ -68,7 +68,7 @@ def conversation(system: Any, turns: Any, reading: Reading) -> list[Message]:
                 raise wrong(f"{path}.role", role, "'user' or 'assistant'")
     if messages and messages[-1]["role"] == "assistant":
         raise reading.refusal(
-            f"messages[{len(turns) - 1}]", "an answer cannot be gone on with there: end with the user's turn"
+            f"messages[{len(turns) - 1}]", "there an answer is never gone on with: end with the user's turn"
         )
     return messages
 
@@ -87,7 +87,7 @@ def _user(path: str, content: Any, reading: Reading) -> list[Message]:
             case "tool_result":
                 results.append(_result(here, block, reading))
             case _:
-                raise reading.refusal(f"{here}.type", f"{kind!r} has no counterpart")
+                raise reading.refusal(f"{here}.type", "leave it out", value=kind)
     return [*results, {"role": "user", "content": _plain(parts)}] if parts else results
 
 
@@ -125,7 +125,7 @@ def _assistant(path: str, content: Any, reading: Reading) -> Message:
             case "tool_use":
                 calls.append(_call(here, block, reading))
             case _:
-                raise reading.refusal(f"{here}.type", f"{kind!r} has no counterpart")
+                raise reading.refusal(f"{here}.type", "leave it out", value=kind)
     message: Message = {"role": "assistant", "content": _plain(parts) if parts else None if calls else ""}
     if any(thoughts):
         message["reasoning_content"] = "".join(thoughts)
@@ -160,7 +160,7 @@ def _texts(path: str, content: Any, reading: Reading) -> list[str]:
     texts = []
     for here, kind, block in _blocks(path, content):
         if kind != "text":
-            raise reading.refusal(f"{here}.type", f"{kind!r} has no place there, only text")
+            raise reading.refusal(f"{here}.type", "only text can", value=kind)
         texts.append(_text(here, block, reading))
     return texts
 

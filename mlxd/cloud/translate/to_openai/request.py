@@ -113,7 +113,7 @@ def chat_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict[str
     if "service_tier" in values:
         tier = values["service_tier"]
         if not isinstance(tier, str) or tier not in _TIERS:
-            raise reading.refusal("service_tier", "leave it out or send auto or standard_only")
+            raise reading.refusal("service_tier", "send auto or standard_only", value=tier)
         built["service_tier"] = _TIERS[tier]
     return built
 
@@ -135,7 +135,7 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
 
 def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any]:
     if mapping(path, tool).get("type") not in (None, "custom"):
-        raise reading.refusal(f"{path}.type", "it runs on Anthropic's servers")
+        raise reading.refusal(f"{path}.type", "such tools run on Anthropic's servers", value=tool["type"])
     values = reading.read(_TOOL, tool, path)
     function: dict[str, Any] = {"name": text(f"{path}.name", values.get("name"))}
     if "description" in values:
@@ -171,7 +171,7 @@ def _output(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         thinking = mapping("thinking", values["thinking"])
         kind = thinking.get("type")
         if kind not in ("enabled", "adaptive", "disabled"):
-            raise reading.refusal("thinking.type", "leave it out or send adaptive or disabled")
+            raise reading.refusal("thinking.type", "send adaptive or disabled", value=kind)
         reading.read(_THINKING, thinking, "thinking")
         if kind == "disabled":
             if effort is not None:
