@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from mlxd import __version__
-from tests.bench import compare, live, schema
+from tests.bench import cloud, compare, live, schema
 from tests.bench.process import Worker, running_mlx_lm_server
 from tests.support.daemon import running_daemon
 from tests.support.tiny_model import write_tiny_model
@@ -21,7 +21,7 @@ from tests.support.tiny_model import write_tiny_model
 RESULTS = Path(__file__).with_name("RESULTS.md")
 MODEL, OTHER_MODEL = "tiny", "other"
 CONFIG = '[http]\nport = 0\n\n[pool]\nmemory = "6GB"\n'
-SECTIONS = ("compare", "idle", "starts", "changes", "gaps", "schema")
+SECTIONS = ("compare", "idle", "starts", "changes", "gaps", "schema", "cloud")
 
 
 def main() -> None:
@@ -69,6 +69,8 @@ def run(folder: Path, sections: list[str], rounds: int) -> str:
             rows += live.measure_load_gap(daemon, client, ours, OTHER_MODEL)
         if "schema" in sections:
             rows += schema.measure_schema(rounds, client, ours)
+        if "cloud" in sections:
+            rows += cloud.measure_matches() + cloud.measure_routed(daemon)
         if "compare" in sections:
             with (
                 running_mlx_lm_server(model, folder / "mlx_lm.log") as (port, pid),
