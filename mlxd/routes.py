@@ -21,7 +21,14 @@ from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE
 from mlxd.openai.response_store import RESPONSES, ResponseStore
 from mlxd.openai.responses import post_input_tokens, post_responses
 from mlxd.openai.schema import CHAT, COMPLETION
-from mlxd.openai.stored_responses import cancel_response, delete_response, get_input_items, get_response
+from mlxd.openai.stored_responses import (
+    ITEMS_QUERY,
+    RESPONSE_QUERY,
+    cancel_response,
+    delete_response,
+    get_input_items,
+    get_response,
+)
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", post_chat_completions, Body(CHAT, ("model", "messages"))),
@@ -29,9 +36,9 @@ ROUTES = (
     Route("POST", "/v1/embeddings", post_embeddings, Body(EMBEDDING, ("model", "input"))),
     Route("POST", "/v1/responses", post_responses, Body(RESPONSE, ("model",))),
     Route("POST", "/v1/responses/input_tokens", post_input_tokens, Body(INPUT_COUNT, ("model",))),
-    Route("GET", "/v1/responses/{id}", get_response),
+    Route("GET", "/v1/responses/{id}", get_response, query=RESPONSE_QUERY),
     Route("DELETE", "/v1/responses/{id}", delete_response),
-    Route("GET", "/v1/responses/{id}/input_items", get_input_items),
+    Route("GET", "/v1/responses/{id}/input_items", get_input_items, query=ITEMS_QUERY),
     Route("POST", "/v1/responses/{id}/cancel", cancel_response),
     Route("POST", "/v1/messages", post_messages, Body(MESSAGES, ("model", "messages", "max_tokens"))),
     Route("POST", "/v1/messages/count_tokens", post_count_tokens, Body(COUNT, ("model", "messages"))),

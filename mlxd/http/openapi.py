@@ -11,6 +11,7 @@ from aiohttp import web
 
 import mlxd
 from mlxd.http.errors import Dialect, dialect_of_path
+from mlxd.http.query import parameters
 from mlxd.http.route import Route
 from mlxd.http.table import schema
 from mlxd.protocol.errors import (
@@ -19,6 +20,7 @@ from mlxd.protocol.errors import (
     EngineError,
     FileInvalid,
     Forbidden,
+    InUse,
     InvalidRequest,
     MlxdError,
     NotFound,
@@ -82,6 +84,8 @@ def _errors(route: Route) -> Iterator[type[MlxdError]]:
         yield from _WITH_KEYS
     if "{" in route.path:
         yield NotFound
+    if route.method == "DELETE":
+        yield InUse
     if route.method == "POST":
         yield from _POSTED
     if route.body is not None:
@@ -104,9 +108,11 @@ def _operation(route: Route) -> dict[str, Any]:
     }
     if route.path not in _PROBES:
         operation["security"] = [{}, *({name: []} for name in _SECURITY_SCHEMES)]
+    if route.query:
+        operation["parameters"] = parameters(route.query)
     names = [match[1] for match in _PARAMETER.finditer(route.path)]
     if names:
-        operation["parameters"] = [
+        operation["parameters"] = operation.get("parameters", []) + [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp.typedefs import Handler
 
@@ -25,3 +25,4 @@ class Route:
     path: str
     handler: Handler
     body: Body | None = None
+    query: Table = field(default_factory=dict)

@@ -9,23 +9,33 @@ from aiohttp import web
 
 from mlxd.http import field
 from mlxd.http.context import CONTEXT
-from mlxd.http.unknown import UnknownFields
+from mlxd.http.query import read_query
+from mlxd.http.table import Refused, Table, Works
 from mlxd.openai.response_item import Item
 from mlxd.openai.response_schema import includes
 from mlxd.openai.response_store import RESPONSES, ResponseStore, owner_of
-from mlxd.protocol.errors import InUse, InvalidRequest, UnsupportedParameter
+from mlxd.protocol.errors import InUse, InvalidRequest
 
 _DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100
-_FALSE = ("false", "0")
+# Streams are not kept: a stored response is given whole.
+RESPONSE_QUERY: Table = {
+    "include": Works(includes),
+    "include_obfuscation": Refused((False,)),
+    "starting_after": Refused(),
+    "stream": Refused((False,)),
+}
+ITEMS_QUERY: Table = {
+    "after": Works(field.text),
+    "include": Works(includes),
+    "limit": Works(field.integer(1, _MAX_LIMIT)),
+    "order": Works(field.word("asc", "desc")),
+}
 
 
 async def get_response(request: web.Request) -> web.Response:
     """Return a stored response, as far as it is."""
-    _read_query(request, ("include", "stream", "include_obfuscation", "starting_after"))
-    for name in ("stream", "include_obfuscation", "starting_after"):
-        if request.query.get(name, _FALSE[0]) not in _FALSE[: 1 if name == "starting_after" else 2]:
-            raise UnsupportedParameter(f"{name} is not supported: stored responses are given whole", param=name)
+    read_query(request, RESPONSE_QUERY)
     store, owner, response_id = _asked(request)
     running = store.running(owner, response_id)
     if running is not None and running.body is not None:
@@ -39,7 +49,7 @@ async def delete_response(request: web.Request) -> web.Response:
     Raises:
         InUse: it is still being made.
     """
-    _read_query(request, ())
+    read_query(request, {})
     store, owner, response_id = _asked(request)
     if store.running(owner, response_id) is not None:
         hint = f"POST /v1/responses/{response_id}/cancel"
@@ -54,7 +64,7 @@ async def cancel_response(request: web.Request) -> web.Response:
     Raises:
         InvalidRequest: it has ended already.
     """
-    _read_query(request, ())
+    read_query(request, {})
     store, owner, response_id = _asked(request)
     running = store.running(owner, response_id)
     if running is None:
@@ -75,22 +85,18 @@ async def get_input_items(request: web.Request) -> web.Response:
     Raises:
         InvalidRequest: a page that cannot be.
     """
-    _read_query(request, ("after", "include", "limit", "order"))
-    order = field.word("asc", "desc")("order", request.query.get("order", "desc"))
-    limit = request.query.get("limit", str(_DEFAULT_LIMIT))
-    if not limit.isdecimal() or not 1 <= int(limit[:9]) <= _MAX_LIMIT:
-        raise field.wrong("limit", limit, f"a whole number from 1 to {_MAX_LIMIT}")
+    query = read_query(request, ITEMS_QUERY)
     store, owner, response_id = _asked(request)
     items: list[Item] = orjson.loads(store.get(owner, response_id).input_items)
-    if order == "desc":
+    if query.get("order", "desc") == "desc":
         items.reverse()
-    after = request.query.get("after")
+    after = query.get("after")
     if after is not None:
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
             raise InvalidRequest(f"after names no item of this response: {after[:100]!r}", param="after")
         items = items[places[0] + 1 :]
-    page = items[: int(limit)]
+    page = items[: query.get("limit", _DEFAULT_LIMIT)]
     ends: dict[str, Any] = {
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,
@@ -102,14 +108,6 @@ async def get_input_items(request: web.Request) -> web.Response:
 def _asked(request: web.Request) -> tuple[ResponseStore, str | None, str]:
     """Return the store, whose responses are asked for, and the id."""
     return request.app[RESPONSES], owner_of(request), request.match_info["id"]
-
-
-def _read_query(request: web.Request, known: tuple[str, ...]) -> None:
-    """Check what all of these take: no parameter of another name where unknown fields are refused, known includes."""
-    reject = request.app[CONTEXT].store.current.http.unknown_fields == "reject"
-    given = {name.removesuffix("[]"): value for name, value in request.query.items()}
-    UnknownFields(reject=reject).note("", given, known)
-    includes("include", request.query.getall("include", []) + request.query.getall("include[]", []))
 
 
 def _json(body: bytes) -> web.Response:

@@ -126,6 +126,19 @@ def test_every_route_is_described() -> None:
     assert all(summary.endswith(".") for summary in summaries)
 
 
+def test_queries_are_described() -> None:
+    """By the tables that read them; what can only be left out is not there."""
+    shown = {
+        path: {parameter["name"] for parameter in methods["get"].get("parameters", []) if parameter["in"] == "query"}
+        for path, methods in DOCUMENT["paths"].items()
+        if path.startswith("/v1/responses/{id}") and "get" in methods
+    }
+    assert shown == {
+        "/v1/responses/{id}": {"include", "include_obfuscation", "stream"},
+        "/v1/responses/{id}/input_items": {"after", "include", "limit", "order"},
+    }
+
+
 TABLES = {route.path: route.body.table for route in ROUTES if route.body is not None}
 
 

@@ -17,7 +17,7 @@ from mlxd.engine.base import Delta, FinishReason, Prefilling, TextKind
 from mlxd.engine.tool import ToolCall
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, QueueTimeout
 from tests.support.clock import FakeClock
-from tests.support.http_server import Served, serving
+from tests.support.http_server import Served, serving, settings_of
 from tests.support.scripted_pool import ScriptedPool, Step, end, say
 
 PATH = "/v1/responses"
@@ -333,6 +333,18 @@ async def test_a_stored_response_is_given_whole(query: str) -> None:
         status, _, body = await served.get(f"{PATH}/{response['id']}?{query}")
     assert status == 400
     assert json.loads(body)["error"]["param"].startswith(query.partition("=")[0])
+
+
+async def test_a_query_is_read_as_bodies_are() -> None:
+    """Neutral values and lists in both notations are taken; what is not OpenAI's is named, or refused."""
+    query = "stream=false&include[]=message.output_text.logprobs&include=reasoning.encrypted_content&cheese=1"
+    async with serving(ScriptedPool(end())) as served:
+        response = json.loads((await served.post(PATH, HELLO))[2])
+        status, headers, body = await served.get(f"{PATH}/{response['id']}?{query}")
+        served.store.current = settings_of({"http": {"unknown_fields": "reject"}})
+        refused, _, _ = await served.get(f"{PATH}/{response['id']}?{query}")
+    assert (status, headers["x-mlxd-ignored-fields"], json.loads(body)) == (200, "cheese", response)
+    assert refused == 400
 
 
 @pytest.mark.parametrize("document", [{"stored_responses": 0}, {"stored_responses_memory": "0B"}])
