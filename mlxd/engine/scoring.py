@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxd.engine.base import SchedulingParams
 from mlxd.engine.logprob import Alternative, TokenLogprob
+from mlxd.engine.pace import PrefillPace
 from mlxd.engine.vocabulary import Vocabulary
 
-# The logits of a slice are held in float32: 64 tokens of a vocabulary of 150,000 take 38 MB.
+# The most that is read at once. Its logits are held in float32: 64 tokens of a vocabulary of 150,000 take 38 MB.
 _SLICE_TOKENS = 64
 # OpenAI's number for "so good as impossible"; JSON has no infinity.
 LEAST_LOGPROB = -9999.0
@@ -42,10 +46,15 @@ def _finite(logprob: Any) -> float:
 class Scores:
     """Log-probabilities of one model."""
 
-    def __init__(self, vocabulary: Vocabulary, vocab_size: int) -> None:
-        """Take its tokens and the size of its logits."""
+    def __init__(self, vocabulary: Vocabulary, vocab_size: int, scheduling: SchedulingParams) -> None:
+        """Take its tokens, the size of its logits, and how long others may wait for a slice of a prompt."""
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
+        self._pace = PrefillPace(_in_slices(scheduling), _SLICE_TOKENS)
+
+    def change(self, scheduling: SchedulingParams) -> None:
+        """Change the pace at which prompts are read."""
+        self._pace.change(_in_slices(scheduling))
 
     def of_token(self, response: Any, top: int | None) -> TokenLogprob | None:
         """Return what a generator's *response* says of its token; None where *top* is None."""
@@ -57,7 +66,7 @@ class Scores:
 
     def of_prompt(self, model: Any, tokens: list[int], top: int | None) -> PromptScorer:
         """Return what reads a prompt."""
-        return PromptScorer(model, self._tokens(), tokens, 0 if top is None else top)
+        return PromptScorer(model, self._tokens(), tokens, 0 if top is None else top, self._pace)
 
     def _tokens(self) -> Any:
         return self._vocabulary.tokens(self._vocab_size, "logprobs")
@@ -66,8 +75,9 @@ class Scores:
 class PromptScorer:
     """Reads a prompt in slices and keeps what the model thought of its tokens, and the KV of all but the last."""
 
-    def __init__(self, model: Any, vocabulary: Any, tokens: list[int], top: int) -> None:
+    def __init__(self, model: Any, vocabulary: Any, tokens: list[int], top: int, pace: PrefillPace) -> None:
         """Begin with nothing read; *top* alternatives are reported beside each token."""
+        self._pace = pace
         self._model = model
         self._vocabulary = vocabulary
         self._tokens = tokens
@@ -81,16 +91,29 @@ class PromptScorer:
         """Whether every token has been scored."""
         return len(self.logprobs) == len(self._tokens)
 
-    def advance(self) -> None:
-        """Read one slice."""
-        end = min(self._done + _SLICE_TOKENS, len(self._tokens) - 1)
-        if end > self._done:
-            logits = self._model(mx.array([self._tokens[self._done : end]]), cache=self.cache)[0].astype(mx.float32)
-            scored = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-            mx.eval(scored, [part.state for part in self.cache])
-            rows = np.array(scored, copy=False)
-            self.logprobs += [
-                token_logprob(self._vocabulary, row, token, self._top)
-                for row, token in zip(rows, self._tokens[self._done + 1 : end + 1], strict=True)
-            ]
-            self._done = end
+    def advance(self, *, others_decode: bool) -> None:
+        """Read one slice, a short one where others wait for their next token."""
+        remaining = len(self._tokens) - 1 - self._done
+        if remaining == 0:
+            return
+        slice_tokens = min(self._pace.step_tokens([remaining], others_decode=others_decode), remaining)
+        started_s = time.perf_counter()
+        self._read(self._done + slice_tokens)
+        if slice_tokens < remaining:  # the last one may be too short to say how long a slice takes
+            self._pace.record_prefill(slice_tokens, time.perf_counter() - started_s, decoding=False)
+
+    def _read(self, end: int) -> None:
+        logits = self._model(mx.array([self._tokens[self._done : end]]), cache=self.cache)[0].astype(mx.float32)
+        scored = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        mx.eval(scored, [part.state for part in self.cache])
+        rows = np.array(scored, copy=False)
+        self.logprobs += [
+            token_logprob(self._vocabulary, row, token, self._top)
+            for row, token in zip(rows, self._tokens[self._done + 1 : end + 1], strict=True)
+        ]
+        self._done = end
+
+
+def _in_slices(scheduling: SchedulingParams) -> SchedulingParams:
+    most = scheduling.prefill_step_tokens
+    return replace(scheduling, prefill_step_tokens=_SLICE_TOKENS if most is None else min(most, _SLICE_TOKENS))

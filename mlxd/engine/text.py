@@ -73,7 +73,7 @@ class TextModel:
         self._post = post
         self._pace = PrefillPace(scheduling, _GPU_PREFILL_TOKENS if is_gpu() else _CPU_PREFILL_TOKENS)
         self._markup = Markup(tokenizer)
-        self._scores = Scores(loaded.vocabulary, loaded.facts.vocab_size)
+        self._scores = Scores(loaded.vocabulary, loaded.facts.vocab_size, scheduling)
         self._eos_tokens = sorted(tokenizer.eos_token_ids)
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._samplers = SamplerCache(loaded.facts.vocab_size, [*newline, *self._eos_tokens])
@@ -143,13 +143,14 @@ class TextModel:
     def set_scheduling(self, params: SchedulingParams) -> None:
         """Change the pace of prefills."""
         self._pace.change(params)
+        self._scores.change(params)
 
     # A step
 
     def step(self, *, others_decode: bool) -> None:
         """Make one token for every decoding row, and process one chunk of the prompts that wait."""
         if self._scorers:
-            self._score()
+            self._score(others_decode=others_decode or self.is_decoding)
         if not self._batch:
             return
         prefilled, responses = self._next(others_decode=others_decode)
@@ -285,12 +286,12 @@ class TextModel:
             return
         row.phase = Phase.SCORING
 
-    def _score(self) -> None:
+    def _score(self, *, others_decode: bool) -> None:
         """Read the next slice of the oldest prompt that is to be scored."""
         sequence_id, scorer = next(iter(self._scorers.items()))
         row = self._rows[sequence_id]
         try:
-            scorer.advance()
+            scorer.advance(others_decode=others_decode)
         except Exception as error:  # noqa: BLE001 the engine's edge: no other row had a part in it
             self._fail(row, error)
             return

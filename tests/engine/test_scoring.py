@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxd.engine.base import FinishReason, PromptScored, SamplingParams
+from mlxd.engine.base import FinishReason, Prefilling, PromptScored, SamplingParams
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.scoring import LEAST_LOGPROB, token_logprob
@@ -153,3 +154,24 @@ def test_impossible_token_has_a_finite_logprob(loaded: LoadedModel) -> None:
 
     assert entry.logprob == LEAST_LOGPROB
     assert [other.logprob for other in entry.top] == [0.0, LEAST_LOGPROB]
+
+
+def test_slices_are_short_while_others_wait_for_tokens(loaded: LoadedModel) -> None:
+    """Alone a prompt is read in whole slices; beside a stream they shrink to what the target allows."""
+    text = "A prompt of some length, to be read in slices. " * 6
+    sizes = {}
+    for name, company in (("alone", False), ("beside a stream", True)):
+        stepped = SteppedModel(loaded, target_gap_ms=0)  # no slice is quick enough
+        stream = stepped.start("Someone streams", max_tokens=400)
+        stepped.step(3)
+        if not company:
+            stepped.model.cancel(stream.sequence_id)
+        sequence = stepped.start(text, scores_prompt=True)
+        while not any(isinstance(event, PromptScored) for event in sequence.events):
+            stepped.step()
+        # The first event of the row in the batch has all but the last token too.
+        done = sorted({event.done for event in sequence.events if isinstance(event, Prefilling)})
+        sizes[name] = [after - before for before, after in itertools.pairwise([1, *done])]
+
+    assert sizes["alone"][:4] == [64, 64, 64, 64]
+    assert sizes["beside a stream"][:5] == [64, 32, 16, 16, 16]
