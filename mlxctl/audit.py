@@ -93,6 +93,8 @@ def tail(
     """Requests as they end, a line each, until Ctrl-C; with --changes, changes as they are made."""
     call = Call.of(ctx)
     chosen = read_filter(ctx.meta, changes=changes)
+    if "since_ms" in chosen or "until_ms" in chosen:
+        raise usage_error("tail shows what ends from now on; --since and --until are for list and export", "usage")
     kind, form = ("audit.change", format_change_line) if changes else ("audit.request", format_request_line)
     with call.connect() as client:
         log = client.request("audit.stats", {"since_ms": 2**53}, is_question=True).result["log"]

@@ -28,6 +28,7 @@ def format_status(document: Map) -> str:
                 ("models", _format_counts(pool)),
                 ("requests", f"{len(requests)} running, {pool.get('waiting', len(pool['queue']))} waiting"),
                 ("cloud", None if cloud is None else _format_cloud(cloud)),
+                ("request log", _format_log(document.get("audit"))),
                 ("crashes", _format_crashes(document.get("crashes"))),
                 ("settings", f"{show_path(config['path'])}, generation {document['gen']}"),
                 ("runtime-only", ", ".join(config.get("overlay", [])) or None),
@@ -187,6 +188,14 @@ def _format_cloud(cloud: Map) -> str:
         cloud[name] if isinstance(cloud[name], int) else len(cloud[name]) for name in ("providers", "rules")
     )
     return f"{'on' if cloud['enabled'] else 'off'}, {count(providers, 'provider')}, {count(rules, 'rule')}"
+
+
+def _format_log(log: Map | None) -> str | None:
+    """Return what is worth a line: that it is off, or has lost rows since the daemon began."""
+    if log is None or (log["enabled"] and not log["dropped"]):
+        return None
+    lost = f"{count(log['dropped'], 'row')} lost since the start" if log["dropped"] else ""
+    return "; ".join(words for words in ("" if log["enabled"] else "off", lost) if words)
 
 
 def _format_crashes(crashes: Map | None) -> str | None:

@@ -74,7 +74,7 @@ class Writer:
         self._is_closing = False
         self._is_hurried = False  # somebody waits for what is queued
         self._is_checking = False  # a reader met a broken page
-        self._is_busy = False
+        self._under_way: int | None = None  # rows of the round that runs
         self._problem: str | None = None
         self._written = self._dropped = self._rounds = 0
         self._size_bytes: int | None = None
@@ -119,7 +119,7 @@ class Writer:
         deadline_s = time.monotonic() + timeout_s
         with self._changed:
             first = self._rounds
-            while self._has_work or self._is_busy:
+            while self._has_work or self._under_way is not None:
                 left_s = deadline_s - time.monotonic()
                 # One round may have been under way: what two could not do waits for the disk.
                 is_hopeless = self._problem is not None and self._rounds >= first + 2
@@ -149,7 +149,9 @@ class Writer:
             problem = self._problem
             if self._thread.ident is not None and not self._thread.is_alive() and not self._is_closing:
                 problem = "the thread that writes it has died, the daemon's log says of what: mlxctl restart"
-            return WriterState(problem, len(self._queue), self._written, self._dropped, self._size_bytes)
+            return WriterState(
+                problem, len(self._queue) + (self._under_way or 0), self._written, self._dropped, self._size_bytes
+            )
 
     def _run(self) -> None:
         while True:
@@ -162,7 +164,7 @@ class Writer:
                 else:
                     self._keep_for_later(batch, error)
                 self._rounds += 1
-                self._is_busy = False
+                self._under_way = None
                 self._changed.notify_all()
                 if is_last and (error is not None or not self._queue):
                     self._dropped += len(self._queue)
@@ -179,9 +181,9 @@ class Writer:
             elif not self._has_work and not self._is_closing:
                 self._changed.wait_for(lambda: self._has_work or self._is_closing, _KEEP_S)
                 self._changed.wait_for(lambda: self._is_hurried or self._is_closing, BATCH_S)
-            self._is_hurried, self._is_busy = False, True
-            size = min(len(self._queue), BATCH_ROWS)
-            return [self._queue.popleft() for _ in range(size)], self._is_closing
+            self._is_hurried = False
+            self._under_way = min(len(self._queue), BATCH_ROWS)
+            return [self._queue.popleft() for _ in range(self._under_way)], self._is_closing
 
     def _keep_for_later(self, batch: list[Record], error: str) -> None:
         """Put the rows back, in their order, as far as there is room."""
@@ -192,14 +194,15 @@ class Writer:
             _log.warning("the request log cannot be written: %s; serving goes on", error)
         self._problem = error
 
-    def _work(self, batch: list[Record]) -> str | None:
+    def _work(self, batch: list[Record], *, is_anew: bool = False) -> str | None:
         """Write the rows and look after what is kept; return what went wrong, in words."""
+        is_checking, self._is_checking = self._is_checking, False
+        if is_checking:
+            self._disconnect()  # this one may have in its cache what is broken on the disk
         try:
             connection = self._connect()
-            if self._is_checking:
-                self._is_checking = False
-                if connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
-                    raise _broken()
+            if is_checking and connection.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise _broken()
             if batch:
                 self._write(connection, batch)
             self._keep(connection, len(batch))
@@ -208,9 +211,9 @@ class Writer:
             return str(error)
         except sqlite3.Error as error:
             self._disconnect()
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN or "malformed" in str(error):
-                return self._move_aside(error)
-            return f"{self.path.name}: {error}"
+            if is_anew or not (getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN or "malformed" in str(error)):
+                return f"{self.path.name}: {error}"
+            return self._move_aside(error) or self._work(batch, is_anew=True)
         except OSError as error:
             self._disconnect()
             return f"{self.path.name}: {error.strerror}"
@@ -267,7 +270,7 @@ class Writer:
             self._size_bytes = size_bytes
 
     def _move_aside(self, error: sqlite3.Error) -> str | None:
-        """Put the file away, so that the next round begins a new one; the words tell where it is."""
+        """Put the file away, so that a new one can be begun; return why it could not be."""
         aside = self.path.with_name(
             f"{self.path.name}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(self._now()))}"
         )
@@ -278,9 +281,7 @@ class Writer:
         except OSError as failure:
             return f"{self.path.name} is broken ({error}) and cannot be moved aside: {failure.strerror}"
         _log.warning("%s is broken (%s): it was moved aside to %s, and a new one is begun", self.path, error, aside)
-        with self._changed:
-            self._is_hurried = True
-        return f"{self.path.name} was broken and is {aside.name} now"
+        return None
 
 
 def _broken() -> sqlite3.DatabaseError:

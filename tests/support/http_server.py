@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ class Served:
     store: SimpleStore
     server: HttpServer
     http: aiohttp.ClientSession
+    rows: list[RequestRecord]  # what the request log would hold
 
     async def post(self, path: str, body: Any, **headers: str) -> tuple[int, Mapping[str, str], bytes]:
         """Send a JSON body; return status, headers and body of the answer."""
@@ -90,9 +91,9 @@ async def serving(
     home: Path = Path("/nowhere"),
     socket_clock: Clock | None = None,
     metrics: Metrics | None = None,
-    on_ended: Callable[[RequestRecord], None] = lambda _: None,
 ) -> AsyncIterator[Served]:
     """Serve *pool* on a free port until the end of the context."""
+    rows: list[RequestRecord] = []
     models = Catalog([]) if catalog is None else catalog
     store = SimpleStore(settings_of(document))
     time = FakeClock() if clock is None else clock
@@ -116,7 +117,7 @@ async def serving(
             api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
             metrics=Metrics() if metrics is None else metrics,
             now=lambda: CREATED_S,
-            on_ended=on_ended,
+            on_ended=rows.append,
         )
         server = HttpServer(
             make_app(context),
@@ -126,6 +127,6 @@ async def serving(
         )
         await server.start()
         try:
-            yield Served(f"http://{server.state.address}", context, store, server, http)
+            yield Served(f"http://{server.state.address}", context, store, server, http, rows)
         finally:
             await server.close()
