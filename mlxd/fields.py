@@ -15,6 +15,7 @@ from mlxd.openai.embeddings import EMBEDDING
 from mlxd.openai.response_schema import RESPONSE
 from mlxd.openai.schema import CHAT, COMPLETION
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.quote import as_json
 
 ROUTES: tuple[tuple[str, Table], ...] = (
     ("POST /v1/chat/completions", CHAT),
@@ -52,7 +53,7 @@ def _row(name: str, treatment: Works | Refused | Habit) -> str:
         case Refused(()):
             here, values = "400", ""
         case Refused(neutral):
-            here, values = "400", "but for " + " or ".join(f"`{field.shown(value)}`" for value in neutral)
+            here, values = "400", "but for " + " or ".join(f"`{as_json(value)}`" for value in neutral)
         case Habit():
             here, values = "accepted", "changes nothing here"
     return f"| `{name}` | {here} | {values.replace('|', chr(92) + '|')} |"

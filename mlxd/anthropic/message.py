@@ -8,6 +8,7 @@ from typing import Any
 from mlxd.http import field
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.quote import shown
 
 _MESSAGE_KNOWN = frozenset({"role", "content"})
 _BLOCK_KNOWN = {
@@ -137,8 +138,10 @@ def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[
         kind = field.text(f"{here}.type", field.mapping(here, block).get("type"))
         if kind not in _OF_ROLE[role]:
             if kind in _BLOCK_KNOWN:
-                raise InvalidRequest(f"{here}.type {kind!r} has no place in a {role} message", param=f"{here}.type")
-            raise UnsupportedParameter(f"{here}.type {field.shown(kind)} is not supported", param=f"{here}.type")
+                raise InvalidRequest(
+                    f"{here}.type {shown(kind)} has no place in a {role} message", param=f"{here}.type"
+                )
+            raise UnsupportedParameter(f"{here}.type {shown(kind)} is not supported", param=f"{here}.type")
         unknown.note(here, block, _BLOCK_KNOWN[kind])
         checked.append((here, block))
     return checked

@@ -11,6 +11,7 @@ from mlxd.http import field
 from mlxd.http.tool_rules import Choice, ToolRules, rules_of
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
+from mlxd.protocol.quote import shown
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _KNOWN = frozenset({"type", "name", "description", "input_schema", "strict", "cache_control", "input_examples"})
@@ -36,7 +37,7 @@ def _parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
     kind = field.mapping(path, tool).get("type")
     if kind not in (None, "custom"):
         raise UnsupportedParameter(
-            f"{path}.type {field.shown(kind)} runs on Anthropic's servers and is not supported", param=f"{path}.type"
+            f"{path}.type {shown(kind)} runs on Anthropic's servers and is not supported", param=f"{path}.type"
         )
     unknown.note(path, tool, _KNOWN)
     name = field.text(f"{path}.name", tool.get("name"))

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 import orjson
 
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.quote import shown
 
 T_co = TypeVar("T_co", covariant=True)
 Check = Callable[[str, Any], Any]
@@ -66,17 +67,6 @@ _TEMPLATE_ARGUMENTS = frozenset(
 )
 _STOP = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARACTERS}
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
-
-
-def shown(value: object) -> str:
-    """Return the start of *value* as JSON, for a message."""
-    if isinstance(value, str):
-        value = value[:_SHOWN_CHARACTERS]
-    try:
-        whole = orjson.dumps(value).decode()
-    except orjson.JSONEncodeError:  # it writes 254 levels and reads 1024
-        return "a list too deep to show" if isinstance(value, list) else "an object too deep to show"
-    return whole if len(whole) <= _SHOWN_CHARACTERS else whole[:_SHOWN_CHARACTERS] + "…"
 
 
 def wrong(name: str, value: object, expected: str) -> InvalidRequest:

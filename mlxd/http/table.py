@@ -13,6 +13,7 @@ from typing import Any
 from mlxd.http import field
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
+from mlxd.protocol.quote import as_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def read(table: Table, body: Mapping[str, Any], unknown: UnknownFields, path: st
 def _remedy(refused: Refused) -> str:
     if not refused.neutral:
         return "leave it out"
-    return "leave it out or send " + " or ".join(field.shown(value) for value in refused.neutral)
+    return "leave it out or send " + " or ".join(as_json(value) for value in refused.neutral)
 
 
 def schema(table: Table, required: Sequence[str]) -> dict[str, Any]:

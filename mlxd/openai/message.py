@@ -10,6 +10,7 @@ import orjson
 from mlxd.http import field
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.quote import shown
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _KNOWN = frozenset({"role", "content", "name"})
@@ -75,9 +76,7 @@ def _call(path: str, call: Any, unknown: UnknownFields) -> dict[str, Any]:
     unknown.note(path, field.mapping(path, call), _CALL_KNOWN)
     kind = call.get("type", "function")
     if kind != "function":
-        raise UnsupportedParameter(
-            f"{path}.type {field.shown(kind)} is not supported, only 'function'", param=f"{path}.type"
-        )
+        raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
     function = field.mapping(f"{path}.function", call.get("function"))
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
@@ -113,7 +112,7 @@ def _content(path: str, content: Any, unknown: UnknownFields) -> str:
 def _part(path: str, part: Any, unknown: UnknownFields) -> str:
     kind = field.text(f"{path}.type", field.mapping(path, part).get("type"))
     if kind != "text":
-        message = f"{path}.type {field.shown(kind)} is not supported, only 'text'"
+        message = f"{path}.type {shown(kind)} is not supported, only 'text'"
         raise UnsupportedParameter(message, param=f"{path}.type")
     unknown.note(path, part, _PART_KNOWN)
     text = part.get("text")

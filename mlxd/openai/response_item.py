@@ -14,6 +14,7 @@ from mlxd.http import field
 from mlxd.http.unknown import UnknownFields
 from mlxd.openai.message import call_arguments
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.quote import shown
 
 Item = Mapping[str, Any]
 Find = Callable[[str], Item | None]
@@ -140,7 +141,7 @@ def _parse_item(path: str, item: Any, unknown: UnknownFields, find: Find) -> Ite
                 )
             return found
     raise UnsupportedParameter(
-        f"{path}.type {field.shown(kind)} is not supported, only 'message', 'function_call', 'function_call_output', "
+        f"{path}.type {shown(kind)} is not supported, only 'message', 'function_call', 'function_call_output', "
         "'reasoning' and 'item_reference'",
         param=f"{path}.type",
     )
@@ -165,7 +166,7 @@ def _parts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
         here = f"{path}[{place}]"
         kind = field.text(f"{here}.type", field.mapping(here, part).get("type"))
         if kind not in _PARTS:
-            message = f"{here}.type {field.shown(kind)} is not supported, only 'input_text' and 'output_text'"
+            message = f"{here}.type {shown(kind)} is not supported, only 'input_text' and 'output_text'"
             raise UnsupportedParameter(message, param=f"{here}.type")
         unknown.note(here, part, _PARTS[kind])
         if part.get("annotations") not in (None, []):

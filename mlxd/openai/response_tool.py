@@ -12,6 +12,7 @@ from mlxd.http.tool_rules import Choice, ToolRules, rules_of
 from mlxd.http.unknown import UnknownFields
 from mlxd.openai.tool import parse_function
 from mlxd.protocol.errors import UnsupportedParameter
+from mlxd.protocol.quote import shown
 
 _MODES = ("none", "auto", "required")
 _FUNCTION = ("name", "description", "parameters", "strict")
@@ -85,5 +86,5 @@ def _name(path: str, value: Any) -> str:
 
 def _refuse_other(path: str, kind: Any) -> None:
     if kind != "function":
-        message = f"{path} {field.shown(kind)} is not supported, only 'function': no tool runs on this server"
+        message = f"{path} {shown(kind)} is not supported, only 'function': no tool runs on this server"
         raise UnsupportedParameter(message, param=path)

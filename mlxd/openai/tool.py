@@ -11,6 +11,7 @@ from mlxd.http import field
 from mlxd.http.tool_rules import Choice, ToolRules, rules_of
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
+from mlxd.protocol.quote import shown
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TOOL_KNOWN = frozenset({"type", "function"})
@@ -22,7 +23,7 @@ def parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
     """Return one function tool as templates and parsers want it; raises as `parse_tools`."""
     kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
     if kind != "function":
-        raise UnsupportedParameter(f"{path}.type {kind!r} is not supported, only 'function'", param=f"{path}.type")
+        raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
     unknown.note(path, tool, _TOOL_KNOWN)
     return {"type": "function", "function": parse_function(f"{path}.function", tool.get("function"), unknown)}
 

@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter, UpstreamError
+from mlxd.protocol.quote import as_json, shown
 
 _SHOWN_CHARACTERS = 60
 _MOST_NAMES = 20
@@ -88,7 +89,7 @@ class Reading:
             return
         remedy = refused.remedy
         if remedy is None:
-            others = "".join(f" or send {shown(neutral)}" for neutral in refused.neutral)
+            others = "".join(f" or send {as_json(neutral)}" for neutral in refused.neutral)
             remedy = f"leave it out{others}"
         raise self.refusal(path, remedy, value=value if refused.neutral else None)
 
@@ -97,16 +98,6 @@ def _same(value: Any, neutral: Any) -> bool:
     if isinstance(value, bool) or isinstance(neutral, bool):
         return value is neutral
     return bool(value == neutral)  # 1 and 1.0 are one number in JSON
-
-
-def shown(value: object) -> str:
-    """Return the start of *value* as JSON, for a message."""
-    if isinstance(value, str):
-        value = value[:_SHOWN_CHARACTERS]
-    try:
-        return orjson.dumps(value).decode()[:_SHOWN_CHARACTERS]
-    except orjson.JSONEncodeError:
-        return "something too deep to show"
 
 
 def wrong(path: str, value: object, expected: str) -> InvalidRequest:
