@@ -19,7 +19,6 @@ from mlxd.cloud.translate.reading import (
 )
 from mlxd.cloud.translate.to_anthropic.message import conversation
 from mlxd.protocol.errors import InvalidRequest
-from mlxd.protocol.quote import shown
 
 # Anthropic's protocol requires a bound; this is the largest that every model of theirs has taken.
 DEFAULT_MAX_TOKENS = 4096
