@@ -187,7 +187,17 @@ def _format_cloud(cloud: Map) -> str:
     providers, rules = (
         cloud[name] if isinstance(cloud[name], int) else len(cloud[name]) for name in ("providers", "rules")
     )
-    return f"{'on' if cloud['enabled'] else 'off'}, {count(providers, 'provider')}, {count(rules, 'rule')}"
+    state = f"{'on' if cloud['enabled'] else 'off'}, {count(providers, 'provider')}, {count(rules, 'rule')}"
+    return ", ".join([state, *_format_spending(cloud.get("budget") or {})])
+
+
+def _format_spending(budget: Map) -> Iterable[str]:
+    """Yield what of a bounded day is gone."""
+    if budget.get("usd_per_day_micro") is not None:
+        gone = budget["spent_micro"] + budget["reserved_micro"]
+        yield f"{gone / 1e6:.2f} of {budget['usd_per_day_micro'] / 1e6:g} USD today"
+    if budget.get("requests_per_day") is not None:
+        yield f"{budget['requests']} of {count(budget['requests_per_day'], 'request')} today"
 
 
 def _format_log(log: Map | None) -> str | None:

@@ -170,9 +170,9 @@ def _compile_rule(rule_id: str, rule: RuleSettings, provider_ids: Iterable[str])
     )
 
 
-def _refuse(rule_id: str, name: str, reason: str) -> InvalidValue:
+def _refuse(rule_id: str, name: str, reason: str, hint: str = "mlxctl cloud rule list") -> InvalidValue:
     key = format_path(("cloud", "rules", rule_id, name))
-    return InvalidValue(f"{key}: {reason}", param=key, hint="mlxctl cloud rule list")
+    return InvalidValue(f"{key}: {reason}", param=key, hint=hint)
 
 
 def _split(rule_id: str, match: str) -> tuple[MatchKind, str]:
@@ -207,7 +207,7 @@ def _target(rule_id: str, to: str, provider_ids: Iterable[str]) -> Target:
     if not provider_id or not model:
         raise _refuse(rule_id, "to", f"{to!r} is not PROVIDER/MODEL")
     if provider_id not in provider_ids:
-        raise _refuse(rule_id, "to", f"there is no provider {provider_id!r}")
+        raise _refuse(rule_id, "to", f"there is no provider {provider_id!r}", "mlxctl cloud provider list")
     return Target(provider_id, model)
 
 

@@ -154,6 +154,14 @@ def test_status_golden() -> None:
     assert "over limit: draining busy" in view.format_status(
         {**document, "pool": {**POOL, "over_limit": "draining busy (2 requests, 31 s)"}}
     )
+    budget: dict[str, Any] = {"usd_per_day_micro": 2_500_000, "spent_micro": 400_000, "reserved_micro": 100_000}
+    budget |= {"requests_per_day": 100, "requests": 7}
+    cloud = {"enabled": True, "providers": 1, "rules": 1}
+    assert "on, 1 provider, 1 rule, 0.50 of 2.5 USD today, 7 of 100 requests today\n" in view.format_status(
+        {**document, "cloud": {**cloud, "budget": budget}}
+    )
+    free = {**budget, "usd_per_day_micro": None, "requests_per_day": None}
+    assert "on, 1 provider, 1 rule\n" in view.format_status({**document, "cloud": {**cloud, "budget": free}})
 
 
 def test_pool_golden() -> None:
