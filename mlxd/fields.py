@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from mlxd.anthropic.schema import COUNT, MESSAGES
+from mlxd.engine.tool_grammar import FORMATS
 from mlxd.http import field
 from mlxd.http.table import Habit, Refused, Table, Works
 from mlxd.openai.embeddings import EMBEDDING
@@ -32,6 +33,8 @@ _INTRODUCTION = """\
 Each documented field works, or is a 400 `unsupported_parameter` that names it, or changes nothing on a local server and
 is accepted because clients send it by habit. Null is the same as leaving a field out. A field that is in no table is
 named in the header `x-mlxd-ignored-fields` of the answer; with `http.unknown_fields = "reject"` it is a 400.
+
+Required, named and `strict` calls are enforced while the model writes, in these formats of mlx-lm's parsers:
 """
 # What no value at all would be; each check refuses one of them, and says what it expects.
 _NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
@@ -39,7 +42,8 @@ _NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
 
 def render() -> str:
     """Return the whole document."""
-    parts = [_BEGIN + _INTRODUCTION]
+    formats = ", ".join(f"`{name}`" for name in sorted(FORMATS))
+    parts = [f"{_BEGIN}{_INTRODUCTION}{formats}. A model with another format answers 400 to them.\n"]
     for route, table in ROUTES:
         rows = [_row(name, table[name]) for name in sorted(table)]
         parts.append("\n".join([f"## {route}\n", "| Field | Here | Values |", "|---|---|---|", *rows]) + "\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -120,9 +121,17 @@ def _grammar_text(constraint: JsonConstraint | LarkConstraint) -> str:
 
 def _refused(constraint: Constraint, reason: str) -> InvalidRequest:
     # What follows is the state of the parser.
-    reason = reason.split("<state>", 1)[0].strip()[:_SHOWN_CHARACTERS]
+    reason = reason.split("<state>", 1)[0].strip()
+    if isinstance(constraint, ToolConstraint):  # the place in a grammar that nobody has seen, and its lines
+        reason = re.sub(r"^at \d+\(\d+\): ", "", reason.partition("\n")[0])
+    reason = reason[:_SHOWN_CHARACTERS]
     what = "the grammar" if isinstance(constraint, LarkConstraint) else "the schema"
-    return InvalidRequest(f"{constraint.field}: {what} cannot be enforced: {reason}", param=constraint.field)
+    hint = (
+        'send tool_choice "auto", and that tool without strict: true'
+        if isinstance(constraint, ToolConstraint)
+        else None
+    )
+    return InvalidRequest(f"{constraint.field}: {what} cannot be enforced: {reason}", hint=hint, param=constraint.field)
 
 
 class Grammar:

@@ -44,16 +44,16 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     Raises:
         Unenforceable: the format cannot write what a function's schema asks for, or cannot be held to it.
     """
-    shape = _FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
+    shape = FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
     if shape is None:
         return None
     lark = Lark(tokenizer)
     opening = tokenizer.tool_call_start
     start, end = lark.tag(opening), lark.tag(tokenizer.tool_call_end or "")
     try:
-        call = lark.rule(lark.choice(shape.call(lark, function) for function in json.loads(constraint.functions)))
+        call = lark.rule(lark.choice(_call(shape, lark, function) for function in json.loads(constraint.functions)))
     except RecursionError:
-        raise Unenforceable("a schema that refers to itself, in this model's format of calls") from None
+        raise Unenforceable("it refers to itself, which this model's format of calls cannot write") from None
     if constraint.parallel and shape.separator is not None:
         call = f"{call} ({literal(shape.separator)} {call})*"
     rest = lark.rule(f"{literal(shape.before)} {call} {literal(shape.after)} {end}")
@@ -68,6 +68,13 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
         return lark.text(f"{free} ({calls})?")
     # The tag is made of letters as the text before it is: one expression for both, which ends with the tag.
     return lark.text(f"{free} | {lark.terminal(f'{free} {literal(opening)}')} {rest} {more}")
+
+
+def _call(shape: _Format, lark: Lark, function: Mapping[str, Any]) -> str:
+    try:
+        return shape.call(lark, function)
+    except Unenforceable as error:
+        raise Unenforceable(f"function {function['name']!r}: {error}") from None
 
 
 def loosened_functions(functions: Functions) -> Functions:
@@ -97,7 +104,7 @@ def _kimi_k2(lark: Lark, function: Mapping[str, Any]) -> str:
     return f"{begin} {name} /[0-9]/ {arguments} {lark.json(_parameters(function))} {end}"
 
 
-_FORMATS: Mapping[str, _Format] = {
+FORMATS: Mapping[str, _Format] = {
     "json_tools": _Format(_json_tools),
     "mistral": _Format(_mistral),
     "kimi_k2": _Format(_kimi_k2, ""),

@@ -89,16 +89,14 @@ def glm47(lark: Lark, function: Mapping[str, Any]) -> str:
 
 
 def longcat(lark: Lark, function: Mapping[str, Any]) -> str:
-    """As `glm47` with other tags; JSON where there are no arguments."""
-    arguments = _keyed(lark, function, "longcat_arg", "</longcat_tool_call>")
-    declared = properties(function.get("parameters") or {})
-    none = literal(f'{{"name": "{function["name"]}", "arguments": {{}}}}')
-    if not declared:
-        return none
-    written = f"{literal(function['name'])} {arguments}"
-    if any(item.is_required for item in declared):
-        return written
-    raise Unenforceable("no property is required, and this model's format of calls cannot leave all of them out")
+    """As `glm47` with other tags; JSON where there may be no argument at all."""
+    parameters = function.get("parameters") or {}
+    if any(item.is_required for item in properties(parameters)):
+        return f"{literal(function['name'])} {_keyed(lark, function, 'longcat_arg', '</longcat_tool_call>')}"
+    # The parser finds no name where no argument follows it.
+    arguments = lark.json(parameters) if parameters.get("properties") else literal("{}")
+    start = literal(f'{{"name": "{function["name"]}", "arguments": ')
+    return f'{start} {arguments} "}}"'
 
 
 def _keyed(lark: Lark, function: Mapping[str, Any], prefix: str, close: str) -> str:
