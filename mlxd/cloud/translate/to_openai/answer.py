@@ -24,7 +24,8 @@ def message_of(completion: Mapping[str, Any]) -> dict[str, Any]:
     """Return the answer in Anthropic's shape.
 
     Raises:
-        UpstreamError: it is no answer to a chat, or calls a tool with what is no JSON object.
+        UpstreamError: it is no answer to a chat, says something else than text, or calls a tool with what is no JSON
+            object.
     """
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
@@ -36,10 +37,11 @@ def message_of(completion: Mapping[str, Any]) -> dict[str, Any]:
     if thoughts:
         content.append({"type": "thinking", "thinking": thoughts, "signature": ""})
     refusal = word(said, "refusal")
-    words = word(said, "content") + refusal
+    words = content_of(said) + refusal
     if words:
         content.append({"type": "text", "text": words})
-    calls = [_use(call) for call in said.get("tool_calls") or ()]
+    given = said.get("tool_calls")
+    calls = [_use(call) for call in given] if isinstance(given, list) else []
     reason = stop_reason(choice.get("finish_reason"), has_called=bool(calls), has_refused=bool(refusal))
     return message(completion, [*content, *calls], reason, usage_body(completion.get("usage")))
 
@@ -77,6 +79,21 @@ def _use(call: Any) -> dict[str, Any]:
 def new_call_id() -> str:
     """Return an id for a call of a server that gives none."""
     return f"toolu_{uuid.uuid4().hex[:24]}"
+
+
+def content_of(said: Mapping[str, Any]) -> str:
+    """Return the text of a message or a delta, which some servers give in parts.
+
+    Raises:
+        UpstreamError: a part is no text.
+    """
+    content = said.get("content")
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [content]
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
+        raise UpstreamError("the upstream answered with parts that are no text, which a message has no place for")
+    return "".join(word(part, "text") for part in parts)
 
 
 def reasoning(said: Mapping[str, Any]) -> str:

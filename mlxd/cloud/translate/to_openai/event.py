@@ -7,7 +7,15 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.translate.to_openai.answer import message, new_call_id, reasoning, stop_reason, usage_body, word
+from mlxd.cloud.translate.to_openai.answer import (
+    content_of,
+    message,
+    new_call_id,
+    reasoning,
+    stop_reason,
+    usage_body,
+    word,
+)
 from mlxd.protocol.errors import StreamInterrupted
 
 
@@ -30,6 +38,7 @@ class Events:
 
         Raises:
             StreamInterrupted: it is an error, or gives more of a call after another one has begun.
+            UpstreamError: it says something else than text.
         """
         error = chunk.get("error")
         if error is not None:
@@ -65,7 +74,7 @@ class Events:
     def _delta(self, delta: Mapping[str, Any]) -> bytes:
         refusal = word(delta, "refusal")
         self._has_refused = self._has_refused or bool(refusal)
-        said = self._text("thinking", reasoning(delta)) + self._text("text", word(delta, "content") + refusal)
+        said = self._text("thinking", reasoning(delta)) + self._text("text", content_of(delta) + refusal)
         calls = delta.get("tool_calls")
         for call in calls if isinstance(calls, list) else ():
             if isinstance(call, dict):

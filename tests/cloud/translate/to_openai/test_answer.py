@@ -74,10 +74,18 @@ def test_a_refusal_is_told_in_its_words() -> None:
     assert (message["content"], message["stop_reason"]) == ([{"type": "text", "text": "No."}], "refusal")
 
 
+def test_text_in_parts_is_text() -> None:
+    """Some servers answer in the shape of a question."""
+    parts = [{"type": "text", "text": "One "}, {"type": "text", "text": "two"}]
+    assert answered(content=parts)["content"] == [{"type": "text", "text": "One two"}]
+
+
 @pytest.mark.parametrize(
     "body",
     [
         {},
+        {"choices": [{"message": {"content": [{"type": "image_url"}]}}]},
+        {"choices": [{"message": {"content": 5}}]},
         {"choices": []},
         {"choices": [{"message": {"tool_calls": [call("a", "{")]}}]},
         {"choices": [{"message": {"tool_calls": [5]}}]},
