@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from mlxd.cloud.rules import compile_globs
 from mlxd.config.file import ConfigFile
@@ -182,7 +182,7 @@ class ApiKeys:
     _keys: dict[str, ApiKey] = field(default_factory=dict)
     _uses: dict[str, _Use] = field(default_factory=dict)
 
-    async def open(self) -> None:
+    async def open(self) -> Self:
         """Read the file; what is wrong with it is in `problem`."""
         try:
             data = (await asyncio.to_thread(self.file.read)).data
@@ -195,6 +195,7 @@ class ApiKeys:
                 hint=f"mend or delete {self.file.path}, then mlxctl restart; deleting it takes all keys away",
                 code="apikeys.file_invalid",
             )
+        return self
 
     @property
     def is_required(self) -> bool:

@@ -137,6 +137,7 @@ async def _run(options: Options) -> int:
             _log.error("%s; the defaults hold until it is mended", store.problem.message)
         clock, bus, metrics = LoopClock(loop), Bus(), Metrics()
         audit = await stack.enter_async_context(AuditLog(options.home.audit, settings.audit, bus.publish))
+        metrics.watch_audit(audit.status)
         requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
         catalog = Catalog(
             resolve_roots(settings.catalog.paths, options.home),
@@ -168,8 +169,7 @@ async def _run(options: Options) -> int:
         session = await stack.enter_async_context(open_session())
         budget = Budget(options.home.cloud_day, time.time)
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
-        api_keys = ApiKeys(ConfigFile(options.home.api_keys), clock.now)
-        await api_keys.open()
+        api_keys = await ApiKeys(ConfigFile(options.home.api_keys), clock.now).open()
         app = make_app(
             AppContext(
                 pool, catalog, router, upstreams, requests, store, clock, api_keys, metrics, on_ended=audit.note_request

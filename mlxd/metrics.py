@@ -6,7 +6,8 @@ No label holds what a client wrote, but for the names of targets, which are sett
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -45,6 +46,10 @@ class Metrics:
     def watch(self, pool: Callable[[], PoolStatus], breakers: Callable[[], Sequence[BreakerStatus]]) -> None:
         """Read these at every scrape."""
         self._registry.register(_Live(pool, breakers))
+
+    def watch_audit(self, audit: Callable[[], Mapping[str, Any]]) -> None:
+        """Read the request log's own counts at every scrape."""
+        self._registry.register(_Audit(audit))
 
     def note_request(
         self,
@@ -124,6 +129,25 @@ class _Live(Collector):
             for state in BreakerState:
                 states.add_metric([breaker.target, state.value], float(breaker.state is state))
         yield states
+
+
+class _Audit(Collector):
+    """The request log's rows."""
+
+    def __init__(self, audit: Callable[[], Mapping[str, Any]]) -> None:
+        self._audit = audit
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand: registering would scrape."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the log's state."""
+        state = self._audit()
+        rows = CounterMetricFamily("mlxd_audit_rows", "Rows of the request log; dropped is lost.", labels=["fate"])
+        for fate in ("written", "dropped"):
+            rows.add_metric([fate], state[fate])
+        yield rows
 
 
 def _gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:

@@ -178,3 +178,15 @@ async def test_a_key_sees_the_status_of_its_models(tmp_path: Path) -> None:
         shown = json.loads((await served.get("/status", x_api_key=secret))[2])
     assert refused == [401, 401]
     assert [model["id"] for model in shown["pool"]["models"]] == ["b"]
+
+
+async def test_rows_of_the_request_log_are_read_where_they_are_counted() -> None:
+    """Those that were written and those that were lost."""
+    metrics, state = Metrics(), {"written": 0, "dropped": 0}
+    metrics.watch_audit(lambda: state)
+    async with serving(ScriptedPool(), metrics=metrics) as served:
+        before = await scrape(served)
+        state |= {"written": 7, "dropped": 2}
+        after = await scrape(served)
+    rows = [("mlxd_audit_rows_total", (fate,)) for fate in ("written", "dropped")]
+    assert [(before[row], after[row]) for row in rows] == [(0, 7), (0, 2)]
