@@ -1,6 +1,6 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-clients lint format bench soak soak-pool clean
+.PHONY: help quickstart test test-clients lint format bench bench-audit soak soak-pool clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -37,6 +37,10 @@ format: ## let ruff set the layout and mend what it can
 bench: ## compare with mlx_lm.server and a bare BatchGenerator; writes tests/bench/RESULTS.md
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.bench $(BENCH_ARGS)
+
+bench-audit: ## a request log of a million rows: insert rate, latency of list and stats (BENCH_ARGS="--rows 100000")
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m tests.bench.audit $(BENCH_ARGS)
 
 soak: ## ten minutes of random traffic and changes on one daemon (SOAK_ARGS="--minutes 60 --seed 7")
 	@goal=$@ .ci/venv test
