@@ -141,7 +141,7 @@ def test_several_calls_and_one_without_arguments(stepped: SteppedModel) -> None:
     ends = wrapper.encode(wrapper.tool_call_end, add_special_tokens=False)[:1] or wrapper.eos_token_ids
     bias = SamplingParams(temperature=1, seed=5, logit_bias=tuple((token, 37.0) for token in ends))
 
-    _, calls, _ = answer(stepped, tools, 5, max_tokens=250, sampling=bias)
+    _, calls, _ = answer(stepped, tools, 5, max_tokens=140, sampling=bias)
 
     check(calls, schemas)
 
