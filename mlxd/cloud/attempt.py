@@ -1,11 +1,14 @@
-"""What was tried at upstreams for one request: for headers, for the log, and for the error when all of it failed."""
+"""What was tried at upstreams for one request, for headers, log and error, and what a failure means for the next."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mlxd.protocol.errors import MlxdError
+from mlxd.protocol.errors import CloudError, MlxdError, UpstreamError
+
+# Statuses after which another target may do better.
+_NEXT = frozenset({404, 408, 409, 425, 429, *range(500, 600)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +26,23 @@ def with_attempts(error: MlxdError, attempts: list[Attempt]) -> MlxdError:
     tried: list[dict[str, Any]] = [asdict(attempt) for attempt in attempts]
     error.data["attempts"] = tried
     return error
+
+
+def may_go_on(error: MlxdError | None) -> bool:
+    """Return whether the next target may do better."""
+    if isinstance(error, UpstreamError):
+        status = status_of(error)
+        return status is None or status in _NEXT
+    return True
+
+
+def counts_against(error: CloudError) -> bool:
+    """Return whether an error speaks against its target: one that is the request's own fault does not."""
+    status = status_of(error)
+    return status is None or status in {408, 429} or status >= 500
+
+
+def status_of(error: MlxdError) -> int | None:
+    """Return the status of the upstream's answer that an error stands for; None where there was none."""
+    status = error.data.get("status")
+    return status if isinstance(status, int) else None

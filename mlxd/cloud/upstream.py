@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from mlxd.cloud import connection
-from mlxd.cloud.attempt import Attempt, with_attempts
+from mlxd.cloud.attempt import Attempt, counts_against, may_go_on, status_of, with_attempts
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget, Reservation
 from mlxd.cloud.connection import Reply
@@ -35,13 +35,10 @@ from mlxd.protocol.errors import (
     InvalidRequest,
     MlxdError,
     StreamInterrupted,
-    UpstreamError,
     UpstreamUnreachable,
 )
 from mlxd.protocol.settings import CloudSettings, ProviderSettings
 
-# Statuses after which another target may do better.
-_NEXT = frozenset({404, 408, 409, 425, 429, *range(500, 600)})
 # A pause that is shorter than going on to the next target is worth.
 _SHORT_RETRY_S = 2.0
 # Assumed for an answer whose client set no bound.
@@ -198,10 +195,10 @@ class Upstreams:
                     if any(attempt.code is None for attempt in attempts):
                         raise  # of an answer that was handed out
                     failure = error
-                    attempts.append(Attempt(route.target, _status(error), error.code, _ms(started_s)))
+                    attempts.append(Attempt(route.target, status_of(error), error.code, _ms(started_s)))
                     if is_last_try or not await self._may_try_again(error):
                         break
-            if not _may_go_on(failure):
+            if not may_go_on(failure):
                 break
         raise with_attempts(failure or UpstreamUnreachable("there is no target"), attempts)
 
@@ -245,7 +242,7 @@ class Upstreams:
             outcome = False
             raise
         except CloudError as error:
-            outcome = _counts(error)
+            outcome = counts_against(error)
             may_have_cost = not isinstance(error, UpstreamUnreachable)
             raise
         finally:
@@ -262,7 +259,7 @@ class Upstreams:
         if not 200 <= reply.status < 300:
             refusal = await reply.read()
             failure = reply.failure(refusal)
-            if isinstance(between, Passthrough) and not _may_go_on(failure) and reply.is_envelope(refusal):
+            if isinstance(between, Passthrough) and not may_go_on(failure) and reply.is_envelope(refusal):
                 return Answer(route, [], reply.status, refusal, reply, between)  # the client's own mistake
             raise failure
         if not reply.is_stream:
@@ -307,29 +304,10 @@ class Upstreams:
         if isinstance(error, UpstreamUnreachable):
             return True
         pause_s = error.retry_after_s
-        if _status(error) != 429 or pause_s is None or pause_s > _SHORT_RETRY_S:
+        if status_of(error) != 429 or pause_s is None or pause_s > _SHORT_RETRY_S:
             return False
         await self._sleep(pause_s)
         return True
-
-
-def _may_go_on(error: MlxdError | None) -> bool:
-    """Return whether the next target may do better."""
-    if isinstance(error, UpstreamError):
-        status = _status(error)
-        return status is None or status in _NEXT
-    return True
-
-
-def _counts(error: CloudError) -> bool:
-    """Return whether an error speaks against its target: one that is the request's own fault does not."""
-    status = _status(error)
-    return status is None or status in {408, 429} or status >= 500
-
-
-def _status(error: MlxdError) -> int | None:
-    status = error.data.get("status")
-    return status if isinstance(status, int) else None
 
 
 def _ms(started_s: float) -> int:
