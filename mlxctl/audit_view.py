@@ -66,7 +66,7 @@ def format_changes(document: Document) -> str:
 def format_stats(document: Document) -> str:
     """Return sums and percentiles, a line for each model and route."""
     groups, log = document["groups"], document["log"]
-    sampled = f", every {document['every']}th looked at" if document["every"] > 1 else ""
+    sampled = f", 1 in {document['every']} looked at" if document["every"] > 1 else ""
     parts = [
         format_pairs(
             [

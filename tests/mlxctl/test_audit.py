@@ -119,7 +119,7 @@ def test_stats(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     """Sums and percentiles, with what was looked at and what was lost."""
     assert main(["audit", "stats", "--route", "local"]) == 0
     out = capsys.readouterr().out
-    assert "requests: 120000, every 3th looked at" in out
+    assert "requests: 120000, 1 in 3 looked at" in out
     assert "lost:     2 rows" in out
     cells = "a local 120000 7 2 1 40ms 1.5s 1m1s - - - 7.2 5 9 1.2300"
     assert out.splitlines()[-1].split() == cells.split()
