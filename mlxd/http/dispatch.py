@@ -74,7 +74,7 @@ async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse
     exchange.require_model(model, context.catalog.alias_target(model))
     decision = context.router.route(model, local_only=_is_local_only(request))
     settings = context.store.current
-    check_length(body, settings.http.max_messages)
+    check_length(body, "input" if surface.endpoint == "responses" else "messages", settings.http.max_messages)
     hops = ", ".join(request.headers.getall(hdrs.VIA, [])).count("mlxd")
     errand = Errand(surface.protocol, surface.endpoint, raw, body, hops + 1)
     stream = EventStream(request)
@@ -126,16 +126,16 @@ def model_of(body: Mapping[str, Any]) -> str:
     return name
 
 
-def check_length(body: Mapping[str, Any], most: int) -> None:
-    """Pass if there are at most so many messages.
+def check_length(body: Mapping[str, Any], name: str, most: int) -> None:
+    """Pass if the field *name* holds at most so many messages.
 
     Raises:
         InvalidRequest: there are more.
     """
-    messages = body.get("messages")
+    messages = body.get(name)
     if isinstance(messages, list) and len(messages) > most:
         hint = "mlxctl config set http.max_messages=N"
-        raise InvalidRequest(f"{len(messages)} messages, and a request may have {most}", hint=hint, param="messages")
+        raise InvalidRequest(f"{len(messages)} messages, and a request may have {most}", hint=hint, param=name)
 
 
 def filled(body: dict[str, Any], defaults: ModelSettings | None) -> dict[str, Any]:

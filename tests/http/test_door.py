@@ -124,12 +124,12 @@ async def test_a_connection_too_many_is_told_so() -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
 
 
+@pytest.mark.parametrize(("path", "name"), [(CHAT, "messages"), ("/v1/responses", "input")])
 @pytest.mark.parametrize(("messages", "status"), [(2, 200), (3, 400)])
-async def test_messages_have_a_bound(messages: int, status: int) -> None:
+async def test_messages_have_a_bound(path: str, name: str, messages: int, status: int) -> None:
     """The error has both numbers."""
     pool = ScriptedPool([*say("hello"), *end()])
     async with serving(pool, document={"http": {"max_messages": 2}}) as served:
-        body = {**BODY, "messages": BODY["messages"] * messages}
-        got, _, text = await served.post(CHAT, body)
+        got, _, text = await served.post(path, {"model": "m", name: BODY["messages"] * messages})
     assert got == status
     assert status == 200 or "3 messages, and a request may have 2" in json.loads(text)["error"]["message"]
