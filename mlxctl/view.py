@@ -235,7 +235,9 @@ def _format_residents(models: Iterable[Map]) -> str:
 
 
 def memory_bytes(model: Map) -> int:
-    """Return what a resident holds."""
+    """Return what a resident holds; one that is not loaded holds nothing, whatever its files say."""
+    if model["state"] in {"unloaded", "queued", "failed"}:
+        return 0
     return int(model["weights_bytes"] + model["kv_bytes"] + model["prompt_cache_bytes"])
 
 
@@ -267,7 +269,8 @@ def _marks(model: Map) -> str | None:
 
 
 def _label(name: str) -> str:
-    return name.replace("_bytes", "").removesuffix("_s").replace("_", " ")
+    name = name.replace("_bytes", "")
+    return (name.removesuffix("_s") if not name.endswith("_per_s") else name).replace("_", " ")
 
 
 def _show(name: str, value: Any) -> str | None:
@@ -277,6 +280,8 @@ def _show(name: str, value: Any) -> str | None:
         return "yes" if value else "no"
     if "_bytes" in name:
         return show_size(value)
+    if name.endswith("_per_s"):
+        return f"{value:.1f}"
     if name.endswith("_s"):
         return show_duration(value)
     if isinstance(value, Mapping):

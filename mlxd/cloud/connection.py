@@ -21,6 +21,7 @@ from mlxd.protocol.errors import AuthFailed, StreamInterrupted, UpstreamError, U
 
 _MAX_BODY_BYTES = 64 << 20
 _SHOWN_CHARACTERS = 300
+_MASK = b"[the provider's key]"
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 # Shorter than the keep-alive of common servers (5 s): a connection that they close just then would fail a request.
@@ -174,6 +175,8 @@ class Reply:
                 raise UpstreamError(f"{self._route.target} answered with something that is no JSON object")
             self.usage = self._protocol.usage_of(parsed, None)
             self.is_whole = True
+            if self._secret is not None:
+                body = body.replace(self._secret.encode(), _MASK)
         return bytes(body)
 
     async def events(self) -> AsyncIterator[list[tuple[Event, dict[str, Any] | None]]]:
@@ -185,7 +188,7 @@ class Reply:
         """
         group: list[tuple[Event, dict[str, Any] | None]] = []
         while not self.is_whole and (chunk := await self._next_chunk()):
-            for event in self._cutter.feed(chunk):
+            for event in map(self._masked, self._cutter.feed(chunk)):
                 group.append((event, self._note(event)))
                 self.is_whole = self.is_whole or self._protocol.is_end(event)
             if group and (self._is_answering or self.is_whole):
@@ -200,6 +203,13 @@ class Reply:
         if group:
             yield group
         await self._drain()
+
+    def _masked(self, event: Event) -> Event:
+        """Return *event* without our key, which an upstream may repeat in its errors."""
+        if self._secret is None or self._secret.encode() not in event.raw:
+            return event
+        key = self._secret.encode()
+        return Event(event.raw.replace(key, _MASK), event.name, event.data.replace(key, _MASK))
 
     async def _drain(self) -> None:
         """Read what comes after a stream's last event, so that the connection serves again; it is not waited for."""

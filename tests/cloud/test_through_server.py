@@ -309,6 +309,15 @@ async def test_the_official_client_raises_on_a_broken_stream() -> None:
                 pass
 
 
+async def test_a_key_in_a_stream_is_masked() -> None:
+    """An upstream that repeats our key in an event does not tell it to the client; the rest is byte for byte."""
+    async with _cloudy() as (served, far, _):
+        far.behaviour, far.words = "error_event", f"bad key {KEY}"
+        _, _, body = await served.post(CHAT, BODY | {"stream": True})
+    assert KEY.encode() not in body
+    assert b"bad key [the provider's key]" in body
+
+
 async def test_an_upstreams_own_error_event_is_the_last() -> None:
     """When the upstream reports its error in the stream, ours is not added."""
     async with _cloudy() as (served, far, _):

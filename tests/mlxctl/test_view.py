@@ -219,3 +219,10 @@ def test_model_shows_all_that_is_known() -> None:
         "pinned:  yes",
         "kv:      layers 4",
     ]
+
+
+def test_what_is_not_loaded_holds_nothing() -> None:
+    """A model whose load failed has weights on the disk, not in memory."""
+    assert view.memory_bytes(model()) == 17 * GB
+    for state in ("failed", "queued", "unloaded"):
+        assert view.memory_bytes(model(state=state)) == 0

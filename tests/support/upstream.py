@@ -41,6 +41,7 @@ class Upstream:
     url: str = ""  # up to and including /v1
     behaviour: str = "answer"  # answer, refuse, hang, hang_after_content, die, die_after_content, no_done, ...
     status: int = 400
+    words: str = "overloaded"  # of an error event
     reply: bytes = b""  # the body of a refusal
     reply_headers: dict[str, str] = field(default_factory=dict)
     # What it answers; messages, which are Anthropic's, have an answer anyway.
@@ -172,7 +173,7 @@ class Upstream:
                 return response
             await response.write(event[20:])
         if self.behaviour == "error_event":
-            await response.write(b'data: {"error":{"message":"overloaded","code":"x"}}\n\n')
+            await response.write(b'data: {"error":{"message":"%b","code":"x"}}\n\n' % self.words.encode())
         else:
             await response.write(b"data: [DONE]\n\n")
         if self.behaviour == "open_after_end":
