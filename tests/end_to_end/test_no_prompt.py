@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -69,6 +70,9 @@ def test_a_prompt_is_nowhere_afterwards(home: Path) -> None:
         follower = subprocess.Popen(
             [sys.executable, "-m", "mlxctl", "events", "--json"], env=daemon.environment, stdout=events, stderr=events
         )
+        while (home / "events").stat().st_size == 0:  # its first line says that it listens
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                follower.wait(0.05)
         try:
             for path, body in bodies():
                 status, answer = send(address, path, json.dumps(body).encode())
