@@ -51,7 +51,7 @@ def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Message
     for place, message in enumerate(messages):
         path = f"messages[{place}]"
         role = field.mapping(path, message).get("role")
-        if role not in {"user", "assistant", "system"}:
+        if role not in ("user", "assistant", "system"):
             raise field.wrong(f"{path}.role", role, "'user' or 'assistant'")
         unknown.note(path, message, _MESSAGE_KNOWN)
         content = message.get("content")

@@ -124,7 +124,7 @@ def _thinking(values: Mapping[str, Any], unknown: UnknownFields) -> tuple[dict[s
     kind = thinking.get("type")
     if kind == "between_tools":
         raise UnsupportedParameter("thinking.type 'between_tools' is not supported", param="thinking.type")
-    if kind not in _THINKING:
+    if not isinstance(kind, str) or kind not in _THINKING:
         raise field.wrong("thinking.type", kind, "'enabled', 'adaptive' or 'disabled'")
     unknown.note("thinking", thinking, _THINKING[kind])
     if thinking.get("display") not in (None, "summarized"):

@@ -48,7 +48,8 @@ def _parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
         if not isinstance(tool["description"], str):
             raise field.wrong(f"{path}.description", tool["description"], "a text")
         function["description"] = tool["description"]
-    function["parameters"] = field.mapping(f"{path}.input_schema", tool.get("input_schema"))
+    field.schema(f"{path}.input_schema", tool.get("input_schema"))
+    function["parameters"] = tool["input_schema"]
     if tool.get("strict") is not None:
         function["strict"] = field.boolean(f"{path}.strict", tool["strict"])
     return {"type": "function", "function": function}

@@ -85,6 +85,8 @@ class Grammars:
                 return self._enforced(dataclasses.replace(constraint, functions=json.dumps(loose)))
         except Unenforceable as error:
             raise _refused(constraint, str(error)) from None
+        except (TypeError, AttributeError, KeyError, ValueError):  # what a client calls a schema may be anything
+            raise _refused(constraint, "a keyword in it has a value of the wrong type") from None
 
     def _enforced(self, constraint: ToolConstraint) -> Grammar:
         lark = tool_lark(self._tokenizer, constraint)

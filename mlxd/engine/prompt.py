@@ -51,8 +51,11 @@ class PromptRenderer:
             ContextLengthExceeded: prompt + max_tokens is over the context.
         """
         check_sampling(request.sampling, self._facts.vocab_size)
-        kind, is_continuation = TextKind.CONTENT, not isinstance(request.prompt, ChatPrompt)
-        field = "prompt" if is_continuation else "messages"
+        kind = TextKind.CONTENT
+        is_chat = isinstance(request.prompt, ChatPrompt)
+        # The answer to a chat begins anew, but where the last message is its beginning.
+        is_continuation = not isinstance(request.prompt, ChatPrompt) or request.prompt.continues
+        field = "messages" if is_chat else "prompt"
         match request.prompt:
             case ChatPrompt():
                 text = self._render(request.prompt)

@@ -273,7 +273,7 @@ class TextModel:
     def _hand_on(self, leader: Row, cache: list[Any]) -> None:
         """Let those in that waited for the KV of *leader*'s prompt, all but its last token; merging copies it."""
         for row in self._rows.held_by(leader):
-            if leader.is_scored:
+            if leader.is_scored and not row.is_scored:
                 self._post_scores(row, leader.prompt_logprobs)
             self._insert(row, cache, len(row.tokens) - 1)
             row.cached_tokens = leader.cached_tokens

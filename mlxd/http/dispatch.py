@@ -107,7 +107,7 @@ async def _answer_here(request: web.Request, surface: Surface, local: Local, dec
     exchange = request[EXCHANGE]
     try:
         async with asyncio.timeout(limit_s) as limit:
-            exchange.on_first_token = lambda: limit.reschedule(None)
+            exchange.on_first_token = lambda: None if limit.expired() else limit.reschedule(None)
             return await surface.answer(request, local)
     except TimeoutError:
         if not limit.expired():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,7 +34,7 @@ def completion_logprobs(entries: Iterable[TokenLogprob], offset: int = 0) -> dic
         offset: where the first token stands in the choice's text, in characters.
     """
     tokens, token_logprobs, tops, offsets = [], [], [], []
-    raw = b""
+    decoder = codecs.getincrementaldecoder("utf-8")("ignore")
     for entry in entries:
         tokens.append(_completion_token(entry.raw))
         token_logprobs.append(entry.logprob)
@@ -41,8 +42,8 @@ def completion_logprobs(entries: Iterable[TokenLogprob], offset: int = 0) -> dic
         if entry.logprob is not None:
             top.setdefault(_completion_token(entry.raw), entry.logprob)
         tops.append(None if entry.logprob is None else top)
-        offsets.append(offset + len(raw.decode(errors="ignore")))
-        raw += entry.raw
+        offsets.append(offset)
+        offset += len(decoder.decode(entry.raw))
     return {"tokens": tokens, "token_logprobs": token_logprobs, "top_logprobs": tops, "text_offset": offsets}
 
 

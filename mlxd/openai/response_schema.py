@@ -225,7 +225,7 @@ def _repeated(values: Mapping[str, Any], request: GenerationRequest) -> dict[str
         "service_tier": "default",
     }
     try:
-        orjson.dumps(repeated)
+        orjson.dumps({"response": repeated})  # as the events have it
     except orjson.JSONEncodeError:  # it writes 254 levels and reads 1024
         raise InvalidRequest("a schema in the body is nested too deep to be repeated in the response") from None
     return repeated

@@ -42,7 +42,8 @@ def parse_function(path: str, function: Any, unknown: UnknownFields) -> dict[str
     parameters = function.get("parameters")
     parsed["parameters"] = {"type": "object", "properties": {}}
     if parameters is not None:
-        parsed["parameters"] = field.mapping(f"{path}.parameters", parameters)
+        field.schema(f"{path}.parameters", parameters)
+        parsed["parameters"] = parameters
     if function.get("strict") is not None:
         parsed["strict"] = field.boolean(f"{path}.strict", function["strict"])
     return parsed
@@ -78,7 +79,7 @@ def _parse_choice(value: Any) -> Choice:
         case "allowed_tools":
             allowed = field.mapping("tool_choice.allowed_tools", value.get("allowed_tools"))
             mode = allowed.get("mode")
-            if mode not in {"auto", "required"}:
+            if mode not in ("auto", "required"):
                 raise field.wrong("tool_choice.allowed_tools.mode", mode, "'auto' or 'required'")
             listed = field.sequence("tool_choice.allowed_tools.tools", allowed.get("tools"))
             return Choice(mode, tuple(_allowed_name(place, tool) for place, tool in enumerate(listed)))

@@ -94,7 +94,12 @@ class Runner:
         if isinstance(event, Delta):
             self._count(sequence, event.completion_tokens)
             sequence.events.put(event)
-        elif isinstance(event, PromptScored | Embedded):
+        elif isinstance(event, PromptScored):
+            # A second attempt scores it again; its reader has that.
+            if not sequence.is_scored:
+                sequence.is_scored = True
+                sequence.events.put(event)
+        elif isinstance(event, Embedded):
             sequence.events.put(event)
         elif isinstance(event, Prefilling):
             # A resumed sequence prefills again; its reader is past that.

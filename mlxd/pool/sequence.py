@@ -116,6 +116,7 @@ class Sequence:
     completion_tokens: int = 0  # as the engine has told
     granted_tokens: int = 0  # what the ledger holds for it; 0 when the device holds nothing
     wanted_tokens: int | None = None  # asked for by KvLow and not granted yet
+    is_scored: bool = False  # its reader has the logprobs of the prompt
     is_fresh: bool = True  # in its first pump: it may still start on a model that drains
     waits_for_slot: bool = False  # else for memory
     is_second_try: bool = False  # it ran out of memory before it had answered anything, and begins once more

@@ -152,6 +152,8 @@ def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, kwargs: Any
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice", "invalid_request"),
         ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type", "invalid_request"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_request"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "invalid_request"),
+        ({"thinking": {"type": []}}, "thinking.type", "invalid_request"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_request"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},

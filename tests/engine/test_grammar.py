@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, PreparedPrompt, SamplingParams, TextKind, TextPrompt
-from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint
+from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
 from mlxd.engine.grammar import Grammar
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import InvalidRequest
@@ -203,3 +203,13 @@ def test_spent_thinking_budget_ends_the_thinking(write_model: WriteModel) -> Non
 
     assert len(sequence.text(TextKind.REASONING)) == 7
     assert len(sequence.text()) == 60 - 7 - 1  # the closing tag is a token
+
+
+@pytest.mark.parametrize("wrong", [{"required": 5}, {"required": [{}]}, {"properties": 5}, {"anyOf": 5}], ids=str)
+def test_malformed_tool_schema_is_refused(write_model: WriteModel, wrong: Any) -> None:
+    """Whatever a client calls a schema: a 400, and no failure of ours."""
+    stepped = SteppedModel(load_now(write_model(tools=True)))
+    parameters = {"type": "object", "properties": {"a": {"type": "string"}}} | wrong
+    functions = json.dumps([{"name": "f", "parameters": parameters, "strict": True}])
+    with pytest.raises(InvalidRequest):
+        bound(stepped, ToolConstraint(functions, True, True, "tool_choice"))

@@ -187,3 +187,10 @@ def test_max_tokens_below_one_is_refused(renderer: PromptRenderer) -> None:
     """0 is a value, and not one that can be done."""
     with pytest.raises(InvalidRequest, match="least is 1"):
         renderer.prepare(GenerationRequest(TextPrompt("Hi"), max_tokens=0))
+
+
+def test_answer_that_is_gone_on_with_is_a_continuation(renderer: PromptRenderer) -> None:
+    """Its leading space belongs to it: nothing may be stripped from what follows the client's own words."""
+    begun = ChatPrompt((*CHAT.messages, {"role": "assistant", "content": "So"}), continues=True)
+    assert renderer.prepare(GenerationRequest(begun)).is_continuation
+    assert not renderer.prepare(GenerationRequest(CHAT)).is_continuation

@@ -13,6 +13,9 @@ from mlxd.engine.tool import ToolUse
 from mlxd.openai.schema import parse_chat
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
+DEEP: dict[str, Any] = {}
+for _ in range(300):
+    DEEP = {"items": DEEP}
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -107,6 +110,14 @@ def test_a_document_may_stand_in_place_of_calls() -> None:
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+        (
+            {
+                "tools": [tool()],
+                "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": ["auto"], "tools": [tool()]}},
+            },
+            "tool_choice.allowed_tools.mode",
+        ),
+        ({"tools": [tool(parameters=DEEP)]}, "tools[0].function.parameters"),
     ],
 )
 def test_what_is_malformed_is_named(fields: dict[str, Any], param: str) -> None:
