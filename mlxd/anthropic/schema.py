@@ -50,6 +50,7 @@ MESSAGES: Table = {
     "metadata": Habit(),
     "service_tier": Habit(),
 }
+_FORMAT_KNOWN = frozenset({"type", "schema"})
 _OUTPUT_CONFIG: Table = {
     "effort": Works(field.word("low", "medium", "high", "xhigh", "max")),
     "format": Works(field.mapping),
@@ -92,7 +93,7 @@ def parse_count_body(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
 
 def _request(values: Mapping[str, Any], unknown: UnknownFields) -> GenerationRequest:
     output = read(_OUTPUT_CONFIG, values.get("output_config", {}), unknown, "output_config")
-    answer = None if "format" not in output else _answer_format(output["format"])
+    answer = None if "format" not in output else _answer_format(output["format"], unknown)
     rules = parse_tools(values, unknown, answer)
     messages = (*parse_system(values.get("system"), unknown), *parse_messages(values["messages"], unknown))
     kwargs, budget_tokens = _thinking(values, unknown)
@@ -107,9 +108,10 @@ def _request(values: Mapping[str, Any], unknown: UnknownFields) -> GenerationReq
     )
 
 
-def _answer_format(value: Mapping[str, Any]) -> JsonConstraint:
+def _answer_format(value: Mapping[str, Any], unknown: UnknownFields) -> JsonConstraint:
     if value.get("type") != "json_schema":
         raise field.wrong("output_config.format.type", value.get("type"), "'json_schema'")
+    unknown.note("output_config.format", value, _FORMAT_KNOWN)
     schema = field.schema("output_config.format.schema", value.get("schema"))
     return JsonConstraint(schema, "output_config.format")
 

@@ -15,6 +15,7 @@ from mlxd.protocol.quote import shown
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _KNOWN = frozenset({"role", "content", "name"})
 _TOOL_KNOWN = _KNOWN | {"tool_call_id"}
+_FUNCTION_KNOWN = frozenset({"name", "arguments"})
 _CALL_KNOWN = frozenset({"id", "type", "function", "index"})
 # What SDKs send back of an earlier answer.
 _ASSISTANT_KNOWN = _KNOWN | {"reasoning_content", "refusal", "audio", "function_call", "tool_calls", "annotations"}
@@ -78,6 +79,7 @@ def _call(path: str, call: Any, unknown: UnknownFields) -> dict[str, Any]:
     if kind != "function":
         raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
     function = field.mapping(f"{path}.function", call.get("function"))
+    unknown.note(f"{path}.function", function, _FUNCTION_KNOWN)
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
         raise field.wrong(f"{path}.function.arguments", arguments, "a text that holds a JSON object")

@@ -16,6 +16,9 @@ from mlxd.protocol.quote import shown
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TOOL_KNOWN = frozenset({"type", "function"})
 _FUNCTION_KNOWN = frozenset({"name", "description", "parameters", "strict"})
+_NAMED_KNOWN = frozenset({"name"})
+_ALLOWED_KNOWN = frozenset({"type", "allowed_tools"})
+_ALLOWED_TOOLS_KNOWN = frozenset({"mode", "tools"})
 _MODES = frozenset({"none", "auto", "required"})
 
 
@@ -62,11 +65,11 @@ def parse_tools(values: Mapping[str, Any], unknown: UnknownFields, answer: JsonC
         InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
     """
     tools = tuple(parse_tool(f"tools[{place}]", tool, unknown) for place, tool in enumerate(values.get("tools", ())))
-    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"))
+    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), unknown)
     return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
 
 
-def _parse_choice(value: Any) -> Choice:
+def _parse_choice(value: Any, unknown: UnknownFields) -> Choice:
     if isinstance(value, str) and value in _MODES:
         return Choice(value)
     expected = "'none', 'auto', 'required', or an object that names a function"
@@ -74,10 +77,14 @@ def _parse_choice(value: Any) -> Choice:
         raise field.wrong("tool_choice", value, expected)
     match value.get("type"):
         case "function":
+            unknown.note("tool_choice", value, _TOOL_KNOWN)
             function = field.mapping("tool_choice.function", value.get("function"))
+            unknown.note("tool_choice.function", function, _NAMED_KNOWN)
             return Choice("required", (field.text("tool_choice.function.name", function.get("name")),))
         case "allowed_tools":
+            unknown.note("tool_choice", value, _ALLOWED_KNOWN)
             allowed = field.mapping("tool_choice.allowed_tools", value.get("allowed_tools"))
+            unknown.note("tool_choice.allowed_tools", allowed, _ALLOWED_TOOLS_KNOWN)
             mode = allowed.get("mode")
             if mode not in ("auto", "required"):
                 raise field.wrong("tool_choice.allowed_tools.mode", mode, "'auto' or 'required'")

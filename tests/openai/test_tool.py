@@ -132,3 +132,10 @@ def test_tools_that_only_a_cloud_has_are_refused(kind: str) -> None:
     """A tool that is no function is a 400 that names it."""
     with pytest.raises(UnsupportedParameter, match=kind):
         rules(tools=[{"type": kind}])
+
+
+def test_unknown_members_of_a_choice_are_named() -> None:
+    """Nothing is dropped in silence, however deep it stands."""
+    choice = {"type": "function", "function": {"name": "weather", "x": 1}, "y": 2}
+    body = {"model": "m", "messages": HI, "tools": [tool()], "tool_choice": choice}
+    assert parse_chat(body, reject_unknown=False).ignored == ("tool_choice.y", "tool_choice.function.x")
