@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 
 import mlxd
+from mlxd.cloud import mask
 from mlxd.cloud.protocol import Protocol, Usage
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import CloudRoute
@@ -21,13 +22,14 @@ from mlxd.protocol.errors import AuthFailed, StreamInterrupted, UpstreamError, U
 
 _MAX_BODY_BYTES = 64 << 20
 _SHOWN_CHARACTERS = 300
-_MASK = b"[the provider's key]"
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 # Shorter than the keep-alive of common servers (5 s): a connection that they close just then would fail a request.
 _IDLE_CONNECTION_S = 4
 # How long the end of a connection's answer may take after the end of a stream.
 _DRAIN_S = 0.5
+# More than a day is no pause; digits without end would be infinity.
+_MOST_RETRY_S = 86_400.0
 # The key was refused, or the account behind it is empty.
 REFUSED_KEY = frozenset({401, 402, 403})
 
@@ -122,7 +124,7 @@ class Reply:
     def retry_after_s(self) -> float | None:
         """What the upstream says of when to come back."""
         value = self._response.headers.get("Retry-After", "")
-        return float(value) if value.isdecimal() else None
+        return min(float(value), _MOST_RETRY_S) if value.isdecimal() else None
 
     def failure(self, body: bytes) -> UpstreamError | AuthFailed:
         """Return the error that an answer without success is, in the upstream's words where it has any.
@@ -139,19 +141,21 @@ class Reply:
         parsed = parse(body)
         words = self._protocol.error_of(parsed) if parsed is not None else None
         if words is None:
-            words = body[:_SHOWN_CHARACTERS].decode(errors="replace").strip()
-        words = words[:_SHOWN_CHARACTERS]
-        if self._secret is not None and self._secret in words:
-            words = ""
+            words = body.decode(errors="replace").strip()
+        words = self._shown(words)
         data: dict[str, Any] = {"target": target}
         if self.status >= 400:  # a redirect is not followed, and is no answer
             data["status"] = self.status
         message = f"{target} answered with status {self.status}" + (f": {words}" if words else "")
         return UpstreamError(message, data=data, retry_after_s=self.retry_after_s)
 
+    def _shown(self, words: str) -> str:
+        """Return the beginning of an upstream's words, or nothing where any part of them repeats the key."""
+        return "" if mask.holds(words.encode(errors="replace"), self._secret) else words[:_SHOWN_CHARACTERS]
+
     def is_envelope(self, body: bytes) -> bool:
         """Tell whether an error's body may go to the client as it is: in the protocol's shape, and without the key."""
-        if self._secret is not None and self._secret.encode() in body:
+        if mask.holds(body, self._secret):
             return False
         return self._protocol.error_of(parse(body)) is not None
 
@@ -175,8 +179,7 @@ class Reply:
                 raise UpstreamError(f"{self._route.target} answered with something that is no JSON object")
             self.usage = self._protocol.usage_of(parsed, None)
             self.is_whole = True
-            if self._secret is not None:
-                body = body.replace(self._secret.encode(), _MASK)
+            return mask.masked(bytes(body), self._secret)
         return bytes(body)
 
     async def events(self) -> AsyncIterator[list[tuple[Event, dict[str, Any] | None]]]:
@@ -206,10 +209,9 @@ class Reply:
 
     def _masked(self, event: Event) -> Event:
         """Return *event* without our key, which an upstream may repeat in its errors."""
-        if self._secret is None or self._secret.encode() not in event.raw:
+        if not mask.holds(event.raw, self._secret):
             return event
-        key = self._secret.encode()
-        return Event(event.raw.replace(key, _MASK), event.name, event.data.replace(key, _MASK))
+        return Event(mask.masked(event.raw, self._secret), event.name, mask.masked(event.data, self._secret))
 
     async def _drain(self) -> None:
         """Read what comes after a stream's last event, so that the connection serves again; it is not waited for."""
@@ -227,10 +229,11 @@ class Reply:
         words = self._protocol.error_of(parsed)
         if words is not None and not self._is_answering:
             raise UpstreamError(
-                f"{self._route.target} answered with an error: {words[:_SHOWN_CHARACTERS]}",
+                f"{self._route.target} answered with an error: {self._shown(words)}",
                 data={"target": self._route.target},
             )
-        self.failed = words
+        if self.failed is None:
+            self.failed = words
         self.usage = self._protocol.usage_of(parsed, self.usage)
         self._is_answering = self._is_answering or self._protocol.has_content(parsed)
         return parsed

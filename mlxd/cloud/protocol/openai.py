@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.protocol.base import Usage, whole
+from mlxd.cloud.protocol.base import Usage, parse, whole
 from mlxd.cloud.sse import Event
 
 _SAYING = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
@@ -33,7 +33,10 @@ class OpenAI:
 
     def is_end(self, event: Event) -> bool:
         """`[DONE]`, the last event of a response, or an error."""
-        return event.data == b"[DONE]" or event.name in _LAST or event.data.startswith((b'{"error"', b'{ "error"'))
+        if event.data == b"[DONE]" or event.name in _LAST:
+            return True
+        # Many chunks say that there is no error: `"error": null`.
+        return b'"error"' in event.data and self.error_of(parse(event.data)) is not None
 
     def error_of(self, body: Any) -> str | None:
         """The message in `error`, which a failed response and an error among its events have elsewhere."""

@@ -1,0 +1,88 @@
+"""What is made of an upstream's answer: its words without the key, its end, its errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mlxd.cloud.connection import Reply
+from mlxd.cloud.protocol.openai import OpenAI
+from mlxd.cloud.router import CloudRoute
+from mlxd.protocol.settings import ProviderSettings, TimeoutSettings
+
+KEY = 'sk/far"0123456789'
+ESCAPED = [json.dumps(KEY)[1:-1], json.dumps(KEY)[1:-1].replace("/", "\\/")]
+
+
+class Body:
+    """The rest of an answer, which came in chunks."""
+
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks = list(chunks)
+
+    async def readany(self) -> bytes:
+        return self._chunks.pop(0) if self._chunks else b""
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        while self._chunks:
+            yield self._chunks.pop(0)
+
+
+def reply(*chunks: bytes, status: int = 200, kind: str = "application/json", **headers: str) -> Reply:
+    """Return the reply of an upstream that was sent `KEY`."""
+    response = SimpleNamespace(status=status, content_type=kind, headers=headers, content=Body(*chunks))
+    provider = ProviderSettings("openai", "http://far/v1", None, TimeoutSettings(5, 45, 60, 900))
+    return Reply(cast("Any", response), CloudRoute("r", "one", provider, "a"), OpenAI(), _NOW_S, KEY)
+
+
+_NOW_S = 1e12  # the loop's clock never comes near its timeouts
+
+
+async def said(answer: Reply) -> bytes:
+    """Return a stream's events as they are passed on."""
+    return b"".join([event.raw async for group in answer.events() for event, _ in group])
+
+
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_key_across_the_cut_of_an_errors_words_is_not_told(is_json: bool) -> None:
+    """No part of it stands in the message."""
+    words = "x" * 295 + KEY
+    body = json.dumps({"error": {"message": words}}).encode() if is_json else words.encode()
+    assert "sk/" not in reply(status=500).failure(body).message
+
+
+@pytest.mark.parametrize("form", ESCAPED)
+async def test_a_key_that_json_has_escaped_is_found(form: str) -> None:
+    """In an error's body, a whole answer and an event alike."""
+    secret = form.encode()
+    assert not reply(status=400).is_envelope(b'{"error":{"message":"%b"}}' % secret)
+    assert b"0123456789" not in await reply(b'{"choices":["%b"]}' % secret).read()
+    chunk = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\ndata: [DONE]\n\n' % secret
+    assert b"0123456789" not in await said(reply(chunk))
+
+
+async def test_an_error_that_is_null_does_not_end_a_stream() -> None:
+    """The rest of it is passed on; a stream that breaks off after an error that is one is whole."""
+    chunk = b'data: {"error":null,"choices":[{"delta":{"content":"%b"}}]}\n\n'
+    pieces = [chunk % b"Hel", chunk % b"lo", b"data: [DONE]\n\n"]
+    assert await said(reply(*pieces)) == b"".join(pieces)
+    failed = [chunk % b"Hel", b'data: {"id":"x","error":{"message":"boom"}}\n\n']
+    assert await said(reply(*failed)) == b"".join(failed)
+
+
+async def test_the_first_error_of_a_stream_is_the_one_that_is_told() -> None:
+    """What comes after it does not take it back."""
+    chunk = b'data: {"choices":[{"delta":{"content":"Hel"}}]}\n\n'
+    answer = reply(chunk, b'data: {"error":{"message":"boom"}}\n\n' + chunk)
+    await said(answer)
+    assert answer.failed == "boom"
+
+
+def test_a_pause_without_end_is_a_day() -> None:
+    """Digits that no number holds are not infinity."""
+    assert reply(status=429, **{"Retry-After": "9" * 5000}).retry_after_s == 86_400
+    assert reply(status=429, **{"Retry-After": "3"}).retry_after_s == 3
