@@ -83,6 +83,7 @@ class Writer:
         self._identity: tuple[int, int] | None = None
         self._pause_s = retry_s[0]
         self._kept_s = 0.0
+        self._committed = 0  # rows of the round's batch that are in the file, whatever went wrong after them
         self._unchecked_rows = 0
         self._has_more_to_delete = True
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
@@ -158,11 +159,11 @@ class Writer:
             batch, is_last = self._next_batch()
             error = self._work(batch)
             with self._changed:
+                self._written += self._committed
                 if error is None:
-                    self._written += len(batch)
                     self._problem, self._pause_s = None, self._retry_s[0]
                 else:
-                    self._keep_for_later(batch, error)
+                    self._keep_for_later(batch[self._committed :], error)
                 self._rounds += 1
                 self._under_way = None
                 self._changed.notify_all()
@@ -196,6 +197,7 @@ class Writer:
 
     def _work(self, batch: list[Record], *, is_anew: bool = False) -> str | None:
         """Write the rows and look after what is kept; return what went wrong, in words."""
+        self._committed = 0
         is_checking, self._is_checking = self._is_checking, False
         if is_checking:
             self._disconnect()  # this one may have in its cache what is broken on the disk
@@ -205,6 +207,7 @@ class Writer:
                 raise _broken()
             if batch:
                 self._write(connection, batch)
+                self._committed = len(batch)
             self._keep(connection, len(batch))
         except TooNewError as error:
             self._disconnect()
@@ -263,11 +266,15 @@ class Writer:
         self._kept_s, self._unchecked_rows = now_s, 0
         with self._changed:
             limits, self._has_more_to_delete = self._limits, False
-        has_more = retention.step(connection, limits, int(self._now() * 1000))
-        size_bytes = retention.file_bytes(connection)
-        with self._changed:
-            self._has_more_to_delete |= has_more
-            self._size_bytes = size_bytes
+        has_more = True  # what could not be deleted is tried again
+        size_bytes = self._size_bytes
+        try:
+            has_more = retention.step(connection, limits, int(self._now() * 1000))
+            size_bytes = retention.file_bytes(connection)
+        finally:
+            with self._changed:
+                self._has_more_to_delete |= has_more
+                self._size_bytes = size_bytes
 
     def _move_aside(self, error: sqlite3.Error) -> str | None:
         """Put the file away, so that a new one can be begun; return why it could not be."""

@@ -112,9 +112,8 @@ class Budget:
         cost = reservation.micro_usd
         if usage is not None:
             cost = 0 if reservation.price is None else _cost(reservation.price, *usage)
-        if self.today.date == reservation.date:
-            self.today.spent += cost
-            self._write()
+        self.today.spent += cost  # also what was reserved yesterday: it is on some day's bill
+        self._write()
         return cost
 
     def cancel(self, reservation: Reservation) -> None:

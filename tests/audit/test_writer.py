@@ -268,3 +268,17 @@ def test_a_killed_process_loses_the_last_batch_at_most(tmp_path: Path) -> None:
     kept = ask(path, "SELECT count(*) FROM requests WHERE request <> 'r--1'")[0][0]
     assert told <= kept <= told + 200
     assert os.path.exists(path)  # noqa: PTH110
+
+
+def test_rows_are_written_once_when_old_ones_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure is shown and tried again, but what was committed is not put back."""
+    path = tmp_path / "audit.db"
+    with writing(path) as writer:
+        monkeypatch.setattr("mlxd.audit.retention.step", _raise(sqlite3.OperationalError("disk I/O error")))
+        writer.put(row(1))
+        assert not writer.flush(WAIT_S)
+        assert (writer.state.problem, writer.state.written) == ("audit.db: disk I/O error", 1)
+        monkeypatch.undo()
+        assert writer.flush(WAIT_S)
+        assert (writer.state.problem, writer.state.written, writer.state.dropped) == (None, 1, 0)
+    assert ask(path, "SELECT request FROM requests") == [("r-1",)]

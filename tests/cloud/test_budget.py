@@ -48,7 +48,7 @@ def test_what_was_never_sent_is_taken_back() -> None:
 
 
 def test_a_restart_does_not_begin_the_day_anew(tmp_path: Path) -> None:
-    """The sums are read from the file; the next day (UTC) begins with nothing, also for what ran over midnight."""
+    """The sums are read from the file; the next day (UTC) begins with nothing, and pays for what ran over midnight."""
     now_s, path = [NOON_S], tmp_path / "cloud-day.json"
     budget = Budget(path, lambda: now_s[0])
     budget.settle(budget.reserve(ONE_USD, PRICE, "p/m", 400_000, 100_000), None)
@@ -59,7 +59,7 @@ def test_a_restart_does_not_begin_the_day_anew(tmp_path: Path) -> None:
     over_midnight = again.reserve(ONE_USD, PRICE, "p/m", 1, 1)
     now_s[0] += DAY_S
     again.settle(over_midnight, None)
-    assert (again.reserved, again.today.spent, again.today.requests) == (0, 0, 0)
+    assert (again.reserved, again.today.spent, again.today.requests) == (0, 3, 0)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"date": 1}', '{"date": "x", "spent": "much", "requests": 1}'])
