@@ -21,6 +21,10 @@ from mlxd.protocol.settings import HttpSettings
 _IDLE_S = 600.0
 
 
+# A client that takes nothing of an answer for this long is gone for good.
+STALLED_S = 60.0
+
+
 class Door:
     """All connections of a server."""
 
@@ -55,6 +59,7 @@ class Caller(asyncio.Protocol):
         self._door = door
         self._stage = _Stage.TURNED_AWAY
         self._timer: Timer | None = None
+        self._stall: Timer | None = None  # runs while the client takes nothing of what is sent to it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Let it in, or say that there are too many."""
@@ -106,12 +111,14 @@ class Caller(asyncio.Protocol):
         return self._inner.eof_received()
 
     def pause_writing(self) -> None:
-        """Pass it on."""
+        """Pass it on; a client that takes nothing for long is cut off, so that it holds nothing for ever."""
+        self._stall = self._door.clock.call_later(STALLED_S, self._transport.abort)
         if self._stage is not _Stage.TURNED_AWAY:
             self._inner.pause_writing()
 
     def resume_writing(self) -> None:
         """Pass it on."""
+        self._stop_stall()
         if self._stage is not _Stage.TURNED_AWAY:
             self._inner.resume_writing()
 
@@ -119,6 +126,7 @@ class Caller(asyncio.Protocol):
         """Make room for another."""
         self._door.connections -= 1
         self._stop_timer()
+        self._stop_stall()
         if self._stage is not _Stage.TURNED_AWAY:
             self._inner.connection_lost(exc)
 
@@ -134,6 +142,11 @@ class Caller(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -19,8 +19,6 @@ from mlxd.pool.clock import Timer
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
-# A client that takes nothing for this long is cut off, so that it does not hold a model for ever.
-STALLED_S = 60.0
 
 
 class EventStream:
@@ -88,36 +86,18 @@ class EventStream:
             self._request[EXCHANGE].error = error
             await self.send(errors.event(error, self._request))
         finally:
-            # Not before: whoever reads nothing does not read this either.
             if self._timer is not None:
                 self._timer.cancel()
-            self._watch_rest()
         return True
-
-    def _watch_rest(self) -> None:
-        """Cut a client off that never takes the rest: the server would wait for it before it closes the connection."""
-        transport = self._request.transport
-        if transport is None or transport.get_write_buffer_size() == 0:
-            return
-
-        def look() -> None:
-            if transport.get_write_buffer_size() > 0:
-                transport.abort()
-
-        self._clock.call_later(STALLED_S, look)
 
     def _on_timer(self) -> None:
         idle_s = self._clock.now() - self._last_s
         wait_s = self._keepalive_s
-        if self._is_writing:
-            if idle_s >= STALLED_S and self._request.transport is not None:
-                _log.warning("request %s: the client reads nothing, cut off", self._request[EXCHANGE].request_id)
-                self._request.transport.abort()  # the handler is cancelled by it
-                return
-        elif idle_s >= self._keepalive_s:
-            self._comment = asyncio.create_task(self._send_comment())
-        else:
-            wait_s -= idle_s
+        if not self._is_writing:  # else the client has yet to take what is on its way
+            if idle_s >= self._keepalive_s:
+                self._comment = asyncio.create_task(self._send_comment())
+            else:
+                wait_s -= idle_s
         self._timer = self._clock.call_later(wait_s, self._on_timer)
 
     async def _send_comment(self) -> None:

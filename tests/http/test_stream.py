@@ -11,21 +11,25 @@ from tests.support.clock import FakeClock
 from tests.support.http_server import serving
 from tests.support.scripted_pool import ScriptedPool, say
 
-BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True})
 # Over what sockets and buffers take for a client that does not read.
 LONG = "x" * 50_000_000
 
 
-@pytest.mark.parametrize("is_cancelled", [False, True], ids=["an answer", "the error that ends it"])
-async def test_a_client_that_reads_nothing_is_cut_off(is_cancelled: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_stream", "is_cancelled"),
+    [(True, False), (True, True), (False, False)],
+    ids=["a stream", "the error that ends it", "a whole answer"],
+)
+async def test_a_client_that_reads_nothing_is_cut_off(is_stream: bool, is_cancelled: bool) -> None:
     """Neither an answer nor the error after it waits for such a client for ever: its connection goes."""
     clock = FakeClock()
-    async with serving(ScriptedPool(say("a", LONG)), clock=clock) as served:
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": is_stream}).encode()
+    async with serving(ScriptedPool(say("a", LONG)), socket_clock=clock) as served:
         host, _, port = served.url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY.encode())
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         await reader.readuntil(b"\r\n\r\n")
         if is_cancelled:
