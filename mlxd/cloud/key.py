@@ -77,7 +77,11 @@ class Keys:
             kept = KeptKey(name, _keychain_reference(name))
         else:
             self._write(name, f"{secret}\n".encode())
-            self._forget_keychain(name)
+            try:
+                self._forget_keychain(name)
+            except CommitFailed:
+                self._unlink(name)  # one key of a name, not two
+                raise
             kept = KeptKey(name, self._file_reference(name))
 
         def take_back() -> None:
@@ -198,8 +202,22 @@ def _read_keychain(name: str) -> str | None:
 
 
 def _delete_keychain(name: str) -> None:
+    """Delete a key that may be gone already.
+
+    Raises:
+        CommitFailed: it is still there, as far as anybody knows.
+    """
     import keyring
     import keyring.errors
 
-    with contextlib.suppress(keyring.errors.KeyringError):
-        keyring.delete_password(SERVICE, name)
+    try:
+        try:
+            keyring.delete_password(SERVICE, name)
+        except keyring.errors.PasswordDeleteError:
+            if keyring.get_password(SERVICE, name) is not None:
+                raise
+    except keyring.errors.KeyringError as error:
+        raise CommitFailed(
+            f"the key {name!r} cannot be deleted from the keychain: {type(error).__name__}",
+            hint="unlock the keychain and try again",
+        ) from None

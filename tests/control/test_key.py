@@ -51,6 +51,23 @@ async def test_a_key_is_kept_in_the_keychain_where_there_is_one(plane: Plane, cl
         assert keychain.entries == {}
 
 
+@pytest.mark.parametrize(("verb", "params"), [("key.remove", {"force": True}), ("key.set", {"secret": SECRET})])
+async def test_a_key_that_a_locked_keychain_holds_is_not_forgotten(
+    plane: Plane, client: Client, verb: str, params: dict[str, Any]
+) -> None:
+    """It would stay in there unknown to anybody: nothing changes, and the error says why."""
+    with memory_keychain() as keychain:
+        await client.ask("key.set", name="p", secret=SECRET)
+        keychain.is_locked = True
+        error = await client.refused(verb, name="p", **params)
+        assert (error["code"], "KeyringLocked" in error["msg"]) == ("config.commit_failed", True)
+        assert [path.name for path in plane.home.secrets.iterdir()] == ["p.keychain"]
+        keychain.is_locked = False
+        keychain.entries.clear()
+        await client.ask("key.remove", name="p", force=True)
+        assert list(plane.home.secrets.iterdir()) == []
+
+
 async def test_a_key_in_use_is_not_removed(plane: Plane, client: Client) -> None:
     """Its users are named; by force it goes, and what that means is a problem that status shows."""
     await add_provider(client)
