@@ -28,6 +28,8 @@ _EVENTS = "text/event-stream"
 _IDLE_CONNECTION_S = 4
 # How long the end of a connection's answer may take after the end of a stream.
 _DRAIN_S = 0.5
+# What an answer has, be it that of a response which has failed; an error alone has none of them.
+_ANSWERING = ("id", "choices", "content", "output", "data")
 # More than a day is no pause; digits without end would be infinity.
 _MOST_RETRY_S = 86_400.0
 # The key was refused, or the account behind it is empty.
@@ -153,6 +155,11 @@ class Reply:
         """Return the beginning of an upstream's words, or nothing where any part of them repeats the key."""
         return "" if mask.holds(words.encode(errors="replace"), self._secret) else words[:_SHOWN_CHARACTERS]
 
+    def _error(self, words: str) -> UpstreamError:
+        """Return the error that stands in an answer with a status of success."""
+        target = self._route.target
+        return UpstreamError(f"{target} answered with an error: {self._shown(words)}", data={"target": target})
+
     def is_envelope(self, body: bytes) -> bool:
         """Tell whether an error's body may go to the client as it is: in the protocol's shape, and without the key."""
         if mask.holds(body, self._secret):
@@ -164,7 +171,7 @@ class Reply:
 
         Raises:
             UpstreamTimeout: the answer took longer than the total.
-            UpstreamError, UpstreamUnreachable: it broke off, is larger than any answer, or is no JSON.
+            UpstreamError, UpstreamUnreachable: it broke off, is larger than any answer, no JSON, or an error.
         """
         body = bytearray()
         with _mapped(self._route):
@@ -177,6 +184,9 @@ class Reply:
             parsed = parse(bytes(body))
             if parsed is None:
                 raise UpstreamError(f"{self._route.target} answered with something that is no JSON object")
+            words = self._protocol.error_of(parsed)
+            if words is not None and not any(parsed.get(name) for name in _ANSWERING):
+                raise self._error(words)
             self.usage = self._protocol.usage_of(parsed, None)
             self.is_whole = True
             return mask.masked(bytes(body), self._secret)
@@ -228,10 +238,7 @@ class Reply:
             return None
         words = self._protocol.error_of(parsed)
         if words is not None and not self._is_answering:
-            raise UpstreamError(
-                f"{self._route.target} answered with an error: {self._shown(words)}",
-                data={"target": self._route.target},
-            )
+            raise self._error(words)
         if self.failed is None:
             self.failed = words
         self.usage = self._protocol.usage_of(parsed, self.usage)

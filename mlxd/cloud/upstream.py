@@ -44,6 +44,8 @@ _SHORT_RETRY_S = 2.0
 # Assumed for an answer whose client set no bound.
 _ASSUMED_TOKENS = 4096
 _BYTES_PER_TOKEN = 2
+# They are answered without a word of a model.
+_SILENT = frozenset({"embeddings", "messages/count_tokens", "responses/input_tokens"})
 
 Group = list[tuple[Event, dict[str, Any] | None]]
 
@@ -282,14 +284,9 @@ class Upstreams:
         return secret
 
     def _reserve(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> Reservation:
-        names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-        bound = max((whole(errand.body.get(name)) for name in names), default=0)
-        answers = max(1, whole(errand.body.get("n")), whole(errand.body.get("best_of")))
         prompt_tokens = len(errand.raw) // _BYTES_PER_TOKEN + 1
         price = cloud.prices.get(route.target)
-        return self.budget.reserve(
-            cloud.budget, price, route.target, prompt_tokens, (bound or _ASSUMED_TOKENS) * answers
-        )
+        return self.budget.reserve(cloud.budget, price, route.target, prompt_tokens, most_tokens(errand))
 
     def _settle(self, reservation: Reservation, reply: Reply | None, *, may_have_cost: bool) -> int:
         """Book what it has cost, and return it; all that was set aside where nobody counted, nothing for a refusal."""
@@ -308,6 +305,19 @@ class Upstreams:
             return False
         await self._sleep(pause_s)
         return True
+
+
+def most_tokens(errand: Errand) -> int:
+    """Return how long the answers to *errand* may be at most, all of them together."""
+    if errand.endpoint in _SILENT:
+        return 0
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    bound = max((whole(errand.body.get(name)) for name in names), default=0)
+    answers = max(1, whole(errand.body.get("n")), whole(errand.body.get("best_of")))
+    prompt = errand.body.get("prompt") if errand.endpoint == "completions" else None
+    # A list of numbers is one prompt.
+    prompts = sum(isinstance(each, str | list) for each in prompt) if isinstance(prompt, list) else 1
+    return (bound or _ASSUMED_TOKENS) * answers * max(1, prompts)
 
 
 def _ms(started_s: float) -> int:

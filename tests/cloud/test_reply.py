@@ -10,8 +10,11 @@ from typing import Any, cast
 import pytest
 
 from mlxd.cloud.connection import Reply
+from mlxd.cloud.errand import Errand
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
+from mlxd.cloud.upstream import most_tokens
+from mlxd.protocol.errors import UpstreamError
 from mlxd.protocol.settings import ProviderSettings, TimeoutSettings
 
 KEY = 'sk/far"0123456789'
@@ -86,3 +89,30 @@ def test_a_pause_without_end_is_a_day() -> None:
     """Digits that no number holds are not infinity."""
     assert reply(status=429, **{"Retry-After": "9" * 5000}).retry_after_s == 86_400
     assert reply(status=429, **{"Retry-After": "3"}).retry_after_s == 3
+
+
+async def test_an_error_with_a_status_of_success_is_an_error() -> None:
+    """So that the next target is asked, in words without the key; a response that has failed is an answer."""
+    words = json.dumps(f"overloaded, and your key is {KEY}").encode()
+    with pytest.raises(UpstreamError, match=r"one/a answered with an error: $"):
+        await reply(b'{"error":{"message":%b}}' % words).read()
+    failed = b'{"id":"r","object":"response","status":"failed","error":{"message":"boom"},"output":[]}'
+    assert await reply(failed).read() == failed
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "tokens"),
+    [
+        ("completions", {"prompt": ["a", "b", "c"], "n": 2}, 60),
+        ("completions", {"prompt": [[1, 2], [3]]}, 20),
+        ("completions", {"prompt": [1, 2, 3]}, 10),
+        ("completions", {"prompt": []}, 10),
+        ("chat/completions", {"prompt": ["a", "b"]}, 10),
+        ("embeddings", {"input": ["a"]}, 0),
+        ("messages/count_tokens", {}, 0),
+        ("responses/input_tokens", {}, 0),
+    ],
+)
+def test_all_answers_to_a_request_are_reserved(endpoint: str, body: dict[str, Any], tokens: int) -> None:
+    """One for each prompt and choice, and none where a model says nothing."""
+    assert most_tokens(Errand("openai", endpoint, b"", body | {"max_tokens": 10}, 1)) == tokens
