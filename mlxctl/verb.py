@@ -154,7 +154,10 @@ class Noun(_WithOptions, TyperGroup):
 
     def suggest(self, ctx: Context, typed: str) -> str | None:
         """Return the command that *typed* was probably meant to be."""
-        near = difflib.get_close_matches(typed, self.list_commands(ctx), n=1, cutoff=0.5)
+        verbs = self.list_commands(ctx)
+        # A verb that was cut short is meant before one that was mistyped.
+        begun = [verb for verb in verbs if typed and verb.startswith(typed)]
+        near = begun[:1] or difflib.get_close_matches(typed, verbs, n=1, cutoff=0.5)
         return f"{ctx.command_path} {near[0]}" if near else None
 
 
