@@ -35,6 +35,11 @@ class Dialogue(Terminal):
         self._position = found + len(wanted)
         return seen
 
+    def expect_more(self, count: int) -> None:
+        """Wait until more than *count* characters are written after the last match."""
+        while len(self.transcript) - self._position <= count:
+            self.read()
+
     def interrupt(self, wanted: str) -> None:
         """Press Ctrl-C until *wanted* is written.
 
