@@ -7,55 +7,16 @@ from typing import Any
 import pytest
 
 from mlxctl import view
-
-GB = 10**9
-
-
-def model(**more: Any) -> dict[str, Any]:
-    """Return one resident as the daemon sends it."""
-    return {
-        "id": "org/big",
-        "state": "ready",
-        "weights_bytes": 16 * GB,
-        "estimated": False,
-        "kv_bytes": GB,
-        "prompt_cache_bytes": 0,
-        "context_length": 32768,
-        "running": 0,
-        "paused": 0,
-        "waiting": 0,
-        "leases": 0,
-        "pinned": False,
-        "preload": False,
-        "keep_alive_s": 1800.0,
-        "expires_in_s": 1500.0,
-        "reason": None,
-        "load_done_bytes": 0,
-        "load_total_bytes": 0,
-        "last_error": None,
-        **more,
-    }
-
+from tests.support.status_document import GB, MEMORY, model_document
 
 MODELS = [
-    model(),
-    model(id="busy", running=2, paused=1, waiting=3, leases=3, pinned=True, expires_in_s=None),
-    model(id="coming", state="loading", load_done_bytes=GB, load_total_bytes=4 * GB, preload=True, kv_bytes=0),
-    model(id="broken", state="failed", last_error="no tokenizer", weights_bytes=0, kv_bytes=0),
-    model(id="going", state="draining", running=1, leases=1, reason="pool.memory was lowered"),
-    model(id="kept", expires_in_s=None, preload=True),
+    model_document(),
+    model_document(id="busy", running=2, paused=1, waiting=3, leases=3, pinned=True, expires_in_s=None),
+    model_document(id="coming", state="loading", load_done_bytes=GB, load_total_bytes=4 * GB, preload=True, kv_bytes=0),
+    model_document(id="broken", state="failed", last_error="no tokenizer", weights_bytes=0, kv_bytes=0),
+    model_document(id="going", state="draining", running=1, leases=1, reason="pool.memory was lowered"),
+    model_document(id="kept", expires_in_s=None, preload=True),
 ]
-MEMORY = {
-    "limit_bytes": 24 * GB,
-    "reserved_bytes": 18 * GB,
-    "weights_bytes": 16 * GB,
-    "kv_bytes": GB,
-    "prompt_cache_bytes": GB // 2,
-    "loading_bytes": 0,
-    "margin_bytes": GB // 2,
-    "pinned_bytes": 0,
-    "free_bytes": 6 * GB,
-}
 POOL = {"memory": MEMORY, "over_limit": None, "max_models": 2, "models": MODELS, "queue": [], "preload": []}
 WAIT = {"request_id": "req-9", "model": "coming", "waited_s": 75.0, "reason": "coming is loading: 25 %"}
 STATUS = [
@@ -223,6 +184,6 @@ def test_model_shows_all_that_is_known() -> None:
 
 def test_what_is_not_loaded_holds_nothing() -> None:
     """A model whose load failed has weights on the disk, not in memory."""
-    assert view.memory_bytes(model()) == 17 * GB
+    assert view.memory_bytes(model_document()) == 17 * GB
     for state in ("failed", "queued", "unloaded"):
-        assert view.memory_bytes(model(state=state)) == 0
+        assert view.memory_bytes(model_document(state=state)) == 0
