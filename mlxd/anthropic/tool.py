@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
-from mlxd.http.tool_rules import Choice, ToolRules, rules_of
+from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
@@ -40,14 +40,7 @@ def _parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
             f"{path}.type {shown(kind)} runs on Anthropic's servers and is not supported", param=f"{path}.type"
         )
     unknown.note(path, tool, _KNOWN)
-    name = field.text(f"{path}.name", tool.get("name"))
-    if not _NAME.fullmatch(name):
-        raise field.wrong(f"{path}.name", name, "1 to 128 letters, digits, underscores and dashes")
-    function: dict[str, Any] = {"name": name, "description": ""}
-    if tool.get("description") is not None:
-        if not isinstance(tool["description"], str):
-            raise field.wrong(f"{path}.description", tool["description"], "a text")
-        function["description"] = tool["description"]
+    function = named(path, tool, _NAME, "1 to 128 letters, digits, underscores and dashes")
     field.schema(f"{path}.input_schema", tool.get("input_schema"))
     function["parameters"] = tool["input_schema"]
     if tool.get("strict") is not None:

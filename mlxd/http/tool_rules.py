@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.engine.tool import ToolUse
+from mlxd.http import field
 from mlxd.protocol.errors import InvalidRequest
 
 _MAX_TOOLS = 128
@@ -27,6 +30,27 @@ class Choice:
 
     mode: str  # none, auto or required
     names: tuple[str, ...] | None = None
+
+
+def named(path: str, given: Mapping[str, Any], names: re.Pattern[str], allowed: str) -> dict[str, Any]:
+    """Return the checked name and description of a tool; a null description is empty.
+
+    Args:
+        path: where *given* stands in the body.
+        given: what has `name` and `description`.
+        names: what a whole name must match.
+        allowed: *names* in words.
+
+    Raises:
+        InvalidRequest: the name does not match, or the description is no text.
+    """
+    name = field.text(f"{path}.name", given.get("name"))
+    if not names.fullmatch(name):
+        raise field.wrong(f"{path}.name", name, allowed)
+    description = given.get("description")
+    if description is not None and not isinstance(description, str):
+        raise field.wrong(f"{path}.description", description, "a text")
+    return {"name": name, "description": "" if description is None else description}
 
 
 def rules_of(

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
-from mlxd.http.tool_rules import Choice, ToolRules, rules_of
+from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
@@ -34,14 +34,7 @@ def parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
 def parse_function(path: str, function: Any, unknown: UnknownFields) -> dict[str, Any]:
     """Return the checked members of a function's definition; null ones are left out."""
     unknown.note(path, field.mapping(path, function), _FUNCTION_KNOWN)
-    name = field.text(f"{path}.name", function.get("name"))
-    if not _NAME.fullmatch(name):
-        raise field.wrong(f"{path}.name", name, "1 to 128 letters, digits, underscores, dots and dashes")
-    parsed: dict[str, Any] = {"name": name, "description": ""}
-    if function.get("description") is not None:
-        if not isinstance(function["description"], str):
-            raise field.wrong(f"{path}.description", function["description"], "a text")
-        parsed["description"] = function["description"]
+    parsed = named(path, function, _NAME, "1 to 128 letters, digits, underscores, dots and dashes")
     parameters = function.get("parameters")
     parsed["parameters"] = {"type": "object", "properties": {}}
     if parameters is not None:
