@@ -61,15 +61,20 @@ async def metered(folder: Path, **document: Any) -> AsyncIterator[tuple[Served, 
         await backend.close()
 
 
-async def ask(served: Served, clock: FakeClock, model: str) -> int:
-    """Return the status of a completion, the clock moved until it is there."""
-    task = asyncio.ensure_future(served.post(COMPLETIONS, {"model": model, "prompt": "hello", "max_tokens": 3}))
+async def finish(task: asyncio.Future[Any], clock: FakeClock) -> None:
+    """Move the clock until *task* is done."""
     async with asyncio.timeout(30):
         while not task.done():
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             if clock.next_s is not None and not task.done():
                 clock.run_next()
+
+
+async def ask(served: Served, clock: FakeClock, model: str) -> int:
+    """Return the status of a completion, the clock moved until it is there."""
+    task = asyncio.ensure_future(served.post(COMPLETIONS, {"model": model, "prompt": "hello", "max_tokens": 3}))
+    await finish(task, clock)
     return task.result()[0]
 
 
@@ -123,12 +128,7 @@ async def test_who_waits_and_what_runs_is_read_at_the_scrape(tmp_path: Path) -> 
         status, _, body = await served.get("/status")
         shown = json.loads(body)
         backend.hold_loads(hold=False)
-        async with asyncio.timeout(30):
-            while not task.done():
-                for _ in range(TURNS):
-                    await asyncio.sleep(0)
-                if clock.next_s is not None and not task.done():
-                    clock.run_next()
+        await finish(task, clock)
         after = await scrape(served)
     assert (waiting["mlxd_queue_length", ()], after["mlxd_queue_length", ()]) == (1, 0)
     assert waiting["mlxd_memory_bytes", ("loading",)] > 0

@@ -16,6 +16,7 @@ from mlxd.engine.grammar import Grammar, Grammars
 from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.text import TextModel
 from tests.support.http_server import Served
+from tests.support.official_client import openai_client
 from tests.support.served_models import ServeModels
 
 pytestmark = pytest.mark.parametrize("serve_models", ["device"], indirect=True)
@@ -27,10 +28,7 @@ LONG = "A prompt that takes several steps to read. " * 35
 @asynccontextmanager
 async def serve(serve_models: ServeModels) -> AsyncIterator[tuple[Served, openai.AsyncOpenAI]]:
     """Serve the tiny models, with a client of them."""
-    async with (
-        serve_models() as served,
-        openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client,
-    ):
+    async with serve_models() as served, openai_client(served) as client:
         yield served, client
 
 

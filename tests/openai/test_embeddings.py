@@ -7,8 +7,6 @@ import base64
 import importlib.util
 import json
 import typing
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from mlxd.engine.vector import EmbeddingRequest
 from mlxd.http.table import Habit, Works
 from mlxd.openai.embeddings import EMBEDDING, ParsedEmbedding, parse_embedding
 from mlxd.protocol.errors import InvalidRequest
-from tests.support.http_server import Served
 from tests.support.minilm import minilm_folder
+from tests.support.official_client import openai_client
 from tests.support.served_models import ServeModels
 from tests.support.tiny_encoder import write_tiny_encoder
 from tests.support.tiny_model import write_tiny_model
@@ -39,12 +37,6 @@ def models_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_model(root / "tiny", context=100)
     write_tiny_encoder(root / "org" / "encoder", "bert")
     return root
-
-
-@asynccontextmanager
-async def _client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def parse(**fields: Any) -> ParsedEmbedding:
@@ -101,7 +93,7 @@ def test_a_wrong_value_is_named(fields: dict[str, Any], param: str, words: str) 
 
 async def test_the_official_client_gets_vectors(serve_models: ServeModels) -> None:
     """It asks for base64 by itself and gets the numbers of the float format; order and usage are those of the texts."""
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         raw = await client.embeddings.with_raw_response.create(model="tiny", input=TEXTS)
         whole = raw.parse()
         floats = await client.embeddings.create(model="tiny", input=TEXTS, encoding_format="float", user="me")
@@ -132,7 +124,7 @@ async def test_both_formats_are_the_same_float32(serve_models: ServeModels) -> N
 
 async def test_a_request_that_cannot_be_answered_is_a_400(serve_models: ServeModels) -> None:
     """Over the context with both numbers, a length that was not trained, tokens of another vocabulary."""
-    async with serve_models(models={"tiny": {"context_length": 100}}) as served, _client(served) as client:
+    async with serve_models(models={"tiny": {"context_length": 100}}) as served, openai_client(served) as client:
         for fields, code, words in (
             ({"input": ["a", "b" * 101]}, "context_length_exceeded", ("101", "100")),
             ({"input": "a", "dimensions": 5}, "invalid_request", ("dimensions is 5",)),
@@ -151,7 +143,7 @@ async def test_a_request_that_cannot_be_answered_is_a_400(serve_models: ServeMod
 async def test_chats_and_vectors_side_by_side(serve_models: ServeModels) -> None:
     """One model answers both at once, each as it does alone."""
     asked: dict[str, Any] = {"model": "tiny", "prompt": "abc", "max_tokens": 60, "temperature": 0}
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         text, vectors = (
             await client.completions.create(**asked),
             await client.embeddings.create(model="tiny", input=TEXTS),
@@ -199,7 +191,7 @@ async def test_an_encoder_is_not_loaded_to_refuse_a_chat(serve_models: ServeMode
 @pytest.mark.parametrize("serve_models", ["device"], indirect=True)
 async def test_the_kind_of_a_model_is_listed(serve_models: ServeModels) -> None:
     """`/v1/models` tells which models make vectors; such a one is loaded by a request like any other."""
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         answer = await client.embeddings.create(model="org/encoder", input=["one", "two"])
         kinds = {model.id: model.to_dict()["kind"] async for model in client.models.list()}
     assert kinds == {"org/encoder": "embedding", "tiny": "text"}
@@ -211,7 +203,7 @@ async def test_the_real_minilm_by_the_official_client(serve_models: ServeModels,
     """384 dimensions, the known cosines, and lists of tokens that mean what the text means."""
     (models_root / "minilm").symlink_to(minilm_folder())
     try:
-        async with serve_models() as served, _client(served) as client:
+        async with serve_models() as served, openai_client(served) as client:
             texts = ["The cat sits outside", "The feline is outdoors", "A man is playing guitar"]
             answer = await client.embeddings.create(model="minilm", input=texts)
             # [CLS] the cat sits outside [SEP]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
 import pytest
 
-from tests.support.http_server import Served
+from tests.support.official_client import openai_client
 from tests.support.served_models import ServeModels
 from tests.support.tiny_model import token_id
 
@@ -19,15 +17,9 @@ HI: Any = [{"role": "user", "content": "Hello, you there"}]
 CHAT = "/v1/chat/completions"
 
 
-@asynccontextmanager
-async def _client(served: Served) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 async def test_a_chat_is_answered(serve_models: ServeModels) -> None:
     """Text, a true finish reason, usage that adds up, the model's id."""
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         raw = await client.chat.completions.with_raw_response.create(model="tiny", messages=HI, max_tokens=12, seed=5)
         answer = raw.parse()
     usage = answer.usage
@@ -41,7 +33,7 @@ async def test_a_chat_is_answered(serve_models: ServeModels) -> None:
 async def test_a_stream_is_the_whole_answer_in_pieces(serve_models: ServeModels) -> None:
     """For one seed the joined deltas are the non-stream text; usage comes in the last chunk."""
     asked: dict[str, Any] = {"model": "tiny", "messages": HI, "max_tokens": 40, "seed": 7, "temperature": 1.5}
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         whole = await client.chat.completions.create(**asked)
         stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
         chunks = [chunk async for chunk in stream]
@@ -57,7 +49,7 @@ async def test_a_stream_is_the_whole_answer_in_pieces(serve_models: ServeModels)
 
 async def test_a_prompt_asked_again_comes_from_the_cache(serve_models: ServeModels) -> None:
     """usage.prompt_tokens_details.cached_tokens is true: nothing the first time, most of it the second."""
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         cached = []
         for _ in range(2):
             answer = await client.chat.completions.create(model="tiny", messages=HI, max_tokens=4, temperature=0)
@@ -71,7 +63,7 @@ async def test_a_prompt_asked_again_comes_from_the_cache(serve_models: ServeMode
 async def test_a_stop_string_is_never_emitted(serve_models: ServeModels) -> None:
     """The text ends before it, and the finish reason says stop, streamed or not."""
     asked: dict[str, Any] = {"model": "tiny", "messages": HI, "max_tokens": 30, "temperature": 0}
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         text = (await client.chat.completions.create(**asked)).choices[0].message.content or ""
         stop = text[10:13]
         whole = await client.chat.completions.create(**asked, stop=[stop, "never there"])
@@ -86,7 +78,7 @@ async def test_a_stop_string_is_never_emitted(serve_models: ServeModels) -> None
 async def test_completions_of_every_kind_of_prompt(serve_models: ServeModels) -> None:
     """A text, texts, tokens and lists of tokens; the choices are in the order of the prompts."""
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 6, "temperature": 0}
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         one = await client.completions.create(prompt="abc", **asked)
         other = await client.completions.create(prompt="xyz", **asked)
         both = await client.completions.create(prompt=["abc", "xyz"], **asked)
@@ -103,7 +95,7 @@ async def test_several_prompts_stream_side_by_side(serve_models: ServeModels) ->
     """Each choice's pieces joined are the text it has alone, and the stream ends once, after all."""
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 9, "temperature": 0}
     prompts = ["abc", "xyz", "Hello"]
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         whole = await client.completions.create(prompt=prompts, **asked)
         stream = await client.completions.create(
             prompt=prompts, stream=True, stream_options={"include_usage": True}, **asked
@@ -122,7 +114,7 @@ async def test_several_prompts_stream_side_by_side(serve_models: ServeModels) ->
 
 async def test_models_are_listed_and_found(serve_models: ServeModels) -> None:
     """Ids with slashes work; the state is the pool's."""
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         before = [(model.id, model.to_dict()["state"]) async for model in client.models.list()]
         await client.completions.create(model="org/other", prompt="a", max_tokens=1)
         other = await client.models.retrieve("org/other")
@@ -138,7 +130,7 @@ async def test_models_are_listed_and_found(serve_models: ServeModels) -> None:
 
 async def test_an_unknown_model_is_not_found_with_the_nearest_names(serve_models: ServeModels) -> None:
     """NotFoundError for chat, completions and models alike."""
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         with pytest.raises(openai.NotFoundError) as chat:
             await client.chat.completions.create(model="tinny", messages=HI)
         with pytest.raises(openai.NotFoundError) as completion:
@@ -161,7 +153,7 @@ async def test_a_bad_parameter_is_a_bad_request_that_names_it(serve_models: Serv
         ({"verbosity": "low"}, "unsupported_parameter", "verbosity"),
         ({"max_tokens": 10**6}, "context_length_exceeded", None),
     ]
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         for fields, code, param in cases:
             for stream in (False, True):
                 with pytest.raises(openai.BadRequestError) as refused:
@@ -183,7 +175,7 @@ async def test_streams_run_in_one_batch_and_do_not_mix(serve_models: ServeModels
         )
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         alone = [await ask(client, seed) for seed in range(8)]
         together = await asyncio.gather(*(ask(client, seed) for seed in range(8)))
     assert together == alone
@@ -221,7 +213,7 @@ async def test_thinking_is_reasoning_content(serve_models: ServeModels) -> None:
     """A template that opens a thinking tag: the text up to its end is reasoning, streamed and whole alike."""
     close = {str(token_id("</think>", thinking=True)): 34}  # now and then
     asked: dict[str, Any] = {"model": "thinker", "messages": HI, "max_tokens": 60, "seed": 3, "logit_bias": close}
-    async with serve_models() as served, _client(served) as client:
+    async with serve_models() as served, openai_client(served) as client:
         whole = (await client.chat.completions.create(**asked)).choices[0].message.to_dict()
         stream = await client.chat.completions.create(**asked, stream=True)
         deltas = [chunk.choices[0].delta.to_dict() async for chunk in stream]

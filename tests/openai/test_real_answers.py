@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import openai
 import pytest
 from pydantic import BaseModel
 
+from tests.support.official_client import client_of
 from tests.support.served_models import ServeModels
 
 pytestmark = pytest.mark.parametrize("serve_models", ["device"], indirect=True)
@@ -37,16 +36,6 @@ class City(BaseModel):
 
     name: str
     people: int
-
-
-@asynccontextmanager
-async def client_of(serve_models: ServeModels) -> AsyncIterator[openai.AsyncOpenAI]:
-    """Serve the tiny models and return a client of them."""
-    async with (
-        serve_models() as served,
-        openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as client,
-    ):
-        yield client
 
 
 async def test_a_required_call_is_made(serve_models: ServeModels) -> None:

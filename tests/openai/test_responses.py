@@ -18,6 +18,7 @@ from mlxd.engine.tool import ToolCall
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, QueueTimeout
 from tests.support.clock import FakeClock
 from tests.support.http_server import Served, serving, settings_of
+from tests.support.official_client import openai_client
 from tests.support.scripted_pool import ScriptedPool, Step, end, say
 
 PATH = "/v1/responses"
@@ -99,10 +100,6 @@ def _events(body: bytes) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in body.decode().splitlines() if line.startswith("data")]
 
 
-def _client(served: Served) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0)
-
-
 async def _delete(served: Served, path: str) -> tuple[int, Any]:
     async with served.http.delete(served.url + path) as response:
         return response.status, await response.json()
@@ -169,7 +166,7 @@ async def test_an_answer_without_a_word_is_complete() -> None:
 async def test_an_error_in_a_stream_is_one_event_that_the_official_client_raises() -> None:
     """`response.failed` carries the envelope besides; the response is stored as failed, with what it had said."""
     script: list[Step] = [*say("a", "b"), GenerationFailed("the device is gone")]
-    async with serving(ScriptedPool(script)) as served, _client(served) as client:
+    async with serving(ScriptedPool(script)) as served, openai_client(served) as client:
         _, _, body = await served.post(PATH, HELLO | {"stream": True})
         with pytest.raises(openai.APIError, match="the device is gone"):
             async for _ in await client.responses.create(model="m", input="hi", stream=True):
@@ -283,7 +280,7 @@ async def test_a_client_that_goes_away_leaves_nothing() -> None:
 async def test_a_conversation_goes_on_from_a_response() -> None:
     """The model sees all turns before; instructions are of one turn only; a deleted turn ends it."""
     pool = ScriptedPool(ALL)
-    async with serving(pool) as served, _client(served) as client:
+    async with serving(pool) as served, openai_client(served) as client:
         first = await client.responses.create(model="m", input="one", instructions="be brief")
         result: Any = {"type": "function_call_output", "call_id": first.output[2].to_dict()["call_id"], "output": "9"}
         second = await client.responses.create(model="m", input=[result], previous_response_id=first.id)
@@ -311,7 +308,7 @@ async def test_a_conversation_goes_on_from_a_response() -> None:
 async def test_input_items_come_in_pages() -> None:
     """The newest first unless asked otherwise; `after` is an item's id; a bad page is refused."""
     items = [{"role": "user", "content": str(number)} for number in range(3)]
-    async with serving(ScriptedPool(end())) as served, _client(served) as client:
+    async with serving(ScriptedPool(end())) as served, openai_client(served) as client:
         response = await client.responses.create(model="m", input=items)  # type: ignore[arg-type]
         everything = [item async for item in client.responses.input_items.list(response.id, limit=2)]
         path = f"{PATH}/{response.id}/input_items"
