@@ -9,21 +9,7 @@ import pytest
 
 from mlxd.cloud.translate.to_anthropic import ToAnthropic
 from mlxd.protocol.errors import UpstreamError
-
-USAGE = {
-    "input_tokens": 3,
-    "cache_read_input_tokens": 5,
-    "cache_creation_input_tokens": 2,
-    "output_tokens": 7,
-    "output_tokens_details": {"thinking_tokens": 4},
-}
-CHAT_USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 7,
-    "total_tokens": 17,
-    "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2},
-    "completion_tokens_details": {"reasoning_tokens": 4},
-}
+from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
 
 
 def call(call_id: str, arguments: str = "{}", name: str = "weather") -> dict[str, Any]:
@@ -33,7 +19,13 @@ def call(call_id: str, arguments: str = "{}", name: str = "weather") -> dict[str
 
 def answered(content: list[Any], stop_reason: str = "end_turn") -> dict[str, Any]:
     """Return the chat completion that a message is."""
-    message = {"id": "msg_1", "model": "claude-9", "content": content, "stop_reason": stop_reason, "usage": USAGE}
+    message = {
+        "id": "msg_1",
+        "model": "claude-9",
+        "content": content,
+        "stop_reason": stop_reason,
+        "usage": ANTHROPIC_USAGE,
+    }
     result: dict[str, Any] = json.loads(ToAnthropic(lambda: 5.5).answer(json.dumps(message).encode()))
     return result
 
@@ -63,7 +55,7 @@ def test_a_whole_answer() -> None:
                 "finish_reason": "tool_calls",
             }
         ],
-        "usage": CHAT_USAGE,
+        "usage": OPENAI_USAGE,
     }
 
 

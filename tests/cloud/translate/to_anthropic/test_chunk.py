@@ -10,22 +10,9 @@ import pytest
 from mlxd.cloud.sse import EventCutter
 from mlxd.cloud.translate.to_anthropic import ToAnthropic
 from mlxd.protocol.errors import StreamInterrupted
+from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
 
 HI = [{"role": "user", "content": "hi"}]
-USAGE = {
-    "input_tokens": 3,
-    "cache_read_input_tokens": 5,
-    "cache_creation_input_tokens": 2,
-    "output_tokens": 7,
-    "output_tokens_details": {"thinking_tokens": 4},
-}
-CHAT_USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 7,
-    "total_tokens": 17,
-    "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2},
-    "completion_tokens_details": {"reasoning_tokens": 4},
-}
 
 
 def stream(*events: dict[str, Any], include_usage: bool = False) -> list[dict[str, Any] | str]:
@@ -43,7 +30,7 @@ def stream(*events: dict[str, Any], include_usage: bool = False) -> list[dict[st
 
 START = {
     "type": "message_start",
-    "message": {"id": "msg_1", "model": "claude-9", "usage": USAGE | {"output_tokens": 1}},
+    "message": {"id": "msg_1", "model": "claude-9", "usage": ANTHROPIC_USAGE | {"output_tokens": 1}},
 }
 STOP = {"type": "message_stop"}
 
@@ -94,7 +81,7 @@ def test_a_stream() -> None:
         ("msg_1", "chat.completion.chunk", 5, "claude-9")
     }
     *said, usage = objects
-    assert (usage["choices"], usage["usage"]) == ([], CHAT_USAGE)
+    assert (usage["choices"], usage["usage"]) == ([], OPENAI_USAGE)
     assert all(c["usage"] is None for c in said)
     assert [c["choices"][0]["delta"] for c in said] == [
         {"role": "assistant", "content": "", "refusal": None},

@@ -9,21 +9,7 @@ import pytest
 
 from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import UpstreamError
-
-CHAT_USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 7,
-    "total_tokens": 17,
-    "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2},
-    "completion_tokens_details": {"reasoning_tokens": 4},
-}
-USAGE = {
-    "input_tokens": 3,
-    "cache_creation_input_tokens": 2,
-    "cache_read_input_tokens": 5,
-    "output_tokens": 7,
-    "output_tokens_details": {"thinking_tokens": 4},
-}
+from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
 
 
 def call(call_id: str, arguments: str) -> dict[str, Any]:
@@ -34,7 +20,7 @@ def call(call_id: str, arguments: str) -> dict[str, Any]:
 def answered(finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
     """Return the message that a chat completion is."""
     choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": finish_reason}
-    body = {"id": "chatcmpl-1", "model": "gpt-9", "choices": [choice], "usage": CHAT_USAGE}
+    body = {"id": "chatcmpl-1", "model": "gpt-9", "choices": [choice], "usage": OPENAI_USAGE}
     result: dict[str, Any] = json.loads(ToOpenAI().answer(json.dumps(body).encode()))
     return result
 
@@ -55,7 +41,7 @@ def test_a_whole_answer() -> None:
         ],
         "stop_reason": "tool_use",
         "stop_sequence": None,
-        "usage": USAGE,
+        "usage": ANTHROPIC_USAGE,
     }
 
 

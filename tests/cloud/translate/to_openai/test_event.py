@@ -10,22 +10,9 @@ import pytest
 from mlxd.cloud.sse import EventCutter
 from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import StreamInterrupted
+from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
 
 HI = [{"role": "user", "content": "hi"}]
-CHAT_USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 7,
-    "total_tokens": 17,
-    "prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2},
-    "completion_tokens_details": {"reasoning_tokens": 4},
-}
-USAGE = {
-    "input_tokens": 3,
-    "cache_creation_input_tokens": 2,
-    "cache_read_input_tokens": 5,
-    "output_tokens": 7,
-    "output_tokens_details": {"thinking_tokens": 4},
-}
 
 
 def stream(*deltas: dict[str, Any], reason: str = "stop") -> list[dict[str, Any]]:
@@ -35,7 +22,7 @@ def stream(*deltas: dict[str, Any], reason: str = "stop") -> list[dict[str, Any]
     head = {"id": "chatcmpl-1", "model": "gpt-9"}
     chunks = [delta if "error" in delta else head | {"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     chunks.append(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
-    chunks.append(head | {"choices": [], "usage": CHAT_USAGE})
+    chunks.append(head | {"choices": [], "usage": OPENAI_USAGE})
     raw = b": x\n\n" + b"".join(b"data: %s\n\n" % json.dumps(chunk).encode() for chunk in chunks) + b"data: [DONE]\n\n"
     said = b""
     for event in EventCutter().feed(raw):
@@ -113,7 +100,11 @@ def test_a_stream() -> None:
         use(3, "b"),
         delta(3, "input_json_delta", "partial_json", "{}"),
         close(3),
-        {"type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": None}, "usage": USAGE},
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+            "usage": ANTHROPIC_USAGE,
+        },
         {"type": "message_stop"},
     ]
 
