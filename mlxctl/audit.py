@@ -18,9 +18,9 @@ from mlxctl.audit_view import (
     format_stats,
 )
 from mlxctl.call import Call, Document
-from mlxctl.subscription import Gap
 from mlxctl.verb import make_app
 from mlxd.protocol.errors import ControlError
+from mlxd.protocol.event import Gap
 from mlxd.protocol.units import count
 
 app = make_app("The request log: what became of requests, and who changed what.")

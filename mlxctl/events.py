@@ -12,9 +12,9 @@ from mlxctl import output
 from mlxctl.call import Call
 from mlxctl.change import show_value
 from mlxctl.output import show_duration
-from mlxctl.subscription import Event, Gap
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_USAGE, ControlError, InvalidRequest
+from mlxd.protocol.event import Event, Gap
 from mlxd.protocol.topic import TOPICS, check_topics
 from mlxd.protocol.units import count
 

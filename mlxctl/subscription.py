@@ -5,28 +5,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mlxd.protocol.errors import EXIT_UNREACHABLE, ControlError
-from mlxd.protocol.topic import topic_of
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened. *kind* is `model.loaded`; *data* has what is worth knowing, `model` among it."""
-
-    seq: int
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Events that were lost because nobody read them in time: what is known from before may be wrong by now."""
-
-    first: int
-    last: int
+from mlxd.protocol.event import Event, Gap, Interest
 
 
 class Subscription:
@@ -45,13 +27,12 @@ class Subscription:
         self._cancel = cancel
         self._items: deque[Event | Gap] = deque()
         self._reason: str | None = None
-        self._topics: frozenset[str] | None = None
-        self._model: str | None = None
+        self._interest: Interest | None = None
 
     def begin(self, result: Mapping[str, Any], topics: Sequence[str] | None, model: str | None) -> None:
         """Take the daemon's answer; *topics* and *model* are what an older daemon cannot choose for us."""
         self.snapshot, self.seq = dict(result.get("snapshot") or {}), int(result.get("seq", 0))
-        self._topics, self._model = None if topics is None else frozenset(topics), model
+        self._interest = Interest(None if topics is None else frozenset(topics), model)
         self._items = deque(item for item in self._items if self._is_wanted(item))
 
     def take(self, frame: Mapping[str, Any]) -> None:
@@ -97,8 +78,4 @@ class Subscription:
         self._cancel()
 
     def _is_wanted(self, item: Event | Gap) -> bool:
-        if isinstance(item, Gap):
-            return True
-        if self._topics is not None and topic_of(item.kind) not in self._topics:
-            return False
-        return self._model is None or self._model in (item.data.get("model"), *item.data.get("models", ()))
+        return self._interest is None or isinstance(item, Gap) or self._interest.includes(item)

@@ -10,47 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mlxd.protocol.topic import BY_NAME_ONLY, topic_of
+from mlxd.protocol.event import Event, Gap, Interest
 
 QUEUE_LENGTH = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened. *data* holds plain values."""
-
-    seq: int
-    kind: str
-    data: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Events that a slow subscriber has missed: the first and the last number of those it had asked for."""
-
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class Interest:
-    """Which events a subscriber wants: those of *topics* and about *model*.
-
-    None does not choose, but for topics that are only for who names them.
-    """
-
-    topics: frozenset[str] | None = None
-    model: str | None = None
-
-    def includes(self, event: Event) -> bool:
-        """Tell whether the event is wanted."""
-        topic = topic_of(event.kind)
-        if topic in BY_NAME_ONLY if self.topics is None else topic not in self.topics:
-            return False
-        return self.model is None or self.model == event.data.get("model") or self.model in event.data.get("models", ())
 
 
 class Subscription:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from mlxd.control.bus import Bus, Gap, Interest
+from mlxd.control.bus import Bus
 from mlxd.control.listen import NOBODY, Peer
 from mlxd.protocol import framing
 from mlxd.protocol.errors import Draining, InvalidRequest, MlxdError, NotFound, ProtocolError, RequestCancelled
+from mlxd.protocol.event import Gap, Interest
 from mlxd.protocol.topic import check_topics
 
 MAX_IN_FLIGHT = 32

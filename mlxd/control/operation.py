@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from mlxd.control.bus import Bus, Event
+from mlxd.control.bus import Bus
 from mlxd.protocol.errors import MlxdError, NotFound, RequestCancelled
+from mlxd.protocol.event import Event
 
 Run = Callable[[], Awaitable[Mapping[str, Any]]]  # returns the operation's result
 

@@ -5,7 +5,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxd.control.bus import Bus, Event, Gap, Subscription
+from mlxd.control.bus import Bus, Subscription
+from mlxd.protocol.event import Event, Gap
 
 
 async def take(subscription: Subscription, count: int) -> list[Event | Gap]:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from mlxd.control.bus import Bus, Event
+from mlxd.control.bus import Bus
 from mlxd.control.operation import KEPT_OPERATIONS, Operations
 from mlxd.protocol.errors import DoesNotFit, NotFound
+from mlxd.protocol.event import Event
 
 
 async def nothing() -> Mapping[str, Any]:

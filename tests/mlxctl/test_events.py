@@ -13,7 +13,7 @@ import pytest
 
 from mlxctl.cli import main
 from mlxctl.events import format_item
-from mlxctl.subscription import Event, Gap
+from mlxd.protocol.event import Event, Gap
 from mlxd.protocol.paths import Home
 from tests.support.control import running_plane
 from tests.support.fake_control import FakeControl

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mlxctl.client import Client
-from mlxctl.subscription import Event, Gap
 from mlxd.protocol.errors import ControlError, InvalidRequest
+from mlxd.protocol.event import Event, Gap
 from tests.support.fake_control import FakeControl
 
 TIMEOUT_S = 10.0
