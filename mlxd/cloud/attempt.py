@@ -7,6 +7,8 @@ from typing import Any
 
 from mlxd.protocol.errors import CloudError, MlxdError, UpstreamError
 
+# The key was refused, or the account behind it is empty.
+REFUSED_KEY = frozenset({401, 402, 403})
 # Statuses after which another target may do better.
 _NEXT = frozenset({404, 408, 409, 425, 429, *range(500, 600)})
 

@@ -14,6 +14,7 @@ import aiohttp
 
 import mlxd
 from mlxd.cloud import mask
+from mlxd.cloud.attempt import REFUSED_KEY
 from mlxd.cloud.protocol import Protocol, Usage
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import CloudRoute
@@ -32,8 +33,6 @@ _DRAIN_S = 0.5
 _ANSWERING = ("id", "choices", "content", "output", "data")
 # More than a day is no pause; digits without end would be infinity.
 _MOST_RETRY_S = 86_400.0
-# The key was refused, or the account behind it is empty.
-REFUSED_KEY = frozenset({401, 402, 403})
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -173,15 +172,11 @@ class Reply:
             UpstreamTimeout: the answer took longer than the total.
             UpstreamError, UpstreamUnreachable: it broke off, is larger than any answer, no JSON, or an error.
         """
-        body = bytearray()
         with _mapped(self._route):
             async with asyncio.timeout_at(self._started_s + self._route.provider.timeouts.total):
-                async for chunk in self._response.content.iter_any():
-                    body += chunk
-                    if len(body) > _MAX_BODY_BYTES:
-                        raise UpstreamError(f"{self._route.target} sent more than {_MAX_BODY_BYTES >> 20} MiB")
+                body = await _read(self._response, self._route.target)
         if 200 <= self.status < 300:
-            parsed = parse(bytes(body))
+            parsed = parse(body)
             if parsed is None:
                 raise UpstreamError(f"{self._route.target} answered with something that is no JSON object")
             words = self._protocol.error_of(parsed)
@@ -189,8 +184,8 @@ class Reply:
                 raise self._error(words)
             self.usage = self._protocol.usage_of(parsed, None)
             self.is_whole = True
-            return mask.masked(bytes(body), self._secret)
-        return bytes(body)
+            return mask.masked(body, self._secret)
+        return body
 
     async def events(self) -> AsyncIterator[list[tuple[Event, dict[str, Any] | None]]]:
         """Yield whole events with their data, in groups as they come; the first group ends with the first content.
@@ -279,12 +274,16 @@ async def get_models(
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect),
             ) as response,
         ):
-            body = bytearray()
-            async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > _MAX_BODY_BYTES:
-                    raise UpstreamError(f"{route.provider_id} sent more than {_MAX_BODY_BYTES >> 20} MiB")
-            return response.status, bytes(body)
+            return response.status, await _read(response, route.provider_id)
+
+
+async def _read(response: aiohttp.ClientResponse, sender: str) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            raise UpstreamError(f"{sender} sent more than {_MAX_BODY_BYTES >> 20} MiB")
+    return bytes(body)
 
 
 @contextmanager

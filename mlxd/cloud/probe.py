@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from mlxd.cloud.attempt import REFUSED_KEY, status_of
 from mlxd.cloud.errand import Errand
 from mlxd.cloud.protocol import Protocol
 from mlxd.cloud.protocol.base import parse
@@ -47,19 +48,11 @@ def answered(url: str, status: int, body: bytes, protocol: Protocol, secret: str
         words = ""
     if 200 <= status < 300:
         return Probe(url, is_ok=False, status=status, ms=ms, code="upstream_error", reason="this is no JSON object")
-    code = "auth_failed" if status in {401, 402, 403} else "upstream_error"
+    code = "auth_failed" if status in REFUSED_KEY else "upstream_error"
     reason = words[:_SHOWN_CHARACTERS] or f"it answered with status {status}"
     return Probe(url, is_ok=False, status=status, ms=ms, code=code, reason=reason)
 
 
 def failed(url: str, error: MlxdError, ms: int) -> Probe:
     """Return what there is to say where no answer came, or one that is an error."""
-    status = error.data.get("status")
-    return Probe(
-        url,
-        is_ok=False,
-        status=status if isinstance(status, int) else None,
-        ms=ms,
-        code=error.code,
-        reason=error.message,
-    )
+    return Probe(url, is_ok=False, status=status_of(error), ms=ms, code=error.code, reason=error.message)

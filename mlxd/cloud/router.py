@@ -118,7 +118,9 @@ class Router:
         """The rules in force, in the order in which they are tried."""
         cloud = self._store.current.cloud
         if cloud is not self._compiled_from:
-            self._rules, self._compiled_from = compile_rules(cloud), cloud
+            if cloud != self._compiled_from:  # a commit of another setting brings an equal table
+                self._rules = compile_rules(cloud)
+            self._compiled_from = cloud
         return self._rules
 
     def route(self, name: str, *, local_only: bool = False) -> Decision:
@@ -226,10 +228,10 @@ class Router:
         Raises:
             InvalidValue: names the setting, and for a provider that is still used, the rules that use it.
         """
-        self._check_removed(new.cloud)
-        compile_rules(new.cloud)
         if new.cloud == self._store.current.cloud:
             return []  # another setting changes
+        self._check_removed(new.cloud)
+        compile_rules(new.cloud)
         return list(self._missing_keys(new.cloud))
 
     def problems(self) -> list[str]:

@@ -40,6 +40,11 @@ def set_member(raw: bytes, name: str, value: Any) -> bytes:
         start = spans[0][0]
         end = _end_of_value(raw, start)
         return raw[:start] + orjson.dumps(value) + raw[end:]
+    return add_member(raw, name, value)
+
+
+def add_member(raw: bytes, name: str, value: Any) -> bytes:
+    """Return *raw*, valid JSON of an object that has no member *name*, with that set to *value* at its beginning."""
     brace = raw.index(b"{") + 1
     comma = b"" if raw[brace:].lstrip().startswith(b"}") else b","
     return raw[:brace] + orjson.dumps(name) + b":" + orjson.dumps(value) + comma + raw[brace:]

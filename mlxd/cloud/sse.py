@@ -34,10 +34,12 @@ class EventCutter:
         Raises:
             UpstreamError: an event without end.
         """
+        # What is left holds no whole end, which is of at most 4 bytes: a new one begins in its last 3 or in the chunk.
+        seen = max(0, len(self._rest) - 3)
         self._rest += chunk
         events = []
         start = 0
-        for end in _END.finditer(self._rest):
+        for end in _END.finditer(self._rest, seen):
             events.append(_event(self._rest[start : end.end()]))
             start = end.end()
         self._rest = self._rest[start:]

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from mlxd.cloud import connection
-from mlxd.cloud.attempt import Attempt, counts_against, may_go_on, status_of, with_attempts
+from mlxd.cloud.attempt import REFUSED_KEY, Attempt, counts_against, may_go_on, status_of, with_attempts
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget, Reservation
 from mlxd.cloud.connection import Reply
@@ -154,7 +154,7 @@ class Upstreams:
                 url = f"{url}/models"
                 secret = await self._secret(route)
                 status, body = await connection.get_models(self._session, route, protocol, secret)
-                if status in connection.REFUSED_KEY:
+                if status in REFUSED_KEY:
                     self._refused[provider_id] = (provider, secret)
                 return answered(url, status, body, protocol, secret, _ms(started_s))
             errand = tiny_request(protocol, model)

@@ -54,3 +54,9 @@ def parse(data: bytes) -> dict[str, Any] | None:
 def whole(value: Any) -> int:
     """Return a count; 0 for what is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def word(given: Mapping[str, Any], name: str) -> str:
+    """Return a text of an answer; empty where there is none."""
+    value = given.get(name)
+    return value if isinstance(value, str) else ""

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.splice import replace_model, set_member
+from mlxd.cloud.splice import add_member, replace_model, set_member
 from mlxd.cloud.sse import Event
 
 
@@ -66,7 +66,8 @@ class Passthrough:
         options = body.get("stream_options")
         if asks and (options is None or (isinstance(options, dict) and not options.get("include_usage"))):
             self._hides_usage = True
-            raw = set_member(raw, "stream_options", {**(options or {}), "include_usage": True})
+            put = set_member if "stream_options" in body else add_member  # to look for it reads the whole body again
+            raw = put(raw, "stream_options", {**(options or {}), "include_usage": True})
         return raw
 
     def answer(self, body: bytes) -> bytes:

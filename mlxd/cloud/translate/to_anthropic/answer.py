@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.protocol.base import whole
+from mlxd.cloud.protocol.base import whole, word
 from mlxd.protocol.errors import UpstreamError
 
 _FINISH_REASONS = {
@@ -70,12 +70,6 @@ def kind_of(block: Any) -> str:
     if kind not in ("text", "thinking", "redacted_thinking", "tool_use"):
         raise UpstreamError(f"the upstream answered with a block of type {kind!r}, which a chat has no place for")
     return str(kind)
-
-
-def word(given: Mapping[str, Any], name: str) -> str:
-    """Return a text of an answer; empty where there is none."""
-    value = given.get(name)
-    return value if isinstance(value, str) else ""
 
 
 def finish_reason(stop_reason: Any) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.translate.to_anthropic.answer import finish_reason, kind_of, usage_body, word
+from mlxd.cloud.protocol.base import word
+from mlxd.cloud.translate.to_anthropic.answer import finish_reason, kind_of, usage_body
 from mlxd.protocol.errors import StreamInterrupted
 
 _DONE = b"data: [DONE]\n\n"

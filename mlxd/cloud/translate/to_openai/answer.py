@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.protocol.base import whole
+from mlxd.cloud.protocol.base import whole, word
 from mlxd.protocol.errors import UpstreamError
 
 _STOP_REASONS = {
@@ -99,12 +99,6 @@ def content_of(said: Mapping[str, Any]) -> str:
 def reasoning(said: Mapping[str, Any]) -> str:
     """Return the thoughts of a message or a delta, which servers call by one of two names."""
     return word(said, "reasoning_content") or word(said, "reasoning")
-
-
-def word(given: Mapping[str, Any], name: str) -> str:
-    """Return a text of an answer; empty where there is none."""
-    value = given.get(name)
-    return value if isinstance(value, str) else ""
 
 
 def stop_reason(finish_reason: Any, *, has_called: bool, has_refused: bool) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from mlxd.cloud.protocol.base import word
 from mlxd.cloud.translate.to_openai.answer import (
     content_of,
     message,
@@ -14,7 +15,6 @@ from mlxd.cloud.translate.to_openai.answer import (
     reasoning,
     stop_reason,
     usage_body,
-    word,
 )
 from mlxd.protocol.errors import StreamInterrupted
 
