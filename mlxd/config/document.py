@@ -77,12 +77,16 @@ def file_invalid(name: str, line: int, column: int, reason: str, *, param: str |
 
 def blame(error: SettingsError, text: str, name: str) -> FileInvalid:
     """Return *error*, which an owner raised about settings that a person has written, with its place in the file."""
-    try:
-        path = parse_key(error.param) if error.param is not None else ()
-    except UnknownSetting:
-        path = ()
-    line, column = locate(text, path)
+    line, column = locate(text, path_of(error))
     return file_invalid(name, line, column, error.message, param=error.param)
+
+
+def path_of(error: SettingsError) -> Path:
+    """Return the path of the setting that *error* is about; () where it names none."""
+    try:
+        return parse_key(error.param) if error.param is not None else ()
+    except UnknownSetting:
+        return ()
 
 
 def parse_key(key: str) -> Path:

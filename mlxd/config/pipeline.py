@@ -32,7 +32,7 @@ from mlxd.config.overlay import Overlay, State
 from mlxd.config.owners import Owners
 from mlxd.config.participant import CommitResult, StoreEvent, Terms
 from mlxd.config.watch import FileWatch
-from mlxd.protocol.errors import Conflict, FileInvalid, SettingsError, UnknownSetting
+from mlxd.protocol.errors import Conflict, FileInvalid, SettingsError
 from mlxd.protocol.kind import Machine
 
 _ATTEMPTS = 3
@@ -110,7 +110,8 @@ class Pipeline:
                 return CommitResult(self.generation, [], [], {}, terms.dry_run, is_runtime_only)
             warnings = self._owners.check(new.settings, force=terms.force)
             self._owners.validate(new.settings)
-            self._owners.validate(new.version.settings)  # the next start has the file alone
+            if new.overlay:
+                self._owners.validate(new.version.settings)  # the next start has the file alone
             if terms.dry_run:
                 plans = self._owners.plan(self.state.settings, new.settings)
                 return CommitResult(
@@ -119,7 +120,7 @@ class Pipeline:
             before = self.state
             effects = await self._put(new, rejected, warnings) if is_rewritten else await self._lay_over(new)
             if effects is not None:
-                return await self._settle(terms, before, warnings, effects, is_rewritten=is_rewritten)
+                return await self._settle(terms, before, changed, warnings, effects, is_rewritten=is_rewritten)
         raise Conflict(f"{self._name} was edited by hand again and again meanwhile", hint="try again")
 
     async def reload(self, terms: Terms) -> CommitResult:
@@ -154,7 +155,7 @@ class Pipeline:
             plans = self._owners.plan(before.settings, new.settings)
             return CommitResult(self.generation, changed, warnings, plans, terms.dry_run, is_rewritten=True)
         effects = self._swap(new, content.digest)
-        return await self._settle(terms, before, warnings, effects, is_rewritten=True)
+        return await self._settle(terms, before, changed, warnings, effects, is_rewritten=True)
 
     async def _take_up(self, may_replace: Callable[[Content], bool]) -> Content | None:
         """Take an edit by hand up; return an invalid one that may be replaced, else refuse for it."""
@@ -231,10 +232,16 @@ class Pipeline:
         return self._owners.apply(old.settings, new.settings)
 
     async def _settle(
-        self, terms: Terms, before: State, warnings: list[str], effects: Mapping[str, Any], *, is_rewritten: bool
+        self,
+        terms: Terms,
+        before: State,
+        changed: list[dict[str, Any]],
+        warnings: list[str],
+        effects: Mapping[str, Any],
+        *,
+        is_rewritten: bool,
     ) -> CommitResult:
         """Tell the listeners, and have the change on the disk for good; what fails now leaves it live."""
-        changed = document.differences(before.document, self.state.document)
         written = document.differences(before.version.document, self.state.version.document)
         hidden = [line["key"] for line in written if self.state.overlay.covers(document.parse_key(line["key"]))]
         if hidden:
@@ -278,8 +285,5 @@ class Pipeline:
 
 def _entry(error: SettingsError) -> tuple[str, ...]:
     """Return the path that *error* is about: of a keyed table, the entry."""
-    try:
-        path = document.parse_key(error.param) if error.param is not None else ()
-    except UnknownSetting:
-        path = ()
+    path = document.path_of(error)
     return document.entry_of(path) or path
