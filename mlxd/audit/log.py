@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 from mlxd.audit.query import Filter, Page, read_page, read_stats
 from mlxd.audit.record import ChangeRecord, Record, RequestRecord
 from mlxd.audit.retention import Limits
-from mlxd.audit.schema import open_for_reading
+from mlxd.audit.schema import is_broken, open_for_reading
 from mlxd.audit.writer import QUEUE_ROWS, Writer
 from mlxd.protocol.errors import LogUnavailable
 from mlxd.protocol.settings import AuditSettings, Settings
@@ -21,7 +21,6 @@ from mlxd.protocol.settings import AuditSettings, Settings
 T = TypeVar("T")
 # A question waits that long for the rows before it, so that it sees what has ended.
 _FLUSH_S = 2.0
-_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
 
 class AuditLog:
@@ -105,10 +104,6 @@ class AuditLog:
         """
         return await self._ask(lambda connection: read_stats(connection, chosen))
 
-    async def flush(self) -> None:
-        """Wait a moment for the rows that are queued."""
-        await asyncio.to_thread(self._writer.flush, _FLUSH_S)
-
     async def _ask(self, question: Callable[[sqlite3.Connection], T]) -> T:
         return await asyncio.to_thread(self._ask_here, question)
 
@@ -118,7 +113,7 @@ class AuditLog:
             with contextlib.closing(open_for_reading(self._path)) as connection:
                 return question(connection)
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN:
+            if is_broken(error):
                 self._writer.check()
             raise LogUnavailable(
                 f"the request log {self._path.name} cannot be read: {error}", hint="mlxctl status"

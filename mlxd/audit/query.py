@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxd.audit.record import ChangeRecord, Record, RequestRecord, read_row
+from mlxd.audit.record import Record, read_row
 from mlxd.protocol.errors import InvalidRequest
 
 EXACT_ROWS = 50_000
@@ -201,6 +201,3 @@ def _percentiles(connection: sqlite3.Connection, metric: str) -> Iterator[tuple[
         group = shown.setdefault((model, route), {})
         group |= {f"p{percent}": value for percent in PERCENTILES if place == (size * percent + 99) // 100}
     yield from shown.items()
-
-
-__all__ = ["ChangeRecord", "Filter", "Page", "RequestRecord", "read_page", "read_stats"]

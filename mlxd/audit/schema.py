@@ -120,6 +120,11 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def is_broken(error: sqlite3.Error) -> bool:
+    """Tell whether *error* means that the file is no database any more."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
 def _version(connection: sqlite3.Connection) -> int:
     return int(connection.execute("PRAGMA user_version").fetchone()[0])
 

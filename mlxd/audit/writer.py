@@ -19,7 +19,7 @@ from pathlib import Path
 from mlxd.audit import retention
 from mlxd.audit.record import ChangeRecord, Record, RequestRecord
 from mlxd.audit.retention import Limits
-from mlxd.audit.schema import TooNewError, open_for_writing
+from mlxd.audit.schema import TooNewError, is_broken, open_for_writing
 
 QUEUE_ROWS = 10_000
 BATCH_ROWS = 1000
@@ -28,7 +28,6 @@ BATCH_S = 0.1
 _RETRY_S = (1.0, 60.0)  # the first pause after a failure, and the longest
 # How often the age of rows is looked at, and after how many rows the size.
 _KEEP_S = 60.0
-_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _log = logging.getLogger(__name__)
 
 
@@ -214,7 +213,7 @@ class Writer:
             return str(error)
         except sqlite3.Error as error:
             self._disconnect()
-            if is_anew or not (getattr(error, "sqlite_errorcode", 0) & 0xFF in _BROKEN or "malformed" in str(error)):
+            if is_anew or not (is_broken(error) or "malformed" in str(error)):
                 return f"{self.path.name}: {error}"
             return self._move_aside(error) or self._work(batch, is_anew=True)
         except OSError as error:
