@@ -147,6 +147,10 @@ class Catalog:
         """Return the id that *name* is an alias of, or *name* itself."""
         return name if name in self._index else self._aliases.get(name, name)
 
+    def has_id(self, name: str) -> bool:
+        """Tell whether there is a model with this id, aliases aside."""
+        return name in self._index
+
     def has(self, name: str) -> bool:
         """Tell whether there is a model with this id or alias."""
         return self.alias_target(name) in self._index
@@ -163,8 +167,11 @@ class Catalog:
 
     def aliases(self) -> dict[str, ModelEntry]:
         """Return the aliases that lead to a model on disk."""
-        live = {alias: self.alias_target(alias) for alias in self._aliases if alias not in self._index}
-        return {alias: self._index[target] for alias, target in live.items() if target in self._index}
+        return {
+            alias: self._index[target]
+            for alias, target in self._aliases.items()
+            if alias not in self._index and target in self._index
+        }
 
     def nearest(self, name: str) -> list[str]:
         """Return up to three names that *name* may have meant, the likeliest first."""

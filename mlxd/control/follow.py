@@ -140,7 +140,7 @@ class CatalogFollower:
 
     def _judge_aliases(self, new: Settings, known: Mapping[str, str]) -> Iterator[InvalidValue]:
         for alias, model_id in alias_targets(new).items():
-            if alias not in known and self._catalog.alias_target(alias) == alias and self._catalog.has(alias):
+            if alias not in known and self._catalog.has_id(alias):
                 yield _wrong(model_id, "aliases", f"{alias!r} is the id of a model on this disk, which goes before")
 
     def _judge_context(self, model_id: str, tokens: int) -> Iterator[InvalidValue]:

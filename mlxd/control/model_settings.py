@@ -124,7 +124,7 @@ async def add_alias(context: ControlContext, request: Request) -> Reply:
     """Give a model another name; one that it has already changes nothing."""
     model_id = _known_id(context, request.params["model"])
     alias = request.params["alias"]
-    if context.catalog.has(alias) and context.catalog.alias_target(alias) == alias:
+    if context.catalog.has_id(alias):
         key = format_path((_TABLE, model_id, "aliases"))
         raise InvalidValue(f"{key}: {alias!r} is the id of a model on this disk", param=key, hint="mlxctl model list")
 

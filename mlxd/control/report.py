@@ -104,13 +104,12 @@ def _log_problems(context: ControlContext) -> Iterator[str]:
 
 def _hidden_aliases(context: ControlContext) -> Iterator[str]:
     for alias, model_id in alias_targets(context.store.current).items():
-        if context.catalog.has(alias) and context.catalog.alias_target(alias) == alias:
+        if context.catalog.has_id(alias):
             yield f"the alias {alias!r} of {model_id} is hidden by the model of that name on this disk"
 
 
 def _is_refused(context: ControlContext, model_id: str) -> bool:
-    is_on_disk = context.catalog.has(model_id) and context.catalog.alias_target(model_id) == model_id
-    return is_on_disk and context.crashes.refusal(context.catalog.get(model_id)) is not None
+    return context.catalog.has_id(model_id) and context.crashes.refusal(context.catalog.get(model_id)) is not None
 
 
 async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
