@@ -16,7 +16,7 @@ from mlxd.catalog import ModelEntry, context_limit
 from mlxd.control.context import ControlContext, Reply, Request
 from mlxd.control.operation import OperationState, Run
 from mlxd.control.page import make_page
-from mlxd.control.plan import show_plan
+from mlxd.control.setting import show_plan
 from mlxd.pool.status import ModelStatus
 from mlxd.protocol.errors import CommitFailed, Forbidden, InUse
 from mlxd.protocol.settings import ModelSettings, Settings

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from mlxd.config import Edit, Terms
 from mlxd.control.context import ControlContext, Reply, Request
-from mlxd.control.setting import watch
-from mlxd.pool.status import PoolPlan
+from mlxd.control.setting import show_plan, watch
 from mlxd.protocol.errors import InvalidRequest, MlxdError
 
 
@@ -58,10 +55,3 @@ async def evict(context: ControlContext, request: Request) -> Reply:
     if begun.model_ids and not request.dry:
         reply["op"] = watch(context, begun, force=False)
     return reply
-
-
-def show_plan(plan: PoolPlan) -> dict[str, Any]:
-    """Return a plan as replies have it."""
-    shown: Mapping[str, Any] = dataclasses.asdict(plan)
-    memory = {name: shown[name] for name in ("limit_bytes", "reserved_bytes")}
-    return {name: value for name, value in shown.items() if name not in memory} | {"memory": memory}

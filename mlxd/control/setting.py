@@ -106,15 +106,20 @@ def answer(context: ControlContext, request: Request, result: CommitResult) -> R
     }
     moved = result.effects.get("pool")
     if isinstance(moved, PoolPlan):
-        shown = dataclasses.asdict(moved)
-        reply["memory"] = {name: shown.pop(name) for name in ("limit_bytes", "reserved_bytes")}
-        reply |= shown
+        reply |= show_plan(moved)
         if moved.model_ids and not result.dry_run:
             reply["op"] = watch(context, moved, force=request.force)
     listening = (result.effects.get("http") or {}).get("listening")
     if listening is not None:
         reply["listening"] = listening
     return reply
+
+
+def show_plan(plan: PoolPlan) -> dict[str, Any]:
+    """Return a plan as replies have it."""
+    shown: Mapping[str, Any] = dataclasses.asdict(plan)
+    memory = {name: shown[name] for name in ("limit_bytes", "reserved_bytes")}
+    return {name: value for name, value in shown.items() if name not in memory} | {"memory": memory}
 
 
 def watch(context: ControlContext, moved: PoolPlan, *, force: bool) -> str:
