@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from mlxctl.change import show_value
-from mlxctl.output import format_pairs, format_table, show_duration, show_size
+from mlxctl.output import format_pairs, format_table, show_duration, show_size, show_time
 from mlxd.protocol.units import count
 
 Document = Mapping[str, Any]
@@ -21,7 +20,7 @@ def format_requests(document: Document) -> str:
         ["STARTED", "REQUEST", "MODEL", "ROUTE", "STATUS", "CODE", "TOKENS", "TTFT", "TOOK", "TOK/S", "KEY"],
         [
             (
-                _show_time(row["started_ms"]),
+                show_time(row["started_ms"]),
                 row["request"],
                 row["model"],
                 row["target"] or row["route"],
@@ -47,7 +46,7 @@ def format_changes(document: Document) -> str:
         ["WHEN", "GEN", "SOURCE", "OPERATION", "WHAT", "OLD", "NEW", "UID", "PID"],
         [
             (
-                _show_time(row["started_ms"]),
+                show_time(row["started_ms"]),
                 row["generation"],
                 row["source"],
                 row["operation"],
@@ -106,7 +105,7 @@ def format_request_line(row: Mapping[str, Any]) -> str:
     first = "" if row["ttft_ms"] is None else f", first after {_show_ms(row['ttft_ms'])}"
     who = row["target"] or row["route"] or "-"
     return (
-        f"{_show_time(row['started_ms'])}  {row['status']}{code}  {row['model'] or '-'} ({who})  {row['endpoint']}"
+        f"{show_time(row['started_ms'])}  {row['status']}{code}  {row['model'] or '-'} ({who})  {row['endpoint']}"
         f"  {_show_ms(row['duration_ms'])}{first}{tokens}  {row['request']}"
     )
 
@@ -117,11 +116,7 @@ def format_change_line(row: Mapping[str, Any]) -> str:
     if row["setting"] is not None:
         what = f"{row['setting']}: {show_value(row['old'])} -> {show_value(row['new'])}"
     who = "" if row["pid"] is None else f" by pid {row['pid']} of uid {row['uid']}"
-    return f"{_show_time(row['started_ms'])}  generation {row['generation']}  {row['operation']}{who}  {what}".rstrip()
-
-
-def _show_time(unix_ms: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_ms / 1000))
+    return f"{show_time(row['started_ms'])}  generation {row['generation']}  {row['operation']}{who}  {what}".rstrip()
 
 
 def _show_ms(milliseconds: int | None) -> str | None:

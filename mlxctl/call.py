@@ -26,6 +26,11 @@ Document = dict[str, Any]
 _KEY_BYTES = 16
 
 
+def without_none(**values: object) -> Document:
+    """Return the params that were given."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
 class Call:
     """What a verb has at hand."""
 

@@ -33,12 +33,17 @@ def show_value(value: object) -> str:
     return str(value)
 
 
+def show_difference(change: Mapping[str, Any]) -> str:
+    """Return one {key, old, new} as a line."""
+    return f"{change['key']}: {show_value(change.get('old'))} -> {show_value(change.get('new'))}"
+
+
 def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
     changed = document.get("changed", [])
     if not changed:
         yield "no setting in force changes, the file does" if document.get("rewritten") else "unchanged"
     for change in changed:
-        yield f"{change['key']}: {show_value(change.get('old'))} -> {show_value(change.get('new'))}"
+        yield show_difference(change)
     memory = document.get("memory")
     if memory is not None and "pool.memory" in {change["key"] for change in changed}:
         yield f"limit {show_size(memory['limit_bytes'])}, {show_size(memory['reserved_bytes'])} reserved"
@@ -76,9 +81,6 @@ _MOVED_BYTES = {
     "trimming": "trimming the prompt cache of",
     "evicting_later": "then evicting",
 }
-
-
-_WHEN = {"idle": "when it is idle", "now": "after its running requests", "next-load": "when it is asked for next"}
 
 
 def _outlook_lines(document: Mapping[str, Any]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def check_home(home: Home) -> Iterator[Finding]:
 
 
 def _check_modes(home: Home) -> Iterator[Finding]:
-    secret = [home.root / "apikeys.json", home.secrets, *sorted(home.secrets.glob("*"))]
+    secret = [home.api_keys, home.secrets, *sorted(home.secrets.glob("*"))]
     open_ones = [path for path in secret if _has(path, _OTHERS)]
     writable = [path for path in (home.config, home.history, home.logs, home.lock) if _has(path, _OTHERS_WRITE)]
     for path in open_ones:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mlxctl import provider, rule
-from mlxctl.call import Call, Document
+from mlxctl.call import Call, Document, without_none
 from mlxctl.change import show_change
 from mlxctl.output import format_pairs, format_table, show_duration
 from mlxctl.verb import Verb, changes, make_app
@@ -72,8 +72,7 @@ def list_breakers(ctx: typer.Context) -> None:
 def reset_breakers(ctx: typer.Context, target: OneTarget = None) -> None:
     """Ask a target again at once, or all."""
     call = Call.of(ctx)
-    given = {} if target is None else {"target": target}
-    document = call.change("cloud.breaker.reset", **given)
+    document = call.change("cloud.breaker.reset", **without_none(target=target))
     call.show(document, lambda shown: f"{count(shown['closed'], 'breaker')} closed")
 
 

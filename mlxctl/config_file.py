@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from mlxctl.call import Call, Document
-from mlxctl.change import show_change, show_value
+from mlxctl.change import show_change, show_difference
 from mlxctl.editor import Draft
-from mlxctl.output import format_error, format_table, print_note
+from mlxctl.output import format_error, format_table, print_note, show_time
 from mlxd.protocol.errors import (
     EXIT_CAPACITY,
     EXIT_INVALID,
@@ -161,12 +160,13 @@ def _read(file: Path) -> str:
 
 
 def _diff_lines(document: Document) -> Iterator[str]:
-    for line in document.get("changed", []):
-        yield f"{line['key']}: {show_value(line['old'])} -> {show_value(line['new'])}"
-    for line in document.get("pending", []):
-        yield f"{line['key']}: {show_value(line['old'])} -> {show_value(line['new'])} (in the file, not taken up yet)"
-    for line in document.get("overlay", []):
-        yield f"{line['key']}: {show_value(line['old'])} -> {show_value(line['new'])} (runtime-only)"
+    for name, note in (
+        ("changed", ""),
+        ("pending", " (in the file, not taken up yet)"),
+        ("overlay", " (runtime-only)"),
+    ):
+        for line in document.get(name, []):
+            yield f"{show_difference(line)}{note}"
 
 
 def _format_history(document: Document) -> str:
@@ -178,7 +178,7 @@ def _format_history(document: Document) -> str:
         [
             (
                 line["gen"],
-                _format_time(line["time_ms"]),
+                show_time(line["time_ms"]),
                 line["source"],
                 ", ".join(line["changed"]) or None,
                 ", ".join(_notes(line)) or None,
@@ -193,7 +193,3 @@ def _notes(line: dict[str, Any]) -> Iterator[str]:
         yield "in force"
     if line["runtime_only"]:
         yield "runtime-only"
-
-
-def _format_time(time_ms: int | None) -> str | None:
-    return None if time_ms is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time_ms / 1000))

@@ -10,7 +10,7 @@ import typer
 
 from mlxctl import output
 from mlxctl.call import Call
-from mlxctl.change import show_value
+from mlxctl.change import show_difference, show_value
 from mlxctl.output import show_duration
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_USAGE, ControlError, InvalidRequest
@@ -129,10 +129,7 @@ def _say(kind: str, data: Mapping[str, Any]) -> str:
     if isinstance(data.get("message"), str) and data["message"]:
         return str(data["message"])
     if kind == "config.changed":
-        changes = [
-            f"{change['key']}: {show_value(change.get('old'))} -> {show_value(change.get('new'))}"
-            for change in data.get("changed", [])
-        ]
+        changes = [show_difference(change) for change in data.get("changed", [])]
         return f"generation {data.get('gen')} from {data.get('source')}: {', '.join(changes) or 'comments'}"
     if kind in _SENTENCES and _SENTENCES[kind][0] <= set(data):
         return _SENTENCES[kind][1](data)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlxctl.call import Call, Document
+from mlxctl.call import Call, Document, without_none
 from mlxctl.change import show_change
 from mlxctl.output import format_table
 from mlxctl.verb import Verb, changes, make_app
@@ -35,8 +35,7 @@ def set_one(ctx: typer.Context, name: Name, provider: Provider = None) -> None:
             hint="mlxctl key set NAME, and type the key; or: mlxctl key set NAME < FILE",
         )
     call = Call.of(ctx)
-    given = {} if provider is None else {"provider": provider}
-    document = call.change("key.set", name=name, secret=_read(name), **given)
+    document = call.change("key.set", name=name, secret=_read(name), **without_none(provider=provider))
     show_change(call, document)
     if not call.options.json and document.get("auth") is not None:
         users = ", ".join(document["providers"])

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -170,3 +171,8 @@ def _fit(cell: str, width: int, *, to_the_right: bool) -> str:
 def _is_numeric(cells: Iterable[str]) -> bool:
     seen = [cell for cell in cells if cell != "-"]
     return bool(seen) and all(_NUMBER.fullmatch(cell) for cell in seen)
+
+
+def show_time(unix_ms: int | None) -> str | None:
+    """Return a moment in this machine's time zone; None for none."""
+    return None if unix_ms is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix_ms / 1000))

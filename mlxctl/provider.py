@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mlxctl.call import Call, Document
+from mlxctl.call import Call, Document, without_none
 from mlxctl.change import show_change
 from mlxctl.output import format_pairs, format_table, show_duration
 from mlxctl.verb import Verb, changes, make_app
@@ -62,7 +62,7 @@ def add(
 ) -> None:
     """Add an upstream server, or change one."""
     call = Call.of(ctx)
-    given = _given(kind=kind, auth=auth, auth_env=auth_env, **_split(timeouts))
+    given = without_none(kind=kind, auth=auth, auth_env=auth_env, **_split(timeouts))
     show_change(call, call.change("cloud.provider.add", id=identifier, base_url=base_url, **given))
 
 
@@ -78,7 +78,7 @@ def set_one(
 ) -> None:
     """Change what is given of an upstream server; running requests end as they began."""
     call = Call.of(ctx)
-    given = _given(base_url=base_url, kind=kind, auth=auth, auth_env=auth_env, **_split(timeouts))
+    given = without_none(base_url=base_url, kind=kind, auth=auth, auth_env=auth_env, **_split(timeouts))
     show_change(call, call.change("cloud.provider.set", id=identifier, **given))
 
 
@@ -100,14 +100,14 @@ def show(ctx: typer.Context, identifier: NewId) -> None:
 def remove(ctx: typer.Context, identifier: NewId, cascade: Cascade = False) -> None:
     """Remove an upstream server that no rule uses."""
     call = Call.of(ctx)
-    show_change(call, call.change("cloud.provider.remove", id=identifier, **_given(cascade=cascade or None)))
+    show_change(call, call.change("cloud.provider.remove", id=identifier, **without_none(cascade=cascade or None)))
 
 
 @app.command("test", cls=Verb)
 def call_once(ctx: typer.Context, identifier: NewId, model: TestModel = None) -> None:
     """Call an upstream server once, whether the cloud is on or off, and say what came back."""
     call = Call.of(ctx)
-    document = call.ask("cloud.provider.test", id=identifier, **_given(model=model))
+    document = call.ask("cloud.provider.test", id=identifier, **without_none(model=model))
     call.show(document, _format_test)
     if not document["ok"]:
         raise typer.Exit(EXIT_OTHER)
@@ -120,10 +120,6 @@ def _split(timeouts: list[str] | None) -> Document:
         if name not in _TIMEOUTS or not sign or not value:
             raise typer.BadParameter(f"{name!r} is not NAME=DURATION with a NAME of {', '.join(_TIMEOUTS)}")
     return {name: value for name, _, value in pairs}
-
-
-def _given(**values: object) -> Document:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def format_list(document: Document) -> str:

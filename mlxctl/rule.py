@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mlxctl.call import Call, Document
+from mlxctl.call import Call, Document, without_none
 from mlxctl.change import show_change
 from mlxctl.output import format_pairs, format_table
 from mlxctl.verb import Verb, changes, make_app
@@ -55,7 +55,7 @@ def add(
 ) -> None:
     """Add a rule: which names it is for, and where they go."""
     call = Call.of(ctx)
-    given = _given(id=identifier, on=_split(on), to=_split(to), priority=priority)
+    given = without_none(id=identifier, on=_split(on), to=_split(to), priority=priority)
     show_change(call, call.change("cloud.rule.add", match=match, mode=mode, **given))
 
 
@@ -71,7 +71,7 @@ def set_one(
 ) -> None:
     """Change what is given of a rule."""
     call = Call.of(ctx)
-    given = _given(match=match, mode=mode, on=_split(on), to=_split(to), priority=priority)
+    given = without_none(match=match, mode=mode, on=_split(on), to=_split(to), priority=priority)
     show_change(call, call.change("cloud.rule.set", id=identifier, **given))
 
 
@@ -100,7 +100,7 @@ def move(
 ) -> None:
     """Have a rule tried earlier or later: changes priorities, as few as can be."""
     call = Call.of(ctx)
-    given = _given(before=before, after=after, first=first or None, last=last or None)
+    given = without_none(before=before, after=after, first=first or None, last=last or None)
     show_change(call, call.change("cloud.rule.move", id=identifier, **given))
 
 
@@ -129,16 +129,12 @@ def remove(ctx: typer.Context, identifier: Id) -> None:
 def explain(ctx: typer.Context, model: Name, assume: Assume = None) -> None:
     """Say where a request for a name would go, and why; sends nothing."""
     call = Call.of(ctx)
-    call.show(call.ask("cloud.rule.explain", model=model, **_given(assume=assume)), _format_explanation)
+    call.show(call.ask("cloud.rule.explain", model=model, **without_none(assume=assume)), _format_explanation)
 
 
 def _split(items: list[str] | None) -> list[str] | None:
     """Return what was given in several options, or in one with commas."""
     return [part.strip() for item in items or [] for part in item.split(",")] or None
-
-
-def _given(**values: object) -> Document:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def format_list(document: Document) -> str:

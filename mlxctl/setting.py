@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlxd.protocol.errors import EXIT_USAGE, ControlError
 from mlxd.protocol.key import parse_path
@@ -15,16 +15,11 @@ def parse_changes(words: Sequence[str], table: str | None = None) -> dict[str, s
     Raises:
         ControlError: a word is no pair, or a key stands twice.
     """
-    changes: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise _usage(f"{word!r} is no KEY=VALUE", table)
-        key = normalize_key(name if table is None or "." in name else f"{table}.{name}")
-        if key in changes:
-            raise _usage(f"{key} is given twice", table)
-        changes[key] = value
-    return changes
+
+    def key_of(name: str) -> str:
+        return normalize_key(name if table is None or "." in name else f"{table}.{name}")
+
+    return _read_pairs(words, key_of, table)
 
 
 def parse_model_changes(words: Sequence[str]) -> dict[str, str]:
@@ -33,16 +28,7 @@ def parse_model_changes(words: Sequence[str]) -> dict[str, str]:
     Raises:
         ControlError: a word is no pair, or a name stands twice.
     """
-    changes: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        name = name.replace("-", "_")
-        if not equals or not name:
-            raise _usage(f"{word!r} is no KEY=VALUE", "model", "MODEL ")
-        if name in changes:
-            raise _usage(f"{name} is given twice", "model", "MODEL ")
-        changes[name] = value
-    return changes
+    return _read_pairs(words, lambda name: name.replace("-", "_"), "model", "MODEL ")
 
 
 def parse_one_or_more(words: Sequence[str]) -> dict[str, str]:
@@ -67,6 +53,21 @@ def _is_known(key: str) -> bool:
         return find_row(parse_path(key)) is not None
     except ValueError:
         return False
+
+
+def _read_pairs(
+    words: Sequence[str], key_of: Callable[[str], str], table: str | None, what: str = ""
+) -> dict[str, str]:
+    changes: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise _usage(f"{word!r} is no KEY=VALUE", table, what)
+        key = key_of(name)
+        if key in changes:
+            raise _usage(f"{key} is given twice", table, what)
+        changes[key] = value
+    return changes
 
 
 def _usage(message: str, table: str | None, what: str = "") -> ControlError:
