@@ -71,7 +71,7 @@ def _user(path: str, content: Any, unknown: UnknownFields) -> list[Message]:
     texts: list[str] = []
     for here, block in _blocks(path, content, "user", unknown):
         if block["type"] == "text":
-            texts.append(_string(f"{here}.text", block.get("text")))
+            texts.append(field.string(f"{here}.text", block.get("text")))
         else:
             results.append(_result(here, block, unknown))
     return [*results, {"role": "user", "content": "".join(texts)}] if texts else results
@@ -95,9 +95,9 @@ def _assistant(path: str, content: Any, unknown: UnknownFields) -> Message:
     for here, block in _blocks(path, content, "assistant", unknown):
         match block["type"]:
             case "text":
-                texts.append(_string(f"{here}.text", block.get("text")))
+                texts.append(field.string(f"{here}.text", block.get("text")))
             case "thinking":
-                thoughts.append(_string(f"{here}.thinking", block.get("thinking")))
+                thoughts.append(field.string(f"{here}.thinking", block.get("thinking")))
             case "tool_use":
                 calls.append(_call(here, block))
     parsed: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
@@ -125,7 +125,7 @@ def _text(path: str, content: Any, role: str, unknown: UnknownFields, between: s
     if content == []:
         return ""
     blocks = _blocks(path, content, role, unknown)
-    return between.join(_string(f"{here}.text", block.get("text")) for here, block in blocks)
+    return between.join(field.string(f"{here}.text", block.get("text")) for here, block in blocks)
 
 
 def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[tuple[str, Mapping[str, Any]]]:
@@ -145,9 +145,3 @@ def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[
         unknown.note(here, block, _BLOCK_KNOWN[kind])
         checked.append((here, block))
     return checked
-
-
-def _string(path: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise field.wrong(path, value, "a text")
-    return value

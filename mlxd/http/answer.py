@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind
@@ -31,18 +30,20 @@ class ChatAnswer:
     _tokens: int = 0
     finished: Finished | None = None
 
-    def take(self, delta: Delta) -> Iterator[NumberedCall]:
-        """Add *delta*, and yield its calls with their ids."""
+    def take(self, delta: Delta) -> list[NumberedCall]:
+        """Add *delta*, and return its calls with their ids."""
         if delta.kind is TextKind.REASONING:
             self.reasoning_tokens += delta.completion_tokens - self._tokens
         self._tokens = delta.completion_tokens
         self.pieces.setdefault(delta.kind, []).append(delta.text)
         if delta.kind is TextKind.CONTENT:
             self.logprobs += delta.logprobs
-        for call in delta.calls:
-            numbered = NumberedCall(len(self.calls), f"call_{uuid.uuid4().hex[:24]}", call)
-            self.calls.append(numbered)
-            yield numbered
+        numbered = [
+            NumberedCall(number, f"call_{uuid.uuid4().hex[:24]}", call)
+            for number, call in enumerate(delta.calls, len(self.calls))
+        ]
+        self.calls += numbered
+        return numbered
 
     def text(self, kind: TextKind) -> str:
         """Return the text of one kind."""

@@ -59,6 +59,13 @@ def dialect_of_path(path: str) -> Dialect:
 
 def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: str | None = None) -> bytes:
     """Return `{"error": {message, type, param, code}}` as JSON, or Anthropic's envelope with type and message."""
+    if dialect is Dialect.ANTHROPIC:
+        return orjson.dumps({"type": "error", "error": detail(error, dialect), "request_id": request_id})
+    return orjson.dumps({"error": detail(error)})
+
+
+def detail(error: MlxdError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any]:
+    """Return what stands under `error` in the envelope."""
     message = error.message if error.hint is None else f"{error.message}. Try: {error.hint}"
     # What a client sent as a header or a path may be no UTF-8, and then no JSON.
     message = message.encode(errors="backslashreplace").decode()
@@ -67,10 +74,8 @@ def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: st
         kind = _ANTHROPIC_TYPES.get(
             status_of(error), "invalid_request_error" if status_of(error) < 500 else "api_error"
         )
-        detail = {"type": kind, "message": message, "code": error.code, **tried}
-        return orjson.dumps({"type": "error", "error": detail, "request_id": request_id})
-    body = {"message": message, "type": _openai_type(error), "param": error.param, "code": error.code, **tried}
-    return orjson.dumps({"error": body})
+        return {"type": kind, "message": message, "code": error.code, **tried}
+    return {"message": message, "type": _openai_type(error), "param": error.param, "code": error.code, **tried}
 
 
 def status_of(error: MlxdError) -> int:
@@ -150,7 +155,7 @@ def event(error: MlxdError, request: web.Request) -> bytes:
     """Return the error as the last event of a stream; no `[DONE]` follows it."""
     dialect = dialect_of(request)
     if request.path == _RESPONSES_PATH:  # its events have a type and a number; this one is the first
-        body = orjson.loads(envelope(error))["error"]
+        body = detail(error)
         words = {name: body[name] for name in ("code", "message", "param")}
         first = {"type": "error", "sequence_number": 0, **words, "error": body}
         return b"event: error\ndata: " + orjson.dumps(first) + b"\n\n"

@@ -14,6 +14,7 @@ from aiohttp.typedefs import Handler
 
 from mlxd.apikey import ApiKeys
 from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.health import PROBES
 from mlxd.protocol.errors import Forbidden
 
 _EXPOSED = (
@@ -23,7 +24,6 @@ _EXPOSED = (
 )
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PREFLIGHT_AGE_S = 600
-_PROBES = frozenset({"/health", "/ready"})
 
 
 @web.middleware
@@ -53,12 +53,12 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             )
         if request.method == hdrs.METH_OPTIONS and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return _preflight(request)
-    if request.path not in _PROBES:
+    if request.path not in PROBES:
         # The server does not listen elsewhere then; this holds when both are changed at the same moment.
         if not (context.api_keys.is_required or http.allow_open or at is None or at.is_loopback):
             raise Forbidden(f"there is no API key, and {at} is not loopback", hint="mlxctl apikey create NAME")
         _check_key(request, context.api_keys)
-    if store.has_booted_invalid and store.problem is not None and request.path not in _PROBES:
+    if store.has_booted_invalid and store.problem is not None and request.path not in PROBES:
         raise store.problem
     return await handler(request)
 

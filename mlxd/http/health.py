@@ -7,6 +7,9 @@ from aiohttp import web
 
 from mlxd.http.context import CONTEXT
 
+# Probes have no key.
+PROBES = frozenset({"/health", "/ready"})
+
 
 async def get_health(request: web.Request) -> web.Response:  # noqa: ARG001  (all handlers take it)
     """Say that the event loop turns."""

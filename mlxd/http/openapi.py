@@ -11,6 +11,7 @@ from aiohttp import web
 
 import mlxd
 from mlxd.http.errors import Dialect, dialect_of_path
+from mlxd.http.health import PROBES
 from mlxd.http.query import parameters
 from mlxd.http.route import Route
 from mlxd.http.table import schema
@@ -40,7 +41,6 @@ _WITH_KEYS = (Unauthenticated,)
 _POSTED = (RateLimited, RequestTimedOut)
 # What a model may end in, the errors of upstreams included; an upstream that refuses a request has its own 4xx.
 _ANSWERED = (PayloadTooLarge, UnsupportedMediaType, NotFound, CapacityError, EngineError, CloudError)
-_PROBES = frozenset({"/health", "/ready"})
 _EVENTS = "text/event-stream"
 _JSON = "application/json"
 _TEXT = {"/metrics": "text/plain"}
@@ -80,7 +80,7 @@ def statuses(route: Route) -> tuple[int, ...]:
 
 def _errors(route: Route) -> Iterator[type[MlxdError]]:
     yield from _EVERYWHERE
-    if route.path not in _PROBES:
+    if route.path not in PROBES:
         yield from _WITH_KEYS
     if "{" in route.path:
         yield NotFound
@@ -106,7 +106,7 @@ def _operation(route: Route) -> dict[str, Any]:
         "operationId": route.handler.__name__,
         "responses": {str(status): _response(route, status) for status in statuses(route)},
     }
-    if route.path not in _PROBES:
+    if route.path not in PROBES:
         operation["security"] = [{}, *({name: []} for name in _SECURITY_SCHEMES)]
     if route.query:
         operation["parameters"] = parameters(route.query)
@@ -131,7 +131,7 @@ def _response(route: Route, status: int) -> dict[str, Any]:
     shown = {"$ref": f"#/components/schemas/{_ERRORS[dialect_of_path(route.path)]}"}
     return {
         "description": "An error, with its code.",
-        "content": {_JSON: {} if route.path in _PROBES else {"schema": shown}},
+        "content": {_JSON: {} if route.path in PROBES else {"schema": shown}},
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import Any
 
 import orjson
 from aiohttp import web
@@ -26,25 +25,34 @@ async def get_metrics(request: web.Request) -> web.Response:
 async def get_status(request: web.Request) -> web.Response:
     """Return memory, models, queue and running requests; a client with an API key sees the models of its key."""
     context, key = request.app[CONTEXT], request[EXCHANGE].api_key
-    pool = dataclasses.asdict(context.pool.status())
+    status = context.pool.status()
 
     def is_shown(model: str) -> bool:
         return key is None or key.permits(model)
 
-    for name, field in (("models", "id"), ("preload", "id"), ("queue", "model")):
-        pool[name] = [item for item in pool[name] if is_shown(item[field])]
+    queue = tuple(wait for wait in status.queue if is_shown(wait.model))
+    pool = dataclasses.replace(
+        status,
+        models=tuple(model for model in status.models if is_shown(model.id)),
+        preload=tuple(preload for preload in status.preload if is_shown(preload.id)),
+        queue=queue[:_MOST_WAITS],
+    )
     running = [
         {"id": one.id, "model": one.model, "route": one.route, "endpoint": one.endpoint, "state": one.state.value}
         for one in context.requests.list()
         if is_shown(one.model)
     ]
-    document: dict[str, Any] = {
-        "version": mlxd.__version__,
-        "ready": context.pool.ready,
-        "pool": {**pool, "queue": pool["queue"][:_MOST_WAITS], "waiting": len(pool["queue"])},
-        "requests": running,
-        "cloud": {"enabled": context.store.current.cloud.enabled},
-    }
+    ready, is_cloud_enabled = context.pool.ready, context.store.current.cloud.enabled
+
+    def render() -> bytes:
+        document = {
+            "version": mlxd.__version__,
+            "ready": ready,
+            "pool": {**dataclasses.asdict(pool), "waiting": len(queue)},
+            "requests": running,
+            "cloud": {"enabled": is_cloud_enabled},
+        }
+        return orjson.dumps(document)
+
     # On a thread: a thousand models take a while, and streams run on this loop.
-    body = await asyncio.to_thread(orjson.dumps, document)
-    return web.Response(body=body, content_type="application/json")
+    return web.Response(body=await asyncio.to_thread(render), content_type="application/json")

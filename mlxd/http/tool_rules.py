@@ -48,9 +48,10 @@ def named(path: str, given: Mapping[str, Any], names: re.Pattern[str], allowed: 
     if not names.fullmatch(name):
         raise field.wrong(f"{path}.name", name, allowed)
     description = given.get("description")
-    if description is not None and not isinstance(description, str):
-        raise field.wrong(f"{path}.description", description, "a text")
-    return {"name": name, "description": "" if description is None else description}
+    return {
+        "name": name,
+        "description": "" if description is None else field.string(f"{path}.description", description),
+    }
 
 
 def rules_of(

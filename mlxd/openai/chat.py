@@ -74,8 +74,7 @@ async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.R
 
     async def keep(index: int, event: AnswerEvent) -> None:
         if isinstance(event, Delta):
-            for _ in answers[index].take(event):
-                pass
+            answers[index].take(event)
         elif isinstance(event, Finished):
             answers[index].finished = event
 

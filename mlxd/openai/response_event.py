@@ -87,13 +87,13 @@ class ResponseEvents:
         The last is `response.failed`, with the envelope of errors besides: the official client raises on that alone.
         """
         data = self._close("incomplete")
-        envelope = orjson.loads(errors.envelope(error))["error"]
+        shown = errors.detail(error)
         if isinstance(error, RequestCancelled):
             self._end = {"status": "cancelled"}
         else:
             code = "rate_limit_exceeded" if errors.status_of(error) == _TOO_MANY_REQUESTS else "server_error"
-            self._end = {"status": "failed", "error": {"code": code, "message": envelope["message"]}}
-        return data + self._event("response.failed", response=self.body(), error=envelope)
+            self._end = {"status": "failed", "error": {"code": code, "message": shown["message"]}}
+        return data + self._event("response.failed", response=self.body(), error=shown)
 
     def _begin(self) -> bytes:
         if self.has_begun:

@@ -19,6 +19,7 @@ _FUNCTION_KNOWN = frozenset({"name", "description", "parameters", "strict"})
 _NAMED_KNOWN = frozenset({"name"})
 _ALLOWED_KNOWN = frozenset({"type", "allowed_tools"})
 _ALLOWED_TOOLS_KNOWN = frozenset({"mode", "tools"})
+_ALLOWED_MODE = field.word("auto", "required")
 _MODES = frozenset({"none", "auto", "required"})
 
 
@@ -78,9 +79,7 @@ def _parse_choice(value: Any, unknown: UnknownFields) -> Choice:
             unknown.note("tool_choice", value, _ALLOWED_KNOWN)
             allowed = field.mapping("tool_choice.allowed_tools", value.get("allowed_tools"))
             unknown.note("tool_choice.allowed_tools", allowed, _ALLOWED_TOOLS_KNOWN)
-            mode = allowed.get("mode")
-            if mode not in ("auto", "required"):
-                raise field.wrong("tool_choice.allowed_tools.mode", mode, "'auto' or 'required'")
+            mode = _ALLOWED_MODE("tool_choice.allowed_tools.mode", allowed.get("mode"))
             listed = field.sequence("tool_choice.allowed_tools.tools", allowed.get("tools"))
             return Choice(mode, tuple(_allowed_name(place, tool) for place, tool in enumerate(listed)))
     raise field.wrong("tool_choice", value, expected)
