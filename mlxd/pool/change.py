@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from mlxd.pool import ledger
 from mlxd.pool.policy import Rank
-from mlxd.pool.resident import LEAVING, ModelState, Resident
+from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import StaleModel
 from mlxd.protocol.errors import InsufficientCapacity, InUse, InvalidValue, ModelNotFound
@@ -45,7 +45,7 @@ def check_evict(state: PoolState, resident: Resident, *, force: bool) -> bool:
     """
     if resident.state is ModelState.LOADING:
         raise InUse(f"{resident.id} is loading", hint=f"mlxctl model unload {resident.id}")
-    if resident.state in LEAVING or resident.state is not ModelState.READY:
+    if resident.state is not ModelState.READY:
         return False
     rank = state.rank(resident)
     if resident.is_forced:

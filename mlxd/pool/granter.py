@@ -273,11 +273,7 @@ class Granter:
 
     def _forced(self, view: policy.View, demand: Demand) -> Demand:
         """Return the demand of a load by force: as much of what it needs as can be had at all."""
-        protected_bytes = sum(
-            candidate.floor_bytes
-            for candidate in view.candidates
-            if candidate.rank is not policy.Rank.ORDINARY and not candidate.is_leaving
-        )
+        protected_bytes = sum(candidate.floor_bytes for candidate in policy.protected(view))
         n_bytes = min(demand.bytes, max(0, view.limit_bytes - protected_bytes))
         return dataclasses.replace(demand, bytes=n_bytes, footprint_bytes=n_bytes)
 
@@ -290,17 +286,9 @@ class Granter:
 
     def _does_not_fit(self, resident: Resident, tokens: int = 0) -> DoesNotFit:
         view = self._state.view()
-        others = [
-            candidate
-            for candidate in view.candidates
-            if candidate.rank is not policy.Rank.ORDINARY
-            and not candidate.is_leaving
-            and candidate.model_id != resident.id
-        ]
-        need_bytes = ledger.floor_bytes(resident, tokens)
-        if resident.base is not None:
-            need_bytes += ledger.floor_bytes(resident.base)
-            others = [other for other in others if other.model_id != resident.base.id]
+        base = resident.base
+        others = policy.protected(view, resident.id, None if base is None else base.id)
+        need_bytes = ledger.floor_bytes(resident, tokens) + (0 if base is None else ledger.floor_bytes(base))
         what = f"{resident.id} with {tokens} tokens of context" if tokens else resident.id
         beside = "".join(f", {other.model_id} keeps {show_bytes(other.floor_bytes)}" for other in others)
         message = f"{what} needs {show_bytes(need_bytes)}; the memory limit is {show_bytes(view.limit_bytes)}{beside}"

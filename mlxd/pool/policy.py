@@ -206,17 +206,20 @@ def plan_relief(view: View, *, preloaded: bool = False) -> Plan:
     return Plan(Outcome.FREEING, evict=tuple(victim.model_id for victim in chosen))
 
 
-def never_fits(view: View, demand: Demand) -> bool:
-    """Whether the demand is too big for what pinned and preloaded models leave."""
-    protected = [
+def protected(view: View, *without: str | None) -> list[Candidate]:
+    """Return the pinned and preloaded models that stay, *without* those of these ids."""
+    return [
         candidate
         for candidate in view.candidates
-        if candidate.rank is not Rank.ORDINARY
-        and not candidate.is_leaving
-        and candidate.model_id not in {demand.target, demand.base}
+        if candidate.rank is not Rank.ORDINARY and not candidate.is_leaving and candidate.model_id not in without
     ]
-    floors_bytes = sum(candidate.floor_bytes for candidate in protected)
-    too_many = view.max_models is not None and _models(protected) + 1 > view.max_models
+
+
+def never_fits(view: View, demand: Demand) -> bool:
+    """Whether the demand is too big for what pinned and preloaded models leave."""
+    staying = protected(view, demand.target, demand.base)
+    floors_bytes = sum(candidate.floor_bytes for candidate in staying)
+    too_many = view.max_models is not None and _models(staying) + 1 > view.max_models
     return demand.footprint_bytes + floors_bytes > view.limit_bytes or (demand.models > 0 and too_many)
 
 

@@ -206,8 +206,9 @@ class Pool:
     @property
     def ready(self) -> bool:
         """Whether the preload list is done with (loaded, deferred or failed) and the daemon is not shutting down."""
-        loading = (preload.state == "loading" for preload in self.status().preload)
-        return not self._state.is_draining and not any(loading)
+        state = self._state
+        preloads = (report.preload_status(state, model_id) for model_id in state.settings.pool.preload)
+        return not state.is_draining and not any(preload.state == "loading" for preload in preloads)
 
     def estimate(self, model_id: str, tokens: int | None = None, rows: int = 1) -> MemoryEstimate:
         """Return what the model takes with *rows* sequences of *tokens* each, and what would give way for it.

@@ -180,19 +180,18 @@ class PoolState:
             for resident in self.present
         )
 
-    def rank(self, resident: Resident, settings: Settings | None = None) -> Rank:
-        """Return what protects a model, or an adapter on it; *settings* other than the live ones are for plans."""
-        settings = self.settings if settings is None else settings
-        model = settings.models.get(resident.id)
+    def rank(self, resident: Resident) -> Rank:
+        """Return what protects a model, or an adapter on it."""
+        model = self.settings.models.get(resident.id)
         if resident.is_forced or (model is not None and model.pin):
             return Rank.PINNED
-        own = Rank.PRELOADED if self._is_preloaded(resident, settings) else Rank.ORDINARY
-        ranks = [self.rank(adapter, settings) for adapter in resident.adapters.values() if adapter.state in PRESENT]
+        own = Rank.PRELOADED if self._is_preloaded(resident) else Rank.ORDINARY
+        ranks = [self.rank(adapter) for adapter in resident.adapters.values() if adapter.state in PRESENT]
         return max([own, *ranks])
 
-    def _is_preloaded(self, resident: Resident, settings: Settings) -> bool:
+    def _is_preloaded(self, resident: Resident) -> bool:
         """Whether the preload list wants it, or an adapter on it that comes back."""
-        preload = settings.pool.preload
+        preload = self.settings.pool.preload
         if resident.id in preload:
             return True
         return any(adapter.id in preload and not adapter.is_dismissed for adapter in resident.adapters.values())
@@ -220,35 +219,31 @@ class PoolState:
             return resident.reload
         return "idle" if model is None else model.reload
 
-    def keep_alive_s(self, resident: Resident, settings: Settings | None = None) -> float:
+    def keep_alive_s(self, resident: Resident) -> float:
         """Return how long it may be idle; infinity means for ever."""
-        settings = self.settings if settings is None else settings
-        model = settings.models.get(resident.id)
+        model = self.settings.models.get(resident.id)
         if model is None or model.keep_alive is None:
-            return settings.pool.keep_alive
+            return self.settings.pool.keep_alive
         return model.keep_alive
 
-    def expiry_s(self, resident: Resident, settings: Settings | None = None) -> float:
+    def expiry_s(self, resident: Resident) -> float:
         """Return when it expires; infinity when it is busy, protected or kept for ever."""
-        settings = self.settings if settings is None else settings
-        is_ordinary = self.rank(resident, settings) is Rank.ORDINARY
+        is_ordinary = self.rank(resident) is Rank.ORDINARY
         if resident.state is not ModelState.READY or not is_ordinary or resident.is_held or resident.is_wanted:
             return math.inf
-        return resident.released_s + self.keep_alive_s(resident, settings)
+        return resident.released_s + self.keep_alive_s(resident)
 
-    def view(self, settings: Settings | None = None, *, target: Resident | None = None, tokens: int = 0) -> View:
+    def view(self, *, target: Resident | None = None, tokens: int = 0) -> View:
         """Return what a plan is made from.
 
         Args:
-            settings: other than the live ones, for plans.
             target: the model that a sequence of *tokens* is to start in.
             tokens: what that sequence would be granted.
         """
-        settings = self.settings if settings is None else settings
         return View(
-            limit_bytes=settings.pool.memory,
-            max_models=settings.pool.max_models,
-            policy=settings.pool.policy,
+            limit_bytes=self.settings.pool.memory,
+            max_models=self.settings.pool.max_models,
+            policy=self.settings.pool.policy,
             candidates=tuple(
                 Candidate(
                     model_id=resident.id,
@@ -256,7 +251,7 @@ class PoolState:
                     settled_bytes=ledger.settled_bytes(resident),
                     floor_bytes=ledger.floor_bytes(resident),
                     trimmable_bytes=ledger.trimmable_bytes(resident, tokens if resident is target else 0),
-                    rank=self.rank(resident, settings),
+                    rank=self.rank(resident),
                     # A base does not go while something loads on it.
                     is_ready=resident.state is ModelState.READY
                     and not any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values()),
