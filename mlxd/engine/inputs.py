@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.engine.base import EngineFacts
-from mlxd.engine.prompt import GENEROUS_CHARACTERS
+from mlxd.engine.prompt import GENEROUS_CHARACTERS, foreign_token
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
@@ -41,8 +41,8 @@ class InputReader:
         tokens = self._encode(name, given, truncate=request.truncate) if isinstance(given, str) else given
         if not tokens:
             raise InvalidRequest(f"{name} is empty", param="input")
-        if not 0 <= min(tokens) <= max(tokens) < self._facts.vocab_size:
-            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+        wrong = foreign_token(tokens, self._facts.vocab_size)
+        if wrong is not None:
             raise InvalidRequest(
                 f"{name}: token {wrong} is not one of '{self._model_id}': 0..{self._facts.vocab_size - 1}",
                 hint="send texts; tokens must come from this model's own tokenizer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxd.engine.base import (
@@ -143,9 +144,8 @@ class PromptRenderer:
         return tokens_of_all
 
     def _check_range(self, tokens: list[int]) -> None:
-        # Of every prompt: a tokenizer may know more tokens than its model, and MLX reads past the end of the embedding.
-        if tokens and not 0 <= min(tokens) <= max(tokens) < self._facts.vocab_size:
-            wrong = min(tokens) if min(tokens) < 0 else max(tokens)
+        wrong = foreign_token(tokens, self._facts.vocab_size)
+        if wrong is not None:
             raise InvalidRequest(
                 f"token {wrong} is not one of '{self._model_id}': 0..{self._facts.vocab_size - 1}", param="prompt"
             )
@@ -171,6 +171,14 @@ class PromptRenderer:
         if wanted is not None and wanted < 1:
             raise InvalidRequest(f"max_tokens is {wanted}; the least is 1", param="max_tokens")
         return room if wanted is None else wanted
+
+
+def foreign_token(tokens: Sequence[int], vocab_size: int) -> int | None:
+    """Return a token that the model does not have; None when all are its own."""
+    # Of every prompt: a tokenizer may know more tokens than its model, and MLX reads past the end of the embedding.
+    if not tokens or 0 <= min(tokens) <= max(tokens) < vocab_size:
+        return None
+    return min(tokens) if min(tokens) < 0 else max(tokens)
 
 
 def check_sampling(params: SamplingParams, vocab_size: int) -> None:
