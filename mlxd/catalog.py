@@ -248,7 +248,9 @@ def _base_id(models: Index, named: str) -> str:
     if named in models or not named:
         return named or "unknown"
     path = Path(named).expanduser()
+    if not path.is_absolute():
+        return named
     for model_id, entry in models.items():
-        if path.is_absolute() and (path == entry.path or path.resolve() == entry.path.resolve()):
+        if path == entry.path or path.resolve() == entry.path.resolve():
             return model_id
-    return path.name if path.is_absolute() else named
+    return path.name
