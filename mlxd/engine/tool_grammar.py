@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 from mlxd.engine import tool_markup, tool_notation
 from mlxd.engine.constraint import ToolConstraint
 from mlxd.engine.lark import Lark, Unenforceable, literal, regex
-from mlxd.engine.tool_value import loosened
-
-# References lead to the root of a schema.
-_DEFINITIONS = ("$defs", "definitions")
+from mlxd.engine.tool_value import DEFINITIONS, loosened
 
 Functions = list[Mapping[str, Any]]
 
@@ -127,7 +124,7 @@ def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
 
 def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
     parameters = _parameters(function)
-    definitions = {key: parameters.pop(key) for key in _DEFINITIONS if key in parameters}
+    definitions = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
     return {
         "type": "object",
         "properties": {"name": {"const": function["name"]}, "arguments": parameters},

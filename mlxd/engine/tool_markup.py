@@ -33,7 +33,7 @@ _AROUND = ("[\\s\\x00-\\x20\\x7f-\\xa0](?s:.*)", "(?s:.*)[\\s\\x00-\\x20\\x7f-\\
 _NAME = re.compile(r"[^\s<>\"'=/]+")
 
 
-def _arguments(lark: Lark, function: Mapping[str, Any], write: Write, separator: str = "") -> str:
+def _arguments(lark: Lark, function: Mapping[str, Any], write: Write) -> str:
     items = []
     for item in properties(function.get("parameters") or {}):
         if not _NAME.fullmatch(item.name):
@@ -42,7 +42,7 @@ def _arguments(lark: Lark, function: Mapping[str, Any], write: Write, separator:
             items.append((write(lark, item), item.is_required))
         except Unenforceable as error:
             raise Unenforceable(f"property {item.name!r}: {error}") from None
-    return lark.members(items, separator)
+    return lark.members(items, "")
 
 
 def _alternatives(lark: Lark, schema: Schema, write: Callable[[str, Schema], str | None]) -> str:

@@ -12,12 +12,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxd.engine.lark import Lark, Unenforceable, literal
-from mlxd.engine.tool_value import ANNOTATIONS, Property, Schema, branches, is_free, json_value, properties, raw_text
+from mlxd.engine.tool_value import (
+    Property,
+    Schema,
+    beyond,
+    branches,
+    is_free,
+    json_value,
+    properties,
+    raw_text,
+    with_definitions,
+)
 
 _WORD = re.compile(r"\w+", re.ASCII)
 _ESCAPE = "<escape>"
 _QUOTE = '<|"|>'
-_OF_ARRAY = frozenset({"type", "items", "minItems", "maxItems", "$defs", "definitions"})
+_OF_ARRAY = frozenset({"type", "items", "minItems", "maxItems"})
 
 
 def pythonic(lark: Lark, function: Mapping[str, Any]) -> str:
@@ -39,8 +49,7 @@ def function_gemma(lark: Lark, function: Mapping[str, Any]) -> str:
             return f"{lark.tag(_ESCAPE)} {raw_text(lark, schema, _ESCAPE, without=('}',))}"
         return None if kind in {"object", "array"} else json_value(lark, kind, schema)
 
-    items = [(_member(lark, item, value), item.is_required) for item in properties(function.get("parameters") or {})]
-    return _braced(lark, function["name"], items)
+    return _braced(lark, function, value)
 
 
 def gemma4(lark: Lark, function: Mapping[str, Any]) -> str:
@@ -59,11 +68,12 @@ def gemma4(lark: Lark, function: Mapping[str, Any]) -> str:
             return f'"{{" {inner} "}}"'
         return json_value(lark, kind, schema)
 
+    return _braced(lark, function, value)
+
+
+def _braced(lark: Lark, function: Mapping[str, Any], value: Any) -> str:
     items = [(_member(lark, item, value), item.is_required) for item in properties(function.get("parameters") or {})]
-    return _braced(lark, function["name"], items)
-
-
-def _braced(lark: Lark, name: str, items: list[tuple[str, bool]]) -> str:
+    name = function["name"]
     if "." in name or "-" in name:
         raise Unenforceable(f"the function name {name!r}: this model's format of calls takes letters, digits and _")
     return f'{literal(f"call:{name}{{")} {lark.members(items, literal(","))} "}}"'
@@ -90,13 +100,12 @@ def _one_of(lark: Lark, schema: Schema, value: Any) -> str:
 
 
 def _array(lark: Lark, schema: Schema, value: Any) -> str | None:
-    extra = set(schema) - ANNOTATIONS - _OF_ARRAY
+    extra = beyond(schema, _OF_ARRAY)
     if extra:
         raise Unenforceable(f"{min(extra)!r} of an array")
     if not isinstance(schema.get("items"), dict):
         return None
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    item = lark.rule(_one_of(lark, {**schema["items"], **shared}, value))
+    item = lark.rule(_one_of(lark, with_definitions(schema["items"], schema), value))
     least, most = schema.get("minItems", 0), schema.get("maxItems")
     times = f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
     if most == 0:

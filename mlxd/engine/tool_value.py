@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 from mlxd.engine.lark import Lark, Unenforceable, regex
 
 Schema = Mapping[str, Any]
 TYPES = ("string", "integer", "number", "boolean", "null", "object", "array")
-ANNOTATIONS = frozenset(
+_ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id"}
 )
-_DEFINITIONS = ("$defs", "definitions")
+# References lead to the root of a schema.
+DEFINITIONS = ("$defs", "definitions")
 _OF_TYPE = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
 _OF_TEXT = frozenset({"type", "enum", "const", "minLength", "maxLength"})
 # Without exponents, and short of what a float cannot hold: some parsers fail on infinity.
@@ -34,7 +36,7 @@ def properties(parameters: Schema) -> list[Property]:
     Raises:
         Unenforceable: the schema says more of them than their names, schemas, and which are required.
     """
-    extra = set(parameters) - ANNOTATIONS - {"type", "properties", "required", "additionalProperties", *_DEFINITIONS}
+    extra = beyond(parameters, {"type", "properties", "required", "additionalProperties"})
     if extra or parameters.get("type", "object") != "object":
         raise Unenforceable(f"{min(extra)!r} beside the properties" if extra else "parameters are no object")
     declared = parameters.get("properties") or {}
@@ -42,13 +44,12 @@ def properties(parameters: Schema) -> list[Property]:
     lacking = [name for name in required if name not in declared]
     if lacking:
         raise Unenforceable(f"'required' names {lacking[0]!r}, which 'properties' lacks")
-    shared = {key: parameters[key] for key in _DEFINITIONS if key in parameters}
     found = []
     for name, schema in declared.items():
         schema = {} if schema is True else schema  # noqa: PLW2901  (JSON Schema's other spelling of "anything")
         if not isinstance(schema, dict):
             raise Unenforceable(f"the schema of {name!r} is {schema!r}")
-        found.append(Property(name, {**schema, **shared}, name in required))
+        found.append(Property(name, with_definitions(schema, parameters), name in required))
     return found
 
 
@@ -76,12 +77,11 @@ def branches(schema: Schema) -> Iterator[tuple[str, Schema]]:
     schema = _followed(schema)
     alternatives = schema.get("anyOf", schema.get("oneOf"))
     if alternatives is not None:
-        extra = set(schema) - ANNOTATIONS - {"anyOf", "oneOf", *_DEFINITIONS}
+        extra = beyond(schema, {"anyOf", "oneOf"})
         if extra:
             raise Unenforceable(f"{min(extra)!r} beside 'anyOf'")
-        shared = {key: schema[key] for key in _DEFINITIONS if key in schema}
         for alternative in alternatives:
-            yield from branches({**alternative, **shared})
+            yield from branches(with_definitions(alternative, schema))
         return
     declared = schema.get("type")
     if declared is None and ("enum" in schema or "const" in schema):
@@ -95,7 +95,17 @@ def branches(schema: Schema) -> Iterator[tuple[str, Schema]]:
 
 def is_free(schema: Schema) -> bool:
     """Whether *schema* allows any value."""
-    return not set(schema) - ANNOTATIONS - set(_DEFINITIONS)
+    return not beyond(schema)
+
+
+def with_definitions(schema: Schema, root: Schema) -> dict[str, Any]:
+    """Return *schema* with the definitions of *root*, which it may refer to."""
+    return {**schema, **{key: root[key] for key in DEFINITIONS if key in root}}
+
+
+def beyond(schema: Schema, known: AbstractSet[str] = frozenset()) -> set[str]:
+    """Return the keywords of *schema* that bind a value and are none of *known*."""
+    return set(schema) - _ANNOTATIONS - set(DEFINITIONS) - known
 
 
 def _followed(schema: Schema) -> Schema:
@@ -104,11 +114,11 @@ def _followed(schema: Schema) -> Schema:
         path = schema["$ref"]
         _, _, rest = path.partition("#/")
         section, _, name = rest.partition("/")
-        target = schema.get(section, {}).get(name) if section in _DEFINITIONS else None
+        target = schema.get(section, {}).get(name) if section in DEFINITIONS else None
         if path in seen or not isinstance(target, dict):
             raise Unenforceable(f"'$ref' to {path!r}")
         seen.add(path)
-        schema = {**target, **{key: schema[key] for key in _DEFINITIONS if key in schema}}
+        schema = with_definitions(target, schema)
     return schema
 
 
@@ -122,7 +132,7 @@ def _only(schema: Schema, kind: str) -> Schema:
 
 def json_value(lark: Lark, kind: str, schema: Schema) -> str:
     """Return a value of a type that is no text, as JSON."""
-    bare = not set(schema) - ANNOTATIONS - {"type", *_DEFINITIONS}
+    bare = not beyond(schema, {"type"})
     if bare and kind == "integer":
         return lark.terminal(_INTEGER)
     if bare and kind == "number":
@@ -152,7 +162,7 @@ def raw_text(
     Raises:
         Unenforceable: the schema has a keyword that raw text cannot be held to.
     """
-    extra = set(schema) - ANNOTATIONS - _OF_TEXT - set(_DEFINITIONS)
+    extra = beyond(schema, _OF_TEXT)
     if extra:
         raise Unenforceable(f"{min(extra)!r} of a string, which this model writes without quotes")
     listed = strings(schema)
