@@ -74,6 +74,16 @@ class Breakers:
         breaker.is_probing = True
         return Admission(target, is_probe=True, breaker=breaker)
 
+    def begin(self, admission: Admission) -> Admission:
+        """Note that an answer has begun, and return what to record its end with.
+
+        A probe has succeeded with this, however long its answer takes: its end counts for the breaker that it closed.
+        """
+        if not admission.is_probe or self._breakers.get(admission.target) is not admission.breaker:
+            return admission
+        self._breakers[admission.target] = closed = _Breaker()
+        return Admission(admission.target, is_probe=False, breaker=closed)
+
     def record(self, admission: Admission, *, failed: bool) -> None:
         """Note how an attempt ended. One that began before the breaker opened, or was reset, says nothing any more."""
         breaker = self._breakers.get(admission.target)
@@ -83,7 +93,7 @@ class Breakers:
         if admission.is_probe:
             if failed:
                 self._open(breaker, now)
-            else:
+            else:  # the target refused the request as the request's own fault
                 self._breakers[admission.target] = _Breaker()
             return
         breaker.results.append((now, failed))

@@ -19,7 +19,14 @@ from mlxd.cloud.protocol import Protocol, Usage
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.sse import Event, EventCutter
-from mlxd.protocol.errors import AuthFailed, StreamInterrupted, UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from mlxd.protocol.errors import (
+    AuthFailed,
+    StreamInterrupted,
+    UpstreamBroke,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
 
 _MAX_BODY_BYTES = 64 << 20
 _SHOWN_CHARACTERS = 300
@@ -70,7 +77,8 @@ async def post(
         hops: how many mlxd the request will have passed, this one included.
 
     Raises:
-        UpstreamUnreachable, UpstreamTimeout: there will be no answer.
+        UpstreamUnreachable: nothing was sent.
+        UpstreamBroke, UpstreamTimeout: the request may have been sent, and there will be no answer.
     """
     timeouts = route.provider.timeouts
     headers = {
@@ -119,7 +127,8 @@ class Reply:
         self.usage: Usage | None = None
         self.is_whole = False  # the answer has come to its end, so that `usage` is all of it
         self.failed: str | None = None  # the words of an error that came after content
-        self.is_stream = response.status == 200 and response.content_type == _EVENTS
+        self._kind = response.content_type
+        self.is_stream = response.status == 200 and self._kind == _EVENTS
 
     @property
     def retry_after_s(self) -> float | None:
@@ -145,7 +154,7 @@ class Reply:
             words = body.decode(errors="replace").strip()
         words = self._shown(words)
         data: dict[str, Any] = {"target": target}
-        if self.status >= 400:  # a redirect is not followed, and is no answer
+        if 400 <= self.status < 600:  # a redirect is not followed, and is no answer; above there is no status
             data["status"] = self.status
         message = f"{target} answered with status {self.status}" + (f": {words}" if words else "")
         return UpstreamError(message, data=data, retry_after_s=self.retry_after_s)
@@ -159,6 +168,12 @@ class Reply:
         target = self._route.target
         return UpstreamError(f"{target} answered with an error: {self._shown(words)}", data={"target": target})
 
+    def mismatch(self) -> UpstreamError:
+        """Return the error that a stream is where none was asked for, and a whole answer in the place of a stream."""
+        target = self._route.target
+        got, asked = ("a stream", "a whole answer") if self.is_stream else (f"{self._kind!r}", "a stream")
+        return UpstreamError(f"{target} sent {got}, and {asked} was asked for", data={"target": target})
+
     def is_envelope(self, body: bytes) -> bool:
         """Tell whether an error's body may go to the client as it is: in the protocol's shape, and without the key."""
         if mask.holds(body, self._secret):
@@ -170,7 +185,8 @@ class Reply:
 
         Raises:
             UpstreamTimeout: the answer took longer than the total.
-            UpstreamError, UpstreamUnreachable: it broke off, is larger than any answer, no JSON, or an error.
+            UpstreamBroke: it broke off.
+            UpstreamError: it is larger than any answer, no JSON, or an error.
         """
         with _mapped(self._route):
             async with asyncio.timeout_at(self._started_s + self._route.provider.timeouts.total):
@@ -191,7 +207,7 @@ class Reply:
         """Yield whole events with their data, in groups as they come; the first group ends with the first content.
 
         Raises:
-            UpstreamTimeout, UpstreamUnreachable, UpstreamError: nothing has been yielded.
+            UpstreamTimeout, UpstreamBroke, UpstreamError: nothing has been yielded.
             StreamInterrupted: something has, and the rest does not come.
         """
         group: list[tuple[Event, dict[str, Any] | None]] = []
@@ -199,7 +215,7 @@ class Reply:
             for event in map(self._masked, self._cutter.feed(chunk)):
                 group.append((event, self._note(event)))
                 self.is_whole = self.is_whole or self._protocol.is_end(event)
-            if group and (self._is_answering or self.is_whole):
+            if group and self._is_answering:
                 yield group
                 group = []
         for event in self._cutter.close():
@@ -207,7 +223,10 @@ class Reply:
             self.is_whole = self.is_whole or self._protocol.is_end(event)
         if not self.is_whole:
             message = f"{self._route.target} ended its stream before its answer was whole"
-            raise StreamInterrupted(message) if self._is_answering else UpstreamUnreachable(message)
+            raise StreamInterrupted(message) if self._is_answering else UpstreamBroke(message)
+        if not self._is_answering:
+            target = self._route.target
+            raise UpstreamError(f"{target} ended its stream without an answer", data={"target": target})
         if group:
             yield group
         await self._drain()
@@ -248,7 +267,7 @@ class Reply:
             with _mapped(self._route):
                 async with asyncio.timeout_at(min(until_s, self._started_s + timeouts.total)):
                     return await self._response.content.readany()
-        except (UpstreamUnreachable, UpstreamTimeout) as error:
+        except (UpstreamBroke, UpstreamTimeout) as error:
             if not self._is_answering:
                 raise
             raise StreamInterrupted(f"the answer broke off: {error.message}") from error
@@ -260,7 +279,7 @@ async def get_models(
     """Ask for the list of models; return the answer's status and body.
 
     Raises:
-        UpstreamUnreachable, UpstreamTimeout: there is no answer.
+        UpstreamUnreachable, UpstreamBroke, UpstreamTimeout: there is no answer.
     """
     timeouts = route.provider.timeouts
     until_s = asyncio.get_running_loop().time() + min(timeouts.first_token, timeouts.total)
@@ -299,4 +318,4 @@ def _mapped(route: CloudRoute) -> Iterator[None]:
     except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
         raise UpstreamUnreachable(f"{target}: no connection to {route.provider.base_url}: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
-        raise UpstreamUnreachable(f"{target}: the connection broke: {str(error) or type(error).__name__}") from error
+        raise UpstreamBroke(f"{target}: the connection broke: {str(error) or type(error).__name__}") from error

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# They are answered without a word of a model, and never as a stream.
+SILENT = frozenset({"embeddings", "messages/count_tokens", "responses/input_tokens"})
+
 
 @dataclass(frozen=True, slots=True)
 class Errand:
@@ -20,4 +23,4 @@ class Errand:
     @property
     def wants_stream(self) -> bool:
         """Whether a stream is asked for."""
-        return self.body.get("stream") is True
+        return self.endpoint not in SILENT and self.body.get("stream") is True

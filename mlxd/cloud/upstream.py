@@ -19,7 +19,7 @@ from mlxd.cloud.attempt import REFUSED_KEY, Attempt, counts_against, may_go_on, 
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget, Reservation
 from mlxd.cloud.connection import Reply
-from mlxd.cloud.errand import Errand
+from mlxd.cloud.errand import SILENT, Errand
 from mlxd.cloud.probe import Probe, answered, failed, tiny_request
 from mlxd.cloud.protocol import PROTOCOLS, Usage
 from mlxd.cloud.protocol.base import whole
@@ -44,8 +44,6 @@ _SHORT_RETRY_S = 2.0
 # Assumed for an answer whose client set no bound.
 _ASSUMED_TOKENS = 4096
 _BYTES_PER_TOKEN = 2
-# They are answered without a word of a model.
-_SILENT = frozenset({"embeddings", "messages/count_tokens", "responses/input_tokens"})
 
 Group = list[tuple[Event, dict[str, Any] | None]]
 
@@ -236,8 +234,9 @@ class Upstreams:
                 wants_stream=errand.wants_stream,
                 hops=errand.hops,
             ) as reply:
-                answer = await self._opened(route, reply, between)
+                answer = await self._opened(route, reply, between, wants_stream=errand.wants_stream)
                 outcome = False
+                admission = self.breakers.begin(admission)
                 yield answer
         except AuthFailed:
             self._refused[route.provider_id] = (route.provider, secret)
@@ -256,7 +255,7 @@ class Upstreams:
             if answer is not None and reservation.price is not None:
                 answer.cost_micro_usd = cost
 
-    async def _opened(self, route: CloudRoute, reply: Reply, between: Translation) -> Answer:
+    async def _opened(self, route: CloudRoute, reply: Reply, between: Translation, *, wants_stream: bool) -> Answer:
         """Return the answer once it has begun; raise what is none."""
         if not 200 <= reply.status < 300:
             refusal = await reply.read()
@@ -264,6 +263,8 @@ class Upstreams:
             if isinstance(between, Passthrough) and not may_go_on(failure) and reply.is_envelope(refusal):
                 return Answer(route, [], reply.status, refusal, reply, between)  # the client's own mistake
             raise failure
+        if reply.is_stream is not wants_stream:
+            raise reply.mismatch()
         if not reply.is_stream:
             body = between.answer(await reply.read())
             return Answer(route, [], reply.status, body, reply, between)
@@ -297,7 +298,7 @@ class Upstreams:
         return self.budget.settle(reservation, None if 200 <= reply.status < 300 else (0, 0))
 
     async def _may_try_again(self, error: MlxdError) -> bool:
-        """Return whether the same target is tried once more: after a connection that failed, or a short pause."""
+        """Return whether the same target is tried once more: where nothing was sent, or after a short pause."""
         if isinstance(error, UpstreamUnreachable):
             return True
         pause_s = error.retry_after_s
@@ -309,7 +310,7 @@ class Upstreams:
 
 def most_tokens(errand: Errand) -> int:
     """Return how long the answers to *errand* may be at most, all of them together."""
-    if errand.endpoint in _SILENT:
+    if errand.endpoint in SILENT:
         return 0
     names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
     bound = max((whole(errand.body.get(name)) for name in names), default=0)

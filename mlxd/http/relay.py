@@ -16,7 +16,6 @@ from mlxd.protocol.settings import CloudSettings
 # Rules of several daemons may send a name in a circle.
 _MAX_HOPS = 3
 _LOOP_DETECTED = 508
-_REFUSED = 400
 
 
 async def relay(
@@ -55,11 +54,9 @@ async def relay(
                 if answer.body is not None:
                     if not stream.is_open:
                         return web.Response(body=answer.body, status=answer.status, content_type="application/json")
-                    # Comments have kept the client alive: its status is sent, and this is no stream.
-                    if answer.status >= _REFUSED:
-                        words = PROTOCOLS[errand.protocol].error_of(parse(answer.body)) or "without a word"
-                        raise InvalidRequest(f"{answer.route.target} refused with status {answer.status}: {words}")
-                    raise UpstreamError(f"{answer.route.target} answered a stream with a whole answer")
+                    # Comments have kept the client alive: its status is sent, and this is a refusal.
+                    words = PROTOCOLS[errand.protocol].error_of(parse(answer.body)) or "without a word"
+                    raise InvalidRequest(f"{answer.route.target} refused with status {answer.status}: {words}")
                 if stream.is_open:
                     await stream.comment(f"x-mlxd-route: cloud, x-mlxd-target: {answer.route.target}")
                 async for chunk in answer.chunks():

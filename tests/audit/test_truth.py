@@ -85,7 +85,7 @@ TABLE: dict[str, tuple[dict[str, Any], Refusal | None, Refusal | None, Mapping[s
         {"mode": "always"},
         ("die", 0),
         None,
-        {**TWO, **ANSWERED, "attempts": tried(*[("one/a", None, "upstream_unreachable")] * 2, GOOD_TWO)},
+        {**TWO, **ANSWERED, "attempts": tried(("one/a", None, "upstream_broke"), GOOD_TWO)},
     ),
     "400": (
         {"mode": "always"},

@@ -64,6 +64,45 @@ def test_there_is_one_probe_and_one_that_is_abandoned_makes_room() -> None:
     assert breakers.admit(TARGET) is not None
 
 
+def test_a_probe_succeeds_when_its_answer_begins() -> None:
+    """The target is open to all from then on; how the long answer ends counts for the breaker that it has closed."""
+    clock, breakers = opened()
+    clock.move(FIRST_OPEN_S)
+    probe = breakers.admit(TARGET)
+    assert probe is not None
+    begun = breakers.begin(probe)
+    assert attempt(breakers, failed=False)
+    breakers.record(begun, failed=True)
+    (status,) = breakers.list()
+    assert (status.state, status.failures, status.attempts) == (BreakerState.CLOSED, 1, 2)
+    breakers.abandon(probe)
+    assert breakers.list() == (status,)
+
+
+def test_an_answer_that_begins_counts_once_when_it_ends() -> None:
+    """Beginning says nothing yet of a target that is asked anyway, nor of one whose breaker was reset meanwhile."""
+    clock, breakers = opened()
+    clock.move(FIRST_OPEN_S)
+    probe = breakers.admit(TARGET)
+    assert probe is not None
+    breakers.reset()
+    assert breakers.begin(probe) is probe
+    assert breakers.list() == ()
+    plain = breakers.admit(TARGET)
+    assert plain is not None
+    assert breakers.begin(plain) is plain
+    assert breakers.list() == ()
+
+
+def test_exactly_half_is_enough_and_less_is_not() -> None:
+    """Five failures of ten attempts open it; of eleven they do not."""
+    for good, expected in ((LEAST_FAILURES, BreakerState.OPEN), (LEAST_FAILURES + 1, BreakerState.CLOSED)):
+        breakers = Breakers(FakeClock().now)
+        for number in range(good + LEAST_FAILURES):
+            attempt(breakers, failed=number >= good)
+        assert state(breakers) is expected
+
+
 def test_what_began_before_it_opened_says_nothing_any_more() -> None:
     """A late answer neither closes it, nor opens it for longer, nor frees the probe's place."""
     clock = FakeClock()

@@ -45,7 +45,8 @@ class Row:
         return f"{self.behaviour}{self.status or ''}{'-stream' if self.stream else ''}"
 
 
-UNREACHABLE, ERROR, TIMEOUT, AUTH = "upstream_unreachable", "upstream_error", "upstream_timeout", "auth_failed"
+UNREACHABLE, BROKE, ERROR = "upstream_unreachable", "upstream_broke", "upstream_error"
+TIMEOUT, AUTH = "upstream_timeout", "auth_failed"
 
 
 def _refused(status: int, code: str | None, ours: int) -> list[Row]:
@@ -58,10 +59,14 @@ ROWS = [
     *_refused(401, AUTH, 502), *_refused(402, AUTH, 502), *_refused(403, AUTH, 502),
     *_refused(404, ERROR, 404), *_refused(408, ERROR, 408), *_refused(429, ERROR, 429),
     *_refused(500, ERROR, 500), *_refused(502, ERROR, 502), *_refused(503, ERROR, 503), *_refused(529, ERROR, 503),
-    *(Row("die", stream, 0, 2, (UNREACHABLE,) * 2, (502, UNREACHABLE)) for stream in (False, True)),
-    Row("die_empty", stream=True, status=0, calls=2, codes=(UNREACHABLE,) * 2, alone=(502, UNREACHABLE)),
+    *_refused(999, ERROR, 502),
+    *(Row("die", stream, 0, 1, (BROKE,), (502, BROKE)) for stream in (False, True)),
+    *(Row("die_in_body", stream, 0, 1, (BROKE,), (502, BROKE)) for stream in (False, True)),
+    *(Row("other_kind", stream, 0, 1, (ERROR,), (502, ERROR)) for stream in (False, True)),
+    *(Row(empty, True, 0, 1, (ERROR,), (502, ERROR)) for empty in ("only_done", "no_events", "no_choices")),
+    Row("die_empty", stream=True, status=0, calls=1, codes=(BROKE,), alone=(502, BROKE)),
     Row("garbage", stream=False, status=0, calls=1, codes=(ERROR,), alone=(502, ERROR)),
-    Row("garbage", stream=True, status=0, calls=2, codes=(UNREACHABLE,) * 2, alone=(502, UNREACHABLE)),
+    Row("garbage", stream=True, status=0, calls=1, codes=(BROKE,), alone=(502, BROKE)),
     Row("hang", stream=True, status=0, calls=1, codes=(TIMEOUT,), alone=(504, TIMEOUT)),
     Row("hang_before_content", stream=True, status=0, calls=1, codes=(TIMEOUT,), alone=(504, TIMEOUT)),
     Row("die_after_content", stream=True, status=0, calls=1, codes=(None,), alone=(200, "stream_interrupted")),
@@ -158,6 +163,43 @@ async def test_a_connection_that_stays_open_after_the_end_is_not_waited_for() ->
         first.behaviour = "open_after_end"
         status, _, body = await served.post(CHAT, BODY | {"stream": True})
     assert (status, body.count(b"[DONE]"), b"stream_interrupted" in body) == (200, 1, False)
+
+
+@pytest.mark.parametrize("behaviour", ["die", "die_in_body", "die_empty", "hang", "end_after_content"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_may_have_been_answered_is_booked_whole(behaviour: str, stream: bool) -> None:
+    """The upstream got the request once, and may charge for it."""
+    if behaviour == "end_after_content" and not stream:
+        behaviour = "die_in_body"
+    prices = {"prices": {"one/a": {"input": 1, "output": 2}}}
+    total = QUICK | {"total": "80ms"}
+    async with two_upstreams(mode="always", to=["one/a"], timeouts=total, cloud=prices) as (served, first, _):
+        budget = served.context.upstreams.budget
+        first.behaviour = behaviour
+        first.may_answer.clear()
+        asking = asyncio.create_task(served.post(CHAT, BODY | {"stream": stream}))
+        await first.arrived.wait()
+        reserved = budget.reserved
+        first.may_answer.set()
+        await asking
+        assert reserved > 0
+        assert (len(first.seen), budget.today.requests, budget.today.spent) == (1, 1, reserved)
+
+
+async def test_a_long_answer_of_a_probe_blocks_nobody() -> None:
+    """Once it has begun, others are sent to the target too."""
+    clock = FakeClock()
+    async with two_upstreams(mode="always", to=["one/a"], clock=clock) as (served, first, _):
+        first.behaviour, first.status = "refuse", 500
+        for _ in range(5):
+            await served.post(CHAT, BODY)
+        assert (await served.post(CHAT, BODY))[0] == 503
+        clock.move(30)
+        first.behaviour = "hang_after_content"
+        async with served.http.post(served.url + CHAT, json=BODY | {"stream": True}) as probe:
+            await probe.content.readuntil(b"Hel")
+            first.behaviour = "answer"
+            assert (await served.post(CHAT, BODY))[0] == 200
 
 
 async def test_connections_are_used_again() -> None:

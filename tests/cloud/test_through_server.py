@@ -258,7 +258,7 @@ async def test_the_upstream_dies_without_an_answer(stream: bool) -> None:
     async with _cloudy() as (served, far, _):
         far.behaviour = "die"
         status, _, body = await served.post(CHAT, BODY | {"stream": stream})
-    assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_unreachable")
+    assert (status, json.loads(body)["error"]["code"]) == (502, "upstream_broke")
 
 
 @pytest.mark.parametrize(
@@ -402,13 +402,15 @@ async def test_a_whole_answer_is_never_begun_by_comments() -> None:
     assert (status, json.loads(body)["id"]) == (200, "up-1")
 
 
-async def test_an_upstream_that_answers_a_stream_whole_is_passed_on_whole() -> None:
-    """Some servers ignore `stream`; their answer goes back as it is."""
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_of_the_other_kind_is_a_failure(stream: bool) -> None:
+    """A stream where none was asked for, or a whole answer for one: a client would read it as an empty answer."""
     async with _cloudy() as (served, far, _):
-        far.behaviour, far.status, far.reply = "refuse", 200, b'{"id": "whole"}'
-        far.reply_headers = {"Content-Type": "application/json"}
-        status, headers, body = await served.post(CHAT, BODY | {"stream": True})
-    assert (status, headers["Content-Type"], body) == (200, "application/json", b'{"id": "whole"}')
+        far.behaviour = "other_kind"
+        status, _, body = await served.post(CHAT, BODY | {"stream": stream})
+    error = json.loads(body)["error"]
+    asked = "a stream was asked for" if stream else "a whole answer was asked for"
+    assert (status, error["code"], asked in error["message"]) == (502, "upstream_error", True)
 
 
 async def test_daemons_that_send_in_a_circle_stop() -> None:

@@ -18,6 +18,12 @@ KEY = "sk-upstream-0123456789"
 PIECES = ("Hel", "lo ", "from ", "afar")
 # What goes wrong in a stream before there is any content, and in the midst of it.
 _EARLY = frozenset({"error_first", "hang_before_content", "die_empty"})
+# A stream without an answer in it, which ends in order.
+_EMPTY = {
+    "only_done": b"data: [DONE]\n\n",
+    "no_events": b"data: {not json\n\ndata: null\n\ndata: [DONE]\n\n",
+    "no_choices": b'data: {"choices": 5}\n\ndata: {"choices": []}\n\ndata: [DONE]\n\n',
+}
 _LATE = frozenset({"error_event", "die_after_content", "hang_after_content", "end_after_content"})
 
 
@@ -90,6 +96,20 @@ class Upstream:
             _cut(request)
         if request.method == "GET":
             return web.json_response({"object": "list", "data": [{"id": "a"}, {"id": "b"}]})
+        return await self._lie(request, body)
+
+    async def _lie(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        """Answer, but for what the behaviour makes of the answer's kind and end."""
+        if self.behaviour == "die_in_body":
+            kind = "text/event-stream" if body.get("stream") else "application/json"
+            response = web.StreamResponse(headers={"Content-Type": kind})
+            await response.prepare(request)
+            await response.write(b'{"id": "up-1", ')
+            _cut(request)
+        if self.behaviour in _EMPTY:
+            return web.Response(body=_EMPTY[self.behaviour], content_type="text/event-stream")
+        if self.behaviour == "other_kind":  # a stream where none was asked for, and none where one was
+            body = body | {"stream": not body.get("stream")}
         return await self._answer(request, body)
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:

@@ -31,7 +31,8 @@
     + FirstTokenTimeout          504 first_token_timeout
     + RequestCancelled           499 cancelled by an operator
   x CloudError                   an upstream failed
-    + UpstreamUnreachable        502 upstream_unreachable
+    + UpstreamUnreachable        502 upstream_unreachable: nothing was sent
+    + UpstreamBroke              502 upstream_broke: the request may have been answered
     + UpstreamTimeout            504 upstream_timeout
     + UpstreamError              the upstream's own status, 502 when it has none
     + AuthFailed                 502 auth_failed
@@ -91,6 +92,7 @@ from mlxd.protocol.errors.cloud import (
     CloudError,
     SecretMissing,
     StreamInterrupted,
+    UpstreamBroke,
     UpstreamError,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -193,6 +195,7 @@ __all__ = [
     "UnknownSetting",
     "UnsupportedMediaType",
     "UnsupportedParameter",
+    "UpstreamBroke",
     "UpstreamError",
     "UpstreamTimeout",
     "UpstreamUnreachable",

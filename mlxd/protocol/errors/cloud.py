@@ -13,9 +13,15 @@ class CloudError(MlxdError):
 
 
 class UpstreamUnreachable(CloudError):
-    """No connection to the upstream could be made."""
+    """No connection to the upstream could be made: nothing was sent."""
 
     code = "upstream_unreachable"
+
+
+class UpstreamBroke(CloudError):
+    """The connection broke after the request was sent: the upstream may have answered it, and may charge for it."""
+
+    code = "upstream_broke"
 
 
 class UpstreamTimeout(CloudError):
