@@ -38,7 +38,11 @@ class LoadedModel:
 
 
 class SlicedLoad:
-    """A load in progress."""
+    """A load in progress.
+
+    The weights count as the sum of their arrays. MLX's active memory does not tell: the step of a running stream is in
+    flight during a slice, and what it frees would be taken off the weights.
+    """
 
     def __init__(self, spec: LoadSpec, files: ModelFiles, base: LoadedModel | None = None) -> None:
         """Begin with nothing read; *base* is what an adapter is put on."""
@@ -47,7 +51,6 @@ class SlicedLoad:
         self._base = base
         self._model: Any = None
         self._waiting: list[mx.array] = []
-        self._measured_bytes = 0
         self.done_bytes = 0
         self.total_bytes = 0
 
@@ -59,7 +62,8 @@ class SlicedLoad:
             Exception: whatever MLX and mlx-lm raise on damaged or unknown files.
         """
         if self._model is None:
-            self._waiting = self._open()
+            # A layer that is used in two places has its arrays once.
+            self._waiting = list({id(array): array for array in self._open()}.values())
             self._waiting.reverse()
             self.total_bytes = sum(array.nbytes for array in self._waiting)
         elif self._waiting:
@@ -68,10 +72,7 @@ class SlicedLoad:
             while self._waiting and taken_bytes + self._waiting[-1].nbytes <= slice_bytes:
                 arrays.append(self._waiting.pop())
                 taken_bytes += arrays[-1].nbytes
-            before_bytes = mx.get_active_memory()
             mx.eval(arrays)
-            # Nothing else runs meanwhile: what became active is what the weights take, conversions included.
-            self._measured_bytes += mx.get_active_memory() - before_bytes
             self.done_bytes += taken_bytes
         else:
             return self._measured_encoder() if self._spec.is_encoder else self._measured()
@@ -91,7 +92,7 @@ class SlicedLoad:
         kv, vocab_size = probe_kv(self._model)
         tokenizer = self._files.tokenizer
         facts = EngineFacts(
-            weights_bytes=self._measured_bytes,
+            weights_bytes=self.done_bytes,
             kv=kv,
             context_length=context_length(self._spec, self._files),
             vocab_size=vocab_size,
@@ -113,7 +114,7 @@ class SlicedLoad:
         files = self._files
         encoder = Encoder(self._model, Pooling.MEAN if files.pooling is None else files.pooling)
         facts = EngineFacts(
-            weights_bytes=self._measured_bytes,
+            weights_bytes=self.done_bytes,
             kv=workspace(files.config),
             context_length=context_length(self._spec, files),
             vocab_size=int(self._model.config.vocab_size),

@@ -10,7 +10,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm.utils import load_model
 
+from mlxd.engine import loader
+from mlxd.engine.base import SamplingParams
 from mlxd.engine.device import Device
 from mlxd.engine.fault import in_words
 from mlxd.engine.kv import probe_kv
@@ -20,7 +23,7 @@ from mlxd.engine.source import context_length, read_model_files
 from mlxd.protocol.errors import LoadFailed
 from tests.engine.bench import WriteModel, load_spec
 from tests.support.sequence import prepare, start
-from tests.support.stepped_model import load_now
+from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -34,7 +37,6 @@ def change_config(folder: Path, **changes: Any) -> None:
 def test_facts_are_measured(write_model: WriteModel) -> None:
     """Weights are what the arrays take, the vocabulary is that of the logits, the rest is what the files declare."""
     path = write_model(thinking=True, tools=True, context=777)
-    mx.clear_cache()  # a buffer that other tests have left may be larger than what is put into it
     facts = load_now(path).facts
     assert facts.weights_bytes == pytest.approx((path / "model.safetensors").stat().st_size, rel=0.02)
     assert (facts.vocab_size, facts.context_length) == (96 + 3 + 4, 777)
@@ -42,9 +44,43 @@ def test_facts_are_measured(write_model: WriteModel) -> None:
 
 
 def test_weights_are_what_became_active(write_model: WriteModel, baseline_bytes: int) -> None:
-    """The weights count as MLX's memory grew with them, which is neither the files' size nor the arrays' sum."""
+    """The weights of a model that loads alone count as MLX's memory grew with them."""
+    mx.clear_cache()  # a buffer that other tests have left may be larger than what is put into it
     loaded = load_now(write_model(layers=3))
     assert loaded.facts.weights_bytes == pytest.approx(mx.get_active_memory() - baseline_bytes, abs=10_000)
+
+
+def test_weights_are_measured_beside_running_streams(write_model: WriteModel) -> None:
+    """What a decoding batch takes and frees during the load is not mixed into the weights."""
+    path = write_model(layers=3)
+    alone_bytes = load_now(path).facts.weights_bytes
+    streams = SteppedModel(load_now(write_model(all_bytes=True)))
+    for seed in range(8):
+        streams.start("hello", SamplingParams(top_p=0.9, seed=seed), max_tokens=200)
+    streams.step(3)
+    spec = load_spec(path)
+    load = SlicedLoad(spec, read_model_files(spec))
+    loaded = None
+    while loaded is None:
+        loaded = load.advance(1)
+        streams.step()
+    assert streams.decoding_rows == 8
+    assert loaded.facts.weights_bytes == alone_bytes
+
+
+def test_arrays_of_a_shared_layer_count_once(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that a model uses in two places is in memory once."""
+    path = write_model(layers=3)
+    apart_bytes = load_now(path).facts.weights_bytes
+    norm_bytes = 64 * 4
+
+    def load_shared(folder: Path, *, lazy: bool) -> tuple[Any, Any]:
+        model, config = load_model(folder, lazy=lazy)
+        model.model.layers[1].input_layernorm = model.model.layers[0].input_layernorm
+        return model, config
+
+    monkeypatch.setattr(loader, "load_model", load_shared)
+    assert load_now(path).facts.weights_bytes == apart_bytes - norm_bytes
 
 
 @pytest.mark.parametrize(

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlxd.catalog import Catalog
+from mlxd.engine import runner
 from mlxd.engine.base import BackendLimits, Delta, GenerationRequest, SamplingParams, SchedulingParams, TextPrompt
 from mlxd.engine.device import Device
+from mlxd.engine.loader import LoadedModel, SlicedLoad
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import InsufficientCapacity, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.table import decode
+from tests.support.sequence import GREEDY
 from tests.support.tiny_model import write_tiny_model
 
 MODELS = ("a", "b", "c")
 USABLE_BYTES = 4 * 10**9
 # What MLX keeps for itself after everything was unloaded: streams and constants.
 BASELINE_SLACK_BYTES = 200_000
+# What a tiny model holds beside its parameters.
+CONSTANTS_BYTES = 10_000
 
 
 @pytest.fixture(scope="module", name="models")
@@ -49,11 +56,18 @@ class Real:
     events: list[PoolEvent]
     document: dict[str, Any]
 
-    async def answer(self, model: str, prompt: str = "hello", tokens: int = 12) -> str:
+    async def answer(
+        self,
+        model: str,
+        prompt: str = "hello",
+        tokens: int = 12,
+        sampling: SamplingParams = GREEDY,
+        request_id: str | None = None,
+    ) -> str:
         """Make a request and return its text."""
-        request = GenerationRequest(TextPrompt(prompt), SamplingParams(temperature=0), max_tokens=tokens)
+        request = GenerationRequest(TextPrompt(prompt), sampling, max_tokens=tokens)
         text = ""
-        async with self.pool.lease(model, request_id=f"{model}-{prompt}") as lease:
+        async with self.pool.lease(model, request_id=request_id or f"{model}-{prompt}") as lease:
             prepared = await lease.prepare(request)
             async for event in lease.generate(request, prepared):
                 if isinstance(event, Delta):
@@ -75,6 +89,22 @@ class Real:
     async def active_bytes(self) -> int:
         """Return what MLX holds."""
         return (await self.device.memory()).active_bytes
+
+    def running(self) -> int:
+        """Return how many sequences run."""
+        return sum(model.running for model in self.pool.status().models)
+
+    async def look_at_truth(self, empty_bytes: int) -> None:
+        """P12: when nothing runs, the device holds the weights and prompt caches that the status shows.
+
+        *empty_bytes* is what MLX held before the first load.
+        """
+        active_bytes = await self.active_bytes()
+        memory = self.pool.status().memory
+        said_bytes = memory.weights_bytes + memory.prompt_cache_bytes
+        # Tables of the rotary embedding and the like are no weights.
+        other_bytes = abs(active_bytes - empty_bytes - said_bytes)
+        assert other_bytes <= CONSTANTS_BYTES * len(self.loaded()), "P12: the device holds other than the status says"
 
 
 @asynccontextmanager
@@ -149,6 +179,54 @@ async def test_steady_requests_to_one_model_do_not_starve_another(models: Path) 
         assert "model.draining" in kinds
 
 
+async def _load_beside_streams(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Load a model in many slices while eight rows of another one decode, and look at P12 when all has ended."""
+    write_tiny_model(folder / "a", all_bytes=True)
+    write_tiny_model(folder / "b", layers=12)
+    patch.setattr(runner, "BUSY_SLICE_BYTES", 1)
+    async with real(folder) as r:
+        await r.pool.load("a")
+        await r.pool.unload("a")
+        empty_bytes = await r.active_bytes()
+        sampling = SamplingParams(top_p=0.9, seed=1)
+        streams = [
+            asyncio.ensure_future(r.answer("a", tokens=1500, sampling=sampling, request_id=str(i))) for i in range(8)
+        ]
+        while r.running() < 8:
+            await r.active_bytes()
+        await r.pool.load("b")
+        assert r.running() == 8, "the streams ended before the load"
+        for stream in streams:
+            stream.cancel()
+        await asyncio.gather(*streams, return_exceptions=True)
+        while r.running():
+            await r.active_bytes()
+        await r.look_at_truth(empty_bytes)
+
+
+async def test_a_load_beside_running_streams_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P12: a model that was loaded while a batch with top_p decoded counts as what it takes."""
+    await _load_beside_streams(tmp_path, monkeypatch)
+
+
+async def test_a_wrong_measurement_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P12 fails on weights measured as the growth of active memory, which includes what the streams take and free."""
+    advance = SlicedLoad.advance
+    grown_bytes: dict[SlicedLoad, int] = defaultdict(int)
+
+    def measure(load: SlicedLoad, slice_bytes: int) -> LoadedModel | None:
+        before_bytes = mx.get_active_memory()
+        loaded = advance(load, slice_bytes)
+        grown_bytes[load] += mx.get_active_memory() - before_bytes
+        if loaded is None:
+            return None
+        return replace(loaded, facts=replace(loaded.facts, weights_bytes=grown_bytes[load]))
+
+    monkeypatch.setattr(SlicedLoad, "advance", measure)
+    with pytest.raises(AssertionError, match="P12: "):
+        await _load_beside_streams(tmp_path, monkeypatch)
+
+
 OPERATIONS = st.one_of(
     st.tuples(st.just("send"), st.sampled_from(MODELS), st.integers(1, 40)),
     st.tuples(st.just("send"), st.sampled_from(MODELS), st.integers(1, 40)),
@@ -189,6 +267,7 @@ async def _live(models: Path, history: list[tuple[Any, ...]]) -> None:
         for (_, model), answer in zip(played.clients, ended, strict=True):
             assert isinstance(answer, str | MlxdError | asyncio.CancelledError), repr(answer)
             assert not isinstance(answer, str) or alone[model].startswith(answer)
+        await r.look_at_truth(baseline_bytes)
         r.change(preload=[])
         for name in MODELS:
             await r.pool.unload(name)

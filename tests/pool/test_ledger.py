@@ -33,7 +33,8 @@ def resident(*, cached_bytes: int = 0) -> Resident:
     """Return a loaded model of 100 MB with 1 kB of KV per token."""
     measured = facts(100 * MB)
     made = Resident(entry("a", measured), state=ModelState.READY)
-    engine = CachedEngine(LoadSpec("a", made.entry.path, None, 0), measured, lambda: None, _no_trim)
+    spec = LoadSpec("a", made.entry.path, None, 0)
+    engine = CachedEngine(spec, measured, measured.weights_bytes, lambda: None, _no_trim)
     engine.cached_bytes = cached_bytes
     made.engine = engine
     return made

@@ -2,7 +2,8 @@
 
 One pass of its device happens every `step_s` while anything runs: commands first, in order, then one token for every
 running row, then the pass's events. Text is a function of the prompt, the seed and the position, so that a paused and
-resumed sequence can be compared with an unhurried one. Faults: `fail_load`, `fail_sequences`, `hold_loads`.
+resumed sequence can be compared with an unhurried one. Faults: `fail_load`, `fail_sequences`, `mismeasure`,
+`hold_loads`.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class FakeBackend:
         self.holding_loads = False
         self._held: list[asyncio.Event] = []
         self._load_faults: dict[str, deque[MlxdError]] = defaultdict(deque)
+        self._measured_bytes: dict[str, int] = {}
         self._loading_bytes = 0
         self._peak_bytes = 0
         self._pass: Timer | None = None
@@ -70,6 +72,10 @@ class FakeBackend:
     def fail_load(self, model_id: str, error: MlxdError) -> None:
         """Let the next load of the model fail."""
         self._load_faults[model_id].append(error)
+
+    def mismeasure(self, model_id: str, weights_bytes: int) -> None:
+        """Let loads of the model report these weights, whatever they hold."""
+        self._measured_bytes[model_id] = weights_bytes
 
     def fail_sequences(self, model_id: str, error: MlxdError) -> None:
         """Let all sequences that the model runs fail at the next pass."""
@@ -125,7 +131,9 @@ class FakeBackend:
             done.set_exception(faults.popleft())
             done.exception()  # the caller may be gone
             return
-        engine = FakeEngine(spec, facts, self._wake, self._run_trim)
+        measured_bytes = self._measured_bytes.get(spec.model_id, facts.weights_bytes)
+        measured = dataclasses.replace(facts, weights_bytes=measured_bytes)
+        engine = FakeEngine(spec, measured, facts.weights_bytes, self._wake, self._run_trim)
         self.engines.append(engine)
         self._measure()
         done.set_result(engine)

@@ -41,11 +41,13 @@ class FakeEngine:
         self,
         spec: LoadSpec,
         facts: EngineFacts,
+        weights_bytes: int,
         wake: Callable[[], None],
         run_trim: Callable[[FakeEngine, int], Awaitable[int]],
     ) -> None:
         self.spec = spec
         self._facts = facts
+        self.weights_bytes = weights_bytes  # what it holds, whatever its facts say
         self._wake = wake
         self._run_trim = run_trim
         self._commands: list[Callable[[list[Post]], None]] = []
@@ -95,7 +97,7 @@ class FakeEngine:
         lengths = [row.tokens for row in self._rows.values() if not row.paused and row.prefilled]
         lengths += [job.tokens for job in self._jobs.values() if not job.paused]
         batch_bytes = self._facts.kv.batch_bytes(len(lengths), max(lengths)) if lengths else 0
-        return self._facts.weights_bytes + batch_bytes + self.prompt_cache_bytes
+        return self.weights_bytes + batch_bytes + self.prompt_cache_bytes
 
     @property
     def prompt_cache_limit_bytes(self) -> int:

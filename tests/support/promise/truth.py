@@ -33,7 +33,7 @@ class P12Truth(Promise):
         engines = {engine.model_id: engine for engine in backend.engines}
         for resident in there:
             engine = engines[resident.id]
-            assert engine.facts.weights_bytes == resident.weights_bytes, "P12: the weights are not what was measured"
+            assert resident.weights_bytes == engine.weights_bytes, "P12: the weights are not what the device holds"
             if not engine.has_commands and not engine.closed:
                 assert engine.sequence_ids == set(resident.active), "P12: the device runs what the pool does not know"
             for sequence in resident.active.values():
@@ -46,7 +46,7 @@ class P12Truth(Promise):
         for engine in backend.engines:
             model = shown[engine.model_id]
             assert (model.weights_bytes, model.prompt_cache_bytes, model.running, model.paused) == (
-                engine.facts.weights_bytes,
+                engine.weights_bytes,
                 engine.prompt_cache_bytes,
                 0,
                 0,
