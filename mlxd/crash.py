@@ -182,15 +182,11 @@ class CrashLog:
                 return
             version, data = self._version, self._state.render()
             try:
-                await asyncio.to_thread(self._write, data)
+                await asyncio.to_thread(self._file.replace, data)
             except OSError as error:
                 # Serving goes first: a load that kills the daemon would not be recognised, no more than that.
                 _log.warning("%s cannot be written: %s", self._file.path, error.strerror)
             self._saved = version
-
-    def _write(self, data: bytes) -> None:
-        self._file.stage(data).commit()
-        self._file.sync_folder()
 
 
 class NotedBackend:

@@ -145,7 +145,7 @@ async def _run(options: Options) -> int:
             adapter_paths(settings, options.home),
         )
         secrets = Secrets(os.environ, options.home.root)
-        router = Router(store, catalog.has, secrets)
+        router = Router(store, catalog.has, catalog.alias_target, secrets)
         boot_id = uuid.uuid4().hex
         crashes = CrashLog(ConfigFile(options.home.state), boot_id)
         await crashes.open()
@@ -167,7 +167,7 @@ async def _run(options: Options) -> int:
         )
         stack.push_async_callback(pool.close)
         session = await stack.enter_async_context(open_session())
-        budget = Budget(options.home.cloud_day, time.time)
+        budget = await stack.enter_async_context(Budget(ConfigFile(options.home.cloud_day), time.time))
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
         api_keys = await ApiKeys(ConfigFile(options.home.api_keys), clock.now).open()
         app = make_app(

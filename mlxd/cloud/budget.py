@@ -1,24 +1,48 @@
-"""What a day may cost: reserved before a request is sent, settled when its usage is known. Owns the day's sums.
+"""The day's budget for the cloud: reserved before a request is sent, settled when its usage is known. Owns the sums.
 
-A day is one of UTC. The sums are kept in a small file, so that a restart does not begin the day anew.
+A day is one of UTC. The sums are kept in a small file, so that a restart does not begin the day anew, and for the last
+few days, so that a clock that jumps over midnight and back does not either. Where a day is bounded, nothing is sent
+that the file does not hold, and nothing while nobody knows what it held.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 from mlxd.protocol.errors import BudgetExceeded
 from mlxd.protocol.settings import BudgetSettings, PriceSettings
 
 _MICRO = 1_000_000
+_KEPT_DAYS = 7
 _log = logging.getLogger(__name__)
+
+
+class Content(Protocol):
+    """What the file holds; None when there is none."""
+
+    @property
+    def data(self) -> bytes | None:
+        """All of it."""
+
+
+class SumsFile(Protocol):
+    """The file of the sums. Its methods wait for a disk and raise OSError."""
+
+    path: Path
+
+    def read(self) -> Content:
+        """Return the content."""
+
+    def replace(self, data: bytes) -> None:
+        """Replace the content as a whole, down to the disk."""
 
 
 @dataclass(slots=True)
@@ -28,6 +52,7 @@ class Day:
     date: str
     spent: int = 0
     requests: int = 0
+    doubt: str | None = None  # why there may have been more: the file could not be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,30 +67,52 @@ class Reservation:
 class Budget:
     """The day's spending."""
 
-    def __init__(self, path: Path | None, now: Callable[[], float]) -> None:
+    def __init__(self, file: SumsFile | None, now: Callable[[], float]) -> None:
         """Take the file that the sums are kept in (None keeps none), and unix time."""
-        self._path = path
+        self._file = file
         self._now = now
         self._reserved = 0
-        self._day = self._read()
+        self._days: dict[str, Day] = {}  # the one that was used last is the last
+        self._changes = 0  # of the sums; the file was last written, or could not be, at so many
+        self._kept_changes = 0
+        self._writer: asyncio.Task[None] | None = None
+        self.problem: str | None = None  # why the file does not hold the sums
+
+    async def __aenter__(self) -> Self:
+        """Read the file; without it the sums begin at nothing."""
+        if self._file is not None:
+            try:
+                data = (await asyncio.to_thread(self._file.read)).data
+                self._days = {} if data is None else {day.date: day for day in _parse(json.loads(data))}
+            except (OSError, ValueError, TypeError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                self.today.doubt = f"{self._file.path} could not be read: {reason}"
+                _log.warning("what the cloud has cost today is not known: %s", self.today.doubt)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Wait until the file holds the sums."""
+        if self._writer is not None:
+            await self._writer
 
     @property
     def today(self) -> Day:
         """The sums of today."""
         date = self._date()
-        if self._day.date != date:
-            self._day = Day(date)
-        return self._day
+        day = self._days[date] = self._days.pop(date, Day(date))
+        while len(self._days) > _KEPT_DAYS:
+            del self._days[next(iter(self._days))]
+        return day
 
     @property
     def reserved(self) -> int:
         """Micro-USD of the requests that run."""
         return self._reserved
 
-    def reserve(
+    async def reserve(
         self, limits: BudgetSettings, price: PriceSettings | None, target: str, prompt_tokens: int, max_tokens: int
     ) -> Reservation:
-        """Set aside what a request may cost, and count it.
+        """Set aside what a request may cost, and count it; where a day is bounded, the file holds it afterwards.
 
         Args:
             limits: of the settings in force.
@@ -75,9 +122,17 @@ class Budget:
             max_tokens: of the answer, at most.
 
         Raises:
-            BudgetExceeded: the day has no room for it, or the target has no price and money is bounded.
+            BudgetExceeded: the day has no room for it, or the day is bounded and the target has no price or the sums
+                cannot be read or kept.
         """
         day = self.today
+        is_bounded = limits.requests_per_day is not None or limits.usd_per_day is not None
+        if is_bounded and day.doubt is not None:
+            raise BudgetExceeded(
+                "nobody knows what was sent out today, and a day is bounded; nothing is sent until 00:00 UTC:"
+                f" {day.doubt}",
+                hint="mlxctl cloud budget set --usd-per-day none",
+            )
         if limits.requests_per_day is not None and day.requests >= limits.requests_per_day:
             raise BudgetExceeded(
                 f"{day.requests} requests were sent out today; the budget is {limits.requests_per_day} a day (UTC)",
@@ -98,8 +153,15 @@ class Budget:
                 )
         day.requests += 1
         self._reserved += micro_usd
-        self._write()
-        return Reservation(day.date, micro_usd, price)
+        self._note_change()
+        reservation = Reservation(day.date, micro_usd, price)
+        if is_bounded:
+            try:
+                await self._be_kept()
+            except BaseException:
+                self.cancel(reservation)
+                raise
+        return reservation
 
     def settle(self, reservation: Reservation, usage: tuple[int, int] | None) -> int:
         """Replace what was reserved by what it cost; return that in micro-USD.
@@ -113,48 +175,75 @@ class Budget:
         if usage is not None:
             cost = 0 if reservation.price is None else _cost(reservation.price, *usage)
         self.today.spent += cost  # also what was reserved yesterday: it is on some day's bill
-        self._write()
+        self._note_change()
         return cost
 
     def cancel(self, reservation: Reservation) -> None:
         """Take back what was never sent: its money, and its place among the day's requests."""
         self._reserved -= reservation.micro_usd
-        if self.today.date == reservation.date:
-            self.today.requests -= 1
-            self._write()
+        if reservation.date in self._days:
+            self._days[reservation.date].requests -= 1
+        self._note_change()
 
     def _date(self) -> str:
         return datetime.fromtimestamp(self._now(), UTC).strftime("%Y-%m-%d")
 
-    def _read(self) -> Day:
-        if self._path is not None:
+    def _note_change(self) -> None:
+        """Have the sums written; changes that come meanwhile are written together."""
+        self._changes += 1
+        if self._file is not None and (self._writer is None or self._writer.done()):
+            self._writer = asyncio.get_running_loop().create_task(self._write(self._file))
+
+    async def _be_kept(self) -> None:
+        """Wait until the file holds the sums of now.
+
+        Raises:
+            BudgetExceeded: it cannot be written.
+        """
+        changes = self._changes
+        while self._writer is not None and self._kept_changes < changes:
+            await asyncio.shield(self._writer)
+        if self.problem is not None:
+            raise BudgetExceeded(
+                f"a daemon that is killed would forget what was sent out today, and a day is bounded: {self.problem}",
+                hint="free some disk space",
+            )
+
+    async def _write(self, file: SumsFile) -> None:
+        while self._kept_changes < self._changes:
+            changes, data = self._changes, self._format()
             try:
-                return _parse(json.loads(self._path.read_text()))
-            except FileNotFoundError:
-                pass
-            except (OSError, ValueError, TypeError) as error:
-                _log.warning("the sums of the day in %s cannot be read, they begin anew: %s", self._path, error)
-        return Day(self._date())
+                await asyncio.to_thread(file.replace, data)
+                self.problem = None
+            except OSError as error:
+                self.problem = f"{file.path} cannot be written: {error.strerror or error}"
+                _log.warning("what the cloud has cost today is not kept: %s", self.problem)
+            self._kept_changes = changes
 
-    def _write(self) -> None:
-        """Keep the sums, with what runs as spent: a daemon that dies cannot settle it. A full disk stops no request."""
-        if self._path is None:
-            return
-        temporary = self._path.with_suffix(".tmp")
-        try:
-            temporary.write_text(json.dumps(asdict(self._day) | {"spent": self._day.spent + self._reserved}))
-            os.replace(temporary, self._path)  # noqa: PTH105  (one system call, named as what it is)
-        except OSError as error:
-            _log.warning("the sums of the day cannot be written to %s: %s", self._path, error.strerror)
+    def _format(self) -> bytes:
+        """Return the content of the file, with what runs as spent: a daemon that dies cannot settle it."""
+        days = [asdict(day) for day in self._days.values()]
+        with suppress(IndexError):
+            days[-1]["spent"] += self._reserved
+        return json.dumps({"days": days}).encode()
 
 
-def _parse(value: Any) -> Day:
-    """Return the sums of a file; raises ValueError or TypeError for what are none."""
+def _parse(value: Any) -> list[Day]:
+    """Return the days of a file; raises ValueError or TypeError for what are none."""
+    # Until 0.1 the file held one day.
+    days = value["days"] if isinstance(value, dict) and "days" in value else [value]
+    if not isinstance(days, list):
+        raise ValueError("it holds no sums")  # noqa: TRY004  (of a file, not of an argument)
+    return [_parse_day(day) for day in days]
+
+
+def _parse_day(value: Any) -> Day:
     date, spent, requests = (dict(value).get(name) for name in ("date", "spent", "requests"))
     counts = [each for each in (spent, requests) if type(each) is int and each >= 0]
     if not isinstance(date, str) or len(counts) != 2:
         raise ValueError("it holds no sums")
-    return Day(date, *counts)
+    doubt = dict(value).get("doubt")
+    return Day(date, counts[0], counts[1], None if doubt is None else str(doubt))
 
 
 def _cost(price: PriceSettings, prompt_tokens: int, completion_tokens: int) -> int:

@@ -10,10 +10,11 @@ import asyncio
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxd.cloud.own_thread import Result, in_own_thread
 from mlxd.protocol.errors import CommitFailed, InvalidValue, NotFound
 
 SERVICE = "mlxd"
@@ -22,6 +23,8 @@ _MARK = ".keychain"
 _MOST_CHARACTERS = 8192
 # Below it, keyring's own word for a backend that nobody should use unasked: text in a plain file, or none at all.
 _LEAST_PRIORITY = 1
+# A person may have to answer the keychain's question.
+_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +42,17 @@ class Keys:
         """Take the folder, which is made with the first key; its parent is what relative references start from."""
         self._folder = folder
 
-    async def keep(self, name: str, secret: str) -> tuple[KeptKey, Callable[[], None]]:
+    async def keep(self, name: str, secret: str) -> tuple[KeptKey, Callable[[], Awaitable[None]]]:
         """Keep a key, in place of an earlier one of this name; return it, and what takes it back.
 
         Raises:
             InvalidValue: the name or the key cannot be one.
-            CommitFailed: the file cannot be written.
+            CommitFailed: the file cannot be written, or the keychain does not answer.
         """
         check_name(name)
         check_secret(secret)
-        return await asyncio.to_thread(self._keep, name, secret)
+        kept, undo = await _waited(lambda: self._keep(name, secret), name)
+        return kept, lambda: _waited(undo, name)
 
     async def kept(self) -> list[KeptKey]:
         """Return the keys that are kept, by name."""
@@ -59,8 +63,9 @@ class Keys:
 
         Raises:
             NotFound: none of this name is kept.
+            CommitFailed: the keychain keeps it, or does not answer.
         """
-        return await asyncio.to_thread(self._remove, name)
+        return await _waited(lambda: self._remove(name), name)
 
     async def find(self, name: str) -> KeptKey:
         """Return the key of this name; raises as `remove`."""
@@ -146,6 +151,18 @@ class Keys:
 
     def _unlink(self, name: str) -> None:
         (self._folder / name).unlink(missing_ok=True)
+
+
+async def _waited(work: Callable[[], Result], name: str) -> Result:
+    """Return what *work* does with a keychain, which may ask a person or never answer."""
+    try:
+        async with asyncio.timeout(_LIMIT_S):
+            return await in_own_thread(work)
+    except TimeoutError:
+        raise CommitFailed(
+            f"the keychain did not answer within {_LIMIT_S:g} s; whether the key {name!r} is kept is not known",
+            hint="mlxctl key list",
+        ) from None
 
 
 def check_name(name: str) -> None:

@@ -6,13 +6,14 @@ together, so that a provider in use cannot go.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlxd.cloud.rules import MatchKind, Mode, Rule, RuleSet, compile_rules
 from mlxd.cloud.secret import Secrets
-from mlxd.protocol.errors import CloudDisabled, InvalidValue, MlxdError, SecretMissing
+from mlxd.protocol.errors import CloudDisabled, InvalidValue, MlxdError
 from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import CloudSettings, ProviderSettings, Settings
 
@@ -98,6 +99,7 @@ class Router:
         self,
         store: LiveSettings,
         is_local: Callable[[str], bool],
+        alias_target: Callable[[str], str],
         secrets: Secrets,
     ) -> None:
         """Compile the current rules.
@@ -105,10 +107,12 @@ class Router:
         Args:
             store: whose `current` is read at every request.
             is_local: whether the machine has a model of this name.
+            alias_target: the model that a name means here, which may be itself.
             secrets: where keys are looked up, for warnings.
         """
         self._store = store
         self._is_local = is_local
+        self._alias_target = alias_target
         self._secrets = secrets
         self._compiled_from: CloudSettings = store.current.cloud
         self._rules = compile_rules(self._compiled_from)
@@ -152,13 +156,8 @@ class Router:
 
     def _decisive(self, name: str) -> Rule | None:
         """Return the rule that decides for *name*, which is matched before what it is an alias of."""
-        meant = self._alias_of(name)
-        return self.rules.match(name) if meant is None else self.rules.match(name, meant)
-
-    def _alias_of(self, name: str) -> str | None:
-        """Return the model that *name* is an alias of."""
-        models = self._store.current.models
-        return next((model_id for model_id, model in models.items() if name in model.aliases), None)
+        meant = self._alias_target(name)
+        return self.rules.match(name) if meant == name else self.rules.match(name, meant)
 
     def explain(self, name: str, assume: str | None = None) -> Explanation:
         """Run the live matcher on *name* and say what every rule makes of it; sends nothing.
@@ -168,12 +167,13 @@ class Router:
             assume: the code of a local failure that is taken to have happened.
         """
         decisive = self._decisive(name)
-        names = {name, self._alias_of(name) or name}
+        meant = self._alias_target(name)
+        names = {name, meant}
         matching = {rule.id for each in names for rule in self.rules.matching(each)}
         outcome, reason, decision = self._outcome(name, decisive, assume)
         return Explanation(
             model=name,
-            alias_of=self._alias_of(name),
+            alias_of=None if meant == name else meant,
             outcome=outcome,
             reason=reason,
             rule_id=None if decisive is None else decisive.id,
@@ -223,7 +223,7 @@ class Router:
         return routes
 
     def check(self, new: Settings, *, force: bool = False) -> list[str]:  # noqa: ARG002  (there is nothing to force)
-        """Refuse rules and providers that do not fit together; warn about keys that are not there.
+        """Refuse rules and providers that do not fit together; warn about keys that are not in the environment.
 
         Raises:
             InvalidValue: names the setting, and for a provider that is still used, the rules that use it.
@@ -232,11 +232,18 @@ class Router:
             return []  # another setting changes
         self._check_removed(new.cloud)
         compile_rules(new.cloud)
-        return list(self._missing_keys(new.cloud))
+        found = (
+            self._secrets.environment_problem(name, provider.auth) for name, provider in new.cloud.providers.items()
+        )
+        return [problem for problem in found if problem is not None]
 
-    def problems(self) -> list[str]:
-        """Return a sentence for each provider in force whose key is not there."""
-        return list(self._missing_keys(self._store.current.cloud))
+    async def problems(self) -> list[str]:
+        """Return a sentence for each provider in force whose key is not there; a keychain is left alone."""
+        providers = self._store.current.cloud.providers.items()
+        # A keychain may ask a person.
+        asked = [(name, provider.auth) for name, provider in providers if "keychain" not in (provider.auth or {})]
+        found = await asyncio.gather(*(self._secrets.problem(name, auth) for name, auth in asked))
+        return [problem for problem in found if problem is not None]
 
     def plan(self, old: Settings, new: Settings) -> dict[str, Any]:  # noqa: ARG002
         """Return nothing: a new rule takes effect with the next request, and running ones end as they began."""
@@ -258,15 +265,6 @@ class Router:
                     hint=f"mlxctl cloud provider remove {provider_id} --cascade",
                     data={"rules": users},
                 )
-
-    def _missing_keys(self, cloud: CloudSettings) -> Iterator[str]:
-        for provider_id, provider in cloud.providers.items():
-            if provider.auth is not None and "keychain" in provider.auth:
-                continue  # it may ask a person, or wait: for a worker thread only
-            try:
-                self._secrets.read_now(provider_id, provider.auth)
-            except SecretMissing as error:
-                yield error.message
 
 
 def _verdict(rule: Rule, *, matches: bool, decides: bool) -> Verdict:

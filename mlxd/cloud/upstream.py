@@ -210,9 +210,10 @@ class Upstreams:
         between = translation(errand.protocol, protocol.name, errand.endpoint)
         body = between.request(errand.raw, errand.body, route.model)
         secret = await self._secret(route)
+        reservation = await self._reserve(route, errand, cloud)
         if not is_asked_for and not self._store.current.cloud.enabled:
+            self.budget.cancel(reservation)
             raise CloudDisabled("the cloud was turned off meanwhile", hint="mlxctl cloud enable")
-        reservation = self._reserve(route, errand, cloud)
         admission = self.breakers.admit(route.target)
         if admission is None:
             self.budget.cancel(reservation)
@@ -284,10 +285,10 @@ class Upstreams:
         self._refused.pop(route.provider_id, None)
         return secret
 
-    def _reserve(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> Reservation:
+    async def _reserve(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> Reservation:
         prompt_tokens = len(errand.raw) // _BYTES_PER_TOKEN + 1
         price = cloud.prices.get(route.target)
-        return self.budget.reserve(cloud.budget, price, route.target, prompt_tokens, most_tokens(errand))
+        return await self.budget.reserve(cloud.budget, price, route.target, prompt_tokens, most_tokens(errand))
 
     def _settle(self, reservation: Reservation, reply: Reply | None, *, may_have_cost: bool) -> int:
         """Book what it has cost, and return it; all that was set aside where nobody counted, nothing for a refusal."""

@@ -128,6 +128,19 @@ class ConfigFile:
             raise
         return StagedFile(temp, target, self._calls)
 
+    def replace(self, data: bytes) -> None:
+        """Replace the content as a whole, down to the disk.
+
+        Raises:
+            OSError: the file is as it was, or a power cut might still undo the change.
+        """
+        staged = self.stage(data)
+        try:
+            staged.commit()
+        finally:
+            staged.discard()
+        self.sync_folder()
+
     def _keep_mode_and_owner(self, descriptor: int, target: Path) -> None:
         try:
             old = target.stat()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,7 +35,7 @@ async def set_one(context: ControlContext, request: Request) -> Reply:
     try:
         reply = await commit(context, request, edits)
     except BaseException:
-        await asyncio.to_thread(take_back)
+        await take_back()
         raise
     users = _users(context.store.current, kept.auth)
     for user in users:

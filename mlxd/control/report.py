@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ async def ping(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
 async def status(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return everything at a glance, and in `problems` each thing that somebody should look at, in words."""
     info, store = context.info, context.store
-    device = await context.pool.device()
+    device, keys = await asyncio.gather(context.pool.device(), context.router.problems())
     pool, http, cloud = context.pool.status(), info.http(), store.current.cloud
     return {
         "version": info.version,
@@ -57,7 +58,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
         },
         "crashes": context.crashes.status(),
         "audit": context.audit.status(),
-        "problems": list(_problems(context, pool)),
+        "problems": [*_problems(context, pool), *keys],
     }
 
 
@@ -87,9 +88,9 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
 
 
 def _cloud_problems(context: ControlContext) -> Iterator[str]:
-    yield from context.router.problems()
     for provider_id in context.upstreams.refused:
         yield f"provider {provider_id!r} has refused its key and is not asked: mlxctl cloud provider test {provider_id}"
+    yield from spending.problems(context)
     if context.store.current.cloud.enabled:
         for target in spending.describe(context)["unpriced"]:
             yield f"{target} has no price and is not asked while money is bounded: mlxctl cloud price set {target}"

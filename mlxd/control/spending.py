@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxd.config import Edit
@@ -37,6 +37,16 @@ def describe(context: ControlContext) -> dict[str, Any]:
         "requests": today.requests,
         "unpriced": [] if usd is None else [target for target in targets if target not in cloud.prices],
     }
+
+
+def problems(context: ControlContext) -> Iterator[str]:
+    """Yield a sentence for what keeps a bounded day from being counted, so that nothing is sent."""
+    budget, bounds = context.upstreams.budget, context.store.current.cloud.budget
+    if bounds.usd_per_day is not None or bounds.requests_per_day is not None:
+        if budget.today.doubt is not None:
+            yield f"nothing is sent to the cloud until 00:00 UTC, nobody knows what was sent: {budget.today.doubt}"
+        if budget.problem is not None:
+            yield f"nothing is sent to the cloud, its budget is not kept: {budget.problem}"
 
 
 async def set_budget(context: ControlContext, request: Request) -> Reply:

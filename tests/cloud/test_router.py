@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.alias import alias_targets
 from mlxd.cloud.router import Decision, Router
 from mlxd.cloud.secret import Secrets
 from mlxd.protocol.errors import CloudDisabled, InvalidValue, OutOfMemory, QueueFull
@@ -29,7 +30,12 @@ def _settings(*, enabled: bool = True, rules: Any = None, providers: Any = None)
 
 
 def _router(settings: Settings, *local: str, **environ: str) -> Router:
-    return Router(SimpleStore(settings), lambda name: name in local, Secrets(environ, Path("/nowhere")))
+    aliases = alias_targets(settings)
+
+    def alias_target(name: str) -> str:  # as the catalog does: a model that is here goes before an alias
+        return name if name in local else aliases.get(name, name)
+
+    return Router(SimpleStore(settings), lambda name: name in local, alias_target, Secrets(environ, Path("/nowhere")))
 
 
 def test_a_rule_goes_before_what_is_here() -> None:
@@ -73,7 +79,7 @@ def test_a_never_rule_is_named_in_the_route() -> None:
 def test_new_settings_decide_the_next_request() -> None:
     """The router follows the store's snapshot; a route keeps the provider that it was made with."""
     store = SimpleStore(_settings())
-    router = Router(store, lambda name: False, Secrets({}, Path("/nowhere")))
+    router = Router(store, lambda name: False, lambda name: name, Secrets({}, Path("/nowhere")))
     before = router.route("big")
     store.current = _settings(providers={"far": {"base_url": "http://127.0.0.1:9/v1"}}, rules={"big": BIG})
     after = router.route("big")
@@ -198,3 +204,14 @@ def test_an_alias_is_routed_as_what_it_stands_for() -> None:
     router = _router(settings_of(document))
     assert router.route("short").routes
     assert router.explain("short").alias_of == "big-1"
+
+
+def test_an_alias_never_takes_a_local_model_to_the_cloud() -> None:
+    """A model on disk goes before an alias of its name: rules for what the alias would mean do not count."""
+    document = {
+        "cloud": {"enabled": True, "providers": {"far": FAR}, "rules": {"big": BIG}},
+        "models": {"big-1": {"aliases": ["short"]}},
+    }
+    router = _router(settings_of(document), "short")
+    assert router.route("short") == LOCAL
+    assert (router.explain("short").alias_of, router.explain("short").outcome) == (None, "local")

@@ -1,6 +1,7 @@
 """What status, ps, pool.show, queue.show and daemon.show say."""
 
 import asyncio
+import os
 import sys
 
 import pytest
@@ -43,6 +44,28 @@ async def test_status_names_every_problem_in_words(plane: Plane, client: Client)
     assert "MISSING_KEY" in words
     assert status["http"]["url"] is None
     assert status["config"]["problem"]["code"] == "config.file_invalid"
+
+
+async def test_what_keeps_a_bounded_day_from_being_counted_is_a_problem(plane: Plane, client: Client) -> None:
+    """Nothing is sent to the cloud then, and status says why; without a bound it does not matter."""
+    budget = plane.upstreams.budget
+    budget.today.doubt, budget.problem = "cloud-day.json could not be read: it holds no sums", "the disk is full"
+    assert (await client.ask("status"))["problems"] == []
+    await client.ask("cloud.budget.set", requests_per_day="5")
+    first, second = (await client.ask("status"))["problems"]
+    assert "until 00:00 UTC" in first
+    assert "holds no sums" in first
+    assert "the disk is full" in second
+
+
+async def test_the_key_file_of_a_provider_is_looked_at_away_from_the_loop(plane: Plane, client: Client) -> None:
+    """Status says what is wrong with it, and a commit of another setting does not wait for it."""
+    os.mkfifo(plane.home.root / "pipe", 0o600)
+    reply = await client.ask(
+        "cloud.provider.add", id="p", base_url="https://host/v1", auth=f"file:{plane.home.root}/pipe"
+    )
+    assert "no regular file" in reply["warnings"][0]
+    assert "no regular file" in (await client.ask("status"))["problems"][0]
 
 
 async def test_a_daemon_that_ends_says_so(plane: Plane, client: Client) -> None:

@@ -165,9 +165,9 @@ class Plane:
         self.requests = RunningRequests(on_event=lambda event: relay_request_event(self.bus, event))
         self.environ = {"KEY": "secret"}
         self.secrets = Secrets(self.environ, home.root)
-        self.router = Router(self.store, self.catalog.has, self.secrets)
+        self.router = Router(self.store, self.catalog.has, self.catalog.alias_target, self.secrets)
         self.session = open_session()
-        budget = Budget(home.cloud_day, time.time)
+        budget = Budget(ConfigFile(home.cloud_day), time.time)
         self.upstreams = Upstreams(self.session, self.secrets, Breakers(self.clock.now), budget, self.store)
         self.store.attach("pool", PoolFollower(self.pool))
         self.store.attach("cloud", self.router)

@@ -109,7 +109,7 @@ async def serving(
         context = AppContext(
             pool=pool,
             catalog=models,
-            router=Router(store, is_local, secrets),
+            router=Router(store, is_local, models.alias_target, secrets),
             upstreams=Upstreams(upstreams, secrets, Breakers(time.now), Budget(None, lambda: CREATED_S), store),
             requests=RunningRequests(),
             store=store,
