@@ -10,6 +10,8 @@ KV_STEP_TOKENS = 256
 # these keep the whole step beside the window until the next.
 PREFILL_ROWS = 8
 WINDOW_PREFILL_TOKENS = 1024
+# More than any machine has, however absurd the numbers of a config; a thousand rows of it are still 64 bits.
+_MOST_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class KvShape:
         """
         kept = tokens + KV_STEP_TOKENS - 1
         grown = sum(per_token * (kept if cap is None else min(kept, cap)) for per_token, cap in self.groups)
-        return grown + self.fixed_bytes + self.square_bytes * tokens**2
+        return min(grown + self.fixed_bytes + self.square_bytes * tokens**2, _MOST_BYTES)
 
     @property
     def has_window(self) -> bool:
@@ -47,11 +49,12 @@ class KvShape:
 
         A layer with a window keeps the window and all of the step that came last (mlx-lm's `RotatingKVCache`).
         """
-        return sum(
+        kept = sum(
             per_token * max(0, min(tokens - cap, WINDOW_PREFILL_TOKENS))
             for per_token, cap in self.groups
             if cap is not None
         )
+        return min(kept, _MOST_BYTES)
 
     def batch_bytes(self, rows: int, longest_tokens: int) -> int:
         """Return the most that a batch holds: every row is padded to the longest."""
