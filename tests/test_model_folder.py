@@ -26,7 +26,7 @@ def scan(root: Path) -> dict[str, ModelEntry]:
     catalog.scan()
     entries = {entry.id: entry for entry in catalog.entries()}
     for entry in entries.values():
-        costs = [entry.kv.bytes_for(2**31), entry.kv.prefill_bytes(2**31), entry.kv.batch_bytes(100, 2**31)]
+        costs = [entry.kv.bytes_for(2**31), entry.kv.prefill_bytes(2**31), entry.kv.batch_bytes([2**31] * 100)]
         texts = [entry.id, entry.model_type, entry.quantization, entry.problem, entry.base]
         msgpack.packb([*texts, entry.weights_bytes, entry.disk_bytes, entry.context_length, *costs])
         assert all(text is None or (len(text) < 400 and text.isprintable()) for text in texts)

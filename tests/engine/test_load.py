@@ -16,7 +16,7 @@ from mlxd.engine import loader
 from mlxd.engine.base import SamplingParams
 from mlxd.engine.device import Device
 from mlxd.engine.fault import in_words
-from mlxd.engine.kv import probe_kv
+from mlxd.engine.kv import CacheMaker
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.loader import SlicedLoad
 from mlxd.engine.source import context_length, read_model_files
@@ -110,11 +110,11 @@ def test_fixed_state_is_counted_once() -> None:
             attention.update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
             return mx.zeros((1, 1, 50))
 
-    assert probe_kv(Hybrid()) == (KvShape(((2 * 8 * 4, None),), fixed_bytes=40), 50)
+    assert CacheMaker(Hybrid()).probe() == (KvShape(((2 * 8 * 4, None),), fixed_bytes=40), 50)
 
 
-def test_model_that_cannot_be_batched_is_refused() -> None:
-    """A cache without `merge` would fail at the first request."""
+def test_caches_that_cannot_be_merged_are_counted_too() -> None:
+    """Attention in chunks keeps a chunk, and grows by steps beyond it; its model is decoded one row at a time."""
     from mlx_lm.models.cache import ChunkedKVCache
 
     class Chunked:
@@ -125,8 +125,9 @@ def test_model_that_cannot_be_batched_is_refused() -> None:
             cache[0].update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
             return mx.zeros((1, 1, 50))
 
-    with pytest.raises(LoadFailed, match="ChunkedKVCache"):
-        probe_kv(Chunked())
+    caches = CacheMaker(Chunked())
+    assert caches.probe() == (KvShape(((2 * 8 * 4, 16 + 256),)), 50)
+    assert not caches.can_merge
 
 
 @pytest.mark.parametrize(
