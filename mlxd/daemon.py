@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -28,7 +27,7 @@ from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
-from mlxd.config import SettingsStore, Terms
+from mlxd.config import SettingsStore
 from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
@@ -51,7 +50,7 @@ from mlxd.openai.response_store import RESPONSES, ResponseStore
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
-from mlxd.protocol.errors import EXIT_OK, Conflict, FileInvalid, MlxdError
+from mlxd.protocol.errors import EXIT_OK, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
@@ -269,13 +268,7 @@ def _watch(
     store.subscribe(lambda _: responses.trim())
     for watch in (store.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
         stack.callback(loop.create_task(watch).cancel)
-    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(_reload(store)))
-
-
-async def _reload(store: SettingsStore) -> None:
-    """Take the file up now; what is wrong with it is in the log and in `status`."""
-    with contextlib.suppress(FileInvalid, Conflict):
-        await store.reload(Terms("file"))
+    loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(store.follow()))
 
 
 async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shutdown, timeout_s: float) -> None:

@@ -10,9 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from mlxd.config.file import ConfigFile, Content, StagedFile, SystemCalls
+from mlxd.config.file import ConfigFile, Content, Identity, StagedFile, SystemCalls, identify
 from mlxd.config.history import History, Record
-from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid
+from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, FileMissing
 
 # An editor that truncates and writes is done within this; only a file that was edited is looked at twice.
 SETTLE_S = 0.05
@@ -38,19 +38,35 @@ class Disk:
         self.file = ConfigFile(path, calls)
         self.history = History(history, calls)
         self._pause = pause
+        self._folders = self._find_folders()
         self.file.remove_leftovers()
 
     def read(self) -> Content:
-        """Return what the file holds.
+        """Return what the file holds; nothing when it was deleted.
 
         Raises:
             FileInvalid: it cannot be read.
+            FileMissing: its folder is gone too.
         """
         try:
-            return self.file.read()
+            content = self.file.read()
         except OSError as error:
             reason = error.strerror or error
             raise FileInvalid(f"{self.file.path} cannot be read: {reason}", hint="mlxctl config path") from None
+        folders = self._find_folders()
+        if content.data is None and self._folders and identify(self.file.target.parent) not in self._folders:
+            folder = self.file.target.parent
+            raise FileMissing(
+                f"{self.file.path} is gone: its folder {folder} was moved away, deleted or unmounted",
+                hint=f"put {folder} back, or stop the daemon: mlxctl stop",
+            )
+        self._folders = folders
+        return content
+
+    def _find_folders(self) -> frozenset[Identity]:
+        """Return which folders the path and, of a symlink, the file are in; nothing where there are none."""
+        found = (identify(self.file.path.parent), identify(self.file.target.parent))
+        return frozenset(folder for folder in found if folder is not None)
 
     async def read_settled(self, known: str | None) -> Content:
         """Return what the file holds, once an editor that writes it in steps is done; at once if it is the *known*.
@@ -113,9 +129,16 @@ class Disk:
             except OSError as error:
                 if data is not None:
                     warnings.append(f"no_history: {error.strerror or error}")
+                self._reserve(record.generation)
             return warnings
 
         return await asyncio.to_thread(work)
+
+    def _reserve(self, generation: int) -> None:
+        try:
+            self.history.reserve(generation)
+        except OSError as error:
+            _log.warning("the number of generation %s cannot be kept: %s", generation, error)
 
     def boot_generation(self, data: bytes | None) -> int:
         """Return the generation to go on from; *data* is the file, None when it is not valid.
@@ -123,13 +146,15 @@ class Disk:
         A file that is not the last version kept was edited while nobody ran: it is a generation of its own.
         """
         kept, last = self.history.generations(), self.history.last()
-        if data is None or (not kept and not data) or (kept and self.history.read(kept[-1]) == data):
-            return last
-        try:
-            self.history.keep(Record(last + 1, now_ms(), "file", (), has_version=True), data)
-        except OSError as error:
-            _log.warning("no history of the settings: %s", error)
-        return last + 1
+        is_known = data is None or (not kept and not data) or (kept and self.history.read(kept[-1]) == data)
+        generation = last if is_known else last + 1
+        if data is not None and not is_known:
+            try:
+                self.history.keep(Record(generation, now_ms(), "file", (), has_version=True), data)
+            except OSError as error:
+                _log.warning("no history of the settings: %s", error)
+        self._reserve(generation)  # makes the file while there is room for one
+        return generation
 
 
 class Staged:

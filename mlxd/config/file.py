@@ -58,7 +58,17 @@ class Content:
         return hashlib.sha256(self.data or b"").hexdigest()
 
 
+Identity = tuple[int, int]  # device and inode
 Signature = tuple[int, ...] | None
+
+
+def identify(path: Path) -> Identity | None:
+    """Return what tells the file or folder at *path* from another that takes its place; None when there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class ConfigFile:
@@ -158,11 +168,7 @@ class ConfigFile:
         Raises:
             OSError: the change is live and in the file, but a power cut might still undo it.
         """
-        descriptor = self._calls.open(str(self.target.parent), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0)
-        try:
-            self._calls.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync_folder(self._calls, self.target.parent)
 
     def remove_leftovers(self) -> None:
         """Delete temp files of a process that was killed while it wrote; only the holder of the lock may call this."""
@@ -198,6 +204,19 @@ class StagedFile:
         """Delete the temp file, if it is still there."""
         with contextlib.suppress(OSError):
             self._temp.unlink(missing_ok=True)
+
+
+def sync_folder(calls: SystemCalls, folder: Path) -> None:
+    """Have the names of what is in the folder written to the disk.
+
+    Raises:
+        OSError: a power cut might still undo the last renames.
+    """
+    descriptor = calls.open(str(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0)
+    try:
+        calls.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_all(calls: SystemCalls, descriptor: int, data: bytes) -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxd.config.file import SystemCalls, write_all
+from mlxd.config.file import SystemCalls, sync_folder, write_all
 
 KEPT_VERSIONS = 50
 _KEPT_RECORDS = 200
 _KEPT_REJECTED = 10
 _REJECTED = "rejected-"
+_RESERVED = "last-generation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,34 @@ class History:
 
     def last(self) -> int:
         """Return the number of the last generation that is known of; 0 when there is none."""
-        return max([*self.generations(), *self._numbers(".json")], default=0)
+        return max([*self.generations(), *self._numbers(".json"), self._reserved()], default=0)
+
+    def reserve(self, generation: int) -> None:
+        """Note that *generation* is taken, whether or not it is kept: after a restart no other one has its number.
+
+        The file is written in place and always has the same length, so a full disk takes the number where it takes no
+        new file. `last` returns it.
+
+        Raises:
+            OSError: it is not noted.
+        """
+        self._make_folder()
+        path = self._folder / _RESERVED
+        descriptor = self._calls.open(str(path), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(self._calls, descriptor, b"%020d\n" % generation)
+            self._calls.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _reserved(self) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            return int((self._folder / _RESERVED).read_bytes())
+        return 0
+
+    def _make_folder(self) -> None:
+        """Make the folder, and not the one that it is in: that one was moved away where it is not there."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
 
     def read(self, generation: int) -> bytes | None:
         """Return the file as it was committed as *generation*; None when it is not kept."""
@@ -77,7 +105,7 @@ class History:
         Raises:
             OSError: it is not kept.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         told = {"time_ms": record.time_ms, "source": record.source, "changed": list(record.changed)}
         if data is not None:
             self._write(self._version(record.generation), data)
@@ -91,13 +119,14 @@ class History:
         Raises:
             OSError: it is not kept, so it must not be replaced.
         """
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_folder()
         path = self._folder / f"{_REJECTED}{generation}.toml"
         number = 1
         while path.exists() and path.read_bytes() != data:
             number += 1
             path = self._folder / f"{_REJECTED}{generation}-{number}.toml"
         self._write(path, data)
+        sync_folder(self._calls, self._folder)  # or a power cut leaves neither this nor the file that it was
         found = sorted(self._folder.glob(f"{_REJECTED}*.toml"), key=lambda kept: kept.stat().st_mtime_ns)
         for old in found[:-_KEPT_REJECTED]:
             _remove(old)

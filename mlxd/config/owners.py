@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 from mlxd.config.participant import Participant, Preparer
 from mlxd.protocol.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 class Owners:
@@ -18,6 +21,7 @@ class Owners:
         self._validate = validate
         self._participants: dict[str, Participant] = {}
         self._preparers: list[Preparer] = []
+        self._stopped_at: dict[str, Settings] = {}
 
     def attach(self, name: str, participant: Participant, preparer: Preparer | None) -> None:
         """Have one more follow the settings."""
@@ -39,8 +43,30 @@ class Owners:
         return {name: part.plan(old, new) for name, part in self._participants.items()}
 
     def apply(self, old: Settings, new: Settings) -> Mapping[str, Any]:
-        """Have each follow; return what each began."""
-        return {name: part.apply(old, new) for name, part in self._participants.items()}
+        """Have each follow; return what each began.
+
+        The settings are in force already, so one that raises keeps no other from following. It is in `problems` until
+        a later change succeeds, which begins where this participant stopped.
+        """
+        effects: dict[str, Any] = {}
+        for name, part in self._participants.items():
+            since = self._stopped_at.get(name, old)
+            try:
+                effects[name] = part.apply(since, new)
+            except Exception:  # noqa: BLE001  (a mistake of ours in one owner, and the settings hold for all)
+                _log.exception("%s has not applied the settings", name)
+                self._stopped_at[name] = since
+            else:
+                self._stopped_at.pop(name, None)
+        return effects
+
+    def problems(self) -> list[str]:
+        """Return a sentence for each participant that has not applied the settings in force."""
+        return [
+            f"{name} has not applied the settings in force: it failed inside of mlxd, whose log has the details; to"
+            " apply them: mlxctl restart"
+            for name in self._stopped_at
+        ]
 
     @asynccontextmanager
     async def prepared(self, old: Settings, new: Settings) -> AsyncIterator[Callable[[], None]]:

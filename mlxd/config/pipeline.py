@@ -145,6 +145,8 @@ class Pipeline:
             version = await asyncio.to_thread(self.read_version, content)
             new, warnings = self._lay_under(version)
             self.rejected = None
+            if content.data is None:
+                warnings.append(self._describe_deletion())
         except FileInvalid as error:
             self._name_way_back(error)
             self._set_problem(error)
@@ -242,6 +244,7 @@ class Pipeline:
         is_rewritten: bool,
     ) -> CommitResult:
         """Tell the listeners, and have the change on the disk for good; what fails now leaves it live."""
+        warnings += self._owners.problems()
         written = document.differences(before.version.document, self.state.version.document)
         hidden = [line["key"] for line in written if self.state.overlay.covers(document.parse_key(line["key"]))]
         if hidden:
@@ -261,6 +264,11 @@ class Pipeline:
             is_rewritten=is_rewritten,
         )
 
+    def _describe_deletion(self) -> str:
+        kept = self._disk.history.generations()
+        way_back = f"; to have it back: mlxctl config rollback {kept[-1]}" if kept else ""
+        return f"{self._name} was deleted, so the defaults are in force{way_back}"
+
     def _name_way_back(self, problem: FileInvalid) -> None:
         if "line" not in problem.data:
             return  # it could not even be read
@@ -270,6 +278,16 @@ class Pipeline:
             problem.data["rollback"] = kept[-1]
             ways.append(f"mlxctl config rollback {kept[-1]}")
         problem.hint = " | ".join(ways)
+
+    def report(self, error: Exception) -> None:
+        """Have a failure that nobody has foreseen in `problem`, until the file is read again with success."""
+        kind = type(error).__name__
+        self._set_problem(
+            FileInvalid(
+                f"{self._name} cannot be applied: this failed inside of mlxd ({kind}), and its log has the details",
+                hint="mlxctl logs --level error | mlxctl config reload",
+            )
+        )
 
     def _set_problem(self, problem: FileInvalid | None) -> None:
         was, self.problem = self.problem, problem

@@ -75,6 +75,11 @@ class SettingsStore:
         return self._pipeline.problem
 
     @property
+    def unapplied(self) -> list[str]:
+        """A sentence for each participant that has not applied the settings in force."""
+        return self._owners.problems()
+
+    @property
     def current(self) -> Settings:
         """The snapshot in force; replaced, never changed."""
         return self._pipeline.state.settings
@@ -232,7 +237,7 @@ class SettingsStore:
         return await self._finish(self._pipeline.reload(terms))
 
     async def watch(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
-        """Take up edits by hand, for ever."""
+        """Apply edits by hand, for ever."""
         while True:
             await sleep(POLL_S)
             await self.poll()
@@ -240,12 +245,19 @@ class SettingsStore:
     async def poll(self) -> None:
         """Look at the file once; a changed one is read when two looks in a row see the same: the editor is done."""
         if self._pipeline.watch.is_due():
-            try:
-                await self.reload(Terms("file"))
-            except FileInvalid:
-                pass  # the listeners have been told
-            except Conflict:  # it is still being written
-                self._pipeline.watch.forget()
+            await self.follow()
+
+    async def follow(self) -> None:
+        """Apply the file as it is now; whatever is wrong with it becomes `problem`, and the next edit is applied."""
+        try:
+            await self.reload(Terms("file"))
+        except FileInvalid:
+            pass  # the listeners have been told
+        except Conflict:  # it is still being written
+            self._pipeline.watch.forget()
+        except Exception as error:  # noqa: BLE001  (a mistake of ours must not end the following of the file)
+            _log.exception("%s cannot be applied", self.path)
+            self._pipeline.report(error)
 
     async def _finish(self, work: Coroutine[Any, Any, CommitResult]) -> CommitResult:
         """Run *work*, which owns the lock now, to its end, whatever becomes of the caller."""

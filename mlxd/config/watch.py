@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from mlxd.config.file import ConfigFile, Signature
+from mlxd.config.file import ConfigFile, Identity, Signature, identify
+
+Look = tuple[Signature, Identity | None]  # of the file, and of its folder
 
 
 class FileWatch:
@@ -11,21 +13,24 @@ class FileWatch:
     def __init__(self, file: ConfigFile) -> None:
         """Take the file, which somebody reads now."""
         self._file = file
-        self._seen: Signature = file.signature()
-        self._read: Signature = None
+        self._seen = self._look()
+        self._read: Look | None = None
         self._is_known = False
 
     def is_due(self) -> bool:
         """Look; tell whether the file should be read: two looks in a row saw the same, and it was not read like that.
 
-        A missing file is looked at like any other. Who is told so reads it.
+        A missing file is looked at like any other, and so is its folder. Who is told so reads it.
         """
-        signature = self._file.signature()
-        is_settled, self._seen = signature == self._seen, signature
-        if not is_settled or (self._is_known and signature == self._read):
+        look = self._look()
+        is_settled, self._seen = look == self._seen, look
+        if not is_settled or (self._is_known and look == self._read):
             return False
-        self._read, self._is_known = signature, True
+        self._read, self._is_known = look, True
         return True
+
+    def _look(self) -> Look:
+        return self._file.signature(), identify(self._file.path.parent)
 
     def forget(self) -> None:
         """Have the file read once more when it has settled.

@@ -66,12 +66,6 @@ class ChecksumMismatch(DownloadError):
     code = "download.checksum"
 
 
-class HubAnswerInvalid(DownloadError):
-    """The hub says what no hub may say."""
-
-    code = "download.hub_invalid"
-
-
 class PipMissing(DownloadError):
     """This Python has no pip."""
 

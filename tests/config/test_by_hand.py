@@ -14,7 +14,7 @@ from mlxd.protocol.errors import (
     InvalidValue,
 )
 from mlxd.protocol.settings import Settings
-from tests.support.settings import TEXT, Faults, MakeStore, assert_untouched
+from tests.support.settings import TEXT, Faults, MakeStore, Owner, assert_untouched
 
 
 async def test_an_edit_by_hand_is_committed_first(make: MakeStore) -> None:
@@ -235,3 +235,49 @@ async def test_a_check_of_a_text_finds_the_place_and_changes_nothing(make: MakeS
     with pytest.raises(FileInvalid, match=r"^mine.toml:1:7"):
         fixture.store.check_text("[pool]]\n", "mine.toml")
     assert_untouched(fixture)
+
+
+async def test_an_owner_that_fails_keeps_nobody_from_following(make: MakeStore) -> None:
+    """A mistake in one owner is told, the others follow, and the next edit is applied from where it had stopped."""
+    fixture = make(TEXT)
+    seen: list[tuple[int, int]] = []
+
+    def fail(old: Settings, new: Settings) -> None:
+        seen.append((old.pool.memory // 10**9, new.pool.memory // 10**9))
+        if len(seen) == 1:
+            raise ZeroDivisionError
+
+    other = Owner()
+    fixture.owner.apply = fail  # type: ignore[method-assign]
+    fixture.store.attach("other", other)
+    fixture.path.write_text(TEXT.replace("60%", "2GB"))
+    for _ in range(2):
+        await fixture.store.poll()
+    assert fixture.store.current.pool.memory == 2 * 10**9
+    assert other.calls[-1] == "apply"
+    assert [line.partition(" has not applied")[0] for line in fixture.store.unapplied] == ["owner"]
+    assert fixture.events[0].data["warnings"] == fixture.store.unapplied
+    result = await fixture.set("pool.memory", "3GB")
+    assert (seen, fixture.store.unapplied, result.warnings) == ([(19, 2), (19, 3)], [], [])
+
+
+async def test_what_nobody_has_foreseen_does_not_end_the_following(make: MakeStore) -> None:
+    """An edit that a check of ours fails on is a problem in words, and the next edit is applied."""
+    fixture = make(TEXT)
+    check = fixture.owner.check
+
+    def fail(new: Settings, *, force: bool) -> list[str]:
+        raise ZeroDivisionError
+
+    fixture.owner.check = fail  # type: ignore[method-assign]
+    fixture.path.write_text(TEXT.replace("60%", "2GB"))
+    for _ in range(2):
+        await fixture.store.poll()
+    assert fixture.problem == (
+        "config.toml cannot be applied: this failed inside of mlxd (ZeroDivisionError), and its log has the details"
+    )
+    fixture.owner.check = check  # type: ignore[method-assign]
+    fixture.path.write_text(TEXT.replace("60%", "1GB"))
+    for _ in range(2):
+        await fixture.store.poll()
+    assert (fixture.problem, fixture.store.current.pool.memory) == ("", 10**9)

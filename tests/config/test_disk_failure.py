@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.config import draft
+from mlxd.config import Terms, draft
 from mlxd.config.edit import CannotEditError
 from mlxd.config.file import SystemCalls
 from mlxd.protocol.errors import (
@@ -232,3 +232,34 @@ async def test_an_edit_that_would_do_damage_is_refused(make: MakeStore, monkeypa
         await fixture.set("pool.memory", "1GB")
     assert "mlxctl config edit" in str(caught.value.hint)
     assert_untouched(fixture)
+
+
+@pytest.mark.parametrize("persist", [True, False])
+async def test_a_generation_whose_history_is_lost_keeps_its_number(make: MakeStore, *, persist: bool) -> None:
+    """Where the history takes no new file, the number is still noted in place: no later start gives it away again."""
+    history = make(TEXT).path.parent / "history"
+
+    def open_old_ones(path: str, flags: int, mode: int) -> int:
+        if Path(path).parent == history and not Path(path).exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return os.open(path, flags, mode)
+
+    fixture = make(calls=dataclasses.replace(SystemCalls(), open=open_old_ones))
+    for memory in ("1GB", "60%"):  # and back: the file is what the history has last
+        await fixture.set("pool.memory", memory, persist=persist)
+    assert fixture.store.generation == 3
+    assert [path.name for path in history.glob("[23].*")] == []
+    assert make().store.generation == 3
+
+
+async def test_a_rejected_file_is_on_the_disk_before_it_is_replaced(make: MakeStore) -> None:
+    """The folder of the history is synced before the rename: a power cut leaves the person's file somewhere."""
+    faults = Faults()
+    fixture = make(TEXT, calls=faults.calls)
+    fixture.path.write_text("[pool\n")
+    faults.seen.clear()
+    await fixture.store.rollback(1, Terms("test"))
+    renames = [number for number, name in enumerate(faults.seen) if name == "replace"]
+    aside, committed = renames[:2]
+    between = faults.seen[aside + 1 : committed]
+    assert between[:2] == ["open", "fsync"]

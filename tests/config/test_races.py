@@ -192,8 +192,8 @@ async def test_an_edit_in_the_same_tick_of_the_clock_is_found(tmp_path: Path) ->
     await store.poll()
     await store.commit([Edit(("pool", "memory"), "2GB")], Terms("test"))
     path.write_text(path.read_text().replace("2GB", "3GB"))
-    signature = store._disk.file.signature()
-    store._pipeline.watch._seen = store._pipeline.watch._read = signature  # as if it had looked like that before
+    watch = store._pipeline.watch
+    watch._seen = watch._read = watch._look()  # as if it had looked like that before
     await store.poll()
     assert store.current.pool.memory == 3 * 10**9
 

@@ -46,6 +46,21 @@ async def test_status_names_every_problem_in_words(plane: Plane, client: Client)
     assert status["config"]["problem"]["code"] == "config.file_invalid"
 
 
+async def test_an_owner_that_has_not_followed_is_a_problem(plane: Plane, client: Client) -> None:
+    """A mistake in the pool's part of a change is a warning of the reply, and a problem until it has followed."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    apply, plane.pool.apply = plane.pool.apply, fail  # type: ignore[method-assign, assignment]
+    reply = await client.ask("settings.set", changes={"pool.max_models": 2})
+    assert "pool has not applied the settings in force" in reply["warnings"][0]
+    assert (await client.ask("status"))["problems"] == reply["warnings"]
+    plane.pool.apply = apply  # type: ignore[method-assign]
+    await client.ask("settings.set", changes={"pool.max_models": 3})
+    assert (await client.ask("status"))["problems"] == []
+
+
 async def test_what_keeps_a_bounded_day_from_being_counted_is_a_problem(plane: Plane, client: Client) -> None:
     """Nothing is sent to the cloud then, and status says why; without a bound it does not matter."""
     budget = plane.upstreams.budget

@@ -45,6 +45,7 @@
     + UnknownSetting             settings.unknown
     + InvalidValue               settings.invalid_value, names key and bound
     + FileInvalid                config.file_invalid, names file:line:col
+    | + FileMissing              config.file_missing: its folder is gone
     + Conflict                   config.conflict
     + InsufficientCapacity       exit 6: pinned models, preload sum, ...
     + CommitFailed               config.commit_failed: disk full, permission, ...
@@ -130,6 +131,7 @@ from mlxd.protocol.errors.settings import (
     CommitFailed,
     Conflict,
     FileInvalid,
+    FileMissing,
     InsufficientCapacity,
     InvalidValue,
     SettingsError,
@@ -163,6 +165,7 @@ __all__ = [
     "Draining",
     "EngineError",
     "FileInvalid",
+    "FileMissing",
     "FirstTokenTimeout",
     "Forbidden",
     "GenerationFailed",

@@ -34,6 +34,12 @@ class FileInvalid(SettingsError):
     openai_type = "server_error"
 
 
+class FileMissing(FileInvalid):
+    """The file's folder was moved away or deleted: a disk that is gone, not an edit."""
+
+    code = "config.file_missing"
+
+
 class Conflict(SettingsError):
     """The settings moved on since the caller looked (`if_gen`)."""
 
