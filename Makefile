@@ -1,6 +1,6 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-clients lint format bench bench-audit soak soak-pool clean
+.PHONY: help quickstart test test-clients lint format bench bench-audit bench-bodies soak soak-pool clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -41,6 +41,10 @@ bench: ## compare with mlx_lm.server and a bare BatchGenerator; writes tests/ben
 bench-audit: ## a request log of a million rows: insert rate, latency of list and stats (BENCH_ARGS="--rows 100000")
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.bench.audit $(BENCH_ARGS)
+
+bench-bodies: ## twenty request bodies of the largest size at once next to a stream: memory, and the stream's longest gap
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m tests.bench.bodies
 
 soak: ## ten minutes of random traffic and changes on one daemon (SOAK_ARGS="--minutes 60 --seed 7")
 	@goal=$@ .ci/venv test

@@ -41,7 +41,8 @@ from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
-from mlxd.http.context import AppContext
+from mlxd.http.context import CONTEXT, AppContext
+from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
@@ -171,7 +172,17 @@ async def _run(options: Options) -> int:
         api_keys = await ApiKeys(ConfigFile(options.home.api_keys), clock.now).open()
         app = make_app(
             AppContext(
-                pool, catalog, router, upstreams, requests, store, clock, api_keys, metrics, on_ended=audit.note_request
+                pool,
+                catalog,
+                router,
+                upstreams,
+                requests,
+                store,
+                clock,
+                api_keys,
+                metrics,
+                Intake(lambda: store.current.http.bodies_memory, clock),
+                on_ended=audit.note_request,
             )
         )
         http = HttpServer(app, settings.http, clock=clock, has_keys=lambda: api_keys.is_required)
@@ -218,7 +229,7 @@ async def _run(options: Options) -> int:
         await http.start()
         await pool.start()
         device.warm_up(raise_open_files)  # again: mlx-lm lowers the bound when it is imported
-        _watch(stack, store, follower, pool, app[RESPONSES])
+        _watch(stack, store, follower, pool, app[RESPONSES], app[CONTEXT].intake)
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
@@ -261,11 +272,17 @@ def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
 
 
 def _watch(
-    stack: AsyncExitStack, store: SettingsStore, follower: CatalogFollower, pool: Pool, responses: ResponseStore
+    stack: AsyncExitStack,
+    store: SettingsStore,
+    follower: CatalogFollower,
+    pool: Pool,
+    responses: ResponseStore,
+    intake: Intake,
 ) -> None:
     """Follow the settings and their file, also at SIGHUP, the files of loaded models, and the system's memory."""
     loop = asyncio.get_running_loop()
     store.subscribe(lambda _: responses.trim())
+    store.subscribe(lambda _: intake.pump())
     for watch in (store.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
         stack.callback(loop.create_task(watch).cancel)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(store.follow()))

@@ -53,7 +53,7 @@ def test_help_lists_every_target(checkout: Path) -> None:
     assert make(checkout, "--").stdout == done.stdout
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     tests = ["test", "test-clients"]
-    benches, soaks = ["bench", "bench-audit"], ["soak", "soak-pool"]
+    benches, soaks = ["bench", "bench-audit", "bench-bodies"], ["soak", "soak-pool"]
     assert listed == ["help", "quickstart", *tests, "lint", "format", *benches, *soaks, "clean"]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 # They are answered without a word of a model, and never as a stream.
 SILENT = frozenset({"embeddings", "messages/count_tokens", "responses/input_tokens"})
@@ -17,10 +18,10 @@ class Errand:
     protocol: str  # that the client speaks: openai or anthropic
     endpoint: str  # in that protocol: the path under /v1
     raw: bytes  # the body as it came
-    body: Mapping[str, Any]  # the same, parsed
+    wants_stream: bool
     hops: int  # how many mlxd the request will have passed, this one included
 
-    @property
-    def wants_stream(self) -> bool:
-        """Whether a stream is asked for."""
-        return self.endpoint not in SILENT and self.body.get("stream") is True
+    def parse(self) -> dict[str, Any]:
+        """Return the body parsed: anew at each call, for it may take many times its bytes, and an answer takes long."""
+        body: dict[str, Any] = orjson.loads(self.raw)
+        return body

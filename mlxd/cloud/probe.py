@@ -32,7 +32,7 @@ class Probe:
 def tiny_request(protocol: Protocol, model: str) -> Errand:
     """Return the cheapest request that makes a model say something."""
     body = {"model": model, "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}
-    return Errand(protocol.name, _ENDPOINTS[protocol.name], orjson.dumps(body), body, hops=1)
+    return Errand(protocol.name, _ENDPOINTS[protocol.name], orjson.dumps(body), wants_stream=False, hops=1)
 
 
 def answered(url: str, status: int, body: bytes, protocol: Protocol, secret: str | None, ms: int) -> Probe:

@@ -7,7 +7,7 @@ afterwards the stream is the client's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -208,9 +208,11 @@ class Upstreams:
     ) -> AsyncIterator[Answer]:
         protocol = PROTOCOLS[route.provider.kind]
         between = translation(errand.protocol, protocol.name, errand.endpoint)
-        body = between.request(errand.raw, errand.body, route.model)
+        said = errand.parse()
+        body, longest_tokens = between.request(errand.raw, said, route.model), most_tokens(errand.endpoint, said)
+        del said  # the answer may take long
         secret = await self._secret(route)
-        reservation = await self._reserve(route, errand, cloud)
+        reservation = await self._reserve(route, errand, longest_tokens, cloud)
         if not is_asked_for and not self._store.current.cloud.enabled:
             self.budget.cancel(reservation)
             raise CloudDisabled("the cloud was turned off meanwhile", hint="mlxctl cloud enable")
@@ -285,10 +287,12 @@ class Upstreams:
         self._refused.pop(route.provider_id, None)
         return secret
 
-    async def _reserve(self, route: CloudRoute, errand: Errand, cloud: CloudSettings) -> Reservation:
+    async def _reserve(
+        self, route: CloudRoute, errand: Errand, longest_tokens: int, cloud: CloudSettings
+    ) -> Reservation:
         prompt_tokens = len(errand.raw) // _BYTES_PER_TOKEN + 1
         price = cloud.prices.get(route.target)
-        return await self.budget.reserve(cloud.budget, price, route.target, prompt_tokens, most_tokens(errand))
+        return await self.budget.reserve(cloud.budget, price, route.target, prompt_tokens, longest_tokens)
 
     def _settle(self, reservation: Reservation, reply: Reply | None, *, may_have_cost: bool) -> int:
         """Book what it has cost, and return it; all that was set aside where nobody counted, nothing for a refusal."""
@@ -309,14 +313,14 @@ class Upstreams:
         return True
 
 
-def most_tokens(errand: Errand) -> int:
-    """Return how long the answers to *errand* may be at most, all of them together."""
-    if errand.endpoint in SILENT:
+def most_tokens(endpoint: str, body: Mapping[str, Any]) -> int:
+    """Return how long the answers to a body may be at most, all of them together."""
+    if endpoint in SILENT:
         return 0
     names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-    bound = max((whole(errand.body.get(name)) for name in names), default=0)
-    answers = max(1, whole(errand.body.get("n")), whole(errand.body.get("best_of")))
-    prompt = errand.body.get("prompt") if errand.endpoint == "completions" else None
+    bound = max((whole(body.get(name)) for name in names), default=0)
+    answers = max(1, whole(body.get("n")), whole(body.get("best_of")))
+    prompt = body.get("prompt") if endpoint == "completions" else None
     # A list of numbers is one prompt.
     prompts = sum(isinstance(each, str | list) for each in prompt) if isinstance(prompt, list) else 1
     return (bound or _ASSUMED_TOKENS) * answers * max(1, prompts)

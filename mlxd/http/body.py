@@ -6,54 +6,93 @@ import asyncio
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from mlxd.http import json_size
 from mlxd.http.context import CONTEXT
+from mlxd.http.intake import SMALL_BYTES, Intake, Place
 from mlxd.protocol.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut, UnsupportedMediaType
+from mlxd.protocol.settings import HttpSettings
 from mlxd.protocol.units import format_bytes
 
 
-async def read_object(request: web.Request) -> tuple[bytes, dict[str, Any]]:
+async def read_object(request: web.Request, place: Place) -> tuple[bytearray, dict[str, Any]]:
     """Return the body as it came and the JSON object in it.
+
+    Args:
+        request: whose body it is.
+        place: what the body may take of the memory for bodies; kept as long as something of the body is.
 
     Raises:
         UnsupportedMediaType: it is not `application/json`; a web page's simple POST stops here.
         RequestTimedOut: it took longer to come than `http.body_timeout`.
-        PayloadTooLarge: over `http.max_body`, also when only the decompressed body is.
+        TooManyBodies: there was no room for it for as long.
+        PayloadTooLarge: over `http.max_body`, also when only the decompressed body is, or it holds too much.
         InvalidRequest: no JSON object.
     """
     if request.content_type != "application/json":
         got = request.headers.get("Content-Type", "nothing")
         raise UnsupportedMediaType(f"the Content-Type must be application/json, not {got[:80]}")
     context = request.app[CONTEXT]
-    limit_s = context.store.current.http.body_timeout
-    try:
-        async with asyncio.timeout(limit_s):
-            raw = await _read(request, context.store.current.http.max_body)
-    except TimeoutError:
-        raise RequestTimedOut(f"the body took longer than {limit_s:g} s to come") from None
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+    raw = await _read(request, place, context.store.current.http)
+    body = await _parse(raw, context.intake, context.store.current.http.max_messages)
     if not isinstance(body, dict):
         raise InvalidRequest("the body must be a JSON object")
     return raw, body
 
 
-async def _read(request: web.Request, limit_bytes: int) -> bytes:
+async def _read(request: web.Request, place: Place, settings: HttpSettings) -> bytearray:
+    most_bytes = settings.max_body
     too_large = PayloadTooLarge(
-        f"the body is over the limit of {format_bytes(limit_bytes)}", hint="mlxctl config set http.max_body=SIZE"
+        f"the body is over the limit of {format_bytes(most_bytes)}", hint="mlxctl config set http.max_body=SIZE"
     )
-    if request.content_length is not None and request.content_length > limit_bytes:
+    declared = None if hdrs.CONTENT_ENCODING in request.headers else request.content_length
+    if declared is not None and declared > most_bytes:
         raise too_large
     raw = bytearray()
+    if not await _receive(request, raw, min(SMALL_BYTES, most_bytes), settings.body_timeout):
+        if len(raw) > most_bytes:
+            raise too_large
+        await place.claim(most_bytes if declared is None else declared, settings.body_timeout)
+        if not await _receive(request, raw, most_bytes, settings.body_timeout):
+            raise too_large
+        place.resize(len(raw))
+    return raw
+
+
+async def _receive(request: web.Request, raw: bytearray, most_bytes: int, limit_s: float) -> bool:
+    """Add what comes to *raw*; return whether that was all. It is not where there are more than *most_bytes*."""
     try:
-        while chunk := await request.content.readany():
-            raw += chunk
-            if len(raw) > limit_bytes:
-                raise too_large
+        async with asyncio.timeout(limit_s):
+            while chunk := await request.content.readany():
+                raw += chunk
+                if len(raw) > most_bytes:
+                    return False
+    except TimeoutError:
+        raise RequestTimedOut(f"the body took longer than {limit_s:g} s to come") from None
     except (web.RequestPayloadError, HttpProcessingError) as error:
         raise InvalidRequest(f"the body could not be read: {error}") from error
-    return bytes(raw)
+    return True
+
+
+async def _parse(raw: bytearray, intake: Intake, max_messages: int) -> Any:
+    """Return what the JSON says; a large one is measured first, and parsed when it is its turn.
+
+    A thread would not help: the parser holds the interpreter's lock.
+    """
+    if len(raw) <= SMALL_BYTES:
+        return _loads(raw)
+    async with intake.turn():
+        limit = json_size.limit_of(max_messages)
+        for size in json_size.measure(raw):
+            json_size.check(size, limit)
+            await asyncio.sleep(0)
+        return _loads(raw)
+
+
+def _loads(raw: bytearray) -> Any:
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None

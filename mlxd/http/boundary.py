@@ -102,7 +102,7 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def _render(error: MlxdError, request: web.Request) -> web.Response:
-    request[EXCHANGE].error = error
+    request[EXCHANGE].note_error(error)
     return errors.render(error, request)
 
 

@@ -17,6 +17,7 @@ from mlxd.cloud.attempt import Attempt
 from mlxd.cloud.protocol import Usage
 from mlxd.cloud.router import CloudRoute, Router
 from mlxd.cloud.upstream import Answer, Upstreams
+from mlxd.http.intake import Intake
 from mlxd.metrics import Metrics
 from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
@@ -56,6 +57,7 @@ class AppContext:
     clock: Clock
     api_keys: ApiKeys
     metrics: Metrics
+    intake: Intake
     now: Callable[[], float] = time.time  # unix time, for `created`
     on_ended: Callable[[RequestRecord], None] = lambda _: None  # told of each request that a model was to answer
 
@@ -123,6 +125,11 @@ class Exchange:
     def note_attempts(self, error: MlxdError) -> None:
         """Note what was tried in vain."""
         self.attempts = [Attempt(**attempt) for attempt in error.data.get("attempts", ())]
+
+    def note_error(self, error: MlxdError) -> None:
+        """Note what the client is told, and forget where it was raised: the frames hold bodies, parsed and rendered."""
+        self.error = error
+        error.__traceback__ = error.__context__ = error.__cause__ = None
 
     def note_first_token(self) -> None:
         """Note that the local model has made a token; the first one counts."""

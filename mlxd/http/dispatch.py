@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mlxd.cloud.errand import Errand
+from mlxd.cloud.errand import SILENT, Errand
 from mlxd.cloud.router import Decision
 from mlxd.http import field
 from mlxd.http.body import read_object
@@ -21,13 +21,13 @@ from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.relay import relay
 from mlxd.http.stream import EventStream
 from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
-from mlxd.protocol.settings import ModelSettings
+from mlxd.protocol.settings import CloudSettings, ModelSettings
 
 # More than any model has, and as many as a cloud rule can match.
 _MAX_NAME_CHARACTERS = 512
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Local:
     """A request for a model of this machine, not checked any further.
 
@@ -35,9 +35,14 @@ class Local:
     """
 
     model: str  # as the client calls it: its id, or an alias
-    body: dict[str, Any]
     reject_unknown: bool
     stream: EventStream  # where a stream is written
+    _body: dict[str, Any]
+
+    def take_body(self) -> dict[str, Any]:
+        """Return the body, for the only time: what nobody reads of it is not kept while the request waits and runs."""
+        body, self._body = self._body, {}
+        return body
 
 
 Answer = Callable[[web.Request, Local], Awaitable[web.StreamResponse]]
@@ -69,34 +74,52 @@ async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse
     """
     context, exchange = request.app[CONTEXT], request[EXCHANGE]
     exchange.endpoint = surface.endpoint
-    raw, body = await read_object(request)
+    with context.intake.place() as place:
+        way = _route(request, surface, *await read_object(request, place))
+        if not way.errand.wants_stream:
+            return await _answer(request, surface, way)
+        async with way.local.stream:
+            return await _answer(request, surface, way)
+        return way.local.stream.response  # what went wrong has been told in it
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """Who may answer a request, in turn, and what each of them is given."""
+
+    decision: Decision
+    local: Local
+    errand: Errand
+    cloud: CloudSettings  # when the request came
+
+
+def _route(request: web.Request, surface: Surface, raw: bytearray, body: dict[str, Any]) -> _Way:
+    context, exchange = request.app[CONTEXT], request[EXCHANGE]
     model = exchange.asked = model_of(body)
     exchange.require_model(model, context.catalog.alias_target(model))
     decision = context.router.route(model, local_only=_is_local_only(request))
     settings = context.store.current
-    check_length(body, "input" if surface.endpoint == "responses" else "messages", settings.http.max_messages)
+    check_length(body, "input" if surface.endpoint.startswith("responses") else "messages", settings.http.max_messages)
     hops = ", ".join(request.headers.getall(hdrs.VIA, [])).count("mlxd")
-    errand = Errand(surface.protocol, surface.endpoint, raw, body, hops + 1)
-    stream = EventStream(request)
+    wants_stream = body.get("stream") is True and surface.endpoint not in SILENT
+    # Nobody else reads the bytes.
+    errand = Errand(surface.protocol, surface.endpoint, bytes(raw) if decision.routes else b"", wants_stream, hops + 1)
     defaults = settings.models.get(context.catalog.alias_target(model)) if surface.samples else None
-    local = Local(model, filled(body, defaults), settings.http.unknown_fields == "reject", stream)
+    reject_unknown = settings.http.unknown_fields == "reject"
+    local = Local(model, reject_unknown, EventStream(request), filled(body, defaults) if decision.asks_local else {})
+    return _Way(decision, local, errand, settings.cloud)
 
-    async def answer() -> web.StreamResponse:
-        cause: MlxdError | None = None
-        if decision.asks_local:
-            try:
-                return await _answer_here(request, surface, local, decision)
-            except MlxdError as error:
-                if stream.has_content or not decision.catches(error):
-                    raise
-                cause = error
-        return await relay(request, decision, errand, settings.cloud, stream, cause)
 
-    if not errand.wants_stream:
-        return await answer()
-    async with stream:
-        return await answer()
-    return stream.response  # what went wrong has been told in it
+async def _answer(request: web.Request, surface: Surface, way: _Way) -> web.StreamResponse:
+    cause: MlxdError | None = None
+    if way.decision.asks_local:
+        try:
+            return await _answer_here(request, surface, way.local, way.decision)
+        except MlxdError as error:
+            if way.local.stream.has_content or not way.decision.catches(error):
+                raise
+            cause = error
+    return await relay(request, way.decision, way.errand, way.cloud, way.local.stream, cause)
 
 
 async def _answer_here(request: web.Request, surface: Surface, local: Local, decision: Decision) -> web.StreamResponse:

@@ -83,7 +83,7 @@ class EventStream:
             if not isinstance(error, MlxdError):
                 _log.error("request %s failed in its stream", self._request[EXCHANGE].request_id, exc_info=error)
                 error = errors.internal_error()
-            self._request[EXCHANGE].error = error
+            self._request[EXCHANGE].note_error(error)
             await self.send(errors.event(error, self._request))
         finally:
             if self._timer is not None:

@@ -24,7 +24,7 @@ async def post_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _complete(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_completion(local.body, reject_unknown=local.reject_unknown)
+    parsed = parse_completion(local.take_body(), reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
     if parsed.stream:
         return await _stream(request, local, parsed)

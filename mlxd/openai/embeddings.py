@@ -51,7 +51,7 @@ async def post_embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def _embed(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_embedding(local.body, reject_unknown=local.reject_unknown)
+    parsed = parse_embedding(local.take_body(), reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
     async with leased(request, local.model) as (lease, running):
         inputs = await lease.prepare_inputs(parsed.request)

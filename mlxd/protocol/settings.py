@@ -78,8 +78,17 @@ class HttpSettings:
         TextList(), [], "Host names accepted in the Host header, besides localhost and the addresses listened on."
     )
     allowed_origins: tuple[str, ...] = row(TextList(), [], "Exact web origins that may call the server from a browser.")
-    max_body: int = row(Bytes(1024, 2**30), "32MiB", "Largest request body.")
-    max_messages: int = row(Integer(1, 1_000_000), 10_000, "Most messages of one request.")
+    max_body: int = row(Bytes(1024, 2**30), "20MiB", "Largest request body.")
+    bodies_memory: int = row(
+        Bytes(1024, 2**36),
+        "128MiB",
+        "Most memory that all request bodies over 256 KiB take together; a further one waits, up to http.body_timeout.",
+    )
+    max_messages: int = row(
+        Integer(1, 1_000_000),
+        10_000,
+        "Most messages of one request; it may hold 16 JSON members and objects for each, and 100000 besides.",
+    )
     max_connections: int = row(
         Integer(1, 100_000), 1024, "Most connections at a time; a further one is answered 503 and closed."
     )

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 
 from mlxd.cloud.connection import Reply
-from mlxd.cloud.errand import Errand
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.upstream import most_tokens
@@ -115,4 +114,4 @@ async def test_an_error_with_a_status_of_success_is_an_error() -> None:
 )
 def test_all_answers_to_a_request_are_reserved(endpoint: str, body: dict[str, Any], tokens: int) -> None:
     """One for each prompt and choice, and none where a model says nothing."""
-    assert most_tokens(Errand("openai", endpoint, b"", body | {"max_tokens": 10}, 1)) == tokens
+    assert most_tokens(endpoint, body | {"max_tokens": 10}) == tokens

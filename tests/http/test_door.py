@@ -124,7 +124,9 @@ async def test_a_connection_too_many_is_told_so() -> None:
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_many_connections"
 
 
-@pytest.mark.parametrize(("path", "name"), [(CHAT, "messages"), ("/v1/responses", "input")])
+@pytest.mark.parametrize(
+    ("path", "name"), [(CHAT, "messages"), ("/v1/responses", "input"), ("/v1/responses/input_tokens", "input")]
+)
 @pytest.mark.parametrize(("messages", "status"), [(2, 200), (3, 400)])
 async def test_messages_have_a_bound(path: str, name: str, messages: int, status: int) -> None:
     """The error has both numbers."""

@@ -24,6 +24,7 @@ from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
 from mlxd.config.file import ConfigFile
 from mlxd.http.context import AppContext
+from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
 from mlxd.metrics import Metrics
 from mlxd.pool.clock import Clock, LoopClock
@@ -116,6 +117,7 @@ async def serving(
             clock=time,
             api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
             metrics=Metrics() if metrics is None else metrics,
+            intake=Intake(lambda: store.current.http.bodies_memory, time),
             now=lambda: CREATED_S,
             on_ended=rows.append,
         )

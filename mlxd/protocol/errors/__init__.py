@@ -22,6 +22,7 @@
     + Draining                   503 draining
     + ModelUnloaded              503 model_unloaded
     + DoesNotFit                 507 does_not_fit
+    + TooManyBodies              503 too_many_bodies
     + TooManyConnections         503 too_many_connections
     + WaitEnded                  exit 7: a deadline came before what was waited for
   x EngineError                  MLX or mlx-lm failed (500)
@@ -82,6 +83,7 @@ from mlxd.protocol.errors.capacity import (
     ModelUnloaded,
     QueueFull,
     QueueTimeout,
+    TooManyBodies,
     TooManyConnections,
     WaitEnded,
 )
@@ -193,6 +195,7 @@ __all__ = [
     "SecretMissing",
     "SettingsError",
     "StreamInterrupted",
+    "TooManyBodies",
     "TooManyConnections",
     "Unauthenticated",
     "UnknownSetting",

@@ -53,6 +53,12 @@ class DoesNotFit(CapacityError):
     should_retry = False
 
 
+class TooManyBodies(CapacityError):
+    """The bodies of running requests take as much memory as `http.bodies_memory` allows."""
+
+    code = "too_many_bodies"
+
+
 class TooManyConnections(CapacityError):
     """As many connections are open as `http.max_connections` allows."""
 
