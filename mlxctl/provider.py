@@ -21,6 +21,9 @@ NewId = Annotated[str, typer.Argument(metavar="ID", help="Name of the provider."
 BaseURL = Annotated[str, typer.Option("--base-url", metavar="URL", help="Address up to and including /v1.")]
 OtherURL = Annotated[str | None, typer.Option("--base-url", metavar="URL", help="Address up to and including /v1.")]
 Kind = Annotated[str | None, typer.Option("--kind", metavar="openai|anthropic", help="Wire protocol.")]
+Proxy = Annotated[
+    str | None, typer.Option("--proxy", metavar="URL|none", help="HTTP proxy on the way to it: http://host:3128.")
+]
 Auth = Annotated[
     str | None,
     typer.Option(
@@ -56,13 +59,14 @@ def add(
     identifier: NewId,
     base_url: BaseURL,
     kind: Kind = None,
+    proxy: Proxy = None,
     auth: Auth = None,
     auth_env: AuthEnv = None,
     timeouts: Timeouts = None,
 ) -> None:
     """Add an upstream server, or change one."""
     call = Call.of(ctx)
-    given = without_none(kind=kind, auth=auth, auth_env=auth_env, **_split(timeouts))
+    given = without_none(kind=kind, proxy=proxy, auth=auth, auth_env=auth_env, **_split(timeouts))
     show_change(call, call.change("cloud.provider.add", id=identifier, base_url=base_url, **given))
 
 
@@ -72,13 +76,15 @@ def set_one(
     identifier: NewId,
     base_url: OtherURL = None,
     kind: Kind = None,
+    proxy: Proxy = None,
     auth: Auth = None,
     auth_env: AuthEnv = None,
     timeouts: Timeouts = None,
 ) -> None:
     """Change what is given of an upstream server; running requests end as they began."""
     call = Call.of(ctx)
-    given = without_none(base_url=base_url, kind=kind, auth=auth, auth_env=auth_env, **_split(timeouts))
+    timing = _split(timeouts)
+    given = without_none(base_url=base_url, kind=kind, proxy=proxy, auth=auth, auth_env=auth_env, **timing)
     show_change(call, call.change("cloud.provider.set", id=identifier, **given))
 
 
@@ -142,6 +148,7 @@ def _format_one(document: Document) -> str:
             ("provider", document["id"]),
             ("kind", document["kind"]),
             ("base URL", document["base_url"]),
+            ("proxy", document.get("proxy")),
             ("key from", document["auth"] or "nowhere: it needs none"),
             ("state", document["state"]),
             ("problem", document["key_problem"]),

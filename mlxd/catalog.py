@@ -10,22 +10,23 @@ import contextlib
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlxd import model_config
+from mlxd.engine.model_file import shown_text
 from mlxd.model_folder import (
     ModelEntry,
     Signature,
     adapter_base,
-    find_folders,
-    is_adapter,
-    is_hub_snapshot,
     read_adapter,
     read_model,
     read_signature,
+    unreadable,
 )
+from mlxd.model_search import find_folders, is_adapter, is_hub_snapshot
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
 from mlxd.protocol.settings import Settings
@@ -100,17 +101,12 @@ class Catalog:
                 if is_adapter(folder):
                     adapters.append((model_id, folder, source))
                 elif not _is_hidden(index, model_id, folder):
-                    try:
-                        index[model_id] = read_model(model_id, folder, source, runnable)
-                    except OSError as error:
-                        _log.warning("skipped the model folder %s: %s", folder, error)
+                    _add(index, partial(read_model, model_id, folder, source, runnable), model_id, folder, source)
         models = dict(index)
         for adapter_id, folder, source, base_id in _all_adapters(models, defined, adapters):
             if not _is_hidden(index, adapter_id, folder):
-                try:
-                    index[adapter_id] = read_adapter(adapter_id, folder, source, base_id, models.get(base_id))
-                except OSError as error:
-                    _log.warning("skipped the adapter folder %s: %s", folder, error)
+                read = partial(read_adapter, adapter_id, folder, source, base_id, models.get(base_id))
+                _add(index, read, adapter_id, folder, source, base_id)
         return dict(sorted(index.items()))
 
     def entries(self) -> tuple[ModelEntry, ...]:
@@ -203,12 +199,12 @@ def adapter_paths(settings: Settings, home: Home) -> dict[str, Path]:
 
 
 def context_limit(settings: Settings, entry: ModelEntry) -> int | None:
-    """Return the context that the model has when it is loaded: the setting's, at most its own; None if unknown."""
+    """Return the context that the model has when it is loaded: the setting's, at most its longest; None if unknown."""
     model = settings.models.get(entry.id)
     wanted = None if model is None else model.context_length
-    if wanted is None or entry.context_length is None:
+    if wanted is None or entry.longest_context is None:
         return entry.context_length if wanted is None else wanted
-    return min(wanted, entry.context_length)
+    return min(wanted, entry.longest_context)
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
@@ -235,6 +231,23 @@ def _all_adapters(
         yield f"{base_id}+{folder_id.rpartition('/')[2]}", folder, source, base_id
 
 
+def _add(
+    index: Index, read: Callable[[], ModelEntry], model_id: str, folder: Path, source: str, base_id: str | None = None
+) -> None:
+    """Add what *read* returns; a folder that cannot be read is a model with a problem, and hurts no other."""
+    try:
+        index[model_id] = read()
+    except FileNotFoundError:
+        _log.info("the model folder %s went away while it was read", folder)
+    except OSError as error:
+        _log.warning("the model folder %s cannot be read: %s", folder, error)
+        index[model_id] = unreadable(model_id, folder, source, f"it cannot be read: {error.strerror}", base_id)
+    except Exception as error:  # noqa: BLE001 whatever somebody has written into a file is no reason to find no other
+        _log.exception("the model folder %s cannot be understood", folder)
+        problem = f"it cannot be understood ({type(error).__name__}); the log has more"
+        index[model_id] = unreadable(model_id, folder, source, problem, base_id)
+
+
 def _is_hidden(index: Index, model_id: str, folder: Path) -> bool:
     if model_id not in index:
         return False
@@ -247,10 +260,13 @@ def _base_id(models: Index, named: str) -> str:
     """Return the id of the model that an adapter's config names by its id or by its path."""
     if named in models or not named:
         return named or "unknown"
-    path = Path(named).expanduser()
-    if not path.is_absolute():
-        return named
-    for model_id, entry in models.items():
-        if path == entry.path or path.resolve() == entry.path.resolve():
-            return model_id
-    return path.name
+    try:
+        path = Path(named).expanduser()
+        if not path.is_absolute():
+            return shown_text(named)
+        for model_id, entry in models.items():
+            if path == entry.path or path.resolve() == entry.path.resolve():
+                return model_id
+    except (OSError, ValueError, RuntimeError):  # somebody else's home, a link to itself, a name that is none
+        return shown_text(named)
+    return shown_text(path.name)

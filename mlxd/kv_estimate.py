@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from mlxd.engine.config import LAYER_KEYS, Config, as_size, field_of, first_int
 from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_state import UnknownKv, kimi_attention, need, state_bytes
-from mlxd.model_config import REMAPPED_TYPES, Config, field_of, first_int
+from mlxd.model_config import REMAPPED_TYPES
 
 
 class Confidence(Enum):
@@ -59,7 +60,6 @@ STRANGE_TYPES = frozenset(
 # Every layer has both a state and attention.
 _STATE_BESIDE_ATTENTION = frozenset({"falcon_h1"})
 
-_LAYER_KEYS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _HEAD_KEYS = ("num_attention_heads", "n_heads", "n_head", "num_heads")
 _KV_HEAD_KEYS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num")
 _HEAD_DIM_KEYS = ("head_dim", "global_head_dim", "v_head_dim", "hidden_size_per_head")
@@ -89,8 +89,8 @@ def estimate_kv(config: Config, itemsize: int, weights_bytes: int) -> KvEstimate
         itemsize: bytes of one activation, which is what the KV is stored as.
         weights_bytes: for a guess where the config has no numbers at all.
     """
-    named = str(config.get("model_type"))
-    model_type = REMAPPED_TYPES.get(named, named)
+    named = config.get("model_type")
+    model_type = REMAPPED_TYPES.get(named, named) if isinstance(named, str) else ""
     if model_type not in STRANGE_TYPES:
         try:
             return KvEstimate(_shape(config, model_type, itemsize), Confidence.HEADER)
@@ -115,7 +115,7 @@ def _shape(config: Config, model_type: str, itemsize: int) -> KvShape:
 
 def _guess(config: Config, itemsize: int, weights_bytes: int) -> KvShape:
     """Return full multi-head attention in every layer, or without numbers a share of the weights."""
-    n_layers, width = first_int(config, _LAYER_KEYS), first_int(config, _WIDTH_KEYS)
+    n_layers, width = first_int(config, LAYER_KEYS), first_int(config, _WIDTH_KEYS)
     if n_layers is None or width is None:
         return KvShape(((max(weights_bytes // _WEIGHTS_PER_TOKEN, _LEAST_BYTES_PER_TOKEN), None),))
     n_heads = first_int(config, _HEAD_KEYS)
@@ -145,7 +145,7 @@ def _layer_words(config: Config, model_type: str) -> Sequence[str]:
                 return _words(config, key)
         if model_type == "nemotron_h":
             raise UnknownKv
-    n_layers = need(config, *_LAYER_KEYS)
+    n_layers = need(config, *LAYER_KEYS)
     if n_layers > _MOST_LAYERS:
         raise UnknownKv
     if model_type in {"mamba", "mamba2"}:
@@ -188,9 +188,7 @@ def _jamba_layers(config: Config, n_layers: int) -> list[str]:
 
 
 def _lfm2_layers(config: Config, n_layers: int) -> list[str]:
-    full = field_of(config, "full_attn_idxs")
-    if not isinstance(full, list):
-        raise UnknownKv
+    full = _indices(field_of(config, "full_attn_idxs"))
     return ["full_attention" if layer in full else "conv" for layer in range(n_layers)]
 
 
@@ -201,9 +199,7 @@ def _recurrent_gemma_layers(config: Config, n_layers: int) -> list[str]:
 
 
 def _kimi_layers(config: Config, n_layers: int) -> list[str]:
-    linear = kimi_attention(config).get("kda_layers")
-    if not isinstance(linear, list):
-        raise UnknownKv
+    linear = _indices(kimi_attention(config).get("kda_layers"))
     return ["linear_attention" if layer + 1 in linear else "full_attention" for layer in range(n_layers)]
 
 
@@ -214,9 +210,18 @@ def _named_layers(config: Config, n_layers: int) -> list[str]:  # noqa: ARG001 a
 def _words(config: Config, key: str) -> list[str]:
     """Return a list of words, or the letters of one word."""
     named = field_of(config, key)
-    if not isinstance(named, (list, str)) or not named or not all(isinstance(word, str) for word in named):
+    if not isinstance(named, (list, str)) or not 0 < len(named) <= _MOST_LAYERS:
+        raise UnknownKv
+    if not all(isinstance(word, str) for word in named):
         raise UnknownKv
     return list(named)
+
+
+def _indices(named: object) -> frozenset[int]:
+    """Return the layers of a list."""
+    if not isinstance(named, list) or not all(isinstance(layer, int) for layer in named):
+        raise UnknownKv
+    return frozenset(named)
 
 
 _LISTED: Mapping[str, Callable[[Config, int], list[str]]] = {
@@ -258,8 +263,8 @@ def _value_dim(config: Config) -> int:
 def _kv_heads(config: Config, layer: int, n_heads: int) -> int:
     per_layer = field_of(config, "num_key_value_heads")
     if isinstance(per_layer, list):
-        value = per_layer[layer] if layer < len(per_layer) else None
-        if not isinstance(value, int):
+        value = as_size(per_layer[layer]) if layer < len(per_layer) else None
+        if value is None:
             raise UnknownKv
         return value
     n_kv_heads = first_int(config, _KV_HEAD_KEYS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlxd.model_config import Config, field_of, first_int
+from mlxd.engine.config import Config, as_size, field_of, first_int
 
 # States have four bytes a number, whatever the activations are.
 _STATE_ITEMSIZE = 4
@@ -47,9 +47,9 @@ def _gated_delta(config: Config, itemsize: int) -> int:
 
 def _kimi_delta(config: Config, itemsize: int) -> int:
     linear = kimi_attention(config)
-    heads, head_dim = linear.get("num_heads"), linear.get("head_dim")
-    kernel = linear.get("short_conv_kernel_size", 4)
-    if not isinstance(heads, int) or not isinstance(head_dim, int) or not isinstance(kernel, int):
+    heads, head_dim = as_size(linear.get("num_heads")), as_size(linear.get("head_dim"))
+    kernel = as_size(linear.get("short_conv_kernel_size", 4))
+    if heads is None or head_dim is None or kernel is None:
         raise UnknownKv
     return _STATE_ITEMSIZE * heads * head_dim**2 + itemsize * 3 * (kernel - 1) * heads * head_dim
 

@@ -6,14 +6,13 @@ Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the fi
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mlxd.engine import encoder
-
-Config = Mapping[str, Any]
+from mlxd.engine.config import Config, Context, as_size, context_of, field_of
+from mlxd.engine.model_file import shown_text
 
 # `mlx_lm.utils.MODEL_REMAPPING` of the minor version that pyproject.toml allows; a test compares them.
 REMAPPED_TYPES = {
@@ -31,7 +30,13 @@ REMAPPED_TYPES = {
     "deepseek_v41_text": "deepseek_v41",
 }
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length", "n_ctx")
+# Files among mlx-lm's models that hold parts of models; a test compares them.
+NOT_MODELS = frozenset(
+    {
+        *("__init__", "activations", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline", "rope_utils"),
+        *("ssm", "switch_layers"),
+    }
+)
 
 _ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -47,7 +52,7 @@ class Runnable:
 def find_runnable() -> Runnable:
     """Look at mlx-lm and mlx-embeddings; without mlx-lm nothing runs."""
     text = _model_files("mlx_lm")
-    return Runnable(frozenset() if text is None else text, _model_files(encoder.PACKAGE))
+    return Runnable(frozenset() if text is None else text - NOT_MODELS, _model_files(encoder.PACKAGE))
 
 
 def _model_files(package: str) -> frozenset[str] | None:
@@ -68,7 +73,7 @@ def kind_of(config: Config, runnable: Runnable) -> tuple[str, str | None]:
     if field_of(config, "use_bidirectional_attention") is True:
         return "embedding", f"an embedding model of a kind that cannot be served ({model_type} that attends both ways)"
     if REMAPPED_TYPES.get(model_type, model_type) not in runnable.text:
-        return "unknown", f"mlx-lm cannot run the model type {model_type!r}"
+        return "unknown", f"mlx-lm cannot run the model type {shown_text(model_type)!r}"
     if config.get("model_file") is not None:
         return "text", "it needs code of its own (model_file in config.json), which is never run"
     return "text", None
@@ -82,24 +87,33 @@ def _encoder_problem(model_type: str, runnable: Runnable) -> str | None:
     return None
 
 
-def context_length(config: Config) -> int | None:
-    """Return the most tokens of prompt and answer together, None when the config does not say."""
-    if config.get("model_type") in encoder.ENCODER_TYPES:
-        return encoder.context_tokens(config)
-    return first_int(config, _CONTEXT_KEYS)
+def context_length(config: Config) -> Context:
+    """Return the most tokens of prompt and answer together, as far as the config says."""
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in encoder.ENCODER_TYPES:
+        tokens = encoder.context_tokens(config)
+        return Context(tokens, tokens)
+    return context_of(config)
 
 
 def quantization_of(config: Config) -> str | None:
     """Return words for the quantization: `4-bit group 32`, `4-bit group 32 mxfp4`, `fp8`; None for none."""
     quantization = config.get("quantization")
     if isinstance(quantization, dict) and "bits" in quantization:
-        words = f"{quantization['bits']}-bit group {quantization.get('group_size', '?')}"
-        mode = quantization.get("mode", "affine")
-        return words if mode == "affine" else f"{words} {mode}"
+        bits, group_size, mode = (quantization.get(key) for key in ("bits", "group_size", "mode"))
+        words = f"{_word(bits)}-bit group {_word(group_size)}"
+        return words if mode is None or mode == "affine" else f"{words} {_word(mode)}"
     foreign = field_of(config, "quantization_config")
     if isinstance(foreign, dict) and "quant_method" in foreign:
-        return str(foreign["quant_method"])
+        return _word(foreign["quant_method"])
     return None
+
+
+def _word(value: object) -> str:
+    """Return a word or a number of a config, "?" for what is neither."""
+    if isinstance(value, str):
+        return shown_text(value)
+    return str(value) if as_size(value) is not None else "?"
 
 
 def activation_itemsize(config: Config, norm_dtypes: Iterable[str]) -> int:
@@ -113,22 +127,5 @@ def activation_itemsize(config: Config, norm_dtypes: Iterable[str]) -> int:
     widest = max(({"F32": 4, "F16": 2, "BF16": 2}.get(dtype, 0) for dtype in norm_dtypes), default=0)
     if widest:
         return widest
-    named = field_of(config, "torch_dtype") or field_of(config, "dtype")
-    return _ITEMSIZES.get(str(named), 4)
-
-
-def field_of(config: Config, key: str) -> Any:
-    """Return the value at the top or, in configs of several modalities, under `text_config`; None if absent."""
-    if config.get(key) is not None:
-        return config[key]
-    text = config.get("text_config")
-    return text.get(key) if isinstance(text, dict) else None
-
-
-def first_int(config: Config, keys: Iterable[str]) -> int | None:
-    """Return the first positive whole number that one of the keys has; None if none has."""
-    for key in keys:
-        value = field_of(config, key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return None
+    named = next((name for key in ("torch_dtype", "dtype") if isinstance(name := field_of(config, key), str)), "")
+    return _ITEMSIZES.get(named, 4)

@@ -274,20 +274,20 @@ def test_unreadable_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capl
     assert "closed" in caplog.text
 
 
-def test_unreadable_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """A config that may not be read takes only its own model out of the list."""
-    write_model(tmp_path / "closed")
+def test_unreadable_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config that may not be read is a problem of its own model."""
+    closed = write_model(tmp_path / "closed")
     write_model(tmp_path / "open")
-    read_bytes = Path.read_bytes
+    opened = os.open
 
-    def guarded(path: Path) -> bytes:
-        if path.parent.name == "closed":
+    def guarded(path: Path, flags: int) -> int:
+        if path == closed / "config.json":
             raise PermissionError(13, "Permission denied", str(path))
-        return read_bytes(path)
+        return opened(path, flags)
 
-    monkeypatch.setattr(Path, "read_bytes", guarded)
-    assert list(scan(tmp_path)) == ["open"]
-    assert "closed" in caplog.text
+    monkeypatch.setattr(os, "open", guarded)
+    problems = {model_id: entry.problem for model_id, entry in scan(tmp_path).items()}
+    assert problems == {"closed": "config.json cannot be read: Permission denied", "open": None}
 
 
 def test_name_that_is_not_text(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ async def post(
                 f"{route.provider.base_url}/{endpoint}",
                 data=body,
                 headers=headers,
+                proxy=route.provider.proxy,
                 allow_redirects=False,  # the key goes to the address that was configured
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect),
             )
@@ -289,6 +290,7 @@ async def get_models(
             session.get(
                 f"{route.provider.base_url}/models",
                 headers={"Accept": _JSON, **protocol.headers(secret)},
+                proxy=route.provider.proxy,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=None, connect=timeouts.connect),
             ) as response,
@@ -315,7 +317,8 @@ def _mapped(route: CloudRoute) -> Iterator[None]:
         raise UpstreamUnreachable(f"{target}: no connection to {route.provider.base_url} in time") from error
     except TimeoutError as error:
         raise UpstreamTimeout(f"{target} did not answer in time") from error
-    except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:
-        raise UpstreamUnreachable(f"{target}: no connection to {route.provider.base_url}: {error}") from error
+    except (aiohttp.ClientConnectorError, aiohttp.ClientHttpProxyError, aiohttp.InvalidURL) as error:
+        way = "" if route.provider.proxy is None else f" by way of {route.provider.proxy}"
+        raise UpstreamUnreachable(f"{target}: no connection to {route.provider.base_url}{way}: {error}") from error
     except (aiohttp.ClientError, OSError) as error:
         raise UpstreamBroke(f"{target}: the connection broke: {str(error) or type(error).__name__}") from error

@@ -52,6 +52,7 @@ async def show(context: ControlContext, request: Request) -> Reply:
     provider = find(context.store.current, provider_id)
     return {
         **_describe(provider_id, provider, context.upstreams.refused),
+        "proxy": provider.proxy,
         "timeouts_ms": {name: round(1000 * seconds) for name, seconds in asdict(provider.timeouts).items()},
         "rules": _users(context.store.current, provider_id),
         "key_problem": await context.secrets.problem(provider_id, provider.auth),
@@ -89,7 +90,7 @@ async def _commit(context: ControlContext, request: Request, edits: Any) -> Repl
 
 def _edits(request: Request) -> list[Edit]:
     params = request.params
-    given: dict[str, Any] = {name: params[name] for name in ("base_url", "kind") if name in params}
+    given: dict[str, Any] = {name: params[name] for name in ("base_url", "kind", "proxy") if name in params}
     if "auth" in params and "auth_env" in params:
         raise InvalidRequest("auth and auth_env say the same thing; give one of them", param="auth")
     if "auth" in params:

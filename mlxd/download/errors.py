@@ -66,6 +66,12 @@ class ChecksumMismatch(DownloadError):
     code = "download.checksum"
 
 
+class HubAnswerInvalid(DownloadError):
+    """The hub says what no hub may say."""
+
+    code = "download.hub_invalid"
+
+
 class PipMissing(DownloadError):
     """This Python has no pip."""
 

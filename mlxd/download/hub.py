@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +20,14 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import logging as hub_logging
 
 from mlxd.download import staging
-from mlxd.download.errors import Interrupted, NoNetwork, NoWeights, RepositoryNotFound
+from mlxd.download.errors import (
+    ChecksumMismatch,
+    HubAnswerInvalid,
+    Interrupted,
+    NoNetwork,
+    NoWeights,
+    RepositoryNotFound,
+)
 from mlxd.download.hub_blob import BigFile, fetch_blob, partial_bytes
 from mlxd.download.hub_errors import HUB_ERRORS, from_hub
 from mlxd.download.hub_progress import Meter, snapshot_bar
@@ -32,6 +41,7 @@ WEIGHTS = "model*.safetensors"
 # From here on a file is worth going on with after a kill. Over the upper bound plain HTTP is not served.
 BIG_BYTES = 16 << 20
 _HTTP_MAX_BYTES = constants.MAX_HTTP_DOWNLOAD_SIZE
+_SHA1, _SHA256 = re.compile("[0-9a-f]{40}"), re.compile("[0-9a-f]{64}")
 # Enough to fill a line, and few enough for each file to get done.
 _FILES_AT_ONCE = 4
 
@@ -99,6 +109,10 @@ def _fetch(name: str, revision: str | None, reporter: Reporter) -> tuple[Path, b
         tqdm_class=snapshot_bar(meter),
         library_name="mlxd",
     )
+    fetched = {file.path for file in big}
+    for file in missing:
+        if file.path not in fetched:
+            _verify(file, Path(snapshot) / file.path)
     return Path(snapshot), not missing
 
 
@@ -112,6 +126,7 @@ def _list_files(api: HfApi, name: str, revision: str | None) -> _Listing:
         raise ours from error
     if commit is None:
         raise RepositoryNotFound(f"the hub names no commit of {name}")
+    _check_digest(commit, _SHA1, name)
     tree = api.list_repo_tree(name, revision=commit, recursive=True)
     files = [entry for entry in tree if isinstance(entry, RepoFile)]
     if not any(fnmatch.fnmatch(file.path, WEIGHTS) for file in files):
@@ -123,8 +138,44 @@ def _list_files(api: HfApi, name: str, revision: str | None) -> _Listing:
             else "look for an MLX conversion: mlx-community on the hub",
             data={"nearest": nearest},
         )
-    wanted = (file for file in files if any(fnmatch.fnmatch(file.path, pattern) for pattern in PATTERNS))
+    wanted = [file for file in files if any(fnmatch.fnmatch(file.path, pattern) for pattern in PATTERNS)]
+    for file in wanted:
+        if file.lfs is not None:
+            _check_digest(file.lfs.sha256, _SHA256, file.path)
     return _Listing(commit, tuple(wanted))
+
+
+def _check_digest(digest: str, shape: re.Pattern[str], name: str) -> None:
+    """Pass a digest that can be part of a path in the cache.
+
+    Raises:
+        HubAnswerInvalid: it could lead elsewhere.
+    """
+    if not shape.fullmatch(digest):
+        raise HubAnswerInvalid(
+            f"{constants.ENDPOINT} gives {name} the digest {digest[:80]!r}, which is none; nothing was fetched",
+            hint="check HF_ENDPOINT",
+        )
+
+
+def _verify(file: RepoFile, path: Path) -> None:
+    """Hold a file of the client's against the digest in the hub's listing: the client looks at its size only.
+
+    Raises:
+        ChecksumMismatch: it is another; it is deleted.
+    """
+    expected = file.blob_id if file.lfs is None else file.lfs.sha256
+    with path.open("rb") as content:
+        size_bytes = os.fstat(content.fileno()).st_size
+        # How git names the content of a file.
+        begun = hashlib.sha1(b"blob %d\0" % size_bytes) if file.lfs is None else hashlib.sha256()  # noqa: S324
+        found = hashlib.file_digest(content, lambda: begun).hexdigest()
+    if found != expected:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise ChecksumMismatch(
+            f"what came of {file.path} is not what the hub has; it was thrown away", hint="repeat the command"
+        )
 
 
 def _with_nearest(error: RepositoryNotFound, nearest: list[str]) -> RepositoryNotFound:

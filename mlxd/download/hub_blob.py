@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import os
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import httpx2
 from huggingface_hub import hf_hub_url
@@ -35,7 +36,7 @@ def fetch_blob(repository: str, commit: str, file: BigFile, blobs: Path, meter: 
     """Make `blobs/SHA256` of *file*, from what an earlier process left of it if there is any.
 
     Raises:
-        ChecksumMismatch: what was put together is not what the hub has; it is thrown away.
+        ChecksumMismatch: what came is not what the hub has; it is thrown away.
         HUB_ERRORS: see `hub_errors.py`; what came so far is kept.
     """
     blob = blobs / file.sha256
@@ -47,18 +48,16 @@ def fetch_blob(repository: str, commit: str, file: BigFile, blobs: Path, meter: 
             partial.unlink(missing_ok=True)
             meter.add(file.size_bytes)
             return
-        had_bytes = out.seek(0, os.SEEK_END)
-        if had_bytes > file.size_bytes:
+        if out.seek(0, os.SEEK_END) > file.size_bytes:
             out.truncate(0)
-            had_bytes = out.seek(0)
-        _fetch(repository, commit, file, out, meter)
+        hashed = HashedFile(out)
+        _fetch(repository, commit, file, cast("BinaryIO", hashed), meter)
         out.flush()
         os.fsync(out.fileno())
-        if had_bytes and _sha256(partial) != file.sha256:
+        if hashed.sha256 != file.sha256:
             out.truncate(0)
             raise ChecksumMismatch(
-                f"{file.path} does not fit together with what was fetched earlier; it was thrown away",
-                hint="repeat the command",
+                f"what came of {file.path} is not what the hub has; it was thrown away", hint="repeat the command"
             )
         partial.rename(blob)
 
@@ -103,6 +102,39 @@ def _fetch(repository: str, commit: str, file: BigFile, out: BinaryIO, meter: Me
             meter.add(-have_bytes)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+class HashedFile:
+    """A file that is hashed as it is appended to; what it holds already is read once."""
+
+    def __init__(self, file: BufferedRandom) -> None:
+        """Take a file that can be read and written."""
+        self._file = file
+        self._hash = self._read()
+
+    @property
+    def sha256(self) -> str:
+        """Of its whole content."""
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        """Append *data*."""
+        self._hash.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to where the file is cut off, or to its end."""
+        return self._file.seek(offset, whence)
+
+    def truncate(self) -> None:
+        """Cut the file off here: a server that sends all of it again has ignored what was there."""
+        self._file.truncate()
+        self._hash = self._read()
+
+    def _read(self) -> hashlib._Hash:
+        self._file.seek(0)
+        found = hashlib.file_digest(self._file, "sha256")
+        self._file.seek(0, os.SEEK_END)
+        return found

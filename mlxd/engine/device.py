@@ -14,7 +14,7 @@ import logging
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from mlxd.engine.base import (
@@ -95,6 +95,7 @@ class Device:
         if base is None:
             files = await self._loop.run_in_executor(self._workers, _read_files, spec)
         else:
+            await self._loop.run_in_executor(self._workers, _check_adapter, spec)
             files = self._files_of(spec, base)
         key = next(self._keys)
         base_key = None if base is None else base.key
@@ -237,8 +238,22 @@ def _read_files(spec: LoadSpec) -> ModelFiles:
     """Read the folder, on a worker thread."""
     from mlxd.engine.source import read_model_files
 
-    try:
+    with _edge(spec):
         return read_model_files(spec)
+
+
+def _check_adapter(spec: LoadSpec) -> None:
+    """Look at an adapter's folder, on a worker thread."""
+    from mlxd.engine.source import check_adapter
+
+    with _edge(spec):
+        check_adapter(spec)
+
+
+@contextlib.contextmanager
+def _edge(spec: LoadSpec) -> Iterator[None]:
+    try:
+        yield
     except MlxdError:
         raise
     except Exception as error:  # the engine's edge

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
+from mlxd.engine.config import Config, as_size
 from mlxd.engine.kv_shape import KvShape
-
-Config = Mapping[str, Any]
 
 PACKAGE = "mlx_embeddings"
 INSTALL = "pip install 'mlxd[embeddings]' && mlxctl restart"
@@ -22,10 +18,10 @@ _ITEMSIZE = 4  # masks are float32, and what passes through them is
 
 def context_tokens(config: Config) -> int | None:
     """Return the most tokens of one text; None where the config does not say."""
-    positions = config.get("max_position_embeddings")
-    if not isinstance(positions, int) or isinstance(positions, bool):
+    positions = as_size(config.get("max_position_embeddings"))
+    if positions is None:
         return None
-    return positions - _OFFSET_POSITIONS.get(str(config.get("model_type")), 0)
+    return as_size(positions - _OFFSET_POSITIONS.get(str(config.get("model_type")), 0))
 
 
 def workspace(config: Config) -> KvShape:
@@ -34,11 +30,11 @@ def workspace(config: Config) -> KvShape:
     Per token eight vectors of the residual stream's width and four of the feed-forward's; per pair of tokens two
     numbers for each head (scores, probabilities). Measured on MiniLM it is two thirds of that.
     """
-    width = _positive(config, "hidden_size", 1024)
-    per_token = _ITEMSIZE * (8 * width + 4 * _positive(config, "intermediate_size", 4 * width))
-    return KvShape(((per_token, None),), square_bytes=2 * _ITEMSIZE * _positive(config, "num_attention_heads", 16))
+    width = _size(config, "hidden_size", 1024)
+    per_token = _ITEMSIZE * (8 * width + 4 * _size(config, "intermediate_size", 4 * width))
+    return KvShape(((per_token, None),), square_bytes=2 * _ITEMSIZE * _size(config, "num_attention_heads", 16))
 
 
-def _positive(config: Config, key: str, default: int) -> int:
-    value = config.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else default
+def _size(config: Config, key: str, default: int) -> int:
+    size = as_size(config.get(key))
+    return default if size is None else size

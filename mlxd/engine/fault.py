@@ -21,6 +21,11 @@ def in_words(error: BaseException) -> str:
     )
 
 
+def is_fault(error: BaseException) -> bool:
+    """Tell what a library raises from what ends a thread: a panic of the tokenizers, in Rust, is no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def load_failure(model_id: str, error: Exception) -> MlxdError:
     """Return the error of a load that ended with *error*."""
     if is_out_of_memory(error):

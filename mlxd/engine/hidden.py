@@ -13,8 +13,8 @@ import mlx.core as mx
 from mlx.nn.layers.base import Module
 from mlx.nn.layers.linear import Linear
 from mlx.nn.layers.quantized import QuantizedLinear
-from mlx_lm.models.cache import make_prompt_cache
 
+from mlxd.engine.kv import CacheMaker
 from mlxd.engine.kv_shape import WINDOW_PREFILL_TOKENS
 from mlxd.engine.memory import is_gpu
 from mlxd.engine.vector import Pooling
@@ -89,23 +89,23 @@ def _padded(rows: Rows) -> tuple[mx.array, mx.array]:
     return tokens, (mx.arange(longest)[None] < lengths).astype(mx.float32)
 
 
-class Decoder:
+class TextForward:
     """The hidden states of a text model."""
 
-    def __init__(self, model: Any, pooling: Pooling) -> None:
+    def __init__(self, model: Any, caches: CacheMaker, pooling: Pooling) -> None:
         """Take one of mlx-lm's models."""
-        self._model = model
+        self._caches = caches
         self._body = body_of(model)
         self._pooling = pooling
 
     def begin(self, rows: Rows, step_tokens: int) -> Pass:
         """Begin with some texts."""
         is_slice = len(rows) * max(map(len, rows)) <= step_tokens
-        cache = None if is_slice else make_prompt_cache(self._model)
-        return _DecoderPass(self._body, rows, self._pooling, cache)
+        cache = None if is_slice else self._caches.make()
+        return _TextPass(self._body, rows, self._pooling, cache)
 
 
-class _DecoderPass:
+class _TextPass:
     def __init__(self, body: Any, rows: Rows, pooling: Pooling, cache: list[Any] | None) -> None:
         self._body = body
         self._tokens, self._mask = _padded(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # mlx-lm's caches grow in steps of this many tokens (`KVCache.step`).
@@ -10,6 +12,21 @@ KV_STEP_TOKENS = 256
 # these keep the whole step beside the window until the next.
 PREFILL_ROWS = 8
 WINDOW_PREFILL_TOKENS = 1024
+# More than any machine has, however absurd the numbers of a config; a thousand rows of it are still 64 bits.
+_MOST_BYTES = 2**50
+# A prompt with more than this to process is processed alone: it fills the device by itself.
+LONG_PROMPT_TOKENS = 2048
+# Rows share a batch, and are padded to its longest, up to this length; beyond it with rows of up to four times as much.
+_SHORT_TOKENS = 8192
+_CLASS_FACTOR = 4
+
+
+def length_class(tokens: int) -> int:
+    """Return which batch a row that may hold *tokens* belongs to: 0 up to 8k, 1 up to 32k, 2 up to 128k, and so on."""
+    number, most_tokens = 0, _SHORT_TOKENS
+    while tokens > most_tokens:
+        number, most_tokens = number + 1, most_tokens * _CLASS_FACTOR
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,7 @@ class KvShape:
         """
         kept = tokens + KV_STEP_TOKENS - 1
         grown = sum(per_token * (kept if cap is None else min(kept, cap)) for per_token, cap in self.groups)
-        return grown + self.fixed_bytes + self.square_bytes * tokens**2
+        return min(grown + self.fixed_bytes + self.square_bytes * tokens**2, _MOST_BYTES)
 
     @property
     def has_window(self) -> bool:
@@ -47,13 +64,24 @@ class KvShape:
 
         A layer with a window keeps the window and all of the step that came last (mlx-lm's `RotatingKVCache`).
         """
-        return sum(
+        kept = sum(
             per_token * max(0, min(tokens - cap, WINDOW_PREFILL_TOKENS))
             for per_token, cap in self.groups
             if cap is not None
         )
+        return min(kept, _MOST_BYTES)
 
-    def batch_bytes(self, rows: int, longest_tokens: int) -> int:
-        """Return the most that a batch holds: every row is padded to the longest."""
-        prefilling = min(rows, PREFILL_ROWS)
-        return rows * self.bytes_for(longest_tokens) + prefilling * self.prefill_bytes(longest_tokens)
+    def batch_bytes(self, grants: Iterable[int], *, is_padded: bool = True) -> int:
+        """Return the most that rows with these granted tokens hold.
+
+        Every row is padded to the longest of its `length_class`; to none where rows are decoded one by one.
+        """
+        if not is_padded:
+            return sum(self.bytes_for(tokens) + self.prefill_bytes(tokens) for tokens in grants)
+        classes: defaultdict[int, list[int]] = defaultdict(list)
+        for tokens in grants:
+            classes[length_class(tokens)].append(tokens)
+        return sum(
+            len(rows) * self.bytes_for(max(rows)) + min(len(rows), PREFILL_ROWS) * self.prefill_bytes(max(rows))
+            for rows in classes.values()
+        )

@@ -10,11 +10,11 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_model
 
 from mlxd.engine.adapter import put_adapter_on
-from mlxd.engine.base import EngineFacts, LoadSpec
+from mlxd.engine.base import Decoding, EngineFacts, LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.encoder import workspace
 from mlxd.engine.hidden import Encoder, hidden_width
-from mlxd.engine.kv import probe_kv
+from mlxd.engine.kv import CacheMaker
 from mlxd.engine.sentence import shorter_dimensions
 from mlxd.engine.source import context_length
 from mlxd.engine.vector import Pooling, VectorFacts
@@ -35,6 +35,11 @@ class LoadedModel:
     vocabulary: Vocabulary
     facts: EngineFacts
     encoder: Encoder | None = None  # the way through a model that makes no text
+
+    @property
+    def caches(self) -> CacheMaker:
+        """What makes the caches of a model that makes text."""
+        return CacheMaker(self.model)
 
 
 class SlicedLoad:
@@ -89,7 +94,8 @@ class SlicedLoad:
         return [array for _, array in flat]
 
     def _measured(self) -> LoadedModel:
-        kv, vocab_size = probe_kv(self._model)
+        caches = CacheMaker(self._model)
+        kv, vocab_size = caches.probe()
         tokenizer = self._files.tokenizer
         facts = EngineFacts(
             weights_bytes=self.done_bytes,
@@ -100,6 +106,7 @@ class SlicedLoad:
             has_tool_calling=bool(tokenizer.has_tool_calling),
             chat_template=bool(tokenizer.has_chat_template),
             vectors=self._vectors(hidden_width(self._model, vocab_size)),
+            decoding=Decoding.BATCHED if caches.can_merge else Decoding.ONE_BY_ONE,
         )
         return LoadedModel(self._spec.model_id, self._model, tokenizer, self._files.vocabulary, facts)
 

@@ -34,10 +34,6 @@ class MemoryLimits:
         self._limits = limits
         mx.set_memory_limit(limits.memory_bytes)
         mx.set_cache_limit(limits.cache_bytes)
-        self.apply_wired()
-
-    def apply_wired(self) -> None:
-        """Set the wired limit again; needed whenever a `BatchGenerator` was made or closed, which both set it."""
         recommended_bytes = recommended_working_set_bytes()
         if recommended_bytes is not None:
             mx.set_wired_limit(min(self._limits.memory_bytes, recommended_bytes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import mlx.core as mx
 from mlx_lm.models.cache import (
     LRUPromptCache,
     PromptTrie,
@@ -12,6 +11,8 @@ from mlx_lm.models.cache import (
     can_trim_prompt_cache,
     trim_prompt_cache,
 )
+
+from mlxd.engine.kv import cut_to_length, detach
 
 # `LRUPromptCache` is keyed by model; here every model has one of its own.
 _MODEL = 0
@@ -46,11 +47,11 @@ class PromptCache:
 
     def store(self, tokens: list[int], cache: list[Any]) -> None:
         """Keep the KV of *tokens* if it fits the bound; the least recently stored make room."""
+        cut_to_length(cache)
         cache_bytes = sum(part.nbytes for part in cache)
         if not tokens or cache_bytes > self._cache.max_bytes:
             return
-        # An extracted cache is a view until it is evaluated, and keeps its whole batch alive.
-        mx.eval([part.state for part in cache])
+        detach(cache)
         self._cache.insert_cache(_MODEL, list(tokens), cache)
 
     def set_limit(self, max_bytes: int) -> None:

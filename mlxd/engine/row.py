@@ -16,7 +16,7 @@ from mlxd.engine.tool_reader import Piece
 # A row asks for a larger grant when fewer tokens than this remain of it.
 KV_LOW_TOKENS = 128
 _NEVER = 2**62
-NO_UID = -1  # no row of a generator has it
+NO_UID = -1  # no row of a decoder has it
 
 
 class Phase(Enum):
@@ -41,7 +41,7 @@ class Row:
     kv_tokens: int  # the grant
     tokens: list[int]  # prompt and generated
     phase: Phase = Phase.PREFILL
-    uid: int = NO_UID  # the generator's name for it
+    uid: int = NO_UID  # the decoder's name for it
     generated: int = 0
     cached_tokens: int = 0  # of the prompt, at its first prefill
     inserted_tokens: int = 0  # whose KV it came into the batch with

@@ -38,7 +38,7 @@ from mlxd.engine.command import (
 )
 from mlxd.engine.embedding import Embedder
 from mlxd.engine.fault import generation_failure, in_words, load_failure
-from mlxd.engine.hidden import Decoder
+from mlxd.engine.hidden import TextForward
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, LoadedModel, SlicedLoad
 from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
@@ -143,7 +143,7 @@ class Runner:
         if model is not None and command.key not in self._embedders:
             vectors = model.loaded.facts.vectors
             if vectors is not None:
-                forward = Decoder(model.loaded.model, vectors.pooling)
+                forward = TextForward(model.loaded.model, model.loaded.caches, vectors.pooling)
                 self._embedders[command.key] = Embedder(model.model_id, forward, self._scheduling, self._post_event)
         if command.key in self._embedders:
             self._embedders[command.key].start(command)
@@ -230,7 +230,7 @@ class Runner:
             self._embedders[command.key] = embedder
         else:
             self._models[command.key] = TextModel(
-                loaded, command.spec.prompt_cache_limit_bytes, self._scheduling, self._limits, self._post_event
+                loaded, command.spec.prompt_cache_limit_bytes, self._scheduling, self._post_event
             )
             self._cache_bytes[command.key] = 0
         self._posts.append((command.reply, loaded.facts))

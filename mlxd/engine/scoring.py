@@ -8,9 +8,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.engine.base import SchedulingParams
+from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import Alternative, TokenLogprob
 from mlxd.engine.pace import PrefillPace
 from mlxd.engine.vocabulary import Vocabulary
@@ -19,11 +19,6 @@ from mlxd.engine.vocabulary import Vocabulary
 _SLICE_TOKENS = 64
 # OpenAI's number for "so good as impossible"; JSON has no infinity.
 LEAST_LOGPROB = -9999.0
-
-
-def to_float32(_: mx.array, logits: mx.array) -> mx.array:
-    """Return *logits* as float32: a logits processor for rows whose logprobs are read (bfloat16 is coarse)."""
-    return logits.astype(mx.float32)
 
 
 def token_logprob(vocabulary: Any, logprobs: Any, token: int, top: int) -> TokenLogprob:
@@ -56,17 +51,16 @@ class Scores:
         """Change the pace at which prompts are read."""
         self._pace.change(_in_slices(scheduling))
 
-    def of_token(self, response: Any, top: int | None) -> TokenLogprob | None:
-        """Return what a generator's *response* says of its token; None where *top* is None."""
+    def of_token(self, token: int, logprobs: Any, top: int | None) -> TokenLogprob | None:
+        """Return what a decoder's *logprobs* say of *token*; None where *top* is None."""
         if top is None:
             return None
         # Evaluated already; any operation of MLX on it would queue behind the step in flight.
-        logprobs = np.array(response.logprobs, copy=False)
-        return token_logprob(self._tokens(), logprobs, response.token, top)
+        return token_logprob(self._tokens(), np.array(logprobs, copy=False), token, top)
 
-    def of_prompt(self, model: Any, tokens: list[int], top: int | None) -> PromptScorer:
+    def of_prompt(self, loaded: LoadedModel, tokens: list[int], top: int | None) -> PromptScorer:
         """Return what reads a prompt."""
-        return PromptScorer(model, self._tokens(), tokens, 0 if top is None else top, self._pace)
+        return PromptScorer(loaded, self._tokens(), tokens, 0 if top is None else top, self._pace)
 
     def _tokens(self) -> Any:
         return self._vocabulary.tokens(self._vocab_size, "logprobs")
@@ -75,15 +69,15 @@ class Scores:
 class PromptScorer:
     """Reads a prompt in slices and keeps what the model thought of its tokens, and the KV of all but the last."""
 
-    def __init__(self, model: Any, vocabulary: Any, tokens: list[int], top: int, pace: PrefillPace) -> None:
+    def __init__(self, loaded: LoadedModel, vocabulary: Any, tokens: list[int], top: int, pace: PrefillPace) -> None:
         """Begin with nothing read; *top* alternatives are reported beside each token."""
         self._pace = pace
-        self._model = model
+        self._model = loaded.model
         self._vocabulary = vocabulary
         self._tokens = tokens
         self._top = top
         self._done = 0
-        self.cache: list[Any] = make_prompt_cache(model)
+        self.cache: list[Any] = loaded.caches.make()
         self.logprobs = [TokenLogprob(tokens[0], vocabulary.decode_bytes([tokens[0]]), None)]
 
     @property

@@ -6,12 +6,12 @@ config.json are how servers of embeddings read the second. Where nothing is said
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mlxd.engine.encoder import Config
+from mlxd.engine.config import Config
+from mlxd.engine.model_file import BadFile, read_object
 from mlxd.engine.vector import Pooling
 from mlxd.protocol.errors import LoadFailed
 
@@ -27,12 +27,12 @@ def read_pooling(model_id: str, folder: Path) -> Pooling:
         LoadFailed: in a way that is not known here, or the file cannot be read.
     """
     try:
-        config = json.loads((folder / _FILE).read_bytes())
+        config = read_object(folder / _FILE)
     except FileNotFoundError:
         return Pooling.MEAN
-    except (OSError, ValueError) as error:
+    except (OSError, BadFile) as error:
         raise LoadFailed(f"model '{model_id}': {folder / _FILE} cannot be read: {error}") from error
-    modes = _modes(config) if isinstance(config, dict) else []
+    modes = _modes(config)
     if len(modes) != 1 or modes[0] not in _POOLINGS:
         raise LoadFailed(
             f"model '{model_id}' pools by {' and '.join(modes) or 'nothing'} ({_FILE});"

@@ -1,13 +1,15 @@
 """What a worker thread reads of a model's folder before the device thread loads it: configuration and tokenizer.
 
 Takes a second for a large tokenizer and touches no array. Nothing is fetched: a folder is complete or the load fails.
+Every file is looked at again, as it may have changed since it was listed: no library may read one that never ends, and
+the device thread, which all models share, must not build what no weights are there for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,24 @@ from mlx_lm.utils import load_config, load_tokenizer
 from mlxd.engine import encoder
 from mlxd.engine.base import LoadSpec
 from mlxd.engine.command import ModelFiles
-from mlxd.engine.fault import in_words
+from mlxd.engine.config import MOST_PARTS, context_of, parts_problem
+from mlxd.engine.fault import in_words, is_fault
+from mlxd.engine.model_file import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    WEIGHTS,
+    BadFile,
+    check_folder,
+    nested_weights,
+    read_object,
+)
+from mlxd.engine.safetensors_header import read_tensors
 from mlxd.engine.sentence import read_pooling
 from mlxd.engine.vector import Pooling
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import LoadFailed
 
-# Where configurations state their context, in the order of preference.
-_CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions", "n_ctx")
 # For a model that states none anywhere.
 _DEFAULT_CONTEXT_TOKENS = 4096
 # transformers writes 10^30 for "unknown".
@@ -38,10 +50,13 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
         LoadFailed: something is missing or damaged.
     """
     config = _read_config(spec)
-    if not any(spec.path.glob("model*.safetensors")):
-        raise LoadFailed(f"model '{spec.model_id}': no weights (model*.safetensors) in {spec.path}")
     if spec.is_encoder:
         _import_encoders(spec, str(config["model_type"]))
+    tokenizer = _read_tokenizer(spec, config)
+    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec))
+
+
+def _read_tokenizer(spec: LoadSpec, config: dict[str, Any]) -> Any:
     try:
         tokenizer = load_tokenizer(
             spec.path,
@@ -49,11 +64,32 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
             {"trust_remote_code": False, "local_files_only": True},
             eos_token_ids=config.get("eos_token_id"),
         )
-        # The first call settles the tokenizer's mode; later calls only read it, from several threads at once.
+        # The first call settles the tokenizer's mode; later calls only read it, from several threads at once. One that
+        # fails at every text fails here.
+        tokenizer.decode(tokenizer.encode("a"))
         tokenizer.encode("a", add_special_tokens=False)
-    except Exception as error:  # tokenizers raise bare Exception
+    except BaseException as error:
+        if not is_fault(error):
+            raise
         raise LoadFailed(f"model '{spec.model_id}': the tokenizer cannot be read: {in_words(error)}") from error
-    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec))
+    return tokenizer
+
+
+def check_adapter(spec: LoadSpec) -> None:
+    """Look at the files of an adapter, which the device thread is going to read.
+
+    Raises:
+        LoadFailed: something is missing or damaged.
+    """
+    if spec.adapter_path is None:
+        raise ValueError(f"{spec.model_id} is no adapter")
+    with _reading(spec, spec.adapter_path):
+        check_folder(spec.adapter_path)
+        read_tensors(spec.adapter_path / ADAPTER_FILE)
+        # Its number of layers may be more than its base has: the last ones are meant.
+        problem = parts_problem(read_object(spec.adapter_path / ADAPTER_CONFIG_FILE), MOST_PARTS)
+        if problem is not None:
+            raise BadFile(problem)
 
 
 def context_length(spec: LoadSpec, files: ModelFiles) -> int:
@@ -101,22 +137,36 @@ def _import_encoders(spec: LoadSpec, model_type: str) -> None:
 
 
 def _declared_context_length(files: ModelFiles) -> int | None:
-    for config in (files.config, files.config.get("text_config") or {}):
-        for key in _CONTEXT_KEYS:
-            if isinstance(config.get(key), int):
-                return int(config[key])
+    own = context_of(files.config).own
+    if own is not None:
+        return own
     length = files.tokenizer.model_max_length
     return int(length) if length < _UNKNOWN_CONTEXT_TOKENS else None
 
 
 def _read_config(spec: LoadSpec) -> dict[str, Any]:
-    path: Path = spec.path / "config.json"
+    """Return what the model is built from, when it and the weights may be read and fit each other."""
+    with _reading(spec, spec.path):
+        check_folder(spec.path)
+        checked = read_object(spec.path / CONFIG_FILE)
+        weights = nested_weights(spec.path) if spec.is_encoder else sorted(spec.path.glob(WEIGHTS))
+        n_tensors = sum(len(read_tensors(path)) for path in weights)
+        if not isinstance(checked.get("model_type"), str):
+            raise BadFile(f"{CONFIG_FILE} names no model_type")
+        if not weights:
+            raise BadFile(f"no weights ({WEIGHTS})")
+        if (problem := parts_problem(checked, n_tensors)) is not None:
+            raise BadFile(problem)
+        return dict(load_config(spec.path))  # with what generation_config.json adds
+
+
+@contextlib.contextmanager
+def _reading(spec: LoadSpec, folder: Path) -> Iterator[None]:
     try:
-        config: Any = load_config(spec.path)
+        yield
     except FileNotFoundError as error:
-        raise LoadFailed(f"model '{spec.model_id}': {path} is missing") from error
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadFailed(f"model '{spec.model_id}': {path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise LoadFailed(f"model '{spec.model_id}': {path} names no model_type")
-    return dict(config)
+        raise LoadFailed(f"model '{spec.model_id}': {error.filename} is missing") from error
+    except OSError as error:
+        raise LoadFailed(f"model '{spec.model_id}': {error.filename} cannot be read: {error.strerror}") from error
+    except BadFile as error:
+        raise LoadFailed(f"model '{spec.model_id}': {error} ({folder})") from error

@@ -1,9 +1,9 @@
-"""A text model on the device thread: one `BatchGenerator`, its rows, its prompt cache.
+"""A text model on the device thread: its decoder, its rows, its prompt cache.
 
 Every row is in the batch, or paused and without KV, or waits for the KV of its prompt: the prompt is read for its
 logprobs first, or another row with the same prompt processes it for both. A row leaves the batch before the step that
-would take its KV over its grant, which the pool has reserved. What `BatchGenerator.next` returned as a token is in the
-KV; the token after it is being computed already, and is computed again when a row comes back.
+would take its KV over its grant, which the pool has reserved. A token that the decoder returned is in the KV; the one
+after it is being computed already, and is computed again when a row comes back.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-
-import mlx.core as mx
-from mlx_lm.generate import BatchGenerator
 
 from mlxd.engine.base import (
     Failed,
@@ -29,23 +26,23 @@ from mlxd.engine.base import (
     SequenceEvent,
     Submit,
 )
+from mlxd.engine.batch_decoder import make_decoder
+from mlxd.engine.decoder import Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.fault import generation_failure
-from mlxd.engine.kv_shape import PREFILL_ROWS, WINDOW_PREFILL_TOKENS
+from mlxd.engine.kv_shape import WINDOW_PREFILL_TOKENS
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.engine.memory import MemoryLimits, is_gpu
+from mlxd.engine.memory import is_gpu
 from mlxd.engine.output import Markup
 from mlxd.engine.pace import PrefillPace
 from mlxd.engine.prompt_cache import PromptCache
 from mlxd.engine.row import NO_UID, Phase, Row, Rows
 from mlxd.engine.sampling import SamplerCache, SeededSampler, logits_processors
-from mlxd.engine.scoring import PromptScorer, Scores, to_float32
+from mlxd.engine.scoring import PromptScorer, Scores
 from mlxd.protocol.errors import GenerationFailed, MlxdError
 
 _log = logging.getLogger(__name__)
 
-# The pool bounds the rows, not the generator.
-_MOST_ROWS = 1 << 20
 # On the CPU longer steps take longer per token: 3000 tokens in 6 s at 256, in 14 s at 2048 (tiny model, 2 cores).
 _CPU_PREFILL_TOKENS = 256
 _GPU_PREFILL_TOKENS = 2048
@@ -61,7 +58,6 @@ class TextModel:
         loaded: LoadedModel,
         prompt_cache_limit_bytes: int,
         scheduling: SchedulingParams,
-        limits: MemoryLimits,
         post: PostEvent,
     ) -> None:
         """Take a model whose weights are in memory."""
@@ -69,7 +65,6 @@ class TextModel:
         self.model_id = loaded.model_id
         self.prompts = PromptCache(prompt_cache_limit_bytes)
         self._loaded = loaded
-        self._limits = limits
         self._post = post
         self._pace = PrefillPace(scheduling, _GPU_PREFILL_TOKENS if is_gpu() else _CPU_PREFILL_TOKENS)
         self._markup = Markup(tokenizer)
@@ -78,9 +73,9 @@ class TextModel:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._samplers = SamplerCache(loaded.facts.vocab_size, [*newline, *self._eos_tokens])
         self._rows = Rows()
-        self._batch: dict[int, Row] = {}  # by uid: the ones that the generator has
+        self._batch: dict[int, Row] = {}  # by uid: the ones that the decoder has
         self._scorers: dict[int, PromptScorer] = {}  # by sequence id; the oldest is read first
-        self._generator = self._make_generator()
+        self._decoder = self._make_decoder()
 
     @property
     def is_busy(self) -> bool:
@@ -114,12 +109,13 @@ class TextModel:
         row = self._rows.get(sequence_id)
         if row is not None and row.phase is not Phase.PAUSED:
             row.set_grant(kv_tokens)
+            self._decoder.grant(row.uid, kv_tokens)
 
     def pause(self, sequence_id: int) -> None:
         """Take a sequence out of the batch and drop its KV."""
         row = self._rows.get(sequence_id)
         if row is not None and row.phase is not Phase.PAUSED:
-            self._generator.remove([row.uid])  # knows nothing of rows that wait for their prompt
+            self._decoder.remove([row.uid])  # knows nothing of rows that wait for their prompt
             self._pause(row)
 
     def resume(self, sequence_id: int, kv_tokens: int) -> None:
@@ -137,7 +133,7 @@ class TextModel:
             return
         kept = None
         if row.phase is not Phase.PAUSED:
-            kept = self._generator.remove([row.uid], return_prompt_caches=True).get(row.uid)
+            kept = self._decoder.remove([row.uid], keep=True).get(row.uid)
         self._finish(row, FinishReason.CANCELLED, kept)
 
     def set_scheduling(self, params: SchedulingParams) -> None:
@@ -153,44 +149,47 @@ class TextModel:
             self._score(others_decode=others_decode or self.is_decoding)
         if not self._batch:
             return
-        prefilled, responses = self._next(others_decode=others_decode)
-        for response in prefilled:
-            self._on_prefilled(response)
+        prefilled, made = self._next(others_decode=others_decode)
+        for event in prefilled:
+            self._on_prefilled(event)
         stopped: list[Row] = []
-        for response in responses:
-            self._on_token(response, stopped)
+        for tokens in made:
+            self._on_made(tokens, stopped)
         if stopped:
-            kept = self._generator.remove([row.uid for row in stopped], return_prompt_caches=True)
+            kept = self._decoder.remove([row.uid for row in stopped], keep=True)
             for row in stopped:
                 self._finish(row, FinishReason.STOP, kept.get(row.uid))
 
-    def _next(self, *, others_decode: bool) -> tuple[list[Any], list[Any]]:
-        """Run the generator's step at the pace of the prefills."""
+    def _next(self, *, others_decode: bool) -> tuple[list[Prefilled], list[Made]]:
+        """Run the decoder's step at the pace of the prefills."""
         prefilling = [row.unprocessed_tokens for row in self._batch.values() if row.phase is Phase.PREFILL]
-        chunked = [tokens - 1 for tokens in prefilling if tokens > 1]  # the last token is a step of its own
         # A row whose prompt is done but for its last token waits for its first token as others do for their next.
-        decoding = len(chunked) < len(self._batch)
-        step_tokens = 0
-        if chunked:
-            step_tokens = self._pace.step_tokens(chunked, others_decode=decoding or others_decode)
+        decoding = sum(tokens > 1 for tokens in prefilling) < len(self._batch)
+        whole_chunks: list[int] = []
+
+        def chunk_tokens(remaining: list[int]) -> int:
+            tokens = self._pace.step_tokens(remaining, others_decode=decoding or others_decode)
             if self._loaded.facts.kv.has_window:
-                step_tokens = min(step_tokens, WINDOW_PREFILL_TOKENS)
-            self._generator.prefill_step_size = step_tokens
+                tokens = min(tokens, WINDOW_PREFILL_TOKENS)
+            if max(remaining) >= tokens:  # a shorter one does not tell how long a step takes
+                whole_chunks.append(tokens)
+            return tokens
+
         started_s = time.perf_counter()
-        responses: tuple[list[Any], list[Any]] = self._generator.next()
+        events = self._decoder.step(chunk_tokens)
         elapsed_s = time.perf_counter() - started_s
         if not prefilling:
             self._pace.record_decode(elapsed_s)
-        elif chunked and max(chunked) >= step_tokens:
-            self._pace.record_prefill(step_tokens, elapsed_s, decoding=decoding)
-        return responses
+        elif whole_chunks:
+            self._pace.record_prefill(max(whole_chunks), elapsed_s, decoding=decoding)
+        return events
 
     def fail_batch(self, error: MlxdError) -> None:
         """End the sequences in the batch with *error* and begin a fresh one, whatever state the old one is in."""
         failed = list(self._batch.values())
         self._batch.clear()  # the fresh one counts its uids from the beginning, and rows that were held enter it below
-        self._generator.close()
-        self._generator = self._make_generator()
+        self._decoder.close()
+        self._decoder = self._make_decoder()
         for row in failed:
             self._forget(row)
             self._post(row.listener, Failed(row.sequence_id, error))
@@ -199,21 +198,13 @@ class TextModel:
         """End all sequences with *error* and let go of everything MLX."""
         for row in self._rows.values():
             self._post(row.listener, Failed(row.sequence_id, error))
-        self._generator.close()
-        self._limits.apply_wired()
+        self._decoder.close()
         # Whoever still holds this object, such as a logged traceback, holds no weights.
         self.__dict__.clear()
 
-    def _make_generator(self) -> Any:
-        generator = BatchGenerator(
-            self._loaded.model,
-            stop_tokens=[[token] for token in self._eos_tokens],
-            completion_batch_size=_MOST_ROWS,
-            prefill_batch_size=PREFILL_ROWS,
-            stream=mx.default_stream(mx.default_device()),
-        )
-        self._limits.apply_wired()
-        return generator
+    def _make_decoder(self) -> Decoder:
+        loaded = self._loaded
+        return make_decoder(loaded.model, loaded.caches, self._eos_tokens, loaded.facts.decoding)
 
     # Rows
 
@@ -224,10 +215,7 @@ class TextModel:
             listener=listener,
             output=self._markup.output(prompt, submit.stop),
             sampler=self._samplers.row_sampler(submit.sampling),
-            processors=[
-                *([] if submit.logprobs is None else [to_float32]),
-                *logits_processors(submit.sampling, len(prompt.tokens)),
-            ],
+            processors=logits_processors(submit.sampling, len(prompt.tokens)),
             kv_tokens=submit.kv_tokens,
             tokens=list(prompt.tokens),
         )
@@ -252,13 +240,16 @@ class TextModel:
     def _insert(self, row: Row, cache: list[Any] | None, known: int) -> None:
         """Put *row* into the batch with the KV of its first *known* tokens."""
         try:
-            (row.uid,) = self._generator.insert(
-                [row.tokens[known:]],
-                max_tokens=[row.remaining_tokens],
-                caches=[cache],
-                all_tokens=[row.tokens[:known]],
-                samplers=[row.sampler],
-                logits_processors=[row.enter_batch(self._loaded.tokenizer)],
+            row.uid = self._decoder.insert(
+                Entry(
+                    tokens=row.tokens,
+                    known=known,
+                    cache=cache,
+                    kv_tokens=row.kv_tokens,
+                    max_tokens=row.remaining_tokens,
+                    sampler=row.sampler,
+                    processors=row.enter_batch(self._loaded.tokenizer),
+                )
             )
         except Exception as error:  # noqa: BLE001 the engine's edge: refused before the batch was touched
             self._fail(row, error)
@@ -280,7 +271,7 @@ class TextModel:
 
     def _begin_scoring(self, row: Row) -> None:
         try:
-            self._scorers[row.sequence_id] = self._scores.of_prompt(self._loaded.model, row.tokens, row.submit.logprobs)
+            self._scorers[row.sequence_id] = self._scores.of_prompt(self._loaded, row.tokens, row.submit.logprobs)
         except Exception as error:  # noqa: BLE001 the engine's edge: nothing was touched
             self._fail(row, error)
             return
@@ -307,40 +298,43 @@ class TextModel:
         row.prompt_logprobs = logprobs
         self._post(row.listener, PromptScored(row.sequence_id, logprobs))
 
-    def _on_prefilled(self, response: Any) -> None:
-        row = self._batch[response.uid]
-        if response.end_of_prompt:
+    def _on_prefilled(self, event: Prefilled) -> None:
+        row = self._batch[event.uid]
+        if event.is_done:
             row.phase = Phase.DECODE
-        done = row.inserted_tokens + response.progress[0]
+        done = row.inserted_tokens + event.done
         if done > row.prefilled_tokens:
             row.prefilled_tokens = done
             if row.is_fresh:
                 self._post(row.listener, Prefilling(row.sequence_id, done, len(row.tokens)))
         if row.unprocessed_tokens == 1 and self._rows.held_by(row):
-            cache, _ = self._generator.extract_cache([row.uid])[row.uid]
-            self._hand_on(row, cache)
+            self._hand_on(row, self._decoder.extract(row.uid).cache)
 
-    def _on_token(self, response: Any, stopped: list[Row]) -> None:
-        """Hand out what a token made known; rows to take out of the batch because of a stop string go to *stopped*."""
-        row = self._batch[response.uid]
-        row.tokens.append(response.token)
-        row.generated += 1
-        if row.grammar is not None and row.grammar.failure is not None:
-            self._fail(row, GenerationFailed(f"the grammar of the answer failed: {row.grammar.failure}"))
-            return
-        if response.finish_reason == "stop":
-            self._finish(row, FinishReason.STOP, (response.prompt_cache, response.all_tokens))
-            return
-        try:
-            deltas = row.push(response.token, self._scores.of_token(response, row.submit.logprobs))
-        except Exception as error:  # noqa: BLE001 a tokenizer's failure on one row is none of the others' business
-            self._fail(row, error)
-            return
-        self._post_all(row, deltas)
-        if response.finish_reason is not None:
-            self._finish(row, FinishReason.LENGTH, (response.prompt_cache, response.all_tokens))
-        elif row.output.stopped:
-            stopped.append(row)
+    def _on_made(self, made: Made, stopped: list[Row]) -> None:
+        """Hand out what new tokens made known; rows to take out because of a stop string go to *stopped*."""
+        row = self._batch[made.uid]
+        left = len(made.tokens)
+        for token, logprobs in zip(made.tokens, made.logprobs, strict=True):
+            left -= 1
+            end = made.end if left == 0 else None
+            row.tokens.append(token)
+            row.generated += 1
+            if row.grammar is not None and row.grammar.failure is not None:
+                self._fail(row, GenerationFailed(f"the grammar of the answer failed: {row.grammar.failure}"))
+                return
+            if end is FinishReason.STOP:  # the token is no text
+                break
+            try:
+                deltas = row.push(token, self._scores.of_token(token, logprobs, row.submit.logprobs))
+            except Exception as error:  # noqa: BLE001 a tokenizer's failure on one row is none of the others' business
+                self._fail(row, error)
+                return
+            self._post_all(row, deltas)
+            if end is None and row.output.stopped:
+                stopped.append(row)
+                return
+        if made.end is not None:
+            self._finish(row, made.end, made.kept)
         elif len(row.tokens) >= row.check_at_tokens:
             self._check_grant(row)
 
@@ -350,7 +344,7 @@ class TextModel:
 
     def _check_grant(self, row: Row) -> None:
         if len(row.tokens) >= row.kv_tokens:
-            self._generator.remove([row.uid])
+            self._decoder.remove([row.uid])
             self._pause(row)
         else:
             row.set_low_posted()
@@ -363,20 +357,20 @@ class TextModel:
     def _leave(self, row: Row) -> None:
         """Note that *row* is out of the batch; those that waited for its prompt process it themselves."""
         self._batch.pop(row.uid, None)
-        row.uid = NO_UID  # the next generator gives this one to another row
+        row.uid = NO_UID  # the next decoder gives this one to another row
         self._scorers.pop(row.sequence_id, None)
         led = self._rows.held_by(row) if row.phase in {Phase.SCORING, Phase.PREFILL} else []
         row.phase = Phase.PAUSED
         for other in led:
             self._enter(other, other.kv_tokens)
 
-    def _finish(self, row: Row, reason: FinishReason, kept: tuple[list[Any], list[int]] | None) -> None:
-        """End *row*, which is out of the batch; *kept* is its KV and the tokens in it."""
+    def _finish(self, row: Row, reason: FinishReason, kept: Kept | None) -> None:
+        """End *row*, which is out of the batch; *kept* is its KV."""
         try:
             deltas = row.flush()
             # KV that came out of the prompt cache and went no further is still in there.
-            if kept is not None and len(kept[1]) > row.inserted_tokens:
-                self.prompts.store(kept[1], kept[0])
+            if kept is not None and len(kept.tokens) > row.inserted_tokens:
+                self.prompts.store(kept.tokens, kept.cache)
         except Exception as error:  # noqa: BLE001 as above
             self._fail(row, error)
             return
@@ -388,7 +382,7 @@ class TextModel:
 
     def _fail(self, row: Row, error: Exception) -> None:
         _log.error("sequence %d of %s failed", row.sequence_id, self.model_id, exc_info=error)
-        self._generator.remove([row.uid])
+        self._decoder.remove([row.uid])
         self._forget(row)
         self._post(row.listener, Failed(row.sequence_id, generation_failure(self.model_id, error)))
 

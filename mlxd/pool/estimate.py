@@ -29,7 +29,8 @@ def estimate(state: PoolState, model_id: str, tokens: int | None, rows: int) -> 
     context = resident.context_length
     if tokens is None:
         tokens = USUAL_CONTEXT_TOKENS if context is None else min(USUAL_CONTEXT_TOKENS, context)
-    kv_bytes = max(ledger.short_sequence_bytes(resident), resident.kv.batch_bytes(rows, tokens))
+    rows_bytes = resident.kv.batch_bytes([tokens] * rows, is_padded=resident.is_padded)
+    kv_bytes = max(ledger.short_sequence_bytes(resident), rows_bytes)
     weights_bytes, base = resident.weights_bytes, resident.base
     margin_bytes = ledger.margin_bytes(weights_bytes)
     total_bytes = weights_bytes + margin_bytes + kv_bytes

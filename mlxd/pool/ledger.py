@@ -7,10 +7,9 @@ A finished row's KV may move into the prompt cache without the sum growing: it w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mlxd.engine.kv_shape import KV_STEP_TOKENS, KvShape
+from mlxd.engine.kv_shape import KV_STEP_TOKENS
 from mlxd.pool.resident import PRESENT, Resident
 from mlxd.pool.sequence import STEP_TOKENS, Sequence, SequenceState
 
@@ -44,23 +43,17 @@ def margin_bytes(weights_bytes: int) -> int:
     return min(max(weights_bytes // MARGIN_SHARE, LEAST_MARGIN_BYTES), MOST_MARGIN_BYTES)
 
 
-def batch_bytes(kv: KvShape, grants: Iterable[int]) -> int:
-    """Return what a batch of rows with these granted tokens holds: every row is padded to the longest."""
-    lengths = list(grants)
-    return kv.batch_bytes(len(lengths), max(lengths)) if lengths else 0
-
-
 def short_sequence_bytes(resident: Resident) -> int:
     """Return the KV that a loaded model reserves at least."""
     context_tokens = resident.context_length
     tokens = SHORT_SEQUENCE_TOKENS if context_tokens is None else min(SHORT_SEQUENCE_TOKENS, context_tokens)
-    return resident.kv.batch_bytes(1, tokens)
+    return resident.kv.batch_bytes([tokens])
 
 
 def floor_bytes(resident: Resident, tokens: int = 0) -> int:
     """Return the least that the model needs to be loaded and, if *tokens* are given, to run one sequence of them."""
     weights = resident.weights_bytes
-    kv_bytes = max(short_sequence_bytes(resident), resident.kv.batch_bytes(1, tokens) if tokens else 0)
+    kv_bytes = max(short_sequence_bytes(resident), resident.kv.batch_bytes([tokens]) if tokens else 0)
     return weights + margin_bytes(weights) + kv_bytes
 
 
@@ -138,7 +131,7 @@ def _grants(resident: Resident, without: Sequence | None = None) -> list[int]:
 
 def _footprint(resident: Resident, grants: list[int], cache_bytes: int) -> Footprint:
     weights = resident.weights_bytes
-    rows_bytes = batch_bytes(resident.kv, grants)
+    rows_bytes = resident.kv.batch_bytes(grants, is_padded=resident.is_padded)
     return Footprint(
         weights_bytes=weights,
         margin_bytes=margin_bytes(weights),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from mlxd.catalog import ModelEntry
-from mlxd.engine.base import Engine, EngineFacts
+from mlxd.engine.base import Decoding, Engine, EngineFacts
 from mlxd.engine.kv_shape import KvShape
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age
@@ -107,6 +107,11 @@ class Resident:
     def kv(self) -> KvShape:
         """Measured if it was ever loaded, else estimated."""
         return self._made_of.entry.kv if self.facts is None else self.facts.kv
+
+    @property
+    def is_padded(self) -> bool:
+        """Whether its rows share batches, as those of nearly all models do."""
+        return self.facts is None or self.facts.decoding is not Decoding.ONE_BY_ONE
 
     @property
     def context_length(self) -> int | None:

@@ -288,6 +288,11 @@ class ProviderSettings:
         'Where the key is: { env = "NAME" }, { file = "PATH" } or { keychain = "SERVICE/NAME" }; left out for a server'
         " without one.",
     )
+    proxy: str | None = row(
+        URL(is_proxy=True, none="none"),
+        "none",
+        "HTTP proxy on the way to the upstream. The environment is not asked for one.",
+    )
     timeouts: TimeoutSettings = group(TimeoutSettings)
 
 

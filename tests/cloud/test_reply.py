@@ -37,7 +37,7 @@ class Body:
 def reply(*chunks: bytes, status: int = 200, kind: str = "application/json", **headers: str) -> Reply:
     """Return the reply of an upstream that was sent `KEY`."""
     response = SimpleNamespace(status=status, content_type=kind, headers=headers, content=Body(*chunks))
-    provider = ProviderSettings("openai", "http://far/v1", None, TimeoutSettings(5, 45, 60, 900))
+    provider = ProviderSettings("openai", "http://far/v1", None, None, TimeoutSettings(5, 45, 60, 900))
     return Reply(cast("Any", response), CloudRoute("r", "one", provider, "a"), OpenAI(), _NOW_S, KEY)
 
 

@@ -421,3 +421,28 @@ async def test_daemons_that_send_in_a_circle_stop() -> None:
         status, _, body = await served.post(CHAT, BODY)
     assert status == 508
     assert "circle" in json.loads(body)["error"]["message"]
+
+
+async def test_a_provider_may_be_behind_a_proxy() -> None:
+    """The request goes to the proxy, with the provider's address and key; the environment's proxies do not count."""
+    async with upstream() as proxy:
+        document = _document("http://provider.local:81/v1")
+        document["cloud"]["providers"]["far"]["proxy"] = proxy.url.removesuffix("/v1")
+        async with serving(ScriptedPool(end()), document=document, environ={"FAR_KEY": KEY}) as served:
+            status, _, body = await served.post(CHAT, BODY)
+    assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, TEXT)
+    (seen,) = proxy.seen
+    assert (seen.headers["Host"], seen.headers["Authorization"]) == ("provider.local:81", f"Bearer {KEY}")
+
+
+async def test_a_proxy_that_refuses_has_sent_nothing() -> None:
+    """A tunnel that is not opened is no answer of the provider; the words name both addresses."""
+    async with upstream() as proxy:
+        document = _document("https://provider.local/v1")
+        document["cloud"]["providers"]["far"]["proxy"] = proxy.url.removesuffix("/v1")
+        async with serving(ScriptedPool(end()), document=document, environ={"FAR_KEY": KEY}) as served:
+            status, _, body = await served.post(CHAT, BODY)
+            assert served.context.upstreams.budget.today.spent == 0
+    error = json.loads(body)["error"]
+    assert (status, error["code"], proxy.seen) == (502, "upstream_unreachable", [])
+    assert "https://provider.local/v1 by way of http://127.0.0.1:" in error["message"]

@@ -26,7 +26,7 @@ MB = 10**6
 def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return a file of weights that is big enough to be gone on with."""
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    write_safetensors(path, {"model.embed_tokens.weight": ("F32", (100_000, 64))})
+    write_safetensors(path, {"model.embed_tokens.weight": ("F32", (100_000, 64)), "model.norm.weight": ("F32", (64,))})
     return path.read_bytes()
 
 

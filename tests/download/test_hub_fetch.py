@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import constants
 
 from mlxd.download import hub as hub_module
-from mlxd.download.errors import ChecksumMismatch
-from mlxd.download.hub_blob import BigFile, fetch_blob
+from mlxd.download.errors import ChecksumMismatch, HubAnswerInvalid
+from mlxd.download.hub_blob import BigFile, HashedFile, fetch_blob
 from mlxd.download.hub_progress import Meter
 from mlxd.protocol.paths import Home
 from tests.support.fake_hub import COMMIT, FakeHub
@@ -82,6 +82,44 @@ def test_left_over_that_does_not_fit(
     if len(content) < len(weights):
         assert "was thrown away" in refuse(ChecksumMismatch).message
     assert (pull()[0].path / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize("ending", [".safetensors", "config.json"])
+@pytest.mark.parametrize("is_big", [False, True])
+def test_bytes_that_are_not_the_hubs(
+    hub: FakeHub, cache: Path, weights: bytes, monkeypatch: pytest.MonkeyPatch, ending: str, is_big: bool
+) -> None:
+    """A file with the right size and another content is thrown away, big or small, and nothing of it is believed."""
+    if is_big:
+        monkeypatch.setattr(hub_module, "BIG_BYTES", 1)
+    hub.spoils = (ending,)
+    assert f"{ending} is not what the hub has" in refuse(ChecksumMismatch).message
+    hub.spoils = ()
+    pulled = pull()[0].path
+    assert (pulled / "model.safetensors").read_bytes() == weights
+    assert (pulled / "config.json").read_bytes() == hub.repositories[NAME].files["config.json"]
+
+
+def test_a_server_that_ignores_what_was_there(cache: Path, tmp_path: Path) -> None:
+    """It sends the whole file again: what was there is cut off, and does not count for the checksum."""
+    with (tmp_path / "part").open("w+b") as file:
+        file.write(b"earlier")
+        hashed = HashedFile(file)
+        assert hashed.sha256 == hashlib.sha256(b"earlier").hexdigest()
+        hashed.write(b", more")
+        hashed.seek(hashed.tell() - len(b"lier, more"))
+        hashed.truncate()
+        hashed.write(b"!")
+        assert hashed.sha256 == hashlib.sha256(b"ear!").hexdigest()
+        assert hashed.tell() == 4
+
+
+@pytest.mark.parametrize("digest", ["../../../../escaped", "x" * 64, "", "A" * 64, "0" * 63])
+def test_a_digest_is_no_path(hub: FakeHub, cache: Path, small_pieces: None, digest: str) -> None:
+    """A hub that gives a name in the place of a checksum has nothing written."""
+    hub.digests["model.safetensors"] = digest
+    assert "which is none" in refuse(HubAnswerInvalid).message
+    assert [path.name for path in cache.parent.rglob("*") if path.is_file()] == ["weights"]  # the hub's own
 
 
 def test_two_pulls_of_one_file(hub: FakeHub, cache: Path, weights: bytes, small_pieces: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import mlx.core as mx
@@ -102,7 +103,9 @@ async def test_prompt_caches_are_kept_apart(device: Device, write_model: WriteMo
         ("other model", "incompatible tensors"),
         ("no scale", "missing required key 'scale'"),
         ("another format", "num_layers"),
-        ("cut short", "exceeding the size of the file"),
+        ("cut short", "is cut short: 6000 of 8000 bytes"),
+        ("a pipe", "adapter_config.json is no regular file"),
+        ("a billion layers", "has 1000000000 for num_layers"),
     ],
 )
 async def test_an_adapter_that_cannot_be_loaded(
@@ -120,7 +123,12 @@ async def test_an_adapter_that_cannot_be_loaded(
         del config["lora_parameters"]["scale"]
     if damage == "another format":
         config = {"peft_type": "LORA", "r": 8}
+    if damage == "a billion layers":
+        config["num_layers"] = 10**9
     (folder / "adapter_config.json").write_text(json.dumps(config))
+    if damage == "a pipe":
+        (folder / "adapter_config.json").unlink()
+        os.mkfifo(folder / "adapter_config.json")
     if damage == "cut short":
         weights = folder / "adapters.safetensors"
         weights.write_bytes(weights.read_bytes()[:-2000])

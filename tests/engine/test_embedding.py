@@ -178,7 +178,8 @@ def test_pooling_decides_what_an_encoder_makes(tmp_path: Path) -> None:
         ({"pooling_mode_max_tokens": True}, "pools by max"),
         ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "pools by cls and mean"),
         ({"pooling_mode": "lasttoken"}, "last token, which no encoder here does"),
-        ([], "pools by nothing"),
+        ({}, "pools by nothing"),
+        ([], "does not hold a JSON object"),
     ],
 )
 async def test_poolings_that_an_encoder_cannot_have(device: Device, tmp_path: Path, said: Any, words: str) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import mlx.core as mx
 import pytest
 
-from mlxd.engine.kv import probe_kv
+from mlxd.engine.kv import CacheMaker
 from mlxd.kv_estimate import Confidence, estimate_kv
 from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
@@ -21,7 +21,7 @@ RUN = ("llama", "deepseek_v3", "qwen3_next", "falcon_h1", "mamba2")
 def test_the_config_tells_what_the_caches_are(model_type: str) -> None:
     """The estimate is the very shape that the model's own caches have: bytes per token, windows, states."""
     config = ARCHITECTURES[model_type]
-    measured, _ = probe_kv(make_model(config))
+    measured, _ = CacheMaker(make_model(config)).probe()
     estimate = estimate_kv(config, 4, 1_000_000)
 
     assert estimate.confidence is Confidence.HEADER
@@ -34,7 +34,7 @@ def test_sizes_follow_the_activations() -> None:
     config = ARCHITECTURES["qwen3_next"]
     model = make_model(config)
     model.set_dtype(mx.bfloat16)
-    measured, _ = probe_kv(model)
+    measured, _ = CacheMaker(model).probe()
     shape = estimate_kv(config, 2, 1_000_000).shape
 
     assert shape.groups == measured.groups
@@ -50,7 +50,7 @@ def test_the_running_batch_stays_within_the_estimate(
     config = ARCHITECTURES[model_type]
     model = make_model(config)
     mx.eval(model.parameters())
-    measured, vocab_size = probe_kv(model)
+    measured, vocab_size = CacheMaker(model).probe()
     shape = estimate_kv(config, 4, 1_000_000).shape
     tiny = load_now(write_model())
     facts = dataclasses.replace(tiny.facts, kv=measured, vocab_size=vocab_size)
@@ -65,7 +65,7 @@ def test_the_running_batch_stays_within_the_estimate(
     most_bytes = 0
     while stepped.model.is_busy:
         stepped.step()
-        most_bytes = max(most_bytes, stepped.generator.prompt_cache_nbytes)
+        most_bytes = max(most_bytes, stepped.kv_bytes)
 
-    assert 0 < most_bytes <= shape.batch_bytes(len(prompts), max(prompts) + 15)
-    assert shape.batch_bytes(len(prompts), max(prompts) + 15) <= 2.5 * most_bytes
+    reserved_bytes = shape.batch_bytes([length + 15 for length in prompts])
+    assert 0 < most_bytes <= reserved_bytes <= 2.5 * most_bytes

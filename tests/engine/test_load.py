@@ -16,7 +16,7 @@ from mlxd.engine import loader
 from mlxd.engine.base import SamplingParams
 from mlxd.engine.device import Device
 from mlxd.engine.fault import in_words
-from mlxd.engine.kv import probe_kv
+from mlxd.engine.kv import CacheMaker
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.loader import SlicedLoad
 from mlxd.engine.source import context_length, read_model_files
@@ -110,11 +110,11 @@ def test_fixed_state_is_counted_once() -> None:
             attention.update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
             return mx.zeros((1, 1, 50))
 
-    assert probe_kv(Hybrid()) == (KvShape(((2 * 8 * 4, None),), fixed_bytes=40), 50)
+    assert CacheMaker(Hybrid()).probe() == (KvShape(((2 * 8 * 4, None),), fixed_bytes=40), 50)
 
 
-def test_model_that_cannot_be_batched_is_refused() -> None:
-    """A cache without `merge` would fail at the first request."""
+def test_caches_that_cannot_be_merged_are_counted_too() -> None:
+    """Attention in chunks keeps a chunk, and grows by steps beyond it; its model is decoded one row at a time."""
     from mlx_lm.models.cache import ChunkedKVCache
 
     class Chunked:
@@ -125,8 +125,9 @@ def test_model_that_cannot_be_batched_is_refused() -> None:
             cache[0].update_and_fetch(mx.zeros((1, 1, 1, 8)), mx.zeros((1, 1, 1, 8)))
             return mx.zeros((1, 1, 50))
 
-    with pytest.raises(LoadFailed, match="ChunkedKVCache"):
-        probe_kv(Chunked())
+    caches = CacheMaker(Chunked())
+    assert caches.probe() == (KvShape(((2 * 8 * 4, 16 + 256),)), 50)
+    assert not caches.can_merge
 
 
 @pytest.mark.parametrize(
@@ -173,19 +174,39 @@ def _remove_tokenizer(folder: Path) -> None:
         (folder / name).unlink()
 
 
+def _break_normalizer(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def _link_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.json").symlink_to("/dev/zero")
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "weights cut short": (_truncate, "exceeding the size of the file"),
-    "weights are garbage": (lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 500), "header"),
-    "weights are empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "read"),
+    "weights cut short": (_truncate, "is cut short: 344024 of 349024 bytes"),
+    "weights are garbage": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 500),
+        "is not a safetensors file",
+    ),
+    "weights are empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "is cut short"),
     "weights missing": (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
     "configuration missing": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
-    "configuration damaged": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-    "configuration is a list": (lambda folder: (folder / "config.json").write_text("[]"), "names no model_type"),
+    "configuration damaged": (lambda folder: (folder / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "configuration is a list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "does not hold a JSON object",
+    ),
     "unknown model": (lambda folder: change_config(folder, model_type="nosuch"), "Model type nosuch not supported"),
     "a layer too many": (lambda folder: change_config(folder, num_hidden_layers=3), "Missing 9 parameters"),
     "a layer too few": (lambda folder: change_config(folder, num_hidden_layers=1), "9 parameters not in model"),
     "tokenizer missing": (_remove_tokenizer, "the tokenizer cannot be read"),
     "tokenizer damaged": (lambda folder: (folder / "tokenizer.json").write_text("{"), "the tokenizer cannot be read"),
+    "tokenizer panics": (_break_normalizer, "the tokenizer cannot be read: PanicException: Precompiled"),
+    "tokenizer without an end": (_link_tokenizer, "tokenizer.json is no regular file"),
+    "more layers than tensors": (lambda folder: change_config(folder, num_hidden_layers=10**9), "the maximum is 16384"),
     "folder missing": (lambda folder: folder.rename(folder.with_name("elsewhere")), "is missing"),
 }
 

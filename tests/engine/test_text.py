@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mlxd.engine.base import FinishReason, PreparedPrompt, SamplingParams, SchedulingParams, Usage
+from mlxd.engine.decoder import ChunkTokens, Made, Prefilled
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import GenerationFailed, OutOfMemory, RequestCancelled
 from tests.engine.bench import WriteModel
@@ -79,28 +80,24 @@ def test_rows_without_a_seed_share_a_sampler(stepped: SteppedModel) -> None:
     ]
     while stepped.decoding_rows < 3:
         stepped.step()
-    first, second, seeded = stepped.generator._generation_batch.samplers
+    first, second, seeded = stepped.groups[0].samplers
     assert first is second is not seeded
     stepped.run(*sequences)
 
 
 def test_no_logprob_is_read(stepped: SteppedModel) -> None:
     """Reading one would wait for the step in flight."""
-    generator_next = stepped.generator.next
+    decoder_step = stepped.decoder.step
 
     class Guarded:
-        def __init__(self, response: Any) -> None:
-            self._response = response
-
         def __getattr__(self, name: str) -> Any:
-            assert name != "logprobs"
-            return getattr(self._response, name)
+            raise AssertionError(name)
 
-    def guarded_next() -> tuple[list[Any], list[Any]]:
-        prefilled, responses = generator_next()
-        return prefilled, [Guarded(response) for response in responses]
+    def guarded_step(chunk_tokens: ChunkTokens) -> tuple[list[Prefilled], list[Made]]:
+        prefilled, made = decoder_step(chunk_tokens)
+        return prefilled, [replace(tokens, logprobs=(Guarded(),)) for tokens in made]
 
-    stepped.generator.next = guarded_next
+    stepped.decoder.step = guarded_step
     assert stepped.say("Hello", stop=("~~",)).usage.completion_tokens == 20
 
 
@@ -144,7 +141,7 @@ def test_kv_never_passes_the_grant(any_loaded: LoadedModel) -> None:
     seen = set()
     while not sequence.pauses:
         stepped.step()
-        seen |= {part.offset.item() for part in stepped.generator._generation_batch.prompt_cache}
+        seen |= {part.offset.item() for group in stepped.groups for part in group.prompt_cache}
     assert max(seen) == 39  # with the 40th token it left
     assert sequence.pauses[-1].tokens == 40
     stepped.model.resume(sequence.sequence_id, 41)

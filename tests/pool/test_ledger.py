@@ -67,19 +67,19 @@ def test_margin_is_five_percent_within_bounds(weights_bytes: int, expected: int)
 
 def test_a_batch_is_padded_to_its_longest_row() -> None:
     """Every row costs as much as the longest, which may be a step of the cache ahead."""
-    assert ledger.batch_bytes(KvShape(((10, None),)), [3000, 20, 20]) == 3 * (3000 + 255) * 10
+    assert KvShape(((10, None),)).batch_bytes([3000, 20, 20]) == 3 * (3000 + 255) * 10
 
 
 def test_sliding_windows_do_not_grow_beyond_their_cap() -> None:
     """A capped cache kind costs no more tokens than its cap, and a step of the prompt while that is processed."""
     shape = KvShape(((10, None), (5, 512)), fixed_bytes=7)
-    assert ledger.batch_bytes(shape, [3000]) == 3255 * 10 + (512 + 1024) * 5 + 7
-    assert ledger.batch_bytes(shape, [600]) == 855 * 10 + 600 * 5 + 7
+    assert shape.batch_bytes([3000]) == 3255 * 10 + (512 + 1024) * 5 + 7
+    assert shape.batch_bytes([600]) == 855 * 10 + 600 * 5 + 7
 
 
 def test_only_so_many_prompts_are_processed_at_a_time() -> None:
     """The prompts' steps cost no more often than there are rows in a prefill."""
-    assert ledger.batch_bytes(KvShape(((5, 512),)), [3000] * 20) == 20 * 512 * 5 + 8 * 1024 * 5
+    assert KvShape(((5, 512),)).batch_bytes([3000] * 20) == 20 * 512 * 5 + 8 * 1024 * 5
 
 
 def test_a_loaded_model_reserves_one_short_sequence() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 
 from mlxd.engine.base import (
@@ -26,6 +27,7 @@ from mlxd.engine.base import (
     TextPrompt,
     Usage,
 )
+from mlxd.engine.kv_shape import length_class
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, MlxdError, RequestCancelled
 from tests.support import fake_embedding
@@ -93,11 +95,15 @@ class FakeEngine:
 
     @property
     def held_bytes(self) -> int:
-        """Weights, a padded batch and the prompt cache."""
-        lengths = [row.tokens for row in self._rows.values() if not row.paused and row.prefilled]
-        lengths += [job.tokens for job in self._jobs.values() if not job.paused]
-        batch_bytes = self._facts.kv.batch_bytes(len(lengths), max(lengths)) if lengths else 0
-        return self.weights_bytes + batch_bytes + self.prompt_cache_bytes
+        """Weights, padded batches and the prompt cache."""
+        rows = [(row.granted_tokens, row.tokens) for row in self._rows.values() if not row.paused and row.prefilled]
+        rows += [(job.tokens, job.tokens) for job in self._jobs.values() if not job.paused]
+        batches: defaultdict[int, list[int]] = defaultdict(list)
+        for granted, tokens in rows:
+            batches[length_class(granted)].append(tokens)
+        kv = self._facts.kv
+        rows_bytes = sum(kv.batch_bytes([max(lengths)] * len(lengths)) for lengths in batches.values())
+        return self.weights_bytes + rows_bytes + self.prompt_cache_bytes
 
     @property
     def prompt_cache_limit_bytes(self) -> int:

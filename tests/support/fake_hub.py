@@ -48,6 +48,8 @@ class FakeHub:
         self.status: int | None = None  # answers everything with it
         self.cuts: list[int] = []  # each of the next transfers of weights breaks off after so many bytes
         self.reset = False  # by a reset instead of an early end
+        self.spoils: tuple[str, ...] = ()  # what is sent of files with these endings has another last byte
+        self.digests: dict[str, str] = {}  # what the listing says of weights instead of the truth
         self.holds_after_bytes: int | None = None  # transfers of weights stand still there
         self._released = asyncio.Event()
         self._loop = asyncio.new_event_loop()
@@ -129,6 +131,8 @@ class FakeHub:
         repository, _ = self._find(request)
         entries = [_tree_entry(path, content) for path, content in repository.files.items()]
         for entry in entries:
+            if entry["path"] in self.digests:
+                entry["lfs"]["oid"] = self.digests[entry["path"]]
             if "lfs" in entry and repository.claimed_bytes is not None:
                 entry["size"] = entry["lfs"]["size"] = repository.claimed_bytes
         return web.json_response(entries)
@@ -142,13 +146,19 @@ class FakeHub:
         content = repository.files[path]
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if not path.endswith(_LFS_SUFFIX):
-            headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
-            return web.Response(body=content, headers=headers)
+            headers["ETag"] = f'"{_git_digest(content)}"'
+            return web.Response(body=self._spoilt(path, content), headers=headers)
         sha = hashlib.sha256(content).hexdigest()
         headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha}"'}
         # Another name for the same address makes it another host to the client.
         headers["Location"] = f"http://localhost:{self._port}/cdn/{sha}"
         return web.Response(status=302, headers=headers)
+
+    def _spoilt(self, path: str, content: bytes) -> bytes:
+        """Return the content, or as much with another last byte."""
+        if not path.endswith(self.spoils):
+            return content
+        return content[:-1] + bytes([content[-1] ^ 1])
 
     async def _cdn(self, request: web.Request) -> web.StreamResponse:
         self._note(request)
@@ -162,7 +172,7 @@ class FakeHub:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        rest = memoryview(content)[start:]
+        rest = memoryview(self._spoilt(_LFS_SUFFIX, content))[start:]
         if self.holds_after_bytes is not None:
             await response.write(bytes(rest[: self.holds_after_bytes]))
             await self._released.wait()
@@ -195,12 +205,16 @@ def models(weights: bytes, config: bytes) -> dict[str, Repository]:
     }
 
 
+def _git_digest(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
+
+
 def _tree_entry(path: str, content: bytes) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "type": "file",
         "path": path,
         "size": len(content),
-        "oid": hashlib.sha1(content).hexdigest(),
+        "oid": _git_digest(content),
     }
     if path.endswith(_LFS_SUFFIX):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}

@@ -61,6 +61,7 @@ def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None) -
         weights_bytes=measured.weights_bytes,
         disk_bytes=measured.weights_bytes,
         context_length=measured.context_length,
+        longest_context=measured.context_length,
         kv=measured.kv,
         kv_confidence=Confidence.HEADER,
         quantization=None,

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.engine.base import (
-    BackendLimits,
     GenerationRequest,
     Listener,
     LoadSpec,
@@ -20,13 +19,10 @@ from mlxd.engine.base import (
 )
 from mlxd.engine.grammar import Grammars
 from mlxd.engine.loader import LoadedModel, SlicedLoad
-from mlxd.engine.memory import MemoryLimits
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.source import read_model_files
 from mlxd.engine.text import TextModel
 from tests.support.sequence import GREEDY, Recorder
-
-_LIMITS = BackendLimits(memory_bytes=4_000_000_000, cache_bytes=100_000_000)
 
 
 def load_now(path: Path) -> LoadedModel:
@@ -54,18 +50,29 @@ class SteppedModel:
         grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.facts.vocab_size)
         self.renderer = PromptRenderer("tiny", loaded.tokenizer, loaded.facts, grammars)
         scheduling = SchedulingParams(prefill_step_tokens, target_gap_ms)
-        self.model = TextModel(loaded, prompt_cache_bytes, scheduling, MemoryLimits(_LIMITS), self._post)
+        self.model = TextModel(loaded, prompt_cache_bytes, scheduling, self._post)
         self._ids = itertools.count(1)
 
     @property
-    def generator(self) -> Any:
-        """mlx-lm's generator, for a look inside."""
-        return self.model._generator
+    def decoder(self) -> Any:
+        """What makes the tokens, for a look inside."""
+        return self.model._decoder
+
+    @property
+    def groups(self) -> list[Any]:
+        """The batches of the rows that the next token is made for."""
+        return list(self.decoder._groups.values())
 
     @property
     def decoding_rows(self) -> int:
-        """How many rows the next token is made for, in one batch."""
-        return len(self.generator._generation_batch)
+        """How many rows the next token is made for."""
+        return sum(len(group) for group in self.groups)
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the caches of all rows hold, those of prompts included."""
+        batches = [*self.groups, *(lane.batch for lane in self.decoder._lanes.values())]
+        return sum(part.nbytes for batch in batches for part in batch.prompt_cache)
 
     def prompt(self, text: str, max_tokens: int | None = 20) -> PreparedPrompt:
         return self.renderer.prepare(GenerationRequest(TextPrompt(text), max_tokens=max_tokens))

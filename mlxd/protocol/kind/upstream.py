@@ -14,10 +14,18 @@ from mlxd.protocol.kind.base import Machine, reject
 
 @dataclass(frozen=True, slots=True)
 class URL:
-    """An http(s) address without credentials, query or fragment; plain http only to loopback and private networks."""
+    """An http(s) address without credentials, query or fragment; plain http only to loopback and private networks.
 
-    def parse(self, value: Any, machine: Machine) -> str:  # noqa: ARG002
+    A proxy may be reached by plain http anywhere: it passes https on unread. `none` is the word for no value.
+    """
+
+    is_proxy: bool = False
+    none: str | None = None
+
+    def parse(self, value: Any, machine: Machine) -> str | None:  # noqa: ARG002
         """Return the address without a closing slash."""
+        if self.none is not None and value == self.none:
+            return None
         if not isinstance(value, str):
             raise reject(value, self.describe())
         parts = urllib.parse.urlsplit(value)
@@ -35,7 +43,7 @@ class URL:
         except ValueError as error:
             msg = f"{value!r} has no valid port: {error}"
             raise ValueError(msg) from None
-        if parts.scheme == "http" and not _is_near(parts.hostname):
+        if parts.scheme == "http" and not self.is_proxy and not _is_near(parts.hostname):
             msg = (
                 f"{value!r} would send the key and the prompts unencrypted; use https, or a loopback or private address"
             )
@@ -48,11 +56,13 @@ class URL:
 
     def describe(self) -> str:
         """Return the kind in words."""
-        return "an address such as https://host/v1"
+        words = "an address such as " + ("http://host:3128" if self.is_proxy else "https://host/v1")
+        return words if self.none is None else f"{words}, or {self.none!r}"
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema."""
-        return {"type": "string", "format": "uri", "pattern": "^https?://"}
+        address = {"type": "string", "format": "uri", "pattern": "^https?://"}
+        return address if self.none is None else {"anyOf": [address, {"const": self.none}]}
 
 
 def _is_host(hostname: str) -> bool:
