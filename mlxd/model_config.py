@@ -6,13 +6,14 @@ Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the fi
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mlxd.engine import encoder
 from mlxd.engine.config import Config, Context, as_size, context_of, field_of
 from mlxd.engine.model_file import shown_text
+from mlxd.engine.safetensors_header import Tensor
 
 # `mlx_lm.utils.MODEL_REMAPPING` of the minor version that pyproject.toml allows; a test compares them.
 REMAPPED_TYPES = {
@@ -33,10 +34,18 @@ REMAPPED_TYPES = {
 # Files among mlx-lm's models that hold parts of models; a test compares them.
 NOT_MODELS = frozenset(
     {
-        *("__init__", "activations", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline", "rope_utils"),
-        *("ssm", "switch_layers"),
+        *("__init__", "activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline"),
+        *("rope_utils", "ssm", "switch_layers"),
     }
 )
+# Types whose `sanitize` turns fp8 weights into bfloat16; a test compares them.
+FP8_TYPES = frozenset(
+    {"deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k25", "mimo_v2_flash", "minimax", "mistral4"}
+)
+# What multiplies the codes of the numbers instead of the numbers: no error, and nothing but noise.
+MISREAD_FP8_TYPES = frozenset({"ministral3"})
+_SCALE = "_scale_inv"
+_FP8 = ("F8_E4M3", "U8")  # as they are, and as MLX saves them
 
 _ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -85,6 +94,33 @@ def _encoder_problem(model_type: str, runnable: Runnable) -> str | None:
     if model_type.replace("-", "_") not in runnable.encoders:
         return f"an embedding model of a type that mlx-embeddings cannot run ({model_type})"
     return None
+
+
+def loaded_bytes(config: Config, tensors: Sequence[Tensor]) -> int:
+    """Return what the tensors take when they are loaded: fp8 that mlx-lm turns into bfloat16 counts twice."""
+    stored_bytes = sum(tensor.n_bytes for tensor in tensors)
+    if _text_type(config) not in FP8_TYPES:
+        return stored_bytes
+    found = {tensor.name: tensor for tensor in tensors}
+    scaled = (found.get(name.replace(_SCALE, "")) for name in found if name.endswith(_SCALE))
+    return stored_bytes + sum(tensor.n_bytes for tensor in scaled if tensor is not None and tensor.dtype in _FP8)
+
+
+def fp8_problem(config: Config, tensors: Iterable[Tensor]) -> str | None:
+    """Return why fp8 weights of this type cannot be served, None if they can or there are none."""
+    named = _text_type(config)
+    if named not in MISREAD_FP8_TYPES or not any(tensor.name.endswith(_SCALE) for tensor in tensors):
+        return None
+    return f"mlx-lm cannot read fp8 weights of the type {named}; convert the bfloat16 model instead"
+
+
+def _text_type(config: Config) -> str:
+    """Return the type of the part that makes text."""
+    named = config.get("model_type")
+    model_type = REMAPPED_TYPES.get(named, named) if isinstance(named, str) else ""
+    text = config.get("text_config")
+    inner = text.get("model_type") if model_type == "mistral3" and isinstance(text, dict) else None
+    return inner if isinstance(inner, str) else model_type
 
 
 def context_length(config: Config) -> Context:

@@ -57,7 +57,7 @@ class ModelEntry:
     path: Path
     kind: str  # "text", "embedding", "unknown"
     model_type: str | None
-    weights_bytes: int  # of the tensors' data, by the safetensors headers
+    weights_bytes: int  # of the loaded tensors, by the safetensors headers
     disk_bytes: int
     context_length: int | None  # its own
     longest_context: int | None  # that a setting may give it
@@ -79,7 +79,7 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
     # Every activation passes through these; see `activation_itemsize`.
     dtypes = [tensor.dtype for tensor in tensors if tensor.name.endswith(("norm.weight", ".scales"))]
     itemsize = model_config.activation_itemsize(config, dtypes)
-    weights_bytes = min(sum(tensor.n_bytes for tensor in tensors), _MOST_BYTES)
+    weights_bytes = min(model_config.loaded_bytes(config, tensors), _MOST_BYTES)
     if kind == "embedding":
         kv = KvEstimate(workspace(config), Confidence.HEADER)
     else:
@@ -91,6 +91,7 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
         _files_problem(files),
         weights_problem,
         parts_problem(config, len(tensors)),
+        model_config.fp8_problem(config, tensors),
     )
     return ModelEntry(
         id=model_id,
