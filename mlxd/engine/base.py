@@ -266,9 +266,11 @@ class Engine(Protocol):
         """Bytes in the prompt cache, as of the last posted pass; updated before that pass's events are delivered."""
 
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
-        """Render and tokenize on a worker thread.
+        """Render and tokenize off the event loop; a rendering ends when the awaiting task is cancelled.
 
         Raises:
+            TemplateFailed: the chat template does not end in time, or takes too much.
+            RequestCancelled: the model was unloaded meanwhile.
             InvalidRequest: the template refuses the messages, the prompt is empty, or a token id is out of range.
             ContextLengthExceeded: prompt + max_tokens is over the context; both numbers are in the message.
         """

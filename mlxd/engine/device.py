@@ -47,14 +47,13 @@ from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.prompt import PromptRenderer
+from mlxd.engine.template import Templates
 from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed, MlxdError
 
 _log = logging.getLogger(__name__)
 
-# Rendering and tokenizing hold the GIL for the most part: more threads would only take turns.
+# They read the files of models for loads; prompts have threads of their own (`handle.py`).
 _WORKERS = 2
-# Compiling a grammar does not hold the GIL, and a schema of 170 kB takes seconds, for which no plain prompt waits.
-_GRAMMAR_WORKERS = 2
 
 
 def recommended_working_set_bytes() -> int | None:
@@ -76,8 +75,8 @@ class Device:
         self._keys = itertools.count()
         self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
-        self._grammar_workers = ThreadPoolExecutor(_GRAMMAR_WORKERS, thread_name_prefix="mlxd-grammar")
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-files")
+        self._templates = Templates()
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.
         self._thread = threading.Thread(target=self._run, args=(limits, scheduling), name="mlxd-device", daemon=True)
@@ -108,17 +107,18 @@ class Device:
             # The load goes on, and nobody will get its engine.
             loading.add_done_callback(lambda done: self._drop(key, done))
             raise
-        renderer = None if spec.is_encoder else _renderer(spec, files, facts)
+        renderer = None if spec.is_encoder else self._renderer(spec, files, facts)
         inputs = InputReader(spec.model_id, files.tokenizer, facts)
-        workers = (self._workers, self._grammar_workers)
-        engine = LoadedEngine(key, spec.model_id, facts, renderer, inputs, self._inbox, *workers)
+        engine = LoadedEngine(key, spec.model_id, facts, renderer, inputs, self._inbox)
         self._engines[key] = engine
         self._files[key] = files
         return engine
 
     async def unload(self, engine: Engine) -> None:
         """Free a model; see `base.Backend.unload`."""
-        key = self._own(engine).key
+        own = self._own(engine)
+        key = own.key
+        own.close()
         await self._inbox.ask(lambda reply: Unload(key, reply))
         self._engines.pop(key, None)
         self._files.pop(key, None)
@@ -138,9 +138,17 @@ class Device:
 
     async def close(self) -> None:
         """Unload everything and join the thread."""
+        for engine in self._engines.values():
+            engine.close()
         await asyncio.to_thread(self._end_thread)
         self._engines.clear()
         self._files.clear()
+
+    def _renderer(self, spec: LoadSpec, files: ModelFiles, facts: EngineFacts) -> PromptRenderer:
+        from mlxd.engine.grammar import Grammars  # imports mlx, which the device thread has done by now
+
+        grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size)
+        return PromptRenderer(spec.model_id, files.tokenizer, facts, grammars, self._templates)
 
     def _files_of(self, spec: LoadSpec, base: LoadedEngine) -> ModelFiles:
         if base.key not in self._files:
@@ -161,7 +169,7 @@ class Device:
         self._inbox.close()
         self._thread.join()
         self._workers.shutdown()
-        self._grammar_workers.shutdown()
+        self._templates.close()
 
     # On the device thread
 
@@ -225,13 +233,6 @@ class Device:
         key, stored_bytes = key_bytes
         if key in self._engines:
             self._engines[key]._on_prompt_cache(stored_bytes)  # noqa: SLF001 its other half
-
-
-def _renderer(spec: LoadSpec, files: ModelFiles, facts: EngineFacts) -> PromptRenderer:
-    from mlxd.engine.grammar import Grammars  # imports mlx, which the device thread has done by now
-
-    grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size)
-    return PromptRenderer(spec.model_id, files.tokenizer, facts, grammars)
 
 
 def _read_files(spec: LoadSpec) -> ModelFiles:

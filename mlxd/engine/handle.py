@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from mlxd.engine.base import EngineFacts, GenerationRequest, Listener, PreparedPrompt, Submit
 from mlxd.engine.command import (
@@ -20,11 +24,22 @@ from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.errors import InvalidRequest, RequestCancelled
+
+T = TypeVar("T")
+
+# Rendering waits for another process, and tokenizing holds the GIL for the most part: more threads would take turns.
+_WORKERS = 2
+# Compiling a grammar does not hold the GIL, and a schema of 170 kB takes seconds, for which no plain prompt waits.
+_GRAMMAR_WORKERS = 2
 
 
 class LoadedEngine:
-    """Implements `base.Engine`."""
+    """Implements `base.Engine`.
+
+    Prompts are made ready on threads of its own: a template or a tokenizer that never ends keeps no other model's
+    prompts from being made ready.
+    """
 
     def __init__(
         self,
@@ -34,12 +49,10 @@ class LoadedEngine:
         renderer: PromptRenderer | None,
         inputs: InputReader,
         inbox: Inbox,
-        workers: Executor,
-        grammar_workers: Executor,
     ) -> None:
         """Take the name that the device thread knows the model by, and where commands, prompts and texts go.
 
-        Without a *renderer* it makes no text. Prompts whose answers are bound go to *grammar_workers*.
+        Without a *renderer* it makes no text.
         """
         self.key = key
         self._model_id = model_id
@@ -47,8 +60,9 @@ class LoadedEngine:
         self._renderer = renderer
         self._inputs = inputs
         self._inbox = inbox
-        self._workers = workers
-        self._grammar_workers = grammar_workers
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
+        self._grammar_workers = ThreadPoolExecutor(_GRAMMAR_WORKERS, thread_name_prefix="mlxd-grammar")
+        self._is_closed = False
         self._prompt_cache_bytes = 0
 
     @property
@@ -73,7 +87,12 @@ class LoadedEngine:
                 f"model '{self._model_id}' makes embeddings and no text", hint="POST /v1/embeddings", param="model"
             )
         workers = self._workers if request.constraint is None else self._grammar_workers
-        return await asyncio.get_running_loop().run_in_executor(workers, self._renderer.prepare, request)
+        left = threading.Event()
+        try:
+            prepare = partial(self._renderer.prepare, request, lambda: self._is_closed or left.is_set())
+            return await self._on(workers, prepare)
+        finally:
+            left.set()
 
     def submit(self, submit: Submit, listener: Listener) -> None:
         """Start a sequence."""
@@ -81,7 +100,7 @@ class LoadedEngine:
 
     async def prepare_inputs(self, request: EmbeddingRequest) -> PreparedInputs:
         """Tokenize and check on a worker thread; raises as `base.Engine.prepare_inputs` says."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, self._inputs.prepare, request)
+        return await self._on(self._workers, partial(self._inputs.prepare, request))
 
     def embed(self, sequence_id: int, inputs: PreparedInputs, kv_tokens: int, listener: Listener) -> None:
         """Make vectors."""
@@ -111,6 +130,17 @@ class LoadedEngine:
         """Shrink the prompt cache once; return the bytes left."""
         left_bytes: int = await self._inbox.ask(lambda reply: TrimPromptCache(self.key, max_bytes, reply))
         return left_bytes
+
+    def close(self) -> None:
+        """End the renderings that go on; the threads end when they have nothing to do, and nobody waits for them."""
+        self._is_closed = True
+        self._workers.shutdown(wait=False)
+        self._grammar_workers.shutdown(wait=False)
+
+    async def _on(self, workers: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        if self._is_closed:  # unloaded by force while the request was on its way here
+            raise RequestCancelled(f"model '{self._model_id}' was unloaded")
+        return await asyncio.get_running_loop().run_in_executor(workers, work)
 
     def _on_prompt_cache(self, stored_bytes: int) -> None:
         self._prompt_cache_bytes = stored_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxd.engine.base import (
@@ -16,6 +16,7 @@ from mlxd.engine.base import (
     TextKind,
     TextPrompt,
 )
+from mlxd.engine.template import Templates
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
@@ -36,17 +37,21 @@ class PromptRenderer:
         tokenizer: Any,
         facts: EngineFacts,
         grammars: Grammars,
+        templates: Templates,
     ) -> None:
-        """Take mlx-lm's `TokenizerWrapper`, what was measured at the load, and what compiles constraints."""
+        """Take mlx-lm's `TokenizerWrapper`, what was measured at the load, and what compiles and renders."""
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._facts = facts
         self._grammars = grammars
+        self._templates = templates
 
-    def prepare(self, request: GenerationRequest) -> PreparedPrompt:
-        """Render, tokenize and check against the context.
+    def prepare(self, request: GenerationRequest, is_given_up: Callable[[], bool] = lambda: False) -> PreparedPrompt:
+        """Render, tokenize and check against the context; a rendering ends when *is_given_up* says so.
 
         Raises:
+            TemplateFailed: the chat template does not end, or takes too much.
+            RequestCancelled: it was given up.
             InvalidRequest: a sampling parameter is out of its range, the template refuses the messages, the prompt is
                 empty, a token id is out of range, or the constraint cannot be enforced.
             ContextLengthExceeded: prompt + max_tokens is over the context.
@@ -59,10 +64,9 @@ class PromptRenderer:
         field = "messages" if is_chat else "prompt"
         match request.prompt:
             case ChatPrompt():
-                text = self._render(request.prompt)
+                text = self._render(request.prompt, is_given_up)
                 tokens = self._encode(text, field, add_special_tokens=False)
-                # A template that opens the thinking itself: the answer begins inside it, without the tag.
-                if self._tokenizer.has_thinking and text.rstrip().endswith(self._tokenizer.think_start):
+                if self._tokenizer.has_thinking and self._ends_inside_thinking(text, request.prompt):
                     kind = TextKind.REASONING
             case TextPrompt(text=text):
                 bos = self._tokenizer.bos_token
@@ -80,35 +84,70 @@ class PromptRenderer:
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
         return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar)
 
-    def _render(self, prompt: ChatPrompt) -> str:
+    def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> str:
         if not self._facts.chat_template:
             raise InvalidRequest(
                 f"model '{self._model_id}' has no chat template",
                 hint="send the text to /v1/completions",
                 param="messages",
             )
-        messages = [dict(message) for message in prompt.messages]
-        options = {**self._reasoning(prompt.reasoning_effort), **prompt.template_kwargs}
-        if prompt.tools is not None:
-            if not self._facts.has_tool_calling:
-                raise InvalidRequest(
-                    f"model '{self._model_id}' cannot call tools: its chat template has no format for calls",
-                    hint="leave tools out, or take a model that was trained for them",
-                    param="tools",
-                )
-            options["tools"] = list(prompt.tools.tools)
+        variables = {**self._reasoning(prompt.reasoning_effort), **prompt.template_kwargs}
+        if prompt.tools is not None and not self._facts.has_tool_calling:
+            raise InvalidRequest(
+                f"model '{self._model_id}' cannot call tools: its chat template has no format for calls",
+                hint="leave tools out, or take a model that was trained for them",
+                param="tools",
+            )
+        tools = None if prompt.tools is None else list(prompt.tools.tools)
+        if has_own_renderer(self._tokenizer):
+            return self._render_here(prompt, tools, variables)
+        job = {
+            "template": self._template(tools),
+            "messages": prompt.messages,
+            "tools": tools,
+            "generation": not prompt.continues,
+            "continues": prompt.continues,
+            "variables": {
+                **self._tokenizer.special_tokens_map,
+                "enable_thinking": bool(self._tokenizer.has_thinking),
+                **variables,
+            },
+        }
+        return self._templates.render(self._model_id, job, is_given_up)
+
+    def _template(self, tools: list[Any] | None) -> str:
+        try:
+            return str(self._tokenizer.get_chat_template(None, tools))
+        except ValueError as error:  # several by name, and none is the default
+            raise self._refused(error) from error
+
+    def _render_here(self, prompt: ChatPrompt, tools: list[Any] | None, variables: dict[str, Any]) -> str:
+        """Render by Python of mlx-lm or transformers; it did not come with the model, and ends."""
+        options = {**variables, "add_generation_prompt": not prompt.continues}
+        if tools is not None:
+            options["tools"] = tools
         if prompt.continues:
             options["continue_final_message"] = True
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not prompt.continues, **options
-            )
-        except Exception as error:  # a program that came with the model, on data that came with the request
+            messages = [dict(message) for message in prompt.messages]
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        except Exception as error:
             _log.debug("the chat template of %s failed", self._model_id, exc_info=True)
-            raise InvalidRequest(
-                f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
-            ) from error
-        return str(text)
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> InvalidRequest:
+        return InvalidRequest(
+            f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
+        )
+
+    def _ends_inside_thinking(self, text: str, prompt: ChatPrompt) -> bool:
+        """Tell whether the answer begins inside the thinking: the template or the client's beginning has opened it."""
+        start, end = self._tokenizer.think_start, self._tokenizer.think_end
+        begun = str(prompt.messages[-1].get("content") or "").strip() if prompt.continues else ""
+        if start in begun or end in begun:
+            return begun.rfind(start) > begun.rfind(end)
+        # What stands before the client's beginning is the template's.
+        return text[: text.rfind(begun)].rstrip().endswith(start) if begun else text.rstrip().endswith(start)
 
     def _reasoning(self, effort: str | None) -> dict[str, Any]:
         """Return what tells the template how much to think: its own variable, or thinking on and off."""
@@ -171,6 +210,15 @@ class PromptRenderer:
         if wanted is not None and wanted < 1:
             raise InvalidRequest(f"max_tokens is {wanted}; the least is 1", param="max_tokens")
         return room if wanted is None else wanted
+
+
+def has_own_renderer(tokenizer: Any) -> bool:
+    """Whether Python of mlx-lm or transformers renders the messages, and no template that came with the model."""
+    from transformers import PreTrainedTokenizerBase  # a second; a tokenizer has imported it
+
+    inner = tokenizer._tokenizer  # noqa: SLF001 mlx-lm's wrapper says it nowhere else
+    is_inherited = type(inner).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+    return tokenizer._chat_template is not None or not is_inherited  # noqa: SLF001
 
 
 def foreign_token(tokens: Sequence[int], vocab_size: int) -> int | None:

@@ -24,6 +24,7 @@ from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 from tests.engine.bench import WriteModel
+from tests.support.templates import TEMPLATES
 
 CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
 FACTS = EngineFacts(
@@ -39,7 +40,8 @@ FACTS = EngineFacts(
 
 def renderer_of(tokenizer: Any, facts: EngineFacts = FACTS) -> PromptRenderer:
     """Return the renderer of a model with *facts*."""
-    return PromptRenderer("tiny", tokenizer, facts, Grammars(tokenizer, Vocabulary(tokenizer), facts.vocab_size))
+    grammars = Grammars(tokenizer, Vocabulary(tokenizer), facts.vocab_size)
+    return PromptRenderer("tiny", tokenizer, facts, grammars, TEMPLATES)
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +142,12 @@ def test_model_without_a_template_refuses_chat(tokenizer: Any) -> None:
     assert "/v1/completions" in str(error.value.hint)
 
 
-def test_template_that_refuses_is_the_requests_fault(tokenizer: Any) -> None:
+def test_template_that_refuses_is_the_requests_fault(write_model: WriteModel) -> None:
     """What the template says is passed on."""
-
-    class Refusing:
-        has_thinking = False
-
-        def apply_chat_template(self, *args: object, **kwargs: object) -> str:
-            raise ValueError("roles must alternate")
-
+    tokenizer = load_tokenizer(write_model())
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match="roles must alternate") as error:
-        renderer_of(Refusing()).prepare(GenerationRequest(CHAT))
+        renderer_of(tokenizer).prepare(GenerationRequest(CHAT))
     assert error.value.param == "messages"
 
 
@@ -194,3 +191,39 @@ def test_answer_that_is_gone_on_with_is_a_continuation(renderer: PromptRenderer)
     begun = ChatPrompt((*CHAT.messages, {"role": "assistant", "content": "So"}), continues=True)
     assert renderer.prepare(GenerationRequest(begun)).is_continuation
     assert not renderer.prepare(GenerationRequest(CHAT)).is_continuation
+
+
+@pytest.mark.parametrize(
+    ("begun", "kind"),
+    [
+        ("<think>\nFirst I", TextKind.REASONING),
+        ("<think>", TextKind.REASONING),
+        ("<think>a</think>So", TextKind.CONTENT),
+        ("<think>a</think>b<think>c", TextKind.REASONING),
+        ("So", TextKind.CONTENT),
+    ],
+)
+def test_answer_that_is_begun_inside_the_thinking_continues_it(
+    write_model: WriteModel, begun: str, kind: TextKind
+) -> None:
+    """The text after an open tag is thinking, and what the client asked about tags is not."""
+    renderer = renderer_of(load_tokenizer(write_model(thinking=True)))
+    asked = {"role": "user", "content": "what is <think>"}
+    chat = ChatPrompt((asked, {"role": "assistant", "content": begun}), continues=True)
+    assert renderer.prepare(GenerationRequest(chat)).initial_kind is kind
+
+
+def test_answer_that_a_template_begins_with_thinking_continues_it(write_model: WriteModel) -> None:
+    """The template may open the thinking before the client's words."""
+    tokenizer = load_tokenizer(write_model(thinking=True))
+    tokenizer.chat_template = "{% for message in messages %}<think>\n{{ message.content }}{% endfor %}"
+    chat = ChatPrompt(({"role": "assistant", "content": "First I"},), continues=True)
+    assert renderer_of(tokenizer).prepare(GenerationRequest(chat)).initial_kind is TextKind.REASONING
+
+
+def test_template_that_renders_a_lone_surrogate_is_refused(write_model: WriteModel) -> None:
+    """No tokenizer takes half a character: the request is refused in words, and nothing fails."""
+    tokenizer = load_tokenizer(write_model())
+    tokenizer.chat_template = "{{ '\ud83d' }}"
+    with pytest.raises(InvalidRequest, match=r"lone surrogate U\+D83D"):
+        renderer_of(tokenizer).prepare(GenerationRequest(CHAT))

@@ -29,6 +29,7 @@
     + LoadFailed                 500 load_failed
     + OutOfMemory                500 oom
     + GenerationFailed           500 error
+    + TemplateFailed             500 template_failed: a chat template without end
     + FirstTokenTimeout          504 first_token_timeout
     + RequestCancelled           499 cancelled by an operator
   x CloudError                   an upstream failed
@@ -112,6 +113,7 @@ from mlxd.protocol.errors.engine import (
     LoadFailed,
     OutOfMemory,
     RequestCancelled,
+    TemplateFailed,
 )
 from mlxd.protocol.errors.request import (
     ContextLengthExceeded,
@@ -195,6 +197,7 @@ __all__ = [
     "SecretMissing",
     "SettingsError",
     "StreamInterrupted",
+    "TemplateFailed",
     "TooManyBodies",
     "TooManyConnections",
     "Unauthenticated",

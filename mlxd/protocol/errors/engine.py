@@ -29,6 +29,13 @@ class GenerationFailed(EngineError):
     """The model failed while it was answering."""
 
 
+class TemplateFailed(EngineError):
+    """The model's chat template does not end, takes too much memory, makes too much text, or crashes."""
+
+    code = "template_failed"
+    should_retry = False
+
+
 class RequestCancelled(EngineError):
     """The request was ended by an operator or by the end of the daemon."""
 

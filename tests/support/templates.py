@@ -1,0 +1,10 @@
+"""The processes that render chat templates for the tests of one pytest process: one is started and used by all."""
+
+from __future__ import annotations
+
+import atexit
+
+from mlxd.engine.template import Templates
+
+TEMPLATES = Templates()
+atexit.register(TEMPLATES.close)
