@@ -155,8 +155,6 @@ async def _run(options: Options) -> int:
             scheduling_params(settings),
         )
         stack.push_async_callback(device.close)
-        # Before that: a read that hangs would keep this daemon from ending in order.
-        stack.push_async_callback(crashes.close)
         pool = Pool(
             NotedBackend(device, crashes, catalog.get),
             catalog,
@@ -166,6 +164,8 @@ async def _run(options: Options) -> int:
             on_event=lambda event: _spread(event, bus, metrics),
         )
         stack.push_async_callback(pool.close)
+        # Before both: where a read of weights hangs, they wait for the device, and this daemon still ends in order.
+        stack.push_async_callback(crashes.close)
         session = await stack.enter_async_context(open_session())
         budget = await stack.enter_async_context(Budget(ConfigFile(options.home.cloud_day), time.time))
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)

@@ -74,9 +74,9 @@ def test_fp8_takes_twice_its_size_in_memory(model_type: str) -> None:
 
     loaded = sanitize(model_type, mx.zeros((128, 128), mx.uint8), mx.ones((1, 1)))
     tensors = [
-        Tensor("a.weight", "F8_E4M3", (128, 128), 128 * 128),
-        Tensor("a.weight_scale_inv", "F32", (1, 1), 4),
-        Tensor("b.weight", "BF16", (10,), 20),
+        Tensor("a.weight", "F8_E4M3", (128, 128), 128 * 128, 0),
+        Tensor("a.weight_scale_inv", "F32", (1, 1), 4, 0),
+        Tensor("b.weight", "BF16", (10,), 20, 0),
     ]
     assert model_config.loaded_bytes({"model_type": model_type}, tensors) == loaded.nbytes + 4 + 20
     nested = {"model_type": "mistral3", "text_config": {"model_type": "mistral4"}}
@@ -90,7 +90,7 @@ def test_fp8_that_mlx_lm_misreads_is_a_problem() -> None:
 
     one = mx.to_fp8(mx.array([1.0]))
     assert sanitize("ministral3", one, mx.array([1.0])).item() == 56  # the code of 1.0
-    tensors = [Tensor("a.weight", "F8_E4M3", (1,), 1), Tensor("a.weight_scale_inv", "F32", (1,), 4)]
+    tensors = [Tensor("a.weight", "F8_E4M3", (1,), 1, 0), Tensor("a.weight_scale_inv", "F32", (1,), 4, 0)]
     config = {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}
     problem = model_config.fp8_problem(config, tensors)
     assert problem == "mlx-lm cannot read fp8 weights of the type ministral3; convert the bfloat16 model instead"

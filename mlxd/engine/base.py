@@ -342,8 +342,9 @@ class Backend(Protocol):
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         """Load a model in slices between decode steps; *on_progress* gets (done, total) bytes on the event loop.
 
-        A started load completes even when the awaiting task is cancelled; its engine is then unloaded again by the
-        caller's owner (the pool awaits through `asyncio.shield`).
+        Loads take turns. To abort one, cancel the task that awaits it: the load ends within one slice, and the task
+        when nothing of the model is resident any more (at once while the folder is still read, however slow its disk
+        is). A model that was complete by then is unloaded again. A second cancellation does not wait for that.
 
         Raises:
             LoadFailed: with the cause in words; nothing of the model stays resident.

@@ -5,12 +5,13 @@ Together they are a log: what the device thread decides depends on their order a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxd.engine.base import BackendLimits, Listener, LoadProgress, LoadSpec, SchedulingParams, Submit
+from mlxd.engine.safetensors_header import Tensor
 from mlxd.engine.vector import Pooling, PreparedInputs
 from mlxd.engine.vocabulary import Vocabulary
 
@@ -29,6 +30,7 @@ class ModelFiles:
     tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
     vocabulary: Vocabulary
     pooling: Pooling | None  # of its hidden states; None: in no way that is known
+    tensors: Mapping[str, tuple[Path, Tensor]]  # in its files, but for names that are in several of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Unload:
-    """Fail the model's sequences and free it."""
+    """Fail the model's sequences and free it, or abort its load."""
 
     key: int
     reply: Reply

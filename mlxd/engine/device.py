@@ -14,8 +14,7 @@ import logging
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 from mlxd.engine.base import (
     BackendLimits,
@@ -42,18 +41,16 @@ from mlxd.engine.command import (
     Unload,
     WarmUp,
 )
-from mlxd.engine.fault import in_words, load_failure
+from mlxd.engine.fault import in_words
+from mlxd.engine.folder_reader import FolderReaders, check_adapter, read_files
 from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.template import Templates
-from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed, MlxdError
+from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed
 
 _log = logging.getLogger(__name__)
-
-# They read the files of models for loads; prompts have threads of their own (`handle.py`).
-_WORKERS = 2
 
 
 def recommended_working_set_bytes() -> int | None:
@@ -75,7 +72,7 @@ class Device:
         self._keys = itertools.count()
         self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-files")
+        self._readers = FolderReaders(loop)
         self._templates = Templates()
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.
@@ -92,20 +89,18 @@ class Device:
         await self._inbox.ask(WarmUp)
         base = None if spec.base is None else self._own(spec.base)
         if base is None:
-            files = await self._loop.run_in_executor(self._workers, _read_files, spec)
+            files = await self._readers.run(read_files, spec)
         else:
-            await self._loop.run_in_executor(self._workers, _check_adapter, spec)
+            await self._readers.run(check_adapter, spec)
             files = self._files_of(spec, base)
         key = next(self._keys)
         base_key = None if base is None else base.key
-        loading = self._loop.create_task(
-            self._inbox.ask(lambda reply: Load(key, spec, files, base_key, on_progress, reply))
-        )
         try:
-            facts: EngineFacts = await asyncio.shield(loading)
+            facts: EngineFacts = await self._inbox.ask(
+                lambda reply: Load(key, spec, files, base_key, on_progress, reply)
+            )
         except asyncio.CancelledError:
-            # The load goes on, and nobody will get its engine.
-            loading.add_done_callback(lambda done: self._drop(key, done))
+            await self._inbox.ask(lambda reply: Unload(key, reply))
             raise
         renderer = None if spec.is_encoder else self._renderer(spec, files, facts)
         inputs = InputReader(spec.model_id, files.tokenizer, facts)
@@ -160,15 +155,11 @@ class Device:
             raise TypeError(f"{engine!r} is not of this device")
         return engine
 
-    def _drop(self, key: int, loading: asyncio.Task[EngineFacts]) -> None:
-        if not loading.cancelled() and loading.exception() is None:
-            self._inbox.put(Unload(key, lambda _: None))
-
     def _end_thread(self) -> None:
         atexit.unregister(self._end_thread)
         self._inbox.close()
         self._thread.join()
-        self._workers.shutdown()
+        self._readers.close()
         self._templates.close()
 
     # On the device thread
@@ -233,29 +224,3 @@ class Device:
         key, stored_bytes = key_bytes
         if key in self._engines:
             self._engines[key]._on_prompt_cache(stored_bytes)  # noqa: SLF001 its other half
-
-
-def _read_files(spec: LoadSpec) -> ModelFiles:
-    """Read the folder, on a worker thread."""
-    from mlxd.engine.source import read_model_files
-
-    with _edge(spec):
-        return read_model_files(spec)
-
-
-def _check_adapter(spec: LoadSpec) -> None:
-    """Look at an adapter's folder, on a worker thread."""
-    from mlxd.engine.source import check_adapter
-
-    with _edge(spec):
-        check_adapter(spec)
-
-
-@contextlib.contextmanager
-def _edge(spec: LoadSpec) -> Iterator[None]:
-    try:
-        yield
-    except MlxdError:
-        raise
-    except Exception as error:  # the engine's edge
-        raise load_failure(spec.model_id, error) from error

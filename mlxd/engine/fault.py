@@ -26,7 +26,7 @@ def is_fault(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
-def load_failure(model_id: str, error: Exception) -> MlxdError:
+def load_failure(model_id: str, error: BaseException) -> MlxdError:
     """Return the error of a load that ended with *error*."""
     if is_out_of_memory(error):
         return OutOfMemory(f"model '{model_id}': out of memory while loading: {in_words(error)}")
@@ -40,7 +40,7 @@ def generation_failure(model_id: str, error: Exception) -> MlxdError:
     return GenerationFailed(f"model '{model_id}' failed while answering: {in_words(error)}")
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell an allocation that failed from other failures."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(part in text for part in _OUT_OF_MEMORY)

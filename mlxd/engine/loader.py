@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
-from mlx_lm.utils import load_model
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.utils import _get_classes, load_model
 
 from mlxd.engine.adapter import put_adapter_on
 from mlxd.engine.base import Decoding, EngineFacts, LoadSpec
@@ -15,6 +16,7 @@ from mlxd.engine.command import ModelFiles
 from mlxd.engine.encoder import workspace
 from mlxd.engine.hidden import Encoder, hidden_width
 from mlxd.engine.kv import CacheMaker
+from mlxd.engine.placed import PlacedTensor
 from mlxd.engine.sentence import shorter_dimensions
 from mlxd.engine.source import context_length
 from mlxd.engine.vector import Pooling, VectorFacts
@@ -42,6 +44,15 @@ class LoadedModel:
         return CacheMaker(self.model)
 
 
+@dataclass(slots=True)
+class _Weight:
+    """An array of a model that is not in memory yet."""
+
+    array: mx.array
+    names: list[str]  # of the parameters that it is
+    tensor: str | None = None  # in the files, where the array is that tensor as it is
+
+
 class SlicedLoad:
     """A load in progress.
 
@@ -55,43 +66,80 @@ class SlicedLoad:
         self._files = files
         self._base = base
         self._model: Any = None
-        self._waiting: list[mx.array] = []
+        self._waiting: list[_Weight] = []
+        self._placed: PlacedTensor | None = None  # the large tensor that is being read
         self.done_bytes = 0
         self.total_bytes = 0
 
     def advance(self, slice_bytes: int) -> LoadedModel | None:
-        """Load the next *slice_bytes*, at least one array; return the model when it is complete.
+        """Load the next *slice_bytes*; return the model when it is complete.
+
+        A slice is larger only where one array is computed from larger tensors, as in some models that mlx-lm converts.
 
         Raises:
             LoadFailed: the model cannot be served.
             Exception: whatever MLX and mlx-lm raise on damaged or unknown files.
         """
         if self._model is None:
-            # A layer that is used in two places has its arrays once.
-            self._waiting = list({id(array): array for array in self._open()}.values())
+            self._waiting = self._open()
             self._waiting.reverse()
-            self.total_bytes = sum(array.nbytes for array in self._waiting)
-        elif self._waiting:
-            arrays = [self._waiting.pop()]
-            taken_bytes = arrays[0].nbytes
-            while self._waiting and taken_bytes + self._waiting[-1].nbytes <= slice_bytes:
-                arrays.append(self._waiting.pop())
-                taken_bytes += arrays[-1].nbytes
-            mx.eval(arrays)
-            self.done_bytes += taken_bytes
+            self.total_bytes = sum(weight.array.nbytes for weight in self._waiting)
+        elif self._placed is not None or self._waiting:
+            self.done_bytes += self._load_bytes(slice_bytes)
         else:
             return self._measured_encoder() if self._spec.is_encoder else self._measured()
         return None
 
-    def _open(self) -> list[mx.array]:
+    def close(self) -> None:
+        """Let go of what was loaded."""
+        if self._placed is not None:
+            self._placed.close()
+        self.__dict__.clear()
+
+    def _load_bytes(self, slice_bytes: int) -> int:
+        """Bring the next bytes into memory, and return how many."""
+        if self._placed is None and self._waiting[-1].array.nbytes > slice_bytes:
+            self._place(self._waiting[-1])
+        if self._placed is not None:
+            read_bytes = self._placed.read(slice_bytes)
+            if self._placed.is_whole:
+                self._placed.close()
+                self._placed = None
+            return read_bytes
+        arrays = [self._waiting.pop().array]
+        taken_bytes = arrays[0].nbytes
+        while self._waiting and taken_bytes + self._waiting[-1].array.nbytes <= slice_bytes:
+            arrays.append(self._waiting.pop().array)
+            taken_bytes += arrays[-1].nbytes
+        mx.eval(arrays)
+        return taken_bytes
+
+    def _place(self, weight: _Weight) -> None:
+        """Begin to read a large tensor in pieces, where that can be done."""
+        place = None if weight.tensor is None else self._files.tensors.get(weight.tensor)
+        if place is None:
+            return
+        placed = PlacedTensor(*place)
+        if placed.is_in_place() and placed.array.shape == weight.array.shape:
+            self._model.update(tree_unflatten([(name, placed.array) for name in weight.names]))
+            self._waiting.pop()
+            self._placed = placed
+        else:
+            placed.close()
+
+    def _open(self) -> list[_Weight]:
         """Build the model around arrays that are not read yet; return the ones that it does not share with a base."""
         if self._base is not None and self._spec.adapter_path is not None:
             self._model, arrays = put_adapter_on(self._base.model, self._spec.adapter_path)
             self._base = None
-            return arrays
-        self._model = self._open_encoder() if self._spec.is_encoder else load_model(self._files.path, lazy=True)[0]
-        flat = cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters()))
-        return [array for _, array in flat]
+            return [_Weight(array, []) for array in arrays]
+        tensors: dict[int, tuple[str, mx.array]] = {}
+        self._model = self._open_encoder() if self._spec.is_encoder else _open_model(self._files.path, tensors)
+        weights: dict[int, _Weight] = {}  # a layer that is used in two places has its arrays once
+        for name, array in cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters())):
+            tensor, _ = tensors.get(id(array), (None, array))
+            weights.setdefault(id(array), _Weight(array, [], tensor)).names.append(name)
+        return list(weights.values())
 
     def _measured(self) -> LoadedModel:
         caches = CacheMaker(self._model)
@@ -137,3 +185,30 @@ class SlicedLoad:
         if width is None or pooling is None:
             return None
         return VectorFacts(width, pooling, shorter_dimensions(self._files.config, width))
+
+
+def _open_model(path: Path, tensors: dict[int, tuple[str, mx.array]]) -> Any:
+    """Build a text model around arrays that are not read yet; put what the files hold into *tensors*, by identity.
+
+    mlx-lm hands these arrays to the model's `sanitize`, which passes most of them on as they are.
+    """
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        model_class, arguments_class = _get_classes(config=config)
+
+        def build(arguments: Any) -> Any:
+            model = model_class(arguments)
+            sanitize = getattr(model, "sanitize", None)
+
+            def note(weights: dict[str, mx.array]) -> dict[str, mx.array]:
+                tensors.update({id(array): (name, array) for name, array in weights.items()})
+                return weights if sanitize is None else cast("dict[str, mx.array]", sanitize(weights))
+
+            model.sanitize = note
+            return model
+
+        return build, arguments_class
+
+    model = load_model(path, lazy=True, get_model_classes=classes)[0]
+    del model.sanitize
+    return model

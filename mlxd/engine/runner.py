@@ -1,8 +1,9 @@
 """The run loop of the device thread, the sole owner of weights, KV, prompt caches, batches and MLX's limits.
 
-A pass: take the commands that lie in the inbox, give each busy model one step, give a pending load one slice, hand this
-pass's posts to the event loop in one call. With nothing to do it blocks on the inbox. What is decided here depends on
-the order of the commands and on steps, never on the clock (`pace.py` sizes chunks by it, which changes no result).
+A pass: take the commands that lie in the inbox, give each busy model one step, give the load whose turn it is one
+slice, hand this pass's posts to the event loop in one call. With nothing to do it blocks on the inbox. What is decided
+here depends on the order of the commands and on steps, never on the clock (`pace.py` sizes chunks by it, which changes
+no result).
 
 Importing this module imports mlx-lm, which takes a second: `device.py` does it on the device thread.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections import deque
 from collections.abc import Callable
 
 import mlx.core as mx
@@ -37,10 +37,11 @@ from mlxd.engine.command import (
     WarmUp,
 )
 from mlxd.engine.embedding import Embedder
-from mlxd.engine.fault import generation_failure, in_words, load_failure
+from mlxd.engine.fault import generation_failure, in_words
 from mlxd.engine.hidden import TextForward
 from mlxd.engine.inbox import Inbox
-from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, LoadedModel, SlicedLoad
+from mlxd.engine.load_queue import LoadQueue
+from mlxd.engine.loader import LoadedModel
 from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
 from mlxd.engine.text import TextModel
 from mlxd.protocol.errors import GenerationFailed, LoadFailed, MlxdError, RequestCancelled
@@ -68,8 +69,8 @@ class Runner:
         self._models: dict[int, TextModel] = {}
         self._embedders: dict[int, Embedder] = {}  # of text models from their first job on
         self._cache_bytes: dict[int, int] = {}  # as posted
-        self._loads: deque[tuple[Load, SlicedLoad]] = deque()
         self._posts: list[Post] = []
+        self._loads = LoadQueue(self._post, free_memory)
         self._open = True
 
     def run(self) -> None:
@@ -98,13 +99,15 @@ class Runner:
         for embedder in self._embedders.values():
             if embedder.is_busy:
                 embedder.step(others_decode=bool(decoding))
-        if self._loads:
-            self._load_slice(busy=bool(decoding))
+        if self._loads.is_busy:
+            complete = self._loads.advance(is_shared=bool(decoding))
+            if complete is not None:
+                self._add(*complete)
         self._hand_over()
 
     def _take_commands(self) -> None:
         """Carry out what lies in the inbox; wait for the first command when there is nothing else to do."""
-        if not self._loads and not any(part.is_busy for part in self._parts()):
+        if not self._loads.is_busy and not any(part.is_busy for part in self._parts()):
             self._carry_out(self._inbox.get())
         while self._open and not self._inbox.is_empty():
             self._carry_out(self._inbox.get())
@@ -204,25 +207,7 @@ class Runner:
             error = LoadFailed(f"model '{command.spec.model_id}' cannot be loaded: its base was unloaded meanwhile")
             self._posts.append((command.reply, error))
             return
-        self._loads.append((command, SlicedLoad(command.spec, command.files, None if base is None else base.loaded)))
-
-    def _load_slice(self, *, busy: bool) -> None:
-        """Load the next slice of the first pending load."""
-        command, load = self._loads[0]
-        try:
-            loaded = load.advance(BUSY_SLICE_BYTES if busy else IDLE_SLICE_BYTES)
-            progress = (load.done_bytes, load.total_bytes)
-            self._posts.append((lambda done_total: command.on_progress(*done_total), progress))
-            if loaded is not None:
-                self._add(command, loaded)
-                self._loads.popleft()
-        except Exception as error:  # noqa: BLE001 the engine's edge: damaged files, unknown models, no memory
-            self._loads.popleft()
-            del load
-            _log.warning("load of %s failed", command.spec.model_id, exc_info=error)
-            self._posts.append((command.reply, load_failure(command.spec.model_id, error)))
-            error.__traceback__ = None  # its frames hold weights
-            free_memory()
+        self._loads.begin(command, None if base is None else base.loaded)
 
     def _add(self, command: Load, loaded: LoadedModel) -> None:
         if loaded.encoder is not None:
@@ -236,6 +221,7 @@ class Runner:
         self._posts.append((command.reply, loaded.facts))
 
     def _unload(self, command: Unload) -> None:
+        self._loads.abort(command.key, RequestCancelled("the load was cancelled"))
         model, embedder = self._models.pop(command.key, None), self._embedders.pop(command.key, None)
         self._cache_bytes.pop(command.key, None)
         if embedder is not None:
@@ -256,14 +242,15 @@ class Runner:
 
     def _end_all(self, error: MlxdError) -> None:
         """End all sequences and loads with *error*, and let go of every model."""
-        for command, _ in self._loads:
-            self._posts.append((command.reply, error))
-        self._loads.clear()
+        self._loads.abort_all(error)
         for part in self._parts():
             part.close(error)
         self._embedders.clear()
         self._models.clear()
         self._hand_over()
+
+    def _post(self, post: Post) -> None:
+        self._posts.append(post)
 
     def _post_event(self, listener: Listener, event: SequenceEvent) -> None:
         self._posts.append((listener, event))

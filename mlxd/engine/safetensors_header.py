@@ -43,6 +43,7 @@ class Tensor:
     dtype: str  # "F32", "BF16", "U32" ...
     shape: tuple[int, ...]
     n_bytes: int
+    offset: int  # of its data in the file
 
     @property
     def size(self) -> int:
@@ -81,7 +82,7 @@ def _parse(raw: bytes, file_name: str) -> tuple[list[Tensor], int]:
     try:
         header: dict[str, Any] = json.loads(raw)
         described = [(name, fields) for name, fields in header.items() if name != "__metadata__"]
-        tensors = [_tensor(name, fields, file_name) for name, fields in described]
+        tensors = [_tensor(name, fields, file_name, _LENGTH.size + len(raw)) for name, fields in described]
         return tensors, max((fields["data_offsets"][1] for _, fields in described), default=0)
     except BadSafetensors:
         raise
@@ -89,7 +90,7 @@ def _parse(raw: bytes, file_name: str) -> tuple[list[Tensor], int]:
         raise BadSafetensors(f"{file_name} has a header that cannot be read") from error
 
 
-def _tensor(name: str, fields: Any, file_name: str) -> Tensor:
+def _tensor(name: str, fields: Any, file_name: str, data_offset: int) -> Tensor:
     dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
     if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise BadSafetensors(f"{file_name}: the tensor {shown_text(name)} has a shape or a place that is none")
@@ -102,4 +103,4 @@ def _tensor(name: str, fields: Any, file_name: str) -> Tensor:
         raise BadSafetensors(
             f"{file_name}: the tensor {shown_text(name)} has {end - begin} bytes, and its shape needs {n_bytes}"
         )
-    return Tensor(name, dtype, shape, n_bytes)
+    return Tensor(name, dtype, shape, n_bytes, data_offset + begin)

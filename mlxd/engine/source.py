@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from mlxd.engine.model_file import (
     nested_weights,
     read_object,
 )
-from mlxd.engine.safetensors_header import read_tensors
+from mlxd.engine.safetensors_header import Tensor, read_tensors
 from mlxd.engine.sentence import read_pooling
 from mlxd.engine.vector import Pooling
 from mlxd.engine.vocabulary import Vocabulary
@@ -49,11 +50,11 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
     Raises:
         LoadFailed: something is missing or damaged.
     """
-    config = _read_config(spec)
+    config, tensors = _read_config(spec)
     if spec.is_encoder:
         _import_encoders(spec, str(config["model_type"]))
     tokenizer = _read_tokenizer(spec, config)
-    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec))
+    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec), tensors)
 
 
 def _read_tokenizer(spec: LoadSpec, config: dict[str, Any]) -> Any:
@@ -144,20 +145,25 @@ def _declared_context_length(files: ModelFiles) -> int | None:
     return int(length) if length < _UNKNOWN_CONTEXT_TOKENS else None
 
 
-def _read_config(spec: LoadSpec) -> dict[str, Any]:
-    """Return what the model is built from, when it and the weights may be read and fit each other."""
+def _read_config(spec: LoadSpec) -> tuple[dict[str, Any], dict[str, tuple[Path, Tensor]]]:
+    """Return what the model is built from, when it and the weights may be read and fit each other.
+
+    The tensors are given by name, but for names that several files have.
+    """
     with _reading(spec, spec.path):
         check_folder(spec.path)
         checked = read_object(spec.path / CONFIG_FILE)
         weights = nested_weights(spec.path) if spec.is_encoder else sorted(spec.path.glob(WEIGHTS))
-        n_tensors = sum(len(read_tensors(path)) for path in weights)
+        tensors = [(path, tensor) for path in weights for tensor in read_tensors(path)]
         if not isinstance(checked.get("model_type"), str):
             raise BadFile(f"{CONFIG_FILE} names no model_type")
         if not weights:
             raise BadFile(f"no weights ({WEIGHTS})")
-        if (problem := parts_problem(checked, n_tensors)) is not None:
+        if (problem := parts_problem(checked, len(tensors))) is not None:
             raise BadFile(problem)
-        return dict(load_config(spec.path))  # with what generation_config.json adds
+        files_of_name = Counter(tensor.name for _, tensor in tensors)
+        places = {tensor.name: (path, tensor) for path, tensor in tensors if files_of_name[tensor.name] == 1}
+        return dict(load_config(spec.path)), places  # with what generation_config.json adds
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from mlxd.engine import load_queue
 from mlxd.engine.base import (
     Delta,
     Engine,
@@ -48,6 +50,39 @@ async def test_failed_load_says_why(bench: Bench) -> None:
         await bench.wait(bench.backend.load(bench.broken_spec(), lambda done, total: None))
     engine = await bench.wait(bench.backend.load(bench.spec(), lambda done, total: None))
     assert (await run(bench, engine)).reason is FinishReason.LENGTH
+
+
+async def test_cancelled_load_is_aborted(baseline_bytes: int, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load whose task is cancelled ends before it is complete; its memory is free when the task has ended."""
+    progress: list[tuple[int, int]] = []
+    begun = asyncio.Event()
+    monkeypatch.setattr(load_queue, "IDLE_SLICE_BYTES", 1)
+
+    def on_progress(done: int, total: int) -> None:
+        progress.append((done, total))
+        if done > 0:
+            begun.set()
+
+    loading = asyncio.ensure_future(bench.backend.load(bench.spec("b"), on_progress))
+    await bench.wait(begun.wait())
+    loading.cancel()
+    assert not loading.done()
+    with pytest.raises(asyncio.CancelledError):
+        await bench.wait(loading)
+    assert progress[-1][0] < progress[-1][1]
+    assert (await bench.wait(bench.backend.memory())).active_bytes < baseline_bytes + 50_000
+    before = len(progress)
+    monkeypatch.undo()
+    assert (await run(bench, await bench.wait(bench.backend.load(bench.spec("b"), lambda done, total: None)))).text()
+    assert len(progress) == before
+
+
+async def test_load_that_is_cancelled_before_it_begins_is_none(bench: Bench) -> None:
+    """A task that is cancelled in the turn in which it was made loads nothing."""
+    loading = asyncio.ensure_future(bench.backend.load(bench.spec("b"), lambda done, total: None))
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await bench.wait(loading)
 
 
 async def test_prepare_resolves_max_tokens_against_the_context(bench: Bench, loaded: Engine) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import logging
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
-from mlxd.engine import runner, text
+from mlxd.engine import load_queue, runner, source, text
 from mlxd.engine.base import (
     BackendLimits,
     BackendMemory,
@@ -24,12 +23,14 @@ from mlxd.engine.base import (
     Finished,
     FinishReason,
     GenerationRequest,
+    LoadSpec,
     SamplingParams,
     SchedulingParams,
     SequenceEvent,
     Submit,
     TextKind,
 )
+from mlxd.engine.command import ModelFiles
 from mlxd.engine.device import Device
 from mlxd.protocol.errors import Draining, GenerationFailed, LoadFailed, RequestCancelled
 from tests.engine.bench import WriteModel, load_spec
@@ -140,7 +141,7 @@ async def test_stream_goes_on_while_another_model_loads(
     device: Device, engine: Engine, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two slices of a load every stream gets a token."""
-    monkeypatch.setattr(runner, "BUSY_SLICE_BYTES", 20_000)
+    monkeypatch.setattr(load_queue, "BUSY_SLICE_BYTES", 10_000)
     stream = start(engine, await prepare(engine, max_tokens=1000))
     await stream.until(lambda: bool(stream.deltas))
     tokens_at: list[int] = []
@@ -287,30 +288,60 @@ async def test_prompt_cache_size_is_known_when_the_end_is(engine: Engine) -> Non
     assert seen == [engine.facts.kv.groups[0][0] * 36]
 
 
-async def test_cancelled_load_leaves_nothing(device: Device, write_model: WriteModel, baseline_bytes: int) -> None:
-    """A load whose caller went away completes, and its model is unloaded again."""
-    begun = asyncio.Event()
-    task = asyncio.ensure_future(device.load(load_spec(write_model()), lambda done, total: begun.set()))
-    await begun.wait()
-    task.cancel()
+async def test_load_that_is_cancelled_at_its_end_leaves_nothing(
+    device: Device, write_model: WriteModel, baseline_bytes: int
+) -> None:
+    """A model that was complete before the device heard of the cancellation is unloaded again."""
+
+    def on_progress(done: int, total: int) -> None:
+        if done == total:
+            task.cancel()
+
+    task = asyncio.ensure_future(device.load(load_spec(write_model()), on_progress))
     with pytest.raises(asyncio.CancelledError):
         await task
-    other = await device.load(load_spec(write_model(seed=9)), lambda done, total: None)
-    await device.unload(other)
     assert (await device.memory()).active_bytes < baseline_bytes + 1000
 
 
-async def test_loads_wait_for_each_other(device: Device, write_model: WriteModel) -> None:
-    """Several loads at once all complete, one after the other."""
-    order: list[str] = []
+@pytest.fixture
+def slow_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return a folder whose read hangs until the test is over."""
+    released = threading.Event()
+    read = source.read_model_files
 
-    def progress(name: str) -> Callable[[int, int], None]:
-        return lambda done, total: order.append(name)
+    def hang(spec: LoadSpec) -> ModelFiles:
+        if spec.path == tmp_path:
+            released.wait()
+        return read(spec)
 
-    specs = [load_spec(write_model(seed=seed), model_id=str(seed)) for seed in (1, 2, 3)]
-    engines = await asyncio.gather(*(device.load(spec, progress(spec.model_id)) for spec in specs))
-    assert [engine.model_id for engine in engines] == ["1", "2", "3"]
-    assert sorted(name for name, _ in itertools.groupby(order)) == ["1", "2", "3"]
+    monkeypatch.setattr(source, "read_model_files", hang)
+    yield tmp_path
+    released.set()
+
+
+async def test_slow_folders_delay_nobody_else(
+    device: Device, engine: Engine, write_model: WriteModel, slow_folder: Path
+) -> None:
+    """While the folders of several loads hang, prompts are prepared and other models load."""
+    hanging = [asyncio.ensure_future(device.load(load_spec(slow_folder), lambda done, total: None)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert (await start(engine, await prepare(engine)).ended()).text()
+    other = await device.load(load_spec(write_model(seed=5)), lambda done, total: None)
+    assert (await start(other, await prepare(other)).ended()).text()
+    assert not any(load.done() for load in hanging)
+    for load in hanging:
+        load.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+
+
+async def test_load_is_cancelled_while_its_folder_hangs(device: Device, engine: Engine, slow_folder: Path) -> None:
+    """It ends at once, and the thread that reads is left to itself."""
+    load = asyncio.ensure_future(device.load(load_spec(slow_folder), lambda done, total: None))
+    await device.memory()
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert (await start(engine, await prepare(engine)).ended()).text()
 
 
 async def test_close_ends_what_runs(
@@ -321,7 +352,7 @@ async def test_close_ends_what_runs(
     engine = await device.load(load_spec(write_model()), lambda done, total: None)
     sequence = start(engine, await prepare(engine, max_tokens=1000))
     await sequence.until(lambda: bool(sequence.deltas))
-    monkeypatch.setattr(runner, "BUSY_SLICE_BYTES", 1)
+    monkeypatch.setattr(load_queue, "BUSY_SLICE_BYTES", 1)
     slices = asyncio.Event()
     loading = asyncio.ensure_future(device.load(load_spec(write_model(seed=7)), lambda done, total: slices.set()))
     await slices.wait()

@@ -57,6 +57,19 @@ async def main():
     engine.embed(1, inputs, inputs.final_tokens, lambda event: None)
     await streaming(device)
 """,
+    "folder hangs": """
+async def main():
+    import threading
+    device = new_device()
+    await streaming(device)
+    from mlxd.engine import source
+    hangs = threading.Event()
+    source.read_model_files = lambda spec: (hangs.set(), threading.Event().wait())
+    load = asyncio.ensure_future(device.load(LoadSpec("b", Path(sys.argv[1]), None, 0), lambda done, total: None))
+    await asyncio.to_thread(hangs.wait)
+    load.cancel()
+    await device.close()
+""",
     "import failed": """
 async def main():
     import logging

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 
-from mlxd.engine import loader
+from mlxd.engine import load_queue, loader, placed
 from mlxd.engine.base import SamplingParams
 from mlxd.engine.device import Device
 from mlxd.engine.fault import in_words
@@ -62,7 +65,7 @@ def test_weights_are_measured_beside_running_streams(write_model: WriteModel) ->
     load = SlicedLoad(spec, read_model_files(spec))
     loaded = None
     while loaded is None:
-        loaded = load.advance(1)
+        loaded = load.advance(10_000)
         streams.step()
     assert streams.decoding_rows == 8
     assert loaded.facts.weights_bytes == alone_bytes
@@ -74,8 +77,8 @@ def test_arrays_of_a_shared_layer_count_once(write_model: WriteModel, monkeypatc
     apart_bytes = load_now(path).facts.weights_bytes
     norm_bytes = 64 * 4
 
-    def load_shared(folder: Path, *, lazy: bool) -> tuple[Any, Any]:
-        model, config = load_model(folder, lazy=lazy)
+    def load_shared(folder: Path, **options: Any) -> tuple[Any, Any]:
+        model, config = load_model(folder, **options)
         model.model.layers[1].input_layernorm = model.model.layers[0].input_layernorm
         return model, config
 
@@ -150,18 +153,99 @@ def test_context_comes_from_the_first_that_knows(
     assert context_length(spec, read_model_files(spec)) == expected
 
 
+def _slices(load: SlicedLoad, slice_bytes: int) -> list[int]:
+    """Load all, and return the bytes of each slice."""
+    done = [0]
+    while load.advance(slice_bytes) is None:
+        done.append(load.done_bytes)
+    return [after - before for before, after in itertools.pairwise(done) if after > before]
+
+
 def test_load_is_sliced(write_model: WriteModel) -> None:
-    """A slice is as large as it may be, and at least one array; the sum is the whole."""
+    """No slice is larger than it may be, the sum is the whole, and the model answers as one that was loaded at once."""
+    path = write_model()
+    spec = load_spec(path)
+    load = SlicedLoad(spec, read_model_files(spec))
+    assert max(_slices(load, 3_000)) == 3_000  # the largest array has 32 kB
+    assert load.done_bytes == load.total_bytes
+    whole = load_now(path).model
+    for (name, array), (_, expected) in zip(_weights(load._model), _weights(whole), strict=True):
+        assert mx.array_equal(array, expected), name
+
+
+def _weights(model: Any) -> list[tuple[str, mx.array]]:
+    return cast("list[tuple[str, mx.array]]", tree_flatten(model.parameters()))
+
+
+def test_a_large_tensor_takes_its_memory_once(write_model: WriteModel, baseline_bytes: int) -> None:
+    """Reading an array in pieces needs no second copy of it, at no moment."""
+    spec = load_spec(write_model(layers=1, width=256))
+    load = SlicedLoad(spec, read_model_files(spec))
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    _slices(load, 3_000)
+    assert mx.get_peak_memory() - baseline_bytes < load.total_bytes + 20_000
+
+
+def test_a_tensor_that_a_model_converts_is_loaded_whole(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is computed from the file is evaluated at once, and its value is the computed one."""
+    path = write_model()
+    head = load_now(path).model.lm_head.weight
+    sanitize = llama.Model.sanitize
+
+    def double(self: Any, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+        changed: dict[str, mx.array] = sanitize(self, weights)
+        return changed | {"lm_head.weight": changed["lm_head.weight"] * 2}
+
+    monkeypatch.setattr(llama.Model, "sanitize", double)
+    spec = load_spec(path)
+    load = SlicedLoad(spec, read_model_files(spec))
+    assert max(_slices(load, 3_000)) == head.nbytes
+    assert mx.array_equal(load._model.lm_head.weight, head * 2)
+
+
+def test_arrays_that_cannot_be_read_in_place_are_read_whole(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should MLX hand out other memory than the array's, the load takes longer steps and is as right."""
+    readinto = placed._ShownFile.readinto
+    monkeypatch.setattr(placed._ShownFile, "readinto", lambda file, memory: _hide(file, readinto(file, memory)))
     spec = load_spec(write_model())
     load = SlicedLoad(spec, read_model_files(spec))
-    assert load.advance(50_000) is None
-    done = [0]
-    while load.advance(50_000) is None:
-        done.append(load.done_bytes)
-    largest = max(after - before for before, after in itertools.pairwise(done))
-    assert largest <= 50_000
-    assert len(done) > load.total_bytes // 50_000
-    assert done[-1] == load.total_bytes
+    assert max(_slices(load, 3_000)) > 30_000
+    assert mx.array_equal(load._model.lm_head.weight, load_now(write_model()).model.lm_head.weight)
+
+
+def _hide(file: Any, n_bytes: int) -> int:
+    """Have the file note a copy of the memory that it was given."""
+    file.memory = memoryview(bytearray(file.memory))
+    return n_bytes
+
+
+async def test_loads_take_turns(device: Device, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small model is ready long before a large one whose load began first."""
+    monkeypatch.setattr(load_queue, "IDLE_SLICE_BYTES", 2_000)
+    small_bytes = load_now(write_model(layers=1)).facts.weights_bytes
+    at: dict[str, int] = {}
+    both = asyncio.Event()
+
+    def watch(name: str) -> Callable[[int, int], None]:
+        def on_progress(done: int, total: int) -> None:
+            at[name] = done
+            if len(at) == 2:
+                both.set()
+
+        return on_progress
+
+    large = asyncio.ensure_future(device.load(load_spec(write_model(layers=12), model_id="large"), watch("large")))
+    small = asyncio.ensure_future(device.load(load_spec(write_model(layers=1), model_id="small"), watch("small")))
+    await both.wait()
+    begun_bytes = at["large"]
+    await small
+    assert abs(at["large"] - begun_bytes - small_bytes) < 0.2 * small_bytes
+    assert (await large).model_id == "large"
 
 
 def _truncate(folder: Path) -> None:

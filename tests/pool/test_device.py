@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlxd.catalog import Catalog
-from mlxd.engine import runner
+from mlxd.engine import load_queue
 from mlxd.engine.base import BackendLimits, Delta, GenerationRequest, SamplingParams, SchedulingParams, TextPrompt
 from mlxd.engine.device import Device
 from mlxd.engine.loader import LoadedModel, SlicedLoad
@@ -102,7 +102,7 @@ class Real:
         active_bytes = await self.active_bytes()
         memory = self.pool.status().memory
         said_bytes = memory.weights_bytes + memory.prompt_cache_bytes
-        # Tables of the rotary embedding and the like are no weights.
+        # Tables of the rotary embedding and the like are no weights. No freed buffer is used again: it may be larger.
         other_bytes = abs(active_bytes - empty_bytes - said_bytes)
         assert other_bytes <= CONSTANTS_BYTES * len(self.loaded()), "P12: the device holds other than the status says"
 
@@ -115,8 +115,9 @@ async def real(folder: Path, document: Mapping[str, Any] | None = None) -> Async
     catalog.scan()
     given_document = {"pool": {"memory": "1GB"}, **(document or {})}
     first = decode(given_document, Machine(USABLE_BYTES))
-    device = Device(loop, BackendLimits(10**9, 10**8), SchedulingParams(2048, 30))
+    device = Device(loop, BackendLimits(10**9, 0), SchedulingParams(2048, 30))
     events: list[PoolEvent] = []
+    device.set_limits = lambda limits: None  # type: ignore[method-assign]
     pool = Pool(device, catalog, first, clock=LoopClock(loop), usable_bytes=USABLE_BYTES, on_event=events.append)
     await pool.start()
     try:
@@ -183,7 +184,7 @@ async def _load_beside_streams(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Load a model in many slices while eight rows of another one decode, and look at P12 when all has ended."""
     write_tiny_model(folder / "a", all_bytes=True)
     write_tiny_model(folder / "b", layers=12)
-    patch.setattr(runner, "BUSY_SLICE_BYTES", 1)
+    patch.setattr(load_queue, "BUSY_SLICE_BYTES", 3_000)
     async with real(folder) as r:
         await r.pool.load("a")
         await r.pool.unload("a")

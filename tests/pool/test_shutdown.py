@@ -116,7 +116,7 @@ async def test_closing_leaves_no_task_and_no_timer() -> None:
         w.backend.fail_sequences("a", RequestCancelled("the device ends"))
         await w.advance(10)
 
-        assert w.backend.calls == ["load a", "load b"]
+        assert w.backend.calls == ["load a", "load b", "abort b"]
         assert w.clock.next_s is None
 
 

@@ -42,6 +42,7 @@ class FakeBackend:
         *,
         load_s: float = 1.0,
         unload_s: float = 0.1,
+        abort_s: float = 0,
         step_s: float = 0.01,
         pass_tokens: int = 1,
     ) -> None:
@@ -50,6 +51,7 @@ class FakeBackend:
         self.models = dict(models or {})
         self.load_s = load_s
         self.unload_s = unload_s
+        self.abort_s = abort_s
         self.step_s = step_s
         self.pass_tokens = pass_tokens  # what a running row makes in one pass; long histories take more than one
         self.engines: list[FakeEngine] = []  # resident, the ones in unload included
@@ -62,10 +64,9 @@ class FakeBackend:
         self._held: list[asyncio.Event] = []
         self._load_faults: dict[str, deque[MlxdError]] = defaultdict(deque)
         self._measured_bytes: dict[str, int] = {}
-        self._loading_bytes = 0
+        self._loading_bytes: dict[int, int] = {}  # by the identity of the spec
         self._peak_bytes = 0
         self._pass: Timer | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # Faults
 
@@ -94,49 +95,46 @@ class FakeBackend:
     # Backend
 
     async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
-        """Load in four slices over `load_s`; it completes even when the caller is cancelled."""
+        """Load in four slices over `load_s`; cancelled, it ends after `abort_s` and holds its bytes until then."""
         self.calls.append(f"load {spec.model_id}")
         self.specs.append(spec)
         self._check_base(spec)
-        done: asyncio.Future[Engine] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._load(spec, on_progress, done))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
         try:
-            return await asyncio.shield(done)
+            return await self._load(spec, on_progress)
         except asyncio.CancelledError:
             self.cancelled_loads += 1
+            self.calls.append(f"abort {spec.model_id}")
+            if self.abort_s:  # the clock of a test that ends stands
+                await self._wait(self.abort_s)
             raise
+        finally:
+            self._loading_bytes.pop(id(spec), None)
 
-    async def _load(self, spec: LoadSpec, on_progress: LoadProgress, done: asyncio.Future[Engine]) -> None:
+    async def _load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
         facts = self.models.get(spec.model_id, DEFAULT_FACTS)
         if spec.context_length is not None:
             facts = dataclasses.replace(facts, context_length=min(spec.context_length, facts.context_length))
         faults = self._load_faults[spec.model_id]
-        loaded_bytes = 0
         for part in range(1, 5):
             await self._wait(self.load_s / 4)
-            self._loading_bytes -= loaded_bytes
             loaded_bytes = facts.weights_bytes * part // 4
-            self._loading_bytes += loaded_bytes
+            self._loading_bytes[id(spec)] = loaded_bytes
             self._measure()
             on_progress(loaded_bytes, facts.weights_bytes)
         if self.holding_loads:
             event = asyncio.Event()
             self._held.append(event)
             await event.wait()
-        self._loading_bytes -= loaded_bytes
         self._check_base(spec)
         if faults:
-            done.set_exception(faults.popleft())
-            done.exception()  # the caller may be gone
-            return
+            raise faults.popleft()
         measured_bytes = self._measured_bytes.get(spec.model_id, facts.weights_bytes)
         measured = dataclasses.replace(facts, weights_bytes=measured_bytes)
         engine = FakeEngine(spec, measured, facts.weights_bytes, self._wake, self._run_trim)
+        del self._loading_bytes[id(spec)]
         self.engines.append(engine)
         self._measure()
-        done.set_result(engine)
+        return engine
 
     async def unload(self, engine: Engine) -> None:
         """Fail what still runs, and free the memory after `unload_s`."""
@@ -165,9 +163,6 @@ class FakeBackend:
         self.hold_loads(hold=False)
         if self._pass is not None:
             self._pass.cancel()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         self.engines.clear()
 
     def _check_base(self, spec: LoadSpec) -> None:
@@ -180,7 +175,7 @@ class FakeBackend:
     @property
     def active_bytes(self) -> int:
         """What the device holds now."""
-        return self._loading_bytes + sum(engine.held_bytes for engine in self.engines)
+        return sum(self._loading_bytes.values()) + sum(engine.held_bytes for engine in self.engines)
 
     @property
     def running(self) -> int:
