@@ -92,7 +92,7 @@ class Granter:
             if freed_bytes >= n_bytes or sequence.age <= than:
                 break
             resident = sequence.resident
-            gain_bytes = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=sequence)
+            gain_bytes = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=[sequence])
             if gain_bytes > 0:
                 self._runner.pause(sequence)
                 freed_bytes += gain_bytes
@@ -138,12 +138,12 @@ class Granter:
         if claims.is_blocked and not sequence.is_fresh and not may_overrun:
             return
         demand = self._demand(resident, sequence.age, sequence.since_s, claims, tokens)
-        plan = policy.plan_room(self._state.view(target=resident, tokens=tokens), demand)
+        plan = policy.plan_room(self._state.view(age=sequence.age, target=resident, tokens=tokens), demand)
         if plan.outcome is Outcome.NEVER and sequence.state is SequenceState.WAITING:
             sequence.fail(self._does_not_fit(resident, tokens))
             return
         if plan.outcome is Outcome.FREEING:
-            self._mover.carry_out(plan, f"making room for {resident.id}")
+            self._make_room(plan, demand)
         if may_overrun and not self._state.is_freeing:
             self._runner.start(sequence)
             return
@@ -158,7 +158,7 @@ class Granter:
         since_s = resident.oldest_wait_since_s
         is_forced = resident.is_wanted_by_force
         demand = self._demand(resident, age, since_s, claims)
-        view = self._state.view()
+        view = self._state.view(age=age)
         base = resident.base
         if base is not None and base.state is not ModelState.READY:
             if policy.never_fits(view, demand) and not is_forced:
@@ -180,13 +180,18 @@ class Granter:
         elif plan.outcome is Outcome.FITS:
             self._mover.load(resident, force=force)
         elif plan.outcome is Outcome.FREEING:
-            resident.blocked_reason = f"making room for {resident.id}"
-            self._mover.carry_out(plan, f"making room for {resident.id}")
+            resident.blocked_reason = reason_blocked(self._state, resident)
+            self._make_room(plan, demand)
             claims.bytes += demand.bytes
             claims.models += demand.models
         else:
             resident.blocked_reason = reason_blocked(self._state, resident)
             self._wake_for_patience(demand, since_s)
+
+    def _make_room(self, plan: policy.Plan, demand: Demand) -> None:
+        """Begin what the plan for a demand says."""
+        self._mover.carry_out(plan, f"making room for {demand.target}")
+        self._pause_youngest(plan.pause_bytes, demand.age)
 
     def _preload(self, claims: Claims) -> None:
         """Begin the next load of the preload list that has room, if no request's load is under way or wanted."""
@@ -244,7 +249,7 @@ class Granter:
             self._mover.load(resident)
         elif plan.outcome is Outcome.FREEING:
             self._state.deferred[resident.id] = "room is being made for it"
-            self._mover.carry_out(plan, f"making room for {resident.id}")
+            self._make_room(plan, demand)
         elif plan.outcome is Outcome.NEVER:
             self._state.deferred[resident.id] = self._does_not_fit(resident).message
             return False
@@ -268,7 +273,7 @@ class Granter:
             is_adapter_load=base is not None and not tokens,
             claimed_bytes=claims.bytes,
             claimed_models=claims.models,
-            may_drain=age < YOUNGEST and self._state.clock.now() >= since_s + patience_s,
+            is_overdue=age < YOUNGEST and self._state.clock.now() >= since_s + patience_s,
         )
 
     def _forced(self, view: policy.View, demand: Demand) -> Demand:
@@ -278,7 +283,7 @@ class Granter:
         return dataclasses.replace(demand, bytes=n_bytes, footprint_bytes=n_bytes)
 
     def _wake_for_patience(self, demand: Demand, since_s: float) -> None:
-        if not demand.may_drain:
+        if not demand.is_overdue:
             self._wake_at(since_s + self._state.settings.pool.evict_patience)
 
     def _active(self) -> list[Sequence]:

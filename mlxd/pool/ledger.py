@@ -7,9 +7,11 @@ A finished row's KV may move into the prompt cache without the sum growing: it w
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from mlxd.engine.kv_shape import KV_STEP_TOKENS
+from mlxd.pool.policy import Age
 from mlxd.pool.resident import PRESENT, Resident
 from mlxd.pool.sequence import STEP_TOKENS, Sequence, SequenceState
 
@@ -69,19 +71,19 @@ def held_bytes(resident: Resident) -> int:
     return footprint(resident).total_bytes
 
 
-def settled_bytes(resident: Resident, *, without: Sequence | None = None) -> int:
+def settled_bytes(resident: Resident, *, without: Collection[Sequence] = ()) -> int:
     """Return what will be reserved once the pauses, ends, trims and unload under way are done.
 
     Args:
         resident: the model.
-        without: also leave this sequence out, to see what pausing it would bring.
+        without: also leave these sequences out, to see what pausing them would bring.
     """
     if resident.state not in PRESENT or resident.is_going:
         return 0
     grants = [
         sequence.granted_tokens
         for sequence in resident.active.values()
-        if sequence.state is SequenceState.RUNNING and sequence is not without
+        if sequence.state is SequenceState.RUNNING and sequence not in without
     ]
     cache_bytes = resident.prompt_cache_bytes
     if resident.trim_target_bytes is not None:
@@ -93,6 +95,14 @@ def admission_bytes(resident: Resident, tokens: int) -> int:
     """Return by how much the reservation grows when a sequence gets *tokens*; 0 when the least KV covers it."""
     grown = _footprint(resident, [*_grants(resident), tokens], resident.prompt_cache_bytes)
     return grown.total_bytes - held_bytes(resident)
+
+
+def pausable_bytes(resident: Resident, than: Age | None) -> int:
+    """Return what pausing the sequences younger than *than* would free; 0 without an age."""
+    if than is None:
+        return 0
+    younger = [sequence for sequence in resident.active.values() if sequence.age > than]
+    return settled_bytes(resident) - settled_bytes(resident, without=younger)
 
 
 def growth_bytes(sequence: Sequence, tokens: int) -> int:

@@ -1,7 +1,8 @@
 """Who gives way: pure functions from a view of the pool to a plan. No clock, log, I/O, settings or state.
 
-Memory is given back in this order: prompt caches, idle models by policy, then (where the caller allows it) busy models,
-which drain. Pinned models never give way. Preloaded ones do so for a lowered limit only, after all others.
+Memory is given back in this order: prompt caches, idle models by policy, then (for a demand that is overdue) younger
+sequences, which pause, and busy models, which drain. Pinned models never give way. Preloaded ones do so for a lowered
+limit only, after all others.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Candidate:
     settled_bytes: int  # reserved once the pauses, ends, trims and unloads under way are done
     floor_bytes: int  # the least that it needs to stay
     trimmable_bytes: int  # what emptying its prompt cache would free
+    pausable_bytes: int  # what pausing its sequences that are younger than the demand would free
     rank: Rank
     is_ready: bool  # what still loads, or leaves already, is no victim
     is_leaving: bool
@@ -86,7 +88,7 @@ class Demand:
     models: int = 0  # 1 for a load
     claimed_bytes: int = 0  # promised to older demands
     claimed_models: int = 0
-    may_drain: bool = False
+    is_overdue: bool = False  # it has waited for `pool.evict_patience`: requests younger than it give way
     base: str | None = None  # of an adapter: the model that it is on, no victim either and in its footprint
     is_adapter_load: bool = False  # it is no model more, and yet no load starts while there are too many
 
@@ -120,7 +122,12 @@ class Plan:
 
 
 def plan_room(view: View, demand: Demand) -> Plan:
-    """Plan room for a load or for a sequence that starts: all that it takes, or nothing (nobody leaves in vain)."""
+    """Plan room for a load or for a sequence that starts: all that it takes, or nothing (nobody leaves in vain).
+
+    What is overdue is promised its bytes as soon as it fits beside the least of all that stay: no younger demand takes
+    them, so that it gets them when older sequences have ended, if not before by pausing younger ones. So a model drains
+    only where its weights are in the way; one that only lacks memory for more sequences is not loaded twice for that.
+    """
     if never_fits(view, demand):
         return Plan(Outcome.NEVER)
     if _fits_now(view, demand):
@@ -136,12 +143,18 @@ def plan_room(view: View, demand: Demand) -> Plan:
         short_models=_short(view, _models(staying) + demand.claimed_models + demand.models),
     )
     choice.take(view.victims(lambda victim: _may_go(victim, demand) and _is_idle(victim, demand.age)))
-    if demand.may_drain:
-        choice.take(view.victims(lambda victim: _may_go(victim, demand) and not _is_idle(victim, demand.age)))
-    if not choice.is_enough:
+    if choice.is_enough():
+        choice.prune()
+        return choice.plan(Outcome.FREEING)
+    if not demand.is_overdue:
         return Plan(Outcome.BLOCKED)
-    choice.prune()
-    return choice.plan(Outcome.FREEING)
+    choice.may_pause = True
+    if not choice.is_enough() and not choice.has_room_for_least(view.limit_bytes, demand):
+        choice.take(view.victims(lambda victim: _may_go(victim, demand) and not _is_idle(victim, demand.age)))
+        choice.prune()
+    if choice.is_enough():
+        return choice.plan(Outcome.FREEING)
+    return Plan(Outcome.FREEING if choice.has_room_for_least(view.limit_bytes, demand) else Outcome.BLOCKED)
 
 
 def plan_growth(view: View, target: str, age: Age, n_bytes: int) -> Plan:
@@ -256,6 +269,7 @@ class _Choice:
         self.candidates = list(candidates)
         self.short_bytes = short_bytes
         self.short_models = short_models
+        self.may_pause = False
         self.taken: list[Candidate] = []
 
     @property
@@ -266,15 +280,25 @@ class _Choice:
     def still_short_bytes(self) -> int:
         return self.short_bytes - sum(candidate.settled_bytes for candidate in self.taken)
 
-    @property
     def is_enough(self) -> bool:
-        """Whether the caches of those that stay cover what is still short."""
-        trimmable_bytes = sum(candidate.trimmable_bytes for candidate in self.rest)
-        return self.still_short_bytes <= trimmable_bytes and self.short_models <= _models(self.taken)
+        """Whether the caches of those that stay, and the sequences that may pause, cover what is still short."""
+        yielding_bytes = sum(candidate.trimmable_bytes for candidate in self.rest)
+        if self.may_pause:
+            yielding_bytes += sum(candidate.pausable_bytes for candidate in self.rest)
+        return self.still_short_bytes <= yielding_bytes and self.short_models <= _models(self.taken)
+
+    def has_room_for_least(self, limit_bytes: int, demand: Demand) -> bool:
+        """Whether the demand fits beside the least of all others that stay."""
+        least_bytes = sum(
+            candidate.settled_bytes if candidate.model_id == demand.target else candidate.floor_bytes
+            for candidate in self.rest
+        )
+        fits = least_bytes + demand.bytes + demand.claimed_bytes <= limit_bytes
+        return fits and self.short_models <= _models(self.taken)
 
     def take(self, victims: Iterable[Candidate]) -> None:
         for victim in victims:
-            if self.is_enough:
+            if self.is_enough():
                 return
             self.add(victim)
 
@@ -287,12 +311,12 @@ class _Choice:
 
     def prune(self) -> None:
         """Let those stay that turn out not to be needed, the most valuable first; no adapter without its base."""
-        for victim in reversed(list(self.taken)) if self.is_enough else ():
+        for victim in reversed(list(self.taken)) if self.is_enough() else ():
             if any(other.model_id == victim.base for other in self.taken):
                 continue
             before = self.taken
             self.taken = [other for other in before if other is not victim]
-            if not self.is_enough:
+            if not self.is_enough():
                 self.taken = before
 
     def plan(self, outcome: Outcome) -> Plan:

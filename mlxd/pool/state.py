@@ -13,7 +13,7 @@ from mlxd.pool import ledger
 from mlxd.pool.clock import Clock
 from mlxd.pool.event import OnEvent, PoolEvent
 from mlxd.pool.meter import TokenMeter
-from mlxd.pool.policy import Candidate, Rank, View
+from mlxd.pool.policy import Age, Candidate, Rank, View
 from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
 from mlxd.protocol.errors import ModelNotFound
@@ -233,10 +233,11 @@ class PoolState:
             return math.inf
         return resident.released_s + self.keep_alive_s(resident)
 
-    def view(self, *, target: Resident | None = None, tokens: int = 0) -> View:
+    def view(self, *, age: Age | None = None, target: Resident | None = None, tokens: int = 0) -> View:
         """Return what a plan is made from.
 
         Args:
+            age: of the demand that is planned for: sequences younger than that may have to pause for it.
             target: the model that a sequence of *tokens* is to start in.
             tokens: what that sequence would be granted.
         """
@@ -251,6 +252,7 @@ class PoolState:
                     settled_bytes=ledger.settled_bytes(resident),
                     floor_bytes=ledger.floor_bytes(resident),
                     trimmable_bytes=ledger.trimmable_bytes(resident, tokens if resident is target else 0),
+                    pausable_bytes=ledger.pausable_bytes(resident, age),
                     rank=self.rank(resident),
                     # A base does not go while something loads on it.
                     is_ready=resident.state is ModelState.READY

@@ -147,7 +147,7 @@ class PoolSettings:
     evict_patience: float = row(
         Duration(minimum_s=0, maximum_s=3600),
         "30s",
-        "How long a request waits behind busy models before one is drained for it.",
+        "How long a request waits behind busy models before younger ones pause for it, or a model drains.",
         verb=True,
     )
     drain_timeout: float = row(

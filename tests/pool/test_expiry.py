@@ -224,10 +224,10 @@ async def test_patience_does_not_drain_pinned_models() -> None:
 
 async def test_a_request_for_kv_is_not_starved_by_another_model() -> None:
     """P4 for memory: the busy model beside it drains after the patience, and the long prompt is answered."""
-    document = {"pool": {"memory": 100 * MB, "evict_patience": "10s"}, "queue": {"timeout": "200s"}}
+    document = {"pool": {"memory": 100 * MB, "evict_patience": "10s", "preload": ["a"]}, "queue": {"timeout": "200s"}}
     async with world({"a": 30, "b": 60}, document) as w:
-        await w.load("a")
-        for seed in range(4):
+        await w.advance(2)
+        for seed in range(2):
             w.send("b", tokens=1500, seed=seed)
         await w.advance(2)
         long = w.send("a", prompt="x" * 12_000)

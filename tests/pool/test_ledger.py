@@ -157,7 +157,7 @@ async def test_settled_without_a_sequence() -> None:
     long = await add(model, 4096)
     await add(model, 2048)
 
-    gain = ledger.settled_bytes(model) - ledger.settled_bytes(model, without=long)
+    gain = ledger.settled_bytes(model) - ledger.settled_bytes(model, without=[long])
 
     assert gain == (2 * (4096 + 255) - (2048 + 255)) * KB
 

@@ -29,6 +29,7 @@ def candidate(model_id: str, size: int, **changed: Any) -> Candidate:
         "settled_bytes": size,
         "floor_bytes": size,
         "trimmable_bytes": 0,
+        "pausable_bytes": 0,
         "rank": Rank.ORDINARY,
         "is_ready": True,
         "is_leaving": False,
@@ -119,10 +120,36 @@ def test_a_patient_demand_drains_busy_models() -> None:
     """Once it may drain, a busy model goes, and idle ones go only if they are needed."""
     models = view(candidate("idle", 20), candidate("busy", 70, is_held=True))
 
-    plan = plan_room(models, load(60, may_drain=True))
+    plan = plan_room(models, load(60, is_overdue=True))
 
     assert plan.drain == ("busy",)
     assert plan.evict == ()
+
+
+def test_an_overdue_demand_pauses_younger_sequences_rather_than_have_a_model_go() -> None:
+    """A model whose weights leave room gives up its sequences, also when nothing else may move it."""
+    for rank in Rank:
+        models = view(
+            candidate("idle", 5), candidate("busy", 70, floor_bytes=30, pausable_bytes=40, is_held=True, rank=rank)
+        )
+
+        assert plan_room(models, load(60)) == Plan(Outcome.BLOCKED)
+        assert plan_room(models, load(60, is_overdue=True)) == Plan(Outcome.FREEING, evict=("idle",), pause_bytes=30)
+
+
+def test_an_overdue_demand_waits_for_older_sequences_with_its_bytes_promised() -> None:
+    """When pausing is not enough and the weights leave room, nothing begins: older sequences end by themselves."""
+    models = view(candidate("idle", 5), candidate("busy", 70, floor_bytes=30, pausable_bytes=20, is_held=True))
+
+    assert plan_room(models, load(60, is_overdue=True)) == Plan(Outcome.FREEING)
+    assert plan_room(models, load(60, is_overdue=True, claimed_bytes=11)).drain == ("busy",)
+
+
+def test_max_models_is_not_had_by_pausing() -> None:
+    """When there is a model too many, one drains although its sequences could pause."""
+    busy = candidate("busy", 70, floor_bytes=30, pausable_bytes=40, is_held=True)
+
+    assert plan_room(view(busy, max_models=1), load(60, is_overdue=True)) == Plan(Outcome.FREEING, drain=("busy",))
 
 
 def test_a_model_with_older_requests_is_no_victim() -> None:
@@ -154,7 +181,7 @@ def test_pinned_and_preloaded_models_never_go_for_a_load() -> None:
     for rank in (Rank.PINNED, Rank.PRELOADED):
         models = view(candidate("kept", 60, rank=rank), candidate("idle", 30))
 
-        assert plan_room(models, load(50, may_drain=True)) == Plan(Outcome.NEVER)
+        assert plan_room(models, load(50, is_overdue=True)) == Plan(Outcome.NEVER)
 
 
 def test_never_fits_evicts_nobody() -> None:
@@ -180,7 +207,7 @@ def test_a_loading_model_is_no_victim() -> None:
     """What still loads is waited for."""
     models = view(candidate("loading", 60, is_ready=False))
 
-    assert plan_room(models, load(60, may_drain=True)) == Plan(Outcome.BLOCKED)
+    assert plan_room(models, load(60, is_overdue=True)) == Plan(Outcome.BLOCKED)
 
 
 def test_max_models_evicts_one_for_one() -> None:
@@ -265,9 +292,12 @@ def test_growth_takes_idle_models_and_leaves_the_rest_to_pauses() -> None:
 
 sizes = st.integers(0, 60)
 candidates = st.builds(
-    candidate,
+    lambda model_id, size, shares, **changed: candidate(
+        model_id, size, floor_bytes=size - size * shares[0] // 9, pausable_bytes=size * min(shares) // 9, **changed
+    ),
     st.uuids().map(str),
     sizes,
+    st.tuples(st.integers(0, 9), st.integers(0, 9)),
     rank=st.sampled_from(Rank),
     is_ready=st.booleans(),
     is_held=st.booleans(),
@@ -282,23 +312,29 @@ candidates = st.builds(
     max_models=st.none() | st.integers(1, 4),
     policy=st.sampled_from(("lru", "lfu")),
     size=sizes,
-    may_drain=st.booleans(),
+    is_overdue=st.booleans(),
 )
 def test_plans_spare_the_protected_and_suffice(
-    models: list[Candidate], limit: int, max_models: int | None, policy: str, size: int, may_drain: bool
+    models: list[Candidate], limit: int, max_models: int | None, policy: str, size: int, is_overdue: bool
 ) -> None:
     """No plan touches a protected or loading model; one that begins anything for a load makes room for it."""
     seen = view(*models, limit=limit, max_models=max_models, policy=policy)
     by_id = {model.model_id: model for model in models}
 
-    room = plan_room(seen, load(size, may_drain=may_drain))
+    room = plan_room(seen, load(size, is_overdue=is_overdue))
 
     gone = [by_id[model_id] for model_id in (*room.evict, *room.drain)]
     assert all(victim.rank is Rank.ORDINARY and victim.is_ready for victim in gone)
-    assert not room.drain or may_drain
+    assert not room.drain or is_overdue
     assert all(not by_id[model_id].is_held for model_id in room.evict)
     if room.outcome in {Outcome.FITS, Outcome.FREEING}:
-        assert seen.held_bytes - sum(victim.held_bytes for victim in gone) + size <= limit
+        left = [model for model in models if model not in gone]
+        assert room.pause_bytes <= sum(model.pausable_bytes for model in left)
+        is_promise = room == Plan(Outcome.FREEING)
+        assert is_overdue or not (is_promise or room.pause_bytes)
+        kept_bytes = sum(model.floor_bytes if is_promise else model.held_bytes for model in left) - room.pause_bytes
+        movable = [model for model in models if is_promise and model.is_ready and model.rank is Rank.ORDINARY]
+        assert kept_bytes - sum(model.floor_bytes for model in movable) + size <= limit
         assert max_models is None or len(models) - len(gone) + 1 <= max_models
     else:
         assert gone == []
@@ -307,5 +343,5 @@ def test_plans_spare_the_protected_and_suffice(
     gone = [by_id[model_id] for model_id in (*within.evict, *within.drain)]
     assert all(victim.rank is not Rank.PINNED and victim.is_ready for victim in gone)
     left = [model for model in models if model not in gone]
-    if sum(model.held_bytes for model in left) > limit:
+    if sum(model.floor_bytes for model in left) > limit:
         assert all(model.rank is Rank.PINNED or not model.is_ready for model in left), "somebody could still go"

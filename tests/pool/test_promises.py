@@ -6,17 +6,20 @@ import asyncio
 import dataclasses
 import math
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from mlxd.engine.base import Engine, LoadProgress, LoadSpec
 from mlxd.pool import policy
+from mlxd.pool.granter import Granter
 from mlxd.pool.policy import Demand, Outcome, Plan, View
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import LoadFailed, MlxdError, RequestCancelled
 from tests.support.pool_invariants import PROMISES, WatchedWorld
+from tests.support.pool_world import MB
 from tests.support.promise.base import Promise
 from tests.support.promise.load import P7OneLoad, P8OnePath, P11LoadsComplete
 from tests.support.promise.truth import P12Truth
@@ -60,9 +63,24 @@ def _have_no_patience_to_end(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None
     plan_room = policy.plan_room
 
     def patient(view: View, demand: Demand) -> Plan:
-        return plan_room(view, dataclasses.replace(demand, may_drain=False))
+        return plan_room(view, dataclasses.replace(demand, is_overdue=False))
 
     patch.setattr(policy, "plan_room", patient)
+
+
+def _claim_nothing(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
+    plan_room = policy.plan_room
+
+    def wait(view: View, demand: Demand) -> Plan:
+        plan = plan_room(view, demand)
+        leaves = plan.evict or plan.drain or plan.trims
+        return plan if leaves or plan.outcome is not Outcome.FREEING else Plan(Outcome.BLOCKED)
+
+    patch.setattr(policy, "plan_room", wait)
+
+
+def _pause_nothing(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Granter, "_pause_youngest", lambda granter, n_bytes, than: 0)
 
 
 def _grant_nothing(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
@@ -130,6 +148,16 @@ async def _ask_for_two(w: WatchedWorld) -> None:
     await w.advance(5)
 
 
+async def _ask_for_one_beside_a_stream(w: WatchedWorld) -> None:
+    """Requests for a that never cease and take all the memory, and one for b, which fits beside a."""
+    w.backend.step_s, w.backend.pass_tokens = 0.2, 20
+    for number in range(20):
+        w.send("a", tokens=1500, prompt="x" * 4000, seed=number)
+        await w.advance(2)
+        if number == 3:
+            w.send("b")
+
+
 async def _ask_for_too_much(w: WatchedWorld) -> None:
     await w.load("a")
     w.send("huge")
@@ -187,6 +215,41 @@ def test_a_broken_pool_is_caught(
 
     asyncio.run(live(broken=False))
     with pytest.raises(AssertionError, match=rf"^P{number}: "):
+        asyncio.run(live(broken=True))
+
+
+PRELOADED: dict[str, Any] = {"pool": {"preload": ["a"]}}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "kept"),
+    [
+        (_have_no_patience_to_end, PRELOADED),
+        (_have_no_patience_to_end, {"models": {"a": {"pin": True}}}),
+        (_have_no_patience_to_end, {}),
+        (_claim_nothing, PRELOADED),
+        (_pause_nothing, PRELOADED),
+    ],
+)
+def test_a_pool_in_which_a_stream_starves_a_load_is_caught(
+    break_it: Break, kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P4 holds beside a preloaded, a pinned and an ordinary model whose requests take all that a load lacks."""
+    pool = {"memory": 145 * MB, "evict_patience": "20s", **kept.get("pool", {})}
+    document = {**kept, "pool": pool, "queue": {"timeout": "50s"}}
+
+    async def live(*, broken: bool) -> None:
+        w = WatchedWorld({"a": 60, "b": 60}, document, kinds=[P4Patience])
+        await w.pool.start()
+        try:
+            if broken:
+                break_it(w, monkeypatch)
+            await _ask_for_one_beside_a_stream(w)
+        finally:
+            await w.close()
+
+    asyncio.run(live(broken=False))
+    with pytest.raises(AssertionError, match=r"^P4: "):
         asyncio.run(live(broken=True))
 
 

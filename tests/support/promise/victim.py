@@ -34,7 +34,7 @@ class P1Limit(Promise):
         # Else only the oldest running sequence may have gone over it, after all others had given way.
         for sequence in sorted(self.state.running, key=lambda sequence: sequence.age)[1:]:
             resident = sequence.resident
-            gain = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=sequence)
+            gain = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=[sequence])
             assert gain == 0, "P1: over the limit although a younger sequence could pause"
         for resident in self.state.present:
             is_idle = resident.state is ModelState.READY and not resident.is_held and not resident.waiting

@@ -47,7 +47,11 @@ class P3NoResurrection(Promise):
 
 
 class P4Patience(Promise):
-    """A waiter for B is not starved by requests to A: after `evict_patience`, what must go is going."""
+    """A waiter for B is not starved by requests to A: after `evict_patience`, what is younger has given way.
+
+    Models go where even the least of all that stay is in the way. Otherwise sequences do, also those of pinned and
+    preloaded models. Only sequences older than the waiter may still hold what it needs: a stream has none of those.
+    """
 
     def look(self) -> None:
         if self.state.pressure is not None or self.state.is_draining:
@@ -64,11 +68,12 @@ class P4Patience(Promise):
             if other not in (resident, resident.base) and _may_go(self.state.rank(other), other)
         ]
         unmovable = [other for other in staying if other not in movable]
-        if not movable or not self._fits(unmovable, oldest):
+        may_stay = staying if self._fits(map(oldest.least_bytes, staying), staying, oldest) else unmovable
+        if not self._fits(map(oldest.older_bytes, may_stay), may_stay, oldest):
             return
-        assert self._fits(staying, oldest), (
+        assert self._fits(map(oldest.settled_bytes, staying), staying, oldest), (
             f"P4: {resident.id} has waited for {need} bytes beyond the patience, and "
-            f"{', '.join(other.id for other in movable)} stay"
+            f"{', '.join(other.id for other in staying)} keep what they have"
         )
 
     def _wants(self) -> Iterable[Want]:
@@ -87,15 +92,11 @@ class P4Patience(Promise):
                     need = ledger.admission_bytes(resident, tokens)
                     yield Want(resident, sequence.age, sequence.since_s, need, tokens, 0)
 
-    def _fits(self, staying: list[Resident], want: Want) -> bool:
+    def _fits(self, sizes_bytes: Iterable[int], staying: list[Resident], want: Want) -> bool:
         pool = self.state.settings.pool
-        settled = sum(map(ledger.settled_bytes, staying))
-        trimmable = sum(
-            ledger.trimmable_bytes(other, want.tokens if other is want.resident else 0) for other in staying
-        )
         n_models = sum(other.base is None for other in staying) + want.models
         is_crowded = pool.max_models is not None and n_models > pool.max_models
-        return settled - trimmable + want.need_bytes <= pool.memory and not (is_crowded and want.models)
+        return sum(sizes_bytes) + want.need_bytes <= pool.memory and not (is_crowded and want.models)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,22 @@ class Want:
     need_bytes: int
     tokens: int
     models: int
+
+    def least_bytes(self, other: Resident) -> int:
+        """Return what a model would hold if all its sequences waited for this."""
+        return self.settled_bytes(other) if other is self.resident else ledger.floor_bytes(other)
+
+    def older_bytes(self, other: Resident) -> int:
+        """Return what a model would hold if its sequences that are younger than this were gone."""
+        younger = [sequence for sequence in other.active.values() if sequence.age > self.oldest_age]
+        return ledger.settled_bytes(other, without=younger) - self._trimmable_bytes(other)
+
+    def settled_bytes(self, other: Resident) -> int:
+        """Return what a model holds once all that has begun is done and its prompt cache is given back."""
+        return ledger.settled_bytes(other) - self._trimmable_bytes(other)
+
+    def _trimmable_bytes(self, other: Resident) -> int:
+        return ledger.trimmable_bytes(other, self.tokens if other is self.resident else 0)
 
 
 class P5NoQueueing(Promise):
