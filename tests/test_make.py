@@ -54,7 +54,7 @@ def test_help_lists_every_target(checkout: Path) -> None:
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     tests = ["test", "test-clients"]
     benches, soaks = ["bench", "bench-audit", "bench-bodies"], ["soak", "soak-pool"]
-    assert listed == ["help", "quickstart", *tests, "lint", "format", *benches, *soaks, "clean"]
+    assert listed == ["help", "quickstart", *tests, "lint", "format", *benches, *soaks, "fuzz-folders", "clean"]
 
 
 def test_install_is_done_once(checkout: Path, tmp_path: Path) -> None:

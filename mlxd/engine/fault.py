@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from mlxd.protocol.errors import GenerationFailed, LoadFailed, MlxdError, OutOfMemory
 
 # As MLX words it: the allocator's message, and Metal's command buffers.
@@ -24,6 +27,21 @@ def in_words(error: BaseException) -> str:
 def is_fault(error: BaseException) -> bool:
     """Tell what a library raises from what ends a thread: a panic of the tokenizers, in Rust, is no `Exception`."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+@contextlib.contextmanager
+def tokenizing(model_id: str) -> Iterator[None]:
+    """Say whose tokenizer failed: it came with the model, and may panic or raise at one text and not at others.
+
+    Raises:
+        GenerationFailed: it did.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, MlxdError) or not is_fault(error):
+            raise
+        raise GenerationFailed(f"model '{model_id}': its tokenizer fails at this text: {in_words(error)}") from error
 
 
 def load_failure(model_id: str, error: BaseException) -> MlxdError:

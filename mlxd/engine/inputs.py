@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.engine.base import EngineFacts
+from mlxd.engine.fault import tokenizing
 from mlxd.engine.prompt import GENEROUS_CHARACTERS, foreign_token
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
@@ -59,14 +60,18 @@ class InputReader:
         """Tokenize *text*; of one that is far too long the beginning is enough, as tokenizing it all takes minutes."""
         beginning = GENEROUS_CHARACTERS * self._facts.context_length
         if len(text) > beginning:
-            tokens: list[int] = self._tokenizer.encode(text[:beginning])
+            tokens = self._tokens_of(text[:beginning])
             if len(tokens) > 2 * self._facts.context_length:
                 if truncate:
                     return tokens
                 raise self._too_long(
                     f"{name} has {len(text)} characters, and its first {beginning} are {len(tokens)} tokens already"
                 )
-        return list(self._tokenizer.encode(text))
+        return self._tokens_of(text)
+
+    def _tokens_of(self, text: str) -> list[int]:
+        with tokenizing(self._model_id):
+            return list(self._tokenizer.encode(text))
 
     def _cut(self, tokens: tuple[int, ...], context: int, *, is_text: bool) -> tuple[int, ...]:
         """Return the beginning of *tokens*, with the special tokens that end every text of this tokenizer."""

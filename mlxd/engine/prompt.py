@@ -16,6 +16,7 @@ from mlxd.engine.base import (
     TextKind,
     TextPrompt,
 )
+from mlxd.engine.fault import tokenizing
 from mlxd.engine.template import Templates
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
@@ -171,7 +172,8 @@ class PromptRenderer:
         context = self._facts.context_length
         beginning = GENEROUS_CHARACTERS * context
         if len(text) > beginning:
-            tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
+            with tokenizing(self._model_id):
+                tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
             # Twice the context, so that what is cut off the last word decides nothing.
             if tokens > 2 * context:
                 raise ContextLengthExceeded(
@@ -179,8 +181,8 @@ class PromptRenderer:
                     f" more than the context of {context} tokens of '{self._model_id}'",
                     param=field,
                 )
-        tokens_of_all: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return tokens_of_all
+        with tokenizing(self._model_id):
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def _check_range(self, tokens: list[int]) -> None:
         wrong = foreign_token(tokens, self._facts.vocab_size)

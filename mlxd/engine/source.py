@@ -163,7 +163,11 @@ def _read_config(spec: LoadSpec) -> tuple[dict[str, Any], dict[str, tuple[Path, 
             raise BadFile(problem)
         files_of_name = Counter(tensor.name for _, tensor in tensors)
         places = {tensor.name: (path, tensor) for path, tensor in tensors if files_of_name[tensor.name] == 1}
-        return dict(load_config(spec.path)), places  # with what generation_config.json adds
+        config = dict(load_config(spec.path))  # with what generation_config.json adds
+        ends = config.get("eos_token_id")
+        if ends is not None and not all(type(token) is int for token in (ends if isinstance(ends, list) else [ends])):
+            raise BadFile("eos_token_id is neither a token nor a list of tokens")
+        return config, places
 
 
 @contextlib.contextmanager

@@ -291,6 +291,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "tokenizer panics": (_break_normalizer, "the tokenizer cannot be read: PanicException: Precompiled"),
     "tokenizer without an end": (_link_tokenizer, "tokenizer.json is no regular file"),
     "more layers than tensors": (lambda folder: change_config(folder, num_hidden_layers=10**9), "the maximum is 16384"),
+    "ends of another type": (
+        lambda folder: change_config(folder, eos_token_id=["x"]),
+        "eos_token_id is neither a token",
+    ),
     "folder missing": (lambda folder: folder.rename(folder.with_name("elsewhere")), "is missing"),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,12 +21,15 @@ from mlxd.engine.base import (
     TokenPrompt,
 )
 from mlxd.engine.grammar import Grammars
+from mlxd.engine.inputs import InputReader
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.prompt import PromptRenderer
+from mlxd.engine.vector import EmbeddingRequest, Pooling, VectorFacts
 from mlxd.engine.vocabulary import Vocabulary
-from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
+from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest
 from tests.engine.bench import WriteModel
 from tests.support.templates import TEMPLATES
+from tests.support.tiny_model import write_tiny_model
 
 CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
 FACTS = EngineFacts(
@@ -227,3 +232,23 @@ def test_template_that_renders_a_lone_surrogate_is_refused(write_model: WriteMod
     tokenizer.chat_template = "{{ '\ud83d' }}"
     with pytest.raises(InvalidRequest, match=r"lone surrogate U\+D83D"):
         renderer_of(tokenizer).prepare(GenerationRequest(CHAT))
+
+
+def test_a_tokenizer_that_fails_at_a_text_is_said_to(tmp_path: Path) -> None:
+    """One of WordPiece without an unknown token knows some texts only; that is the model's fault, and said in words."""
+    folder = write_tiny_model(tmp_path / "model")
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document |= {"model": {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "[UNK]"}, "added_tokens": []}
+    document["model"] |= {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100}
+    (folder / "tokenizer.json").write_text(json.dumps(document | {"pre_tokenizer": None}))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    tokenizer = load_tokenizer(folder)
+    renderer = renderer_of(tokenizer)
+    assert renderer.prepare(GenerationRequest(TextPrompt("a"), max_tokens=1)).tokens == (0,)
+    with pytest.raises(GenerationFailed, match=r"model 'tiny': its tokenizer fails at this text: .*WordPiece error"):
+        renderer.prepare(GenerationRequest(TextPrompt("b" * 10), max_tokens=1))
+    with pytest.raises(GenerationFailed, match="its tokenizer fails at this text"):
+        renderer.prepare(GenerationRequest(TextPrompt("b" * 10_000), max_tokens=1))
+    facts = replace(FACTS, vectors=VectorFacts(64, Pooling.MEAN))
+    with pytest.raises(GenerationFailed, match="its tokenizer fails at this text"):
+        InputReader("tiny", tokenizer, facts).prepare(EmbeddingRequest(("b",)))
