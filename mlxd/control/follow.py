@@ -144,9 +144,15 @@ class CatalogFollower:
                 yield _wrong(model_id, "aliases", f"{alias!r} is the id of a model on this disk, which goes before")
 
     def _judge_context(self, model_id: str, tokens: int) -> Iterator[InvalidValue]:
-        own = self._catalog.get(model_id).context_length if self._catalog.has(model_id) else None
-        if own is not None and tokens > own:
-            yield _wrong(model_id, "context_length", f"{tokens} is more than the model's own context of {own} tokens")
+        if not self._catalog.has(model_id):
+            return
+        entry = self._catalog.get(model_id)
+        if entry.longest_context is None or tokens <= entry.longest_context:
+            return
+        words = f"{tokens} is more than the model's own context of {entry.context_length} tokens"
+        if entry.longest_context != entry.context_length:
+            words += f", which can be stretched to {entry.longest_context}"
+        yield _wrong(model_id, "context_length", words)
 
     def _judge_adapter(self, model_id: str, path: str) -> Iterator[InvalidValue]:
         base_id, plus, name = model_id.rpartition("+")

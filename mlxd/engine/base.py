@@ -220,7 +220,7 @@ class LoadSpec:
 
     model_id: str
     path: Path
-    context_length: int | None  # at most the model's own, which None takes
+    context_length: int | None  # at most the longest that the model can have; None takes its own
     prompt_cache_limit_bytes: int  # upper bound of this engine's prompt cache; 0 keeps none
     adapter_path: Path | None = None  # the folder of LoRA weights to put on *base*
     base: Engine | None = None  # a loaded model of the same backend, given with `adapter_path`

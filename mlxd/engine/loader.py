@@ -148,7 +148,7 @@ class SlicedLoad:
         facts = EngineFacts(
             weights_bytes=self.done_bytes,
             kv=kv,
-            context_length=context_length(self._spec, self._files),
+            context_length=context_length(self._spec, self._files, self._model),
             vocab_size=vocab_size,
             has_thinking=bool(tokenizer.has_thinking),
             has_tool_calling=bool(tokenizer.has_tool_calling),
@@ -171,7 +171,7 @@ class SlicedLoad:
         facts = EngineFacts(
             weights_bytes=self.done_bytes,
             kv=workspace(files.config),
-            context_length=context_length(self._spec, files),
+            context_length=context_length(self._spec, files, self._model),
             vocab_size=int(self._model.config.vocab_size),
             has_thinking=False,
             has_tool_calling=False,

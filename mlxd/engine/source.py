@@ -93,20 +93,50 @@ def check_adapter(spec: LoadSpec) -> None:
             raise BadFile(problem)
 
 
-def context_length(spec: LoadSpec, files: ModelFiles) -> int:
-    """Return the context in tokens: the setting's, but no more than what the model, or else its tokenizer, declares.
+def context_length(spec: LoadSpec, files: ModelFiles, model: Any) -> int:
+    """Return the context in tokens: the setting's, but no more than what the model can have.
 
-    4096 where nothing is declared or set. More than a model was made for is nonsense at the end of a long prompt.
+    That is what its config states or can stretch to, or else what its tokenizer states, or else what mlx-lm takes for a
+    model of its type; 4096 where nothing is stated or set. More is nonsense at the end of a long prompt.
+
+    Args:
+        spec: has the setting.
+        files: of the model.
+        model: the `mlx.nn.Module`.
     """
-    own = _declared_context_length(files) if not spec.is_encoder else _encoder_context(files)
+    if spec.is_encoder:
+        own = longest = _encoder_context(files)
+    else:
+        stated = context_of(files.config)
+        own, longest = stated.own, stated.longest
+        if own is None:
+            own = longest = _stated_elsewhere(files, model)
     if spec.context_length is None:
         return _DEFAULT_CONTEXT_TOKENS if own is None else own
-    return spec.context_length if own is None else min(spec.context_length, own)
+    return spec.context_length if longest is None else min(spec.context_length, longest)
+
+
+def _stated_elsewhere(files: ModelFiles, model: Any) -> int | None:
+    tokens = _tokenizer_context(files)
+    return _usual_context(model) if tokens is None else tokens
 
 
 def _encoder_context(files: ModelFiles) -> int | None:
-    own = [encoder.context_tokens(files.config), files.tokenizer.model_max_length]
-    return min((length for length in own if length is not None and length < _UNKNOWN_CONTEXT_TOKENS), default=None)
+    own = [encoder.context_tokens(files.config), _tokenizer_context(files)]
+    return min((length for length in own if length is not None), default=None)
+
+
+def _tokenizer_context(files: ModelFiles) -> int | None:
+    length = files.tokenizer.model_max_length
+    is_stated = isinstance(length, (int, float)) and 1 <= length < _UNKNOWN_CONTEXT_TOKENS
+    return int(length) if is_stated else None
+
+
+def _usual_context(model: Any) -> int | None:
+    """Return what mlx-lm's configuration of the model, or of its part that makes text, has where the file has none."""
+    parts: list[Any] = [model, getattr(model, "language_model", None)]
+    usual = (context_of(vars(part.args)).own for part in parts if hasattr(part, "args"))
+    return next((tokens for tokens in usual if tokens is not None), None)
 
 
 def _pooling(spec: LoadSpec) -> Pooling | None:
@@ -135,14 +165,6 @@ def _import_encoders(spec: LoadSpec, model_type: str) -> None:
     finally:
         # What it imports makes streams, and MLX aborts a process that ends while a thread has some.
         mx.clear_streams()
-
-
-def _declared_context_length(files: ModelFiles) -> int | None:
-    own = context_of(files.config).own
-    if own is not None:
-        return own
-    length = files.tokenizer.model_max_length
-    return int(length) if length < _UNKNOWN_CONTEXT_TOKENS else None
 
 
 def _read_config(spec: LoadSpec) -> tuple[dict[str, Any], dict[str, tuple[Path, Tensor]]]:

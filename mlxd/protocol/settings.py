@@ -220,7 +220,8 @@ class ModelSettings:
     context_length: int | None = row(  # None inherits
         Integer(1, MOST_TOKENS, none=INHERIT),
         INHERIT,
-        "Most tokens of prompt and answer together, at most the model's own; inherit takes the model's own.",
+        "Most tokens of prompt and answer together: at most the model's own, or as far as its rope_scaling (YaRN) can"
+        " stretch that; inherit takes the model's own.",
     )
     aliases: tuple[str, ...] = row(TextList(), [], "Other names under which clients may ask for this model.")
     adapter: str | None = row(

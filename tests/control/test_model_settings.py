@@ -12,6 +12,7 @@ import pytest
 from mlxd.protocol.errors import LoadFailed
 from tests.support.adapter import write_adapter
 from tests.support.control import Client, Plane, until
+from tests.support.model_folder import LLAMA_CONFIG, write_model
 
 
 async def load(client: Client, model: str) -> None:
@@ -63,6 +64,18 @@ async def test_what_set_refuses(client: Client, params: dict[str, Any], code: st
     assert error["code"] == code
     assert words in error["msg"]
     assert (await client.ask("settings.get", key="models.a.pin"))["value"] in {None, False}
+
+
+async def test_a_context_that_yarn_stretches(plane: Plane, client: Client) -> None:
+    """A model takes its own context by itself, and up to the factor of its rope_scaling where that is set."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+    write_model(plane.home.models / "long", dict(LLAMA_CONFIG) | {"rope_scaling": scaling})
+    await client.ask("catalog.rescan")
+    assert await context_of(client, "long") == 2048
+    await client.ask("model.set", model="long", changes={"context_length": 8192})
+    assert await context_of(client, "long") == 8192
+    error = await client.refused("model.set", model="long", changes={"context_length": 8193})
+    assert "8193 is more than the model's own context of 2048 tokens, which can be stretched to 8192" in error["msg"]
 
 
 async def test_more_context_than_its_own_by_force(plane: Plane, client: Client) -> None:

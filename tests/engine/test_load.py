@@ -27,6 +27,7 @@ from mlxd.protocol.errors import LoadFailed
 from tests.engine.bench import WriteModel, load_spec
 from tests.support.sequence import prepare, start
 from tests.support.stepped_model import SteppedModel, load_now
+from tests.support.tiny_architecture import ARCHITECTURES, make_model
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -133,6 +134,9 @@ def test_caches_that_cannot_be_merged_are_counted_too() -> None:
     assert not caches.can_merge
 
 
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}
+
+
 @pytest.mark.parametrize(
     ("setting", "changes", "expected"),
     [
@@ -142,15 +146,33 @@ def test_caches_that_cannot_be_merged_are_counted_too() -> None:
         (4096, {"max_position_embeddings": None}, 2048),
         (None, {"max_position_embeddings": None}, 2048),  # the tokenizer's
         (None, {"max_position_embeddings": None, "text_config": {"max_position_embeddings": 300}}, 300),
+        (None, {"max_position_embeddings": None, "max_seq_len": 400}, 400),
+        (None, {"max_position_embeddings": -80}, 2048),
+        (None, {"rope_scaling": _YARN}, 2048),
+        (5000, {"rope_scaling": _YARN}, 5000),
+        (9000, {"rope_scaling": _YARN}, 8192),
     ],
 )
 def test_context_comes_from_the_first_that_knows(
     tmp_path: Path, setting: int | None, changes: dict[str, Any], expected: int
 ) -> None:
-    """The setting counts up to the model's own, which is its configuration's, or else its tokenizer's."""
+    """The setting counts up to the model's longest; its own is its configuration's, or else its tokenizer's."""
     change_config(write_tiny_model(tmp_path), **changes)
     spec = load_spec(tmp_path, context_length=setting)
-    assert context_length(spec, read_model_files(spec)) == expected
+    assert context_length(spec, read_model_files(spec), None) == expected
+
+
+@pytest.mark.parametrize(("setting", "expected"), [(None, 32768), (1000, 1000), (100_000, 32768)])
+def test_context_of_a_type_counts_where_no_file_states_one(tmp_path: Path, setting: int | None, expected: int) -> None:
+    """Gemma 3 of several modalities leaves it out: what mlx-lm takes for the part that makes text is its own."""
+    folder = write_tiny_model(tmp_path)
+    change_config(folder, max_position_embeddings=None)
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config | {"model_max_length": 10**30}))
+    text_config = {key: value for key, value in ARCHITECTURES["gemma3_text"].items() if "position" not in key}
+    model = make_model({"model_type": "gemma3", "text_config": text_config})
+    spec = load_spec(tmp_path, context_length=setting)
+    assert context_length(spec, read_model_files(spec), model) == expected
 
 
 def _slices(load: SlicedLoad, slice_bytes: int) -> list[int]:
