@@ -263,7 +263,10 @@ class Engine(Protocol):
 
     @property
     def prompt_cache_bytes(self) -> int:
-        """Bytes in the prompt cache, as of the last posted pass; updated before that pass's events are delivered."""
+        """Bytes in the prompt cache, as of the last posted pass; updated before that pass's events are delivered.
+
+        Compiled grammars count too: like cached prompts they are kept for later requests, and given back by a trim.
+        """
 
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render and tokenize off the event loop; a rendering ends when the awaiting task is cancelled.

@@ -46,8 +46,8 @@ from mlxd.engine.folder_reader import FolderReaders, check_adapter, read_files
 from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
+from mlxd.engine.process import Processes
 from mlxd.engine.prompt import PromptRenderer
-from mlxd.engine.template import Templates
 from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class Device:
         self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
         self._readers = FolderReaders(loop)
-        self._templates = Templates()
+        self._processes = Processes()
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.
         self._thread = threading.Thread(target=self._run, args=(limits, scheduling), name="mlxd-device", daemon=True)
@@ -142,8 +142,8 @@ class Device:
     def _renderer(self, spec: LoadSpec, files: ModelFiles, facts: EngineFacts) -> PromptRenderer:
         from mlxd.engine.grammar import Grammars  # imports mlx, which the device thread has done by now
 
-        grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size)
-        return PromptRenderer(spec.model_id, files.tokenizer, facts, grammars, self._templates)
+        grammars = Grammars(files.tokenizer, files.vocabulary, facts.vocab_size, self._processes)
+        return PromptRenderer(spec.model_id, files.tokenizer, facts, grammars, self._processes)
 
     def _files_of(self, spec: LoadSpec, base: LoadedEngine) -> ModelFiles:
         if base.key not in self._files:
@@ -160,7 +160,7 @@ class Device:
         self._inbox.close()
         self._thread.join()
         self._readers.close()
-        self._templates.close()
+        self._processes.close()
 
     # On the device thread
 

@@ -7,39 +7,68 @@ to, and is bound from the end of its thinking on.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLParserLimits
 
 from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
 from mlxd.engine.lark import Unenforceable
+from mlxd.engine.process import Processes
 from mlxd.engine.tool_grammar import loosened_functions, tool_lark
 from mlxd.engine.vocabulary import Vocabulary
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.errors import CapacityError, InvalidRequest
+from mlxd.protocol.units import show_bytes
 
-# Compiled grammars of one model; each takes some 10 kB and up to a second to make.
-_KEPT_GRAMMARS = 128
+# Of one model. What is kept saves its making, which takes up to a second; what runs now is bounded as well.
+_KEPT_BYTES = 64_000_000
+_MOST_BYTES = 256_000_000
+_MOST_SCHEMA_BYTES = 2**18
+# Measured with llguidance 1.9: 40 to 230 bytes per byte of a schema. A pattern adds 2 kB per token that is made by it.
+_LEAST_BYTES = 100_000
+_BYTES_PER_BYTE = 256
+_BYTES_PER_TOKEN = 4_096
+# As many states of its lexer take 100 MB, and no schema that describes data comes near.
+_MOST_STATES = 50_000
 _SHOWN_CHARACTERS = 300
 
 
 class Grammars:
-    """The compiled grammars of one model, least recently used first."""
+    """The compiled grammars of one model, least recently used first, and what they take by a calibrated estimate.
 
-    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, vocab_size: int) -> None:
-        """Take mlx-lm's `TokenizerWrapper`, its tokens and the size of the logits."""
+    Each is compiled in a process first, which may not end, or crash: the library has bounds for most grammars only.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: Vocabulary, vocab_size: int, processes: Processes) -> None:
+        """Take mlx-lm's `TokenizerWrapper`, its tokens, the size of the logits, and where compiling is tried."""
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
+        self._processes = processes
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()
+        self._numbers = itertools.count()
+        self._held: dict[int, int] = {}  # bytes of each that is kept, compiled, or followed by an answer
+
+    @property
+    def held_bytes(self) -> int:
+        """What all that exist take, those of running answers included."""
+        return sum(list(self._held.values()))  # at once: others come and go on other threads
+
+    def trim(self, max_bytes: int) -> None:
+        """Forget grammars until *max_bytes* are left, oldest first, but for those of running answers."""
+        with self._lock:
+            while self._kept and self.held_bytes > max_bytes:
+                self._kept.popitem(last=False)
 
     def read_tokens(self, field: str) -> Any:
         """Return llguidance's view of the tokens; the first call may take a second.
@@ -49,46 +78,49 @@ class Grammars:
         """
         return self._vocabulary.tokens(self._vocab_size, field)
 
-    def compile(self, constraint: Constraint) -> Grammar:
+    def compile(self, constraint: Constraint, is_given_up: Callable[[], bool] = lambda: False) -> Grammar:
         """Return the grammar of *constraint*, made now or before. For worker threads.
 
         Raises:
-            InvalidRequest: it cannot be enforced; the message says which part of it.
+            InvalidRequest: it cannot be enforced; the message says which part of it, or which limit it is over.
+            CapacityError: the grammars of running answers leave no room for it.
+            RequestCancelled: it was given up.
         """
         with self._lock:
             known = self._kept.get(constraint)
             if known is not None:
                 self._kept.move_to_end(constraint)
-                return known
-        grammar = self._compiled(constraint)
+        grammar = self._compiled(constraint, is_given_up) if known is None else known
         with self._lock:
+            self._held[grammar.number] = grammar.held_bytes
             self._kept[constraint] = grammar
-            while len(self._kept) > _KEPT_GRAMMARS:
-                self._kept.popitem(last=False)
+            kept_bytes = sum(other.held_bytes for other in self._kept.values())
+            while kept_bytes > _KEPT_BYTES:
+                kept_bytes -= self._kept.popitem(last=False)[1].held_bytes
         return grammar
 
-    def _compiled(self, constraint: Constraint) -> Grammar:
+    def _compiled(self, constraint: Constraint, is_given_up: Callable[[], bool]) -> Grammar:
         if isinstance(constraint, ToolConstraint):
-            return self._tool_grammar(constraint)
-        return self._checked(constraint, _grammar_text(constraint))
+            return self._tool_grammar(constraint, is_given_up)
+        return self._checked(constraint, _grammar_text(constraint), is_given_up)
 
-    def _tool_grammar(self, constraint: ToolConstraint) -> Grammar:
+    def _tool_grammar(self, constraint: ToolConstraint, is_given_up: Callable[[], bool]) -> Grammar:
         """Return the grammar of calls; a schema that is not strict and cannot be enforced counts for its types."""
         functions = json.loads(constraint.functions)
         try:
             try:
-                return self._enforced(constraint)
+                return self._enforced(constraint, is_given_up)
             except (InvalidRequest, Unenforceable):
                 loose = loosened_functions(functions)
                 if loose == functions:
                     raise
-                return self._enforced(dataclasses.replace(constraint, functions=json.dumps(loose)))
+                return self._enforced(dataclasses.replace(constraint, functions=json.dumps(loose)), is_given_up)
         except Unenforceable as error:
             raise _refused(constraint, str(error)) from None
         except (TypeError, AttributeError, KeyError, ValueError):  # what a client calls a schema may be anything
             raise _refused(constraint, "a keyword in it has a value of the wrong type") from None
 
-    def _enforced(self, constraint: ToolConstraint) -> Grammar:
+    def _enforced(self, constraint: ToolConstraint, is_given_up: Callable[[], bool]) -> Grammar:
         lark = tool_lark(self._tokenizer, constraint)
         if lark is None:
             raise InvalidRequest(
@@ -96,18 +128,51 @@ class Grammars:
                 hint='send tool_choice "auto", and no tool with strict: true',
                 param=constraint.field,
             )
-        return self._checked(constraint, lark)
+        return self._checked(constraint, lark, is_given_up)
 
-    def _checked(self, constraint: Constraint, text: str) -> Grammar:
+    def _checked(self, constraint: Constraint, text: str, is_given_up: Callable[[], bool]) -> Grammar:
+        if len(text) > _MOST_SCHEMA_BYTES:
+            raise _refused(constraint, f"it has {len(text)} characters, and the limit is {_MOST_SCHEMA_BYTES}")
         tokens = self.read_tokens(constraint.field)
-        # Warnings are about speed.
-        is_error, messages = LLMatcher.validate_grammar_with_warnings(text, tokens)
-        if is_error:
-            raise _refused(constraint, messages[0])
-        matcher = LLMatcher(tokens, text, log_level=0)
+        number = next(self._numbers)
+        self._make_room(number, _bytes_of(text))
+        try:
+            matcher = self._matcher(constraint, text, tokens, is_given_up)
+        except BaseException:
+            del self._held[number]
+            raise
+        grammar = Grammar(matcher, self._tokenizer, number, _bytes_of(text))
+        weakref.finalize(grammar, self._held.pop, number, None).atexit = False
+        return grammar
+
+    def _matcher(self, constraint: Constraint, text: str, tokens: Any, is_given_up: Callable[[], bool]) -> LLMatcher:
+        limits = {"max_lexer_states": _MOST_STATES}
+        job = {"grammar": text, "limits": limits, "added": self._tokenizer.get_added_vocab()}
+        reason = self._processes.rehearse(job, is_given_up)
+        if reason is not None:
+            raise _refused(constraint, reason)
+        matcher = LLMatcher(tokens, text, log_level=0, limits=LLParserLimits(max_lexer_states=_MOST_STATES))
         if matcher.is_error():
             raise _refused(constraint, matcher.get_error())
-        return Grammar(matcher, self._tokenizer)
+        return matcher
+
+    def _make_room(self, number: int, n_bytes: int) -> None:
+        """Reserve *n_bytes* for a grammar; those that no answer follows give way."""
+        with self._lock:
+            while self._kept and self.held_bytes + n_bytes > _MOST_BYTES:
+                self._kept.popitem(last=False)
+            if self.held_bytes + n_bytes > _MOST_BYTES:
+                raise CapacityError(
+                    f"the grammars of running answers take {show_bytes(self.held_bytes)}, and this one"
+                    f" {show_bytes(n_bytes)}: together more than {show_bytes(_MOST_BYTES)}",
+                    hint="send it again when an answer has ended, or send a smaller schema",
+                    retry_after_s=1.0,
+                )
+            self._held[number] = n_bytes
+
+
+def _bytes_of(text: str) -> int:
+    return _LEAST_BYTES + _BYTES_PER_BYTE * len(text)
 
 
 def _grammar_text(constraint: JsonConstraint | LarkConstraint) -> str:
@@ -137,14 +202,27 @@ def _refused(constraint: Constraint, reason: str) -> InvalidRequest:
 
 
 class Grammar:
-    """One compiled grammar. Never changes, and may be shared by rows and threads."""
+    """One compiled grammar. May be shared by rows and threads; only what its lexer has learned grows."""
 
-    def __init__(self, matcher: Any, tokenizer: Any) -> None:
-        """Take a fresh matcher and the tokenizer that knows the tags of thinking."""
+    def __init__(self, matcher: Any, tokenizer: Any, number: int, compiled_bytes: int) -> None:
+        """Take a fresh matcher, the tokenizer that knows the tags of thinking, its number, and its size."""
+        self.number = number
+        self._compiled_bytes = compiled_bytes
+        self._tokens = 0
         self._matcher = matcher
         self._think_start: tuple[int, ...] = tokenizer.think_start_tokens or ()
         self._think_end: tuple[int, ...] = tokenizer.think_end_tokens or ()
         self._ends = sorted(tokenizer.eos_token_ids)
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes by now: copies share their lexer, which learns from every token."""
+        learned_bytes = _BYTES_PER_TOKEN * min(self._tokens, _MOST_STATES // 2)
+        return self._compiled_bytes + learned_bytes
+
+    def count_token(self) -> None:
+        """Note that an answer has gone on by one token."""
+        self._tokens += 1
 
     def processor(self, generated: Sequence[int], *, is_thinking: bool) -> GrammarProcessor:
         """Return a logits processor for one stay in a batch.
@@ -154,7 +232,12 @@ class Grammar:
             is_thinking: whether the prompt ends inside the thinking.
         """
         bound = GrammarProcessor(
-            self._matcher.deep_copy(), self._think_start, self._think_end, self._ends, is_thinking=is_thinking
+            self._matcher.deep_copy(),
+            self._think_start,
+            self._think_end,
+            self._ends,
+            self.count_token,
+            is_thinking=is_thinking,
         )
         for token in generated:
             bound.take(token)
@@ -182,6 +265,7 @@ class GrammarProcessor:
         think_start: tuple[int, ...],
         think_end: tuple[int, ...],
         ends: list[int],
+        count_token: Callable[[], None],
         *,
         is_thinking: bool,
     ) -> None:
@@ -190,6 +274,7 @@ class GrammarProcessor:
         self._think_start = think_start
         self._think_end = think_end
         self._ends = mx.array(ends)
+        self._count_token = count_token  # of the grammar, which lives as long as this
         self._tail: list[int] = []
         self._is_first = True
         self._stage = _Stage.BOUND
@@ -226,6 +311,7 @@ class GrammarProcessor:
                 self._stage = _Stage.THINKING
                 return
             self._stage = _Stage.BOUND
+        self._count_token()
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
             self.failure = self._matcher.get_error().split("<state>", 1)[0].strip()
 

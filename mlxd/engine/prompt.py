@@ -17,7 +17,7 @@ from mlxd.engine.base import (
     TextPrompt,
 )
 from mlxd.engine.fault import tokenizing
-from mlxd.engine.template import Templates
+from mlxd.engine.process import Processes
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
@@ -38,14 +38,19 @@ class PromptRenderer:
         tokenizer: Any,
         facts: EngineFacts,
         grammars: Grammars,
-        templates: Templates,
+        processes: Processes,
     ) -> None:
         """Take mlx-lm's `TokenizerWrapper`, what was measured at the load, and what compiles and renders."""
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._facts = facts
         self._grammars = grammars
-        self._templates = templates
+        self._processes = processes
+
+    @property
+    def grammars(self) -> Grammars:
+        """The compiled grammars, which take memory."""
+        return self._grammars
 
     def prepare(self, request: GenerationRequest, is_given_up: Callable[[], bool] = lambda: False) -> PreparedPrompt:
         """Render, tokenize and check against the context; a rendering ends when *is_given_up* says so.
@@ -81,7 +86,7 @@ class PromptRenderer:
             max_tokens = min(max_tokens, request.default_max_tokens)
         if request.logprobs is not None or request.scores_prompt:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
-        grammar = None if request.constraint is None else self._grammars.compile(request.constraint)
+        grammar = None if request.constraint is None else self._grammars.compile(request.constraint, is_given_up)
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
         return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar)
 
@@ -114,7 +119,7 @@ class PromptRenderer:
                 **variables,
             },
         }
-        return self._templates.render(self._model_id, job, is_given_up)
+        return self._processes.render(self._model_id, job, is_given_up)
 
     def _template(self, tools: list[Any] | None) -> str:
         try:

@@ -10,9 +10,10 @@ from jsonschema import Draft202012Validator
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, PreparedPrompt, SamplingParams, TextKind, TextPrompt
 from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
-from mlxd.engine.grammar import Grammar
+from mlxd.engine.grammar import Grammar, Grammars
 from mlxd.engine.loader import LoadedModel
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.engine.process import Bounds, Processes
+from mlxd.protocol.errors import CapacityError, InvalidRequest
 from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_model import token_id
@@ -213,3 +214,90 @@ def test_malformed_tool_schema_is_refused(write_model: WriteModel, wrong: Any) -
     functions = json.dumps([{"name": "f", "parameters": parameters, "strict": True}])
     with pytest.raises(InvalidRequest):
         bound(stepped, ToolConstraint(functions, True, True, "tool_choice"))
+
+
+def nested(levels: int) -> JsonConstraint:
+    """Return a schema whose compilation overflows the stack of the thread that it is done on."""
+    chain: dict[str, Any] = {
+        f"d{i}": {"type": "object", "properties": {"a": {"$ref": f"#/$defs/d{i + 1}"}}} for i in range(levels)
+    }
+    return schema({"$defs": {**chain, f"d{levels}": {"type": "string"}}, "$ref": "#/$defs/d0"})
+
+
+OVER_LIMITS = {
+    "a pattern of a million": (schema({"type": "string", "pattern": "^a{1000000}$"}), "too many expressions"),
+    "5000 alternatives": (
+        schema({"anyOf": [{"type": "object", "properties": {f"n{i}": {"type": "string"}}} for i in range(3000)]}),
+        "3000 items; max is 2000",
+    ),
+    "optional properties": (
+        schema({"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(3000)}}),
+        "max is 2000",
+    ),
+    "a long schema": (schema({"enum": ["x" * 300_000]}), "limit is 262144"),
+    "a deep chain": (nested(2300), "crashed the process"),
+}
+
+
+@pytest.mark.parametrize("name", OVER_LIMITS)
+def test_schema_over_a_limit_is_refused_by_it(stepped: SteppedModel, name: str) -> None:
+    """The limit is named before anything runs, nothing of it is kept, and the next schema works."""
+    constraint, words = OVER_LIMITS[name]
+    with pytest.raises(InvalidRequest, match=f"response_format: the schema cannot be enforced: .*{words}"):
+        bound(stepped, constraint)
+    assert stepped.renderer.grammars.held_bytes == 0
+    assert bound(stepped, schema(SCHEMA)).grammar is not None
+
+
+def test_grammar_whose_compilation_does_not_end_is_refused(loaded: LoadedModel) -> None:
+    """It is ended at the deadline, in a process of its own."""
+    processes = Processes(Bounds(deadline_s=0.5))
+    grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.facts.vocab_size, processes)
+    try:
+        with pytest.raises(InvalidRequest, match=r"compiling it (did not end within 0\.5 s|takes|crashed)"):
+            grammars.compile(schema({"type": "integer", "multipleOf": 99_999_989}))
+    finally:
+        processes.close()
+    assert grammars.held_bytes == 0
+
+
+def test_grammars_are_bounded_by_what_they_take(stepped: SteppedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go when new ones come, those of answers that run are counted, and a trim leaves these only."""
+    grammars = stepped.renderer.grammars
+    running = bound(stepped, schema({"const": 0}))
+    one_bytes = grammars.held_bytes
+    assert one_bytes > 100_000
+    monkeypatch.setattr("mlxd.engine.grammar._KEPT_BYTES", 3 * one_bytes)
+    for number in range(1, 6):
+        bound(stepped, schema({"const": number}))
+    assert grammars.held_bytes == 4 * one_bytes  # the three newest, and the one in use
+    grammars.trim(0)
+    assert grammars.held_bytes == one_bytes
+    del running
+    assert grammars.held_bytes == 0
+
+
+def test_grammar_that_is_used_weighs_more(stepped: SteppedModel) -> None:
+    """Its lexer learns from every token, and the next look counts that."""
+    constraint = schema({"type": "string", "minLength": 20, "maxLength": 20})
+    prompt = bound(stepped, constraint)
+    before_bytes = stepped.renderer.grammars.held_bytes
+    stepped.run(stepped.start(prompt))
+    bound(stepped, constraint)
+    assert stepped.renderer.grammars.held_bytes >= before_bytes + 20 * 4096
+
+
+def test_grammars_of_running_answers_leave_no_room_for_more(
+    stepped: SteppedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept gives way first; what runs does not, and the error says so with numbers."""
+    running = bound(stepped, schema({"const": 0}))
+    bound(stepped, schema({"const": 1}))
+    one_bytes = stepped.renderer.grammars.held_bytes // 2
+    monkeypatch.setattr("mlxd.engine.grammar._MOST_BYTES", 2 * one_bytes)
+    second = bound(stepped, schema({"const": 2}))
+    with pytest.raises(CapacityError, match="running answers take") as error:
+        bound(stepped, schema({"const": 3}))
+    assert error.value.retry_after_s is not None
+    assert running.grammar is not None
+    assert second.grammar is not None

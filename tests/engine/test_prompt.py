@@ -28,7 +28,7 @@ from mlxd.engine.vector import EmbeddingRequest, Pooling, VectorFacts
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest
 from tests.engine.bench import WriteModel
-from tests.support.templates import TEMPLATES
+from tests.support.processes import PROCESSES
 from tests.support.tiny_model import write_tiny_model
 
 CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
@@ -45,8 +45,8 @@ FACTS = EngineFacts(
 
 def renderer_of(tokenizer: Any, facts: EngineFacts = FACTS) -> PromptRenderer:
     """Return the renderer of a model with *facts*."""
-    grammars = Grammars(tokenizer, Vocabulary(tokenizer), facts.vocab_size)
-    return PromptRenderer("tiny", tokenizer, facts, grammars, TEMPLATES)
+    grammars = Grammars(tokenizer, Vocabulary(tokenizer), facts.vocab_size, PROCESSES)
+    return PromptRenderer("tiny", tokenizer, facts, grammars, PROCESSES)
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from mlxd.engine.loader import LoadedModel, SlicedLoad
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.source import read_model_files
 from mlxd.engine.text import TextModel
+from tests.support.processes import PROCESSES
 from tests.support.sequence import GREEDY, Recorder
-from tests.support.templates import TEMPLATES
 
 
 def load_now(path: Path) -> LoadedModel:
@@ -48,8 +48,8 @@ class SteppedModel:
         target_gap_ms: int = 30,
     ) -> None:
         self.loaded = loaded
-        grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.facts.vocab_size)
-        self.renderer = PromptRenderer("tiny", loaded.tokenizer, loaded.facts, grammars, TEMPLATES)
+        grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.facts.vocab_size, PROCESSES)
+        self.renderer = PromptRenderer("tiny", loaded.tokenizer, loaded.facts, grammars, PROCESSES)
         scheduling = SchedulingParams(prefill_step_tokens, target_gap_ms)
         self.model = TextModel(loaded, prompt_cache_bytes, scheduling, self._post)
         self._ids = itertools.count(1)

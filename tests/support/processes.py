@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import atexit
 
-from mlxd.engine.template import Templates
+from mlxd.engine.process import Processes
 
-TEMPLATES = Templates()
-atexit.register(TEMPLATES.close)
+PROCESSES = Processes()
+atexit.register(PROCESSES.close)

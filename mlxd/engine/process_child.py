@@ -1,15 +1,18 @@
-"""The program that renders chat templates, one after another, for the daemon: `template.py` starts, bounds and ends it.
+"""The program that does for the daemon what may never end, take all memory, or crash: `process.py` starts and ends it.
 
-A chat template is a program that came with a model. It runs here, so that one that never ends, takes all memory or
-crashes costs the daemon nothing but this process. The rendering itself is transformers' own, so the text is the same.
+It renders chat templates, which are programs that came with models; the rendering itself is transformers' own, so the
+text is the same. And it compiles grammars that clients ask for before the daemon does (`rehearsal`): the library has
+bounds for most of them, and not for all.
 
-Frames come on stdin: their length (u32, big-endian) and a msgpack map `{template, messages, tools, generation,
-continues, variables}`. Each is answered on stdout by one byte for what it is (see below), the length, and UTF-8. It
-imports nothing of mlxd, and runs without `site` and with an environment of its own: it starts in 70 ms and takes 25 MB.
+Frames come on stdin: their length (u32, big-endian) and a msgpack map, of a template `{template, messages, tools,
+generation, continues, variables}`, of a grammar `{grammar, limits, added}`. Each is answered on stdout by one byte for
+what it is (see below), the length, and UTF-8. It imports nothing of mlxd, and runs without `site` and with an
+environment of its own: it starts in 70 ms and takes 25 MB.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging
@@ -18,6 +21,7 @@ import resource
 import signal
 import struct
 import sys
+import threading
 import types
 from typing import Any, BinaryIO
 
@@ -30,6 +34,11 @@ BROKEN = b"b"  # it cannot render anything, in words
 
 _LENGTH = struct.Struct(">I")
 _MOST_WORDS = 4000
+# The daemon's threads have 8 MB and more: what passes here does not overflow theirs.
+_STACK_BYTES = 2**20
+_REHEARSED_TOKENS = 64
+# What leads on from one part of a JSON document to the next.
+_ONWARD = b'",:{[}]'
 
 
 def main() -> None:
@@ -64,7 +73,7 @@ def main() -> None:
 def answer(rendering: Any, job: dict[str, Any], text_bytes: int) -> tuple[bytes, bytes]:
     """Return the kind and the body of the answer to *job*; a text is at most *text_bytes* long."""
     try:
-        text = render(rendering, job).encode()
+        text = (rehearse(job) if "grammar" in job else render(rendering, job)).encode()
     except MemoryError:
         return TOO_MUCH_MEMORY, b""
     except UnicodeEncodeError as error:
@@ -88,6 +97,78 @@ def render(rendering: Any, job: dict[str, Any]) -> str:
         **job["variables"],
     )
     return str(texts[0])
+
+
+def rehearse(job: dict[str, Any]) -> str:
+    """Compile a grammar and write an answer's beginning by it; return nothing.
+
+    Raises:
+        ValueError: it cannot be compiled, or followed.
+    """
+    failures: list[Exception] = []
+
+    def run() -> None:
+        try:
+            _follow(job)
+        except Exception as error:  # noqa: BLE001 raised again, below
+            failures.append(error)
+
+    threading.stack_size(_STACK_BYTES)
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return ""
+
+
+def _follow(job: dict[str, Any]) -> None:
+    from llguidance import LLMatcher, LLParserLimits
+
+    alphabet, tokens = _alphabet(tuple(job["added"].items()))
+    limits = LLParserLimits(**job["limits"])
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(job["grammar"], tokens, limits=limits)
+    if is_error:
+        raise ValueError(messages[0])
+    matcher = LLMatcher(tokens, job["grammar"], log_level=0, limits=limits)
+    # Some of the library's limits are for a step of an answer, and most grammars that reach one do so at once.
+    for _ in range(_REHEARSED_TOKENS):
+        mask = b"" if matcher.is_error() else matcher.compute_logit_bias()
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
+        first = len(mask) - len(mask.lstrip(b"\0"))
+        if matcher.is_stopped() or first == len(mask):
+            return
+        onward = next((place for place in alphabet(_ONWARD) if mask[place]), first)
+        if not matcher.consume_token(onward):
+            raise ValueError(matcher.get_error())
+
+
+@functools.lru_cache(maxsize=1)
+def _alphabet(added: tuple[tuple[str, int], ...]) -> tuple[_Alphabet, Any]:
+    from llguidance import LLTokenizer  # 40 ms
+
+    alphabet = _Alphabet(dict(added))
+    return alphabet, LLTokenizer(alphabet)  # type: ignore[arg-type]
+
+
+class _Alphabet:
+    """A tokenizer that has all bytes, and the added tokens of a model's at their places: all that grammars name."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, added: dict[str, int]) -> None:
+        self._bytes_from = max([0, *added.values()]) + 2
+        self.bos_token_id = None
+        self.eos_token_id = self._bytes_from - 1
+        special = {**added, "<|end|>": self.eos_token_id}
+        self.special_token_ids = list(special.values())
+        self.tokens = [b"%d" % place for place in range(self._bytes_from)] + [bytes([byte]) for byte in range(256)]
+        for name, place in special.items():
+            self.tokens[place] = name.encode()
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return [self._bytes_from + byte for byte in (text.encode() if isinstance(text, str) else text)]
 
 
 def load_rendering() -> types.ModuleType:

@@ -1,12 +1,12 @@
-"""Renders chat templates in processes of their own (`template_child.py`), so that one can be bounded, and stopped.
+"""Bounds work that may never end, take all memory, or crash: it is done by processes (`process_child.py`).
 
-A template is a program that came with a model: it may never end, take all memory, or crash in a library. What it costs
-is bounded in time, memory and length, and its process is killed at the bound or when nobody waits for it any more.
+A chat template is a program that came with a model, and a grammar is what a client asks for. What they cost is bounded
+in time, memory and length, and the process is killed at the bound or when nobody waits for it any more.
 
-A process keeps nothing of a rendering, so the few there are serve all models: a rendering takes one that is idle or
-starts another, and up to `_MOST_IDLE` stay. A model renders as many prompts at once as it has threads for them
-(`handle.py`). So a bad template delays the prompts of other models by the start of a process at most (70 ms), and those
-of its own model by `DEADLINE_S`.
+A process keeps nothing of its work, so the few there are serve all models: a piece of work takes one that is idle or
+starts another, and up to `_MOST_IDLE` stay. A model does as many at once as it has threads for them (`handle.py`). So a
+bad template delays the prompts of other models by the start of a process at most (70 ms), and those of its own model by
+`DEADLINE_S`.
 
 Measured with 20 messages of 9 kB together, median of 2000 (2 cores): 0.070 ms by a call, 0.076 ms by a process.
 """
@@ -31,8 +31,8 @@ from typing import Any
 
 import msgpack
 
-from mlxd.engine import template_child as child
-from mlxd.protocol.errors import InvalidRequest, MlxdError, RequestCancelled, TemplateFailed
+from mlxd.engine import process_child as child
+from mlxd.protocol.errors import InvalidRequest, RequestCancelled, TemplateFailed
 from mlxd.protocol.units import format_bytes
 
 DEADLINE_S = 10.0
@@ -42,10 +42,10 @@ TEXT_BYTES = 2**26
 _START_S = 60.0
 # How long after the deadline a process ends itself: the daemon, if it is still there, is first.
 _ALARM_AFTER_S = 2.0
-# The first rendering that takes longer is the first that is looked at; a process can fill 100 MB in that time.
+# Work that takes longer is looked at; a process can fill 100 MB in that time.
 _LOOK_S = 0.02
 _MOST_IDLE = 2
-# One that a long rendering has made larger than this is not kept.
+# One that long work has made larger than this is not kept.
 _KEPT_BYTES = 2**27
 _PROGRAM = Path(child.__file__)
 _HEAD = struct.Struct(">cI")
@@ -61,15 +61,15 @@ _HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What one rendering may take."""
+    """What one piece of work may take."""
 
     deadline_s: float = DEADLINE_S
     memory_bytes: int = MEMORY_BYTES
     text_bytes: int = TEXT_BYTES
 
 
-class Templates:
-    """The processes that render for all models. Called on worker threads."""
+class Processes:
+    """The processes that work for all models. Called on worker threads."""
 
     def __init__(self, bounds: Bounds = Bounds()) -> None:
         """Start nothing yet."""
@@ -79,7 +79,7 @@ class Templates:
         self._is_open = True
 
     def render(self, model_id: str, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> str:
-        """Return the text of *job* (see `template_child.py`), a template of *model_id*.
+        """Return the text of *job* (see `process_child.py`), a template of *model_id*.
 
         Args:
             model_id: for the words of an error.
@@ -91,22 +91,34 @@ class Templates:
             TemplateFailed: it reached a bound, or its process ended.
         """
         try:
-            data = msgpack.packb(job, unicode_errors="surrogatepass", default=dict)
+            kind, body = self._answer(job, is_given_up)
         except (TypeError, ValueError, OverflowError) as error:  # numbers of more than 64 bits, 500 levels
             raise InvalidRequest(f"the messages cannot be rendered: {error}", param="messages") from None
-        try:
-            process = self._take()
-        except OSError as error:
-            raise TemplateFailed(f"no process can be started to render '{model_id}': {error}") from error
-        try:
-            kind, body = process.exchange(data, is_given_up)
-            if kind == child.TEXT:
-                return body.decode()
-            raise self._failure(model_id, kind, body)
         except _Ended as end:
             raise TemplateFailed(f"the chat template of '{model_id}' {end}", hint=_HINT) from None
-        finally:
-            self._give_back(process)
+        words = body.decode(errors="replace")
+        if kind == child.TEXT:
+            return words
+        if kind == child.REFUSED:
+            raise InvalidRequest(f"the chat template of '{model_id}' refuses these messages: {words}", param="messages")
+        raise TemplateFailed(f"the chat template of '{model_id}' {self._in_words(kind, words)}", hint=_HINT)
+
+    def rehearse(self, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> str | None:
+        """Return why the grammar of *job* (see `process_child.py`) cannot be compiled and followed; None when it can.
+
+        Raises:
+            RequestCancelled: it was given up.
+        """
+        try:
+            kind, body = self._answer(job, is_given_up)
+        except ValueError as error:
+            return str(error)
+        except _Ended as end:
+            return f"compiling it {end}"
+        words = body.decode(errors="replace")
+        if kind == child.TEXT:
+            return None
+        return words if kind == child.REFUSED else f"compiling it {self._in_words(kind, words)}"
 
     def close(self) -> None:
         """End all processes, now or when they are given back."""
@@ -116,11 +128,22 @@ class Templates:
         for process in idle:
             process.kill()
 
+    def _answer(self, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> tuple[bytes, bytes]:
+        data = msgpack.packb(job, unicode_errors="surrogatepass", default=dict)
+        process = self._take()
+        try:
+            return process.exchange(data, is_given_up)
+        finally:
+            self._give_back(process)
+
     def _take(self) -> _Process:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return _Process(self._bounds)
+        try:
+            return _Process(self._bounds)
+        except OSError as error:
+            raise _Ended(f"needs a process, and none can be started: {error}") from error
 
     def _give_back(self, process: _Process) -> None:
         with self._lock:
@@ -129,34 +152,25 @@ class Templates:
                 return
         process.kill()
 
-    def _failure(self, model_id: str, kind: bytes, body: bytes) -> MlxdError:
-        words = body.decode(errors="replace")
-        if kind == child.REFUSED:
-            return InvalidRequest(
-                f"the chat template of '{model_id}' refuses these messages: {words}", param="messages"
-            )
+    def _in_words(self, kind: bytes, words: str) -> str:
         if kind == child.TOO_LONG:
-            what = f"renders more than {format_bytes(self._bounds.text_bytes)} of text"
-        elif kind == child.TOO_MUCH_MEMORY:
-            what = _memory_words(self._bounds)
-        else:
-            what = f"cannot be rendered: {words}"
-        return TemplateFailed(f"the chat template of '{model_id}' {what}", hint=_HINT)
+            return f"makes more than {format_bytes(self._bounds.text_bytes)} of text"
+        return _memory_words(self._bounds) if kind == child.TOO_MUCH_MEMORY else f"failed: {words}"
 
 
 class _Ended(Exception):
-    """The process of a template is no more; the message says why."""
+    """The process is no more, and its work is not done; the message says why."""
 
 
 class _Process:
-    """One process. Renders for one thread at a time."""
+    """One process. Works for one thread at a time."""
 
     def __init__(self, bounds: Bounds) -> None:
         """Start it; it says itself when it is ready."""
         self._bounds = bounds
         self._is_ready = False
-        self._is_slow = False  # its last rendering took so long that it was looked at
-        self.is_fit = False  # for another rendering
+        self._is_slow = False  # its last work took so long that it was looked at
+        self.is_fit = False  # for more work
         arguments = {
             "path": [entry for entry in sys.path if entry],
             "memory_bytes": bounds.memory_bytes,
@@ -236,10 +250,10 @@ class _Process:
         return bool(poll.poll(_LOOK_S * 1000))
 
     def _look(self, is_given_up: Callable[[], bool]) -> None:
-        """Look at what a rendering takes that is not done at once."""
+        """Look at work that is not done at once."""
         self._is_slow = True
         if is_given_up():
-            raise RequestCancelled("the request was cancelled while its prompt was rendered")
+            raise RequestCancelled("the request was cancelled while its prompt was made ready")
         if resident_bytes(self._process.pid) > self._bounds.memory_bytes:
             raise _Ended(_memory_words(self._bounds))
 
@@ -248,11 +262,11 @@ class _Process:
         status = self._process.wait()
         if status == -signal.SIGALRM:
             return self._time_words()
-        return f"ended the process that rendered it (status {status})"
+        return f"crashed the process that it ran in (status {status})"
 
     def _time_words(self) -> str:
         if not self._is_ready:
-            return f"was not rendered: its process did not start within {_START_S:g} s"
+            return f"did not begin: its process did not start within {_START_S:g} s"
         return f"did not end within {self._bounds.deadline_s:g} s"
 
     def kill(self) -> None:

@@ -1,4 +1,4 @@
-"""`engine.template` and its child: the text is transformers' own, and a template that misbehaves costs only itself."""
+"""`engine.process` and its child: the text is transformers' own, and a template that misbehaves costs only itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from mlx_lm.utils import load_tokenizer
 
-from mlxd.engine import template_child
+from mlxd.engine import process_child
+from mlxd.engine.process import Bounds, Processes, resident_bytes
 from mlxd.engine.prompt import has_own_renderer
-from mlxd.engine.template import Bounds, Templates, resident_bytes
 from mlxd.protocol.errors import InvalidRequest, RequestCancelled, TemplateFailed
 from tests.engine.bench import WriteModel
 from tests.support.chat_template import REAL
@@ -67,20 +67,20 @@ CHATS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def templates() -> Iterator[Templates]:
+def templates() -> Iterator[Processes]:
     """Bounds that let a rendering on a busy machine end."""
-    templates = Templates()
+    templates = Processes()
     yield templates
     templates.close()
 
 
 @pytest.fixture
-def bounded() -> Iterator[Callable[..., Templates]]:
+def bounded() -> Iterator[Callable[..., Processes]]:
     """Make templates with bounds of one's own."""
     with contextlib.ExitStack() as stack:
 
-        def make(**bounds: float) -> Templates:
-            made = Templates(Bounds(**bounds))  # type: ignore[arg-type]
+        def make(**bounds: float) -> Processes:
+            made = Processes(Bounds(**bounds))  # type: ignore[arg-type]
             stack.callback(made.close)
             return made
 
@@ -122,7 +122,7 @@ def outcome(render: Callable[[], str]) -> str:
 
 @pytest.mark.parametrize("chat", CHATS)
 @pytest.mark.parametrize("name", REAL)
-def test_text_is_that_of_transformers(templates: Templates, tokenizer: Any, name: str, chat: str) -> None:
+def test_text_is_that_of_transformers(templates: Processes, tokenizer: Any, name: str, chat: str) -> None:
     """With and without tools, thinking and an answer to continue: the same text, or the same refusal."""
     tokenizer.chat_template = REAL[name]
     messages = CHATS[chat]
@@ -148,8 +148,8 @@ def test_text_is_that_of_transformers(templates: Templates, tokenizer: Any, name
 def test_program_needs_little_of_transformers() -> None:
     """It loads the one module that renders and not the package, which would take a second at every start."""
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(template_child.__file__).parent)!r}); import template_child;"
-        "template_child.load_rendering();"
+        f"import sys; sys.path.insert(0, {str(Path(process_child.__file__).parent)!r}); import process_child;"
+        "process_child.load_rendering();"
         "print(*sorted(n for n in sys.modules if n.startswith(('transformers', 'numpy.', 'tokenizers', 'mlx'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -162,7 +162,7 @@ def test_program_needs_little_of_transformers() -> None:
     ]
 
 
-def test_template_without_end_is_ended(bounded: Callable[..., Templates]) -> None:
+def test_template_without_end_is_ended(bounded: Callable[..., Processes]) -> None:
     """The error names the model, the limit, and where to look; the next rendering works."""
     templates = bounded(deadline_s=0.3)
     with pytest.raises(TemplateFailed, match=r"'bad' did not end within 0\.3 s") as error:
@@ -176,7 +176,7 @@ def test_template_without_end_is_ended(bounded: Callable[..., Templates]) -> Non
     ["{{ ('a' * 10**10)[0] }}", "{{ (range(99999) | list) * 99999 }}", "{% set a = 10 ** (10 ** 9) %}"],
     ids=["text", "list", "number"],
 )
-def test_template_that_wants_too_much_is_ended(bounded: Callable[..., Templates], template: str) -> None:
+def test_template_that_wants_too_much_is_ended(bounded: Callable[..., Processes], template: str) -> None:
     """Neither a call into C nor an allocation gets past its bounds, whichever it reaches first."""
     templates = bounded(deadline_s=1.0, memory_bytes=2**28)
     with pytest.raises(TemplateFailed, match=r"takes more than 256MiB|did not end within 1 s"):
@@ -185,10 +185,10 @@ def test_template_that_wants_too_much_is_ended(bounded: Callable[..., Templates]
 
 
 def test_memory_is_watched_where_the_system_does_not_refuse_it(
-    bounded: Callable[..., Templates], monkeypatch: pytest.MonkeyPatch
+    bounded: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that has grown past the bound is killed while it renders."""
-    monkeypatch.setattr("mlxd.engine.template.resident_bytes", lambda pid: 2**31)
+    monkeypatch.setattr("mlxd.engine.process.resident_bytes", lambda pid: 2**31)
     with pytest.raises(TemplateFailed, match="takes more than 1GiB of memory"):
         bounded().render("bad", job(ENDLESS), never)
 
@@ -202,11 +202,11 @@ def test_resident_memory_is_that_of_the_process() -> None:
     assert resident_bytes(2**22 + 1) == 0
 
 
-def test_text_is_bounded(bounded: Callable[..., Templates]) -> None:
+def test_text_is_bounded(bounded: Callable[..., Processes]) -> None:
     """What a template makes of a short chat may be long, and is not taken then."""
     templates = bounded(text_bytes=1000)
     assert len(templates.render("m", job("{{ 'a' * 1000 }}"), never)) == 1000
-    with pytest.raises(TemplateFailed, match="more than 1KB of text"):
+    with pytest.raises(TemplateFailed, match="makes more than 1KB of text"):
         templates.render("m", job("{{ 'a' * 1001 }}"), never)
 
 
@@ -221,14 +221,14 @@ def test_text_is_bounded(bounded: Callable[..., Templates]) -> None:
         ("{% if %}", "Expected an expression"),
     ],
 )
-def test_template_that_refuses_is_quoted(templates: Templates, template: str, words: str) -> None:
+def test_template_that_refuses_is_quoted(templates: Processes, template: str, words: str) -> None:
     """What it says is passed on, bounded, as the request's fault."""
     with pytest.raises(InvalidRequest, match=f"template of 'm' refuses these messages: .*{words}") as error:
         templates.render("m", job(template), never)
     assert error.value.param == "messages"
 
 
-def test_words_of_a_template_are_bounded(templates: Templates) -> None:
+def test_words_of_a_template_are_bounded(templates: Processes) -> None:
     """An error of megabytes is cut where it is made."""
     with pytest.raises(InvalidRequest, match="refuses these messages: aaa") as error:
         templates.render("m", job("{{ raise_exception('a' * 10**7) }}"), never)
@@ -236,21 +236,21 @@ def test_words_of_a_template_are_bounded(templates: Templates) -> None:
 
 
 @pytest.mark.parametrize("value", [2**64, object()], ids=["number", "object"])
-def test_what_cannot_be_sent_is_refused(templates: Templates, value: Any) -> None:
+def test_what_cannot_be_sent_is_refused(templates: Processes, value: Any) -> None:
     """Numbers of more than 64 bits and foreign objects never reach a template."""
     sent = job("{{ given }}", variables={"given": value})
     with pytest.raises(InvalidRequest, match="cannot be rendered"):
         templates.render("m", sent, never)
 
 
-def test_rendering_ends_when_nobody_waits(bounded: Callable[..., Templates]) -> None:
+def test_rendering_ends_when_nobody_waits(bounded: Callable[..., Processes]) -> None:
     """A client that leaves ends its rendering, long before the deadline."""
     asked = iter([False, False])
     with pytest.raises(RequestCancelled):
         bounded(deadline_s=600.0).render("m", job(ENDLESS), lambda: next(asked, True))
 
 
-def test_bad_template_keeps_no_other_waiting(bounded: Callable[..., Templates]) -> None:
+def test_bad_template_keeps_no_other_waiting(bounded: Callable[..., Processes]) -> None:
     """While two renderings never end, others are done by other processes."""
     templates = bounded(deadline_s=600.0)
     is_over, started = threading.Event(), threading.Barrier(3)
@@ -270,14 +270,14 @@ def test_bad_template_keeps_no_other_waiting(bounded: Callable[..., Templates]) 
         thread.join()
 
 
-def test_long_messages_go_through(templates: Templates) -> None:
+def test_long_messages_go_through(templates: Processes) -> None:
     """What is longer than a pipe holds is sent and answered in pieces."""
     messages = [{"role": "user", "content": "ü🐈x" * 300_000}]
     text = templates.render("m", job("{{ messages[0].content }}", messages=messages), never)
     assert text == messages[0]["content"]
 
 
-def test_process_is_used_again(templates: Templates) -> None:
+def test_process_is_used_again(templates: Processes) -> None:
     """Prompts one after another are rendered by one process."""
     templates.render("m", job("x"), never)
     first = templates._idle[-1]
@@ -285,17 +285,17 @@ def test_process_is_used_again(templates: Templates) -> None:
     assert templates._idle[-1] is first
 
 
-def test_process_that_was_killed_is_an_error_of_its_request_only(bounded: Callable[..., Templates]) -> None:
+def test_process_that_was_killed_is_an_error_of_its_request_only(bounded: Callable[..., Processes]) -> None:
     """The system may end it at any time; the next prompt gets another."""
     templates = bounded()
     templates.render("m", job("x"), never)
     templates._idle[0]._process.kill()
-    with pytest.raises(TemplateFailed, match="ended the process that rendered it"):
+    with pytest.raises(TemplateFailed, match="crashed the process that it ran in"):
         templates.render("m", job("x"), never)
     assert templates.render("m", job("x"), never) == "x"
 
 
-def test_processes_end_with_the_templates(bounded: Callable[..., Templates]) -> None:
+def test_processes_end_with_the_templates(bounded: Callable[..., Processes]) -> None:
     """An idle one at once, one that renders when it is given back."""
     templates = bounded()
     templates.render("m", job("x"), never)
@@ -309,8 +309,8 @@ def test_processes_end_with_the_templates(bounded: Callable[..., Templates]) -> 
 def test_child_ends_with_its_parent() -> None:
     """An idle one at the end of its input; one in the middle of a call that nothing interrupts by its alarm."""
     code = (
-        "import os, msgpack, struct; from mlxd.engine.template import Bounds, Templates\n"
-        "idle, busy = (Templates(Bounds(deadline_s=-1.9)) for _ in range(2))\n"
+        "import os, msgpack, struct; from mlxd.engine.process import Bounds, Processes\n"
+        "idle, busy = (Processes(Bounds(deadline_s=-1.9)) for _ in range(2))\n"
         "processes = [t._take() for t in (idle, busy)]\n"
         "for p in processes: assert p._converse(b'', 60, lambda: False)[0] == b'k'\n"
         f"data = msgpack.packb({job('{% set a = 10 ** (10 ** 9) %}')!r})\n"
@@ -326,7 +326,7 @@ def test_child_ends_with_its_parent() -> None:
             time.sleep(0.005)  # no event tells of the end of another's child
 
 
-def test_process_inherits_nothing(templates: Templates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_process_inherits_nothing(templates: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
     """No socket, no lock, no key in the environment."""
     if sys.platform != "linux":
         pytest.skip("/proc shows what a process has open")
@@ -334,7 +334,7 @@ def test_process_inherits_nothing(templates: Templates, monkeypatch: pytest.Monk
     read, write = os.pipe()
     os.set_inheritable(write, True)
     try:
-        process = Templates()._take()
+        process = Processes()._take()
         process._converse(b"", 60, never)
         folder = Path(f"/proc/{process._process.pid}")
         assert sorted(int(entry.name) for entry in (folder / "fd").iterdir()) == [0, 1, 2]

@@ -1,0 +1,64 @@
+"""`engine.handle`: what one model's prompts cost, they cost that model only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlxd.engine.base import ChatPrompt, Engine, GenerationRequest, TextPrompt
+from mlxd.engine.constraint import JsonConstraint
+from mlxd.engine.device import Device
+from mlxd.protocol.errors import RequestCancelled
+from tests.engine.bench import WriteModel, load_spec
+
+CHAT = GenerationRequest(ChatPrompt(({"role": "user", "content": "Hi"},)))
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}" + "{% endfor %}" * 3
+
+
+async def load_endless(device: Device, write_model: WriteModel, folder: Path) -> Engine:
+    """Load a model whose chat template does not end."""
+    path = shutil.copytree(write_model(), folder / "endless")
+    config = path / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": ENDLESS}))
+    return await device.load(load_spec(path), lambda done, total: None)
+
+
+async def test_endless_template_stops_its_own_model_only(
+    device: Device, engine: Engine, write_model: WriteModel, tmp_path: Path
+) -> None:
+    """While as many prompts as a model has threads never end, others are answered, loads go on, and it is unloaded."""
+    bad = await load_endless(device, write_model, tmp_path)
+    stuck = [asyncio.create_task(bad.prepare(CHAT)) for _ in range(3)]
+    assert len((await engine.prepare(CHAT)).tokens) == 21
+    other = await device.load(load_spec(write_model(seed=1)), lambda done, total: None)
+    assert len((await other.prepare(CHAT)).tokens) == 21
+    await device.unload(bad)
+    for outcome in await asyncio.gather(*stuck, return_exceptions=True):
+        assert isinstance(outcome, RequestCancelled)
+    with pytest.raises(RequestCancelled, match="was unloaded"):
+        await bad.prepare(CHAT)
+
+
+async def test_client_that_leaves_ends_its_rendering(device: Device, write_model: WriteModel, tmp_path: Path) -> None:
+    """The threads of the model are free again at once, not at the deadline."""
+    bad = await load_endless(device, write_model, tmp_path)
+    for _ in range(3):
+        left = asyncio.create_task(bad.prepare(CHAT))
+        await asyncio.sleep(0)  # it has begun
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+    assert (await bad.prepare(GenerationRequest(TextPrompt("Hi")))).tokens
+
+
+async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engine) -> None:
+    """The pool sees them beside the cached prompts, and a trim returns them."""
+    prompt = await engine.prepare(GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}')))
+    assert engine.prompt_cache_bytes > 100_000
+    assert await engine.trim_prompt_cache(0) > 0  # an answer may still follow it
+    del prompt
+    assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes) == (0, 0)
