@@ -1,6 +1,6 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-clients lint format bench bench-audit bench-bodies soak soak-pool fuzz-folders clean
+.PHONY: help quickstart test test-clients lint format bench bench-audit bench-bodies soak soak-pool fuzz-folders test-architectures clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -57,6 +57,10 @@ soak-pool: ## live ten thousand random histories of the pool, and look at its tw
 fuzz-folders: ## spoil thousands of model folders beside a model that answers (ten minutes; PYTEST_ARGS="--hypothesis-seed=7")
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -X faulthandler -m pytest --hypothesis-profile=soak tests/test_hostile_folder.py tests/test_model_folder.py $(PYTEST_ARGS)
+
+test-architectures: ## check every type of model that mlx-lm has in every precision (two minutes)
+	@goal=$@ .ci/venv test
+	@.venv/bin/python -m pytest tests/engine/architectures.py $(PYTEST_ARGS)
 
 clean: ## remove caches and build output; .venv and models stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

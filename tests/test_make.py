@@ -53,8 +53,8 @@ def test_help_lists_every_target(checkout: Path) -> None:
     assert make(checkout, "--").stdout == done.stdout
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     tests = ["test", "test-clients"]
-    benches, soaks = ["bench", "bench-audit", "bench-bodies"], ["soak", "soak-pool"]
-    assert listed == ["help", "quickstart", *tests, "lint", "format", *benches, *soaks, "fuzz-folders", "clean"]
+    benches, soaks = ["bench", "bench-audit", "bench-bodies"], ["soak", "soak-pool", "fuzz-folders"]
+    assert listed == ["help", "quickstart", *tests, "lint", "format", *benches, *soaks, "test-architectures", "clean"]
 
 
 def test_install_is_done_once(checkout: Path, tmp_path: Path) -> None:

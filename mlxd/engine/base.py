@@ -248,6 +248,7 @@ class EngineFacts:
     chat_template: bool
     vectors: VectorFacts | None = None  # None: it makes none
     decoding: Decoding = Decoding.BATCHED
+    decoding_reason: str = ""  # what the check at the load has seen
 
 
 class Engine(Protocol):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.engine.base import BackendLimits, Listener, LoadProgress, LoadSpec, SchedulingParams, Submit
+from mlxd.engine.model_file import Signature
 from mlxd.engine.safetensors_header import Tensor
 from mlxd.engine.vector import Pooling, PreparedInputs
 from mlxd.engine.vocabulary import Vocabulary
@@ -31,6 +32,7 @@ class ModelFiles:
     vocabulary: Vocabulary
     pooling: Pooling | None  # of its hidden states; None: in no way that is known
     tensors: Mapping[str, tuple[Path, Tensor]]  # in its files, but for names that are in several of them
+    signature: Signature
 
 
 @dataclass(frozen=True, slots=True)

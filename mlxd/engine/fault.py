@@ -48,7 +48,8 @@ def load_failure(model_id: str, error: BaseException) -> MlxdError:
     """Return the error of a load that ended with *error*."""
     if is_out_of_memory(error):
         return OutOfMemory(f"model '{model_id}': out of memory while loading: {in_words(error)}")
-    return LoadFailed(f"model '{model_id}' cannot be loaded: {in_words(error)}")
+    hint = error.hint if isinstance(error, MlxdError) else None
+    return LoadFailed(f"model '{model_id}' cannot be loaded: {in_words(error)}", hint=hint)
 
 
 def generation_failure(model_id: str, error: Exception) -> MlxdError:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from mlxd.engine.command import Load, Post
 from mlxd.engine.fault import load_failure
-from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, LoadedModel, SlicedLoad
+from mlxd.engine.loader import BUSY_SLICE_BYTES, IDLE_SLICE_BYTES, Checked, LoadedModel, SlicedLoad
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ class LoadQueue:
         self._post = post
         self._free = free
         self._loads: deque[tuple[Load, SlicedLoad]] = deque()
+        self._checked: Checked = {}
 
     @property
     def is_busy(self) -> bool:
@@ -33,7 +34,7 @@ class LoadQueue:
 
     def begin(self, command: Load, base: LoadedModel | None) -> None:
         """Add a load; *base* is what an adapter is put on."""
-        self._loads.append((command, SlicedLoad(command.spec, command.files, base)))
+        self._loads.append((command, SlicedLoad(command.spec, command.files, base, self._checked)))
 
     def advance(self, *, is_shared: bool) -> tuple[Load, LoadedModel] | None:
         """Load one slice of the load whose turn it is; return a model that is complete.

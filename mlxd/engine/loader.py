@@ -11,11 +11,13 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxd.engine.adapter import put_adapter_on
-from mlxd.engine.base import Decoding, EngineFacts, LoadSpec
+from mlxd.engine.base import EngineFacts, LoadSpec
 from mlxd.engine.command import ModelFiles
+from mlxd.engine.decoding_check import DecodingCheck, Found, as_texts
 from mlxd.engine.encoder import workspace
 from mlxd.engine.hidden import Encoder, hidden_width
 from mlxd.engine.kv import CacheMaker
+from mlxd.engine.model_file import Signature
 from mlxd.engine.placed import PlacedTensor
 from mlxd.engine.sentence import shorter_dimensions
 from mlxd.engine.source import context_length
@@ -25,6 +27,9 @@ from mlxd.engine.vocabulary import Vocabulary
 # Measured: 8 MB take 5 ms, which a stream does not notice; 64 MB take 29 ms and load twice as fast.
 BUSY_SLICE_BYTES = 8_000_000
 IDLE_SLICE_BYTES = 64_000_000
+
+# How models are decoded, by the files that they were loaded from: of this process, as another MLX may do otherwise.
+Checked = dict[Signature, Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +65,15 @@ class SlicedLoad:
     flight during a slice, and what it frees would be taken off the weights.
     """
 
-    def __init__(self, spec: LoadSpec, files: ModelFiles, base: LoadedModel | None = None) -> None:
-        """Begin with nothing read; *base* is what an adapter is put on."""
+    def __init__(
+        self, spec: LoadSpec, files: ModelFiles, base: LoadedModel | None = None, checked: Checked | None = None
+    ) -> None:
+        """Begin with nothing read; *base* is what an adapter is put on, *checked* what needs no check again."""
         self._spec = spec
         self._files = files
         self._base = base
+        self._checked = {} if checked is None else checked
+        self._check: DecodingCheck | None = None
         self._model: Any = None
         self._waiting: list[_Weight] = []
         self._placed: PlacedTensor | None = None  # the large tensor that is being read
@@ -86,14 +95,19 @@ class SlicedLoad:
             self.total_bytes = sum(weight.array.nbytes for weight in self._waiting)
         elif self._placed is not None or self._waiting:
             self.done_bytes += self._load_bytes(slice_bytes)
+        elif self._spec.is_encoder:
+            return self._measured_encoder()
         else:
-            return self._measured_encoder() if self._spec.is_encoder else self._measured()
+            found = self._check_decoding()
+            return None if found is None else self._measured(found)
         return None
 
     def close(self) -> None:
         """Let go of what was loaded."""
         if self._placed is not None:
             self._placed.close()
+        if self._check is not None:
+            self._check.close()
         self.__dict__.clear()
 
     def _load_bytes(self, slice_bytes: int) -> int:
@@ -141,9 +155,26 @@ class SlicedLoad:
             weights.setdefault(id(array), _Weight(array, [], tensor)).names.append(name)
         return list(weights.values())
 
-    def _measured(self) -> LoadedModel:
+    def _check_decoding(self) -> Found | None:
+        """Go on with finding out how the model may be decoded, one pass; return it when it is known."""
+        # The weights of an adapter are not those of the signature.
+        key = None if self._spec.adapter_path is not None else self._files.signature
+        if key is not None and key in self._checked:
+            return self._checked[key]
+        if self._check is None:
+            self._check = self._new_check()
+        found = self._check.advance()
+        if found is not None and key is not None:
+            self._checked[key] = found
+        return found
+
+    def _new_check(self) -> DecodingCheck:
         caches = CacheMaker(self._model)
-        kv, vocab_size = caches.probe()
+        _, vocab_size = caches.probe()
+        return DecodingCheck(self._model, caches, as_texts(self._files.tokenizer, vocab_size))
+
+    def _measured(self, found: Found) -> LoadedModel:
+        kv, vocab_size = CacheMaker(self._model).probe()
         tokenizer = self._files.tokenizer
         facts = EngineFacts(
             weights_bytes=self.done_bytes,
@@ -154,7 +185,8 @@ class SlicedLoad:
             has_tool_calling=bool(tokenizer.has_tool_calling),
             chat_template=bool(tokenizer.has_chat_template),
             vectors=self._vectors(hidden_width(self._model, vocab_size)),
-            decoding=Decoding.BATCHED if caches.can_merge else Decoding.ONE_BY_ONE,
+            decoding=found.decoding,
+            decoding_reason=found.reason,
         )
         return LoadedModel(self._spec.model_id, self._model, tokenizer, self._files.vocabulary, facts)
 

@@ -6,6 +6,7 @@ read here is checked on the open descriptor; `check_folder` looks at everything 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
@@ -39,6 +40,10 @@ _WEIGHTS_SUFFIX = ".safetensors"
 _MOST_DIGITS = 40
 _UNREADABLE = re.compile(r"[^\x20-\x7e]")
 _MOST_SHOWN = 80
+
+
+# Tells a model from a changed one: path, size and time of the last change of the files that a load reads.
+Signature = tuple[tuple[str, int, int], ...]
 
 
 class BadFile(ValueError):
@@ -93,6 +98,17 @@ def check_folder(folder: Path) -> None:
             continue  # a link to nothing: as good as absent
         if (problem := file_problem(entry.name, found)) is not None:
             raise BadFile(problem)
+
+
+def read_signature(folder: Path) -> Signature:
+    """Return the signature of a folder; of one that is not there it is empty."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for entry in _loaded_files(folder):
+            with contextlib.suppress(FileNotFoundError):
+                file = entry.stat()
+                found.append((entry.path, file.st_size, file.st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def nested_weights(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from mlxd.engine.model_file import (
     check_folder,
     nested_weights,
     read_object,
+    read_signature,
 )
 from mlxd.engine.safetensors_header import Tensor, read_tensors
 from mlxd.engine.sentence import read_pooling
@@ -50,11 +51,12 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
     Raises:
         LoadFailed: something is missing or damaged.
     """
+    signature = read_signature(spec.path)
     config, tensors = _read_config(spec)
     if spec.is_encoder:
         _import_encoders(spec, str(config["model_type"]))
     tokenizer = _read_tokenizer(spec, config)
-    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec), tensors)
+    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec), tensors, signature)
 
 
 def _read_tokenizer(spec: LoadSpec, config: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from mlxd.engine.base import BackendMemory
+from mlxd.engine.base import BackendMemory, EngineFacts
 from mlxd.kv_estimate import Confidence
 from mlxd.pool import ledger
 from mlxd.pool.policy import Rank
@@ -178,12 +178,20 @@ def _shown(state: PoolState) -> list[Resident]:
     return [shown[model_id] for model_id in sorted(shown)]
 
 
+def _decoding(facts: EngineFacts | None) -> tuple[str | None, str | None]:
+    """Return how a model that makes text is decoded and why, once it has been loaded."""
+    if facts is None or not facts.decoding_reason:
+        return None, None
+    return facts.decoding.value, facts.decoding_reason
+
+
 def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> ModelStatus:
     footprint = ledger.footprint(resident)
     keep_alive_s = state.keep_alive_s(resident)
     expiry_s = state.expiry_s(resident)
     model = state.settings.models.get(resident.id)
     paused = sum(sequence.state is SequenceState.PAUSED for sequence in resident.active.values())
+    decoding, decoding_reason = _decoding(resident.facts)
     return ModelStatus(
         id=resident.id,
         state=resident.state.value,
@@ -210,6 +218,8 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         load_total_bytes=resident.load_total_bytes,
         last_error=None if resident.error is None else resident.error.message,
         base=resident.entry.base,
+        decoding=decoding,
+        decoding_reason=decoding_reason,
         stale=state.stale_reason(resident),
     )
 

@@ -64,6 +64,8 @@ class ModelStatus:
     load_total_bytes: int
     last_error: str | None
     base: str | None = None  # of an adapter: the model whose weights it shares
+    decoding: str | None = None  # as the check at the last load found: batched, single prefill or one by one
+    decoding_reason: str | None = None
     stale: str | None = None  # in what it differs from what a load would make of it now
 
 

@@ -27,6 +27,7 @@ from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import InsufficientCapacity, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.table import decode
+from tests.support.model_on_disk import write_any_model
 from tests.support.sequence import GREEDY
 from tests.support.tiny_model import write_tiny_model
 
@@ -180,6 +181,28 @@ async def test_steady_requests_to_one_model_do_not_starve_another(models: Path) 
         assert "model.draining" in kinds
 
 
+@pytest.mark.parametrize(
+    ("model_type", "decoding", "reason"),
+    [
+        ("qwen3", "batched", "give the same logits in a batch as alone"),
+        ("mamba", "single prefill", "the state of the shorter one changes by"),
+        ("gemma2", "one by one", "answers disturb each other"),
+        ("llama4", "one by one", "no batch for the caches"),
+    ],
+)
+async def test_status_says_how_a_model_is_decoded(tmp_path: Path, model_type: str, decoding: str, reason: str) -> None:
+    """A loaded model shows what the check found and why, and two requests at once answer as each alone."""
+    write_any_model(tmp_path / "m", model_type)
+    prompts = ("The quick brown fox", "jumps over the lazy dog, and again, and once more")
+    async with real(tmp_path) as r:
+        alone = [await r.answer("m", prompt) for prompt in prompts]
+        assert await asyncio.gather(*(r.answer("m", prompt) for prompt in prompts)) == alone
+        (model,) = r.pool.status().models
+        assert model.decoding == decoding
+        assert model.decoding_reason is not None
+        assert reason in model.decoding_reason
+
+
 async def _load_beside_streams(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Load a model in many slices while eight rows of another one decode, and look at P12 when all has ended."""
     write_tiny_model(folder / "a", all_bytes=True)
@@ -216,9 +239,10 @@ async def test_a_wrong_measurement_is_caught(tmp_path: Path, monkeypatch: pytest
     grown_bytes: dict[SlicedLoad, int] = defaultdict(int)
 
     def measure(load: SlicedLoad, slice_bytes: int) -> LoadedModel | None:
-        before_bytes = mx.get_active_memory()
+        before_bytes, done_bytes = mx.get_active_memory(), load.done_bytes
         loaded = advance(load, slice_bytes)
-        grown_bytes[load] += mx.get_active_memory() - before_bytes
+        if load.done_bytes > done_bytes:
+            grown_bytes[load] += mx.get_active_memory() - before_bytes
         if loaded is None:
             return None
         return replace(loaded, facts=replace(loaded.facts, weights_bytes=grown_bytes[load]))
