@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,7 @@ from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
 from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
+from mlxd.control.presence import Presence
 from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
 from mlxd.control.trail import note_settings
@@ -84,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error)
     raise_open_files()
     try:
-        return asyncio.run(_run(options))
+        return asyncio.run(_run(options, lock))
     except MlxdError as error:
         return _refuse(error)
     finally:
@@ -118,12 +121,14 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     )
 
 
-async def _run(options: Options) -> int:
+async def _run(options: Options, lock: InstanceLock) -> int:
     """Build, listen, wait for the wish to end, drain, close in the reverse order of building."""
     loop = asyncio.get_running_loop()
     shutdown = Shutdown()
     shutdown.take_signals(loop)
     async with AsyncExitStack() as stack:
+        # First, so that beside another daemon, whose lock was deleted, nothing of the home is touched.
+        listening = stack.enter_context(contextlib.closing(ListeningSocket(options.socket)))
         usable_bytes = usable_memory_bytes(recommended_working_set_bytes())
         store = SettingsStore(
             options.config,
@@ -134,7 +139,7 @@ async def _run(options: Options) -> int:
         settings = store.current
         log.configure(settings.daemon.log_level, options.log_file)
         if store.problem is not None:
-            _log.error("%s; the defaults hold until it is mended", store.problem.message)
+            _log.error("%s; the defaults hold until it is fixed", store.problem.message)
         clock, bus, metrics = LoopClock(loop), Bus(), Metrics()
         audit = await stack.enter_async_context(AuditLog(options.home.audit, settings.audit, bus.publish))
         metrics.watch_audit(audit.status)
@@ -186,7 +191,7 @@ async def _run(options: Options) -> int:
             )
         )
         http = HttpServer(app, settings.http, clock=clock, has_keys=lambda: api_keys.is_required)
-        operations = Operations(bus)
+        operations = Operations(bus, boot_id)
         info = DaemonInfo(
             version=__version__,
             boot_id=boot_id,
@@ -218,8 +223,7 @@ async def _run(options: Options) -> int:
         )
         follower = _attach(store, options.home, pool, catalog, router, http, audit, bus)
 
-        listening = ListeningSocket(options.socket)
-        stack.callback(listening.close)
+        stack.callback(listening.close)  # before the rest: mlxctl should find nobody
         stack.push_async_callback(control.close)
         await control.start(listening.socket)
         stack.push_async_callback(operations.close)
@@ -228,8 +232,16 @@ async def _run(options: Options) -> int:
         stack.push_async_callback(http.close)
         await http.start()
         await pool.start()
-        device.warm_up(raise_open_files)  # again: mlx-lm lowers the bound when it is imported
-        _watch(stack, store, follower, pool, app[RESPONSES], app[CONTEXT].intake)
+        stack.callback(end_at_last, _CLOSE_S, _warm_up(device))
+        _watch(
+            stack,
+            store,
+            follower,
+            pool,
+            Presence(lock, listening, control, shutdown.ask),
+            app[RESPONSES],
+            app[CONTEXT].intake,
+        )
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
     return EXIT_OK
@@ -271,21 +283,47 @@ def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
             pool.refuse(entry.id, refusal)
 
 
+def _warm_up(device: Device) -> Callable[[], bool]:
+    """Have MLX imported; return what tells whether that still goes on."""
+    is_warm = threading.Event()
+
+    def on_warm() -> None:
+        raise_open_files()  # again: mlx-lm lowers the bound when it is imported
+        is_warm.set()
+
+    device.warm_up(on_warm)
+    return lambda: not is_warm.is_set()
+
+
 def _watch(
     stack: AsyncExitStack,
     store: SettingsStore,
     follower: CatalogFollower,
     pool: Pool,
+    presence: Presence,
     responses: ResponseStore,
     intake: Intake,
 ) -> None:
-    """Follow the settings and their file, also at SIGHUP, the files of loaded models, and the system's memory."""
+    """Follow the settings file, also at SIGHUP, our lock and socket, the files of loaded models, and the memory."""
     loop = asyncio.get_running_loop()
     store.subscribe(lambda _: responses.trim())
     store.subscribe(lambda _: intake.pump())
-    for watch in (store.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
-        stack.callback(loop.create_task(watch).cancel)
+    for watch in (store.watch(), presence.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
+        _keep_watching(stack, watch)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(store.follow()))
+
+
+def _keep_watching(stack: AsyncExitStack, watch: Coroutine[Any, Any, None]) -> None:
+    """Run *watch* until the end; should it fail, the daemon serves on without it, and the log says so."""
+    task = asyncio.get_running_loop().create_task(watch)
+    task.add_done_callback(_on_watch_ended)
+    stack.callback(task.cancel)
+
+
+def _on_watch_ended(task: asyncio.Task[None]) -> None:
+    """Log what nobody has foreseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        _log.critical("%r has ended; mlxctl restart begins it again", task.get_coro(), exc_info=error)
 
 
 async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shutdown, timeout_s: float) -> None:
@@ -303,7 +341,6 @@ async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shut
     # Their handlers write the error event and go; a client that does not read it is not waited for.
     await asyncio.wait({drained}, timeout=_GRACE_S)
     drained.cancel()
-    end_at_last(_CLOSE_S)
 
 
 def _http_state(http: HttpServer) -> HttpState:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from mlxd.protocol.errors import EXIT_OK
 
@@ -45,14 +46,22 @@ class Shutdown:
         await self._hurried.wait()
 
 
-def end_at_last(after_s: float) -> None:
-    """End the process within *after_s*, whatever still hangs by then; all that must be kept has been written."""
-    timer = threading.Timer(after_s, _end)
+def end_at_last(after_s: float, is_importing: Callable[[], bool]) -> None:
+    """End the process within *after_s*, whatever still runs by then; all that must be kept has been written.
+
+    Args:
+        after_s: how long what still runs may take.
+        is_importing: tells whether MLX is still being imported, which takes seconds and cannot be stopped.
+    """
+    timer = threading.Timer(after_s, _end, [is_importing])
     timer.daemon = True  # it does not keep a process that ends by itself
     timer.start()
 
 
-def _end() -> None:
-    _log.warning("something hangs, a read of a model's files most likely; the daemon ends without waiting for it")
+def _end(is_importing: Callable[[], bool]) -> None:
+    if is_importing():
+        _log.info("MLX was still being imported; the daemon ends without waiting for it")
+    else:
+        _log.warning("something hangs, a read of a model's files most likely; the daemon ends without waiting for it")
     logging.shutdown()
     os._exit(EXIT_OK)

@@ -62,8 +62,8 @@ Identity = tuple[int, int]  # device and inode
 Signature = tuple[int, ...] | None
 
 
-def identify(path: Path) -> Identity | None:
-    """Return what tells the file or folder at *path* from another that takes its place; None when there is none."""
+def identify(path: Path | int) -> Identity | None:
+    """Return what tells a file or folder, or an open one, from another in its place; None when there is none."""
     try:
         found = os.stat(path)  # noqa: PTH116
     except OSError:

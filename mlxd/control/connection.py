@@ -96,12 +96,20 @@ class Connection:
         self._frames: deque[dict[str, Any]] = deque()
         self._writing = asyncio.Lock()
         self._exchanges: dict[int, _Exchange] = {}
+        self._quiet_since_s: float | None = None  # None before its hello, and once it is dropped
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when it has no request and no subscription, by the loop's clock; None while it is of use."""
+        return None if self._exchanges else self._quiet_since_s
 
     async def serve(self) -> None:
         """Serve until the client goes, breaks the rules or stops reading."""
         try:
             await self._greet()
+            self._note_sign_of_life()
             while (frame := await self._receive()) is not None:
+                self._note_sign_of_life()
                 await self._take(frame)
         except ProtocolError as error:
             await self._refuse(error)
@@ -130,6 +138,7 @@ class Connection:
 
     def drop(self) -> None:
         """Hang up at once, whatever the client has not taken yet."""
+        self._quiet_since_s = None
         self._writer.transport.abort()
 
     async def _greet(self) -> None:
@@ -176,7 +185,15 @@ class Connection:
         work = self._answer if is_request else self._feed
         exchange.task = asyncio.get_running_loop().create_task(self._run(exchange, partial(work, exchange, frame)))
         self._exchanges[number] = exchange
-        exchange.task.add_done_callback(lambda _: self._exchanges.pop(number, None))
+        exchange.task.add_done_callback(lambda _: self._on_exchanged(number))
+
+    def _on_exchanged(self, number: int) -> None:
+        self._exchanges.pop(number, None)
+        self._note_sign_of_life()
+
+    def _note_sign_of_life(self) -> None:
+        if not self._writer.transport.is_closing():
+            self._quiet_since_s = asyncio.get_running_loop().time()
 
     async def _run(self, exchange: _Exchange, work: Callable[[], Awaitable[None]]) -> None:
         """Do *work*, and put into words whatever ends it."""

@@ -44,6 +44,7 @@ class DaemonInfo:
         home: its folders.
         http: asked whenever somebody wants to know.
         started_s: unix time.
+        started_monotonic_s: the same moment on the clock that nobody sets.
         usable_bytes: memory that models may use at most on this machine.
         socket: the control socket; None is the home's.
         log: the file it logs to; None is its stderr.
@@ -55,6 +56,7 @@ class DaemonInfo:
     home: Home
     http: Callable[[], HttpState]
     started_s: float = field(default_factory=time.time)
+    started_monotonic_s: float = field(default_factory=time.monotonic)
     usable_bytes: int = 0
     socket: Path | None = None
     log: Path | None = None

@@ -30,7 +30,8 @@ from mlxd.control.page import make_page, place_of_number
 async def list_operations(context: ControlContext, request: Request) -> Reply:
     """Return the operations that run and the last that ended, in the order in which they began."""
     shown = context.operations.list()
-    return make_page(request.params, "operations", shown, lambda index: place_of_number(int(shown[index]["op"][3:])))
+    numbers = [int(operation["op"].rpartition("-")[2]) for operation in shown]
+    return make_page(request.params, "operations", shown, lambda index: place_of_number(numbers[index]))
 
 
 async def show_operation(context: ControlContext, request: Request) -> Reply:

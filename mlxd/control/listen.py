@@ -15,10 +15,10 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlxd.config.file import identify
 from mlxd.protocol.errors import CommitFailed, InUse, InvalidRequest
 from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
 
-_BACKLOG = 64
 _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 # macOS, <sys/un.h> and <sys/ucred.h>: level, option, and u_int cr_version, uid_t cr_uid, short cr_ngroups, gid_t[16].
 _SOL_LOCAL = 0
@@ -38,24 +38,44 @@ class InstanceLock:
             InUse: another daemon has it; the message has its pid.
             CommitFailed: the file cannot be made.
         """
+        self.path = path
+        self._control_socket = control_socket
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._descriptor = self._take()
         except OSError as error:
             raise CommitFailed(f"{path} cannot be made: {error.strerror}", hint="another MLXD_HOME") from None
+
+    def _take(self) -> int:
+        """Lock the file at the path, made if it is not there; return its descriptor."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder, *_ = os.read(self._descriptor, 32).decode(errors="replace").splitlines() or [""]
-            os.close(self._descriptor)
+            holder, *_ = os.read(descriptor, 32).decode(errors="replace").splitlines() or [""]
+            os.close(descriptor)
             pid = f" (pid {holder})" if holder.isdigit() else ""
             raise InUse(
-                f"another mlxd{pid} runs with {path.parent}", hint="mlxctl stop, or another MLXD_HOME"
+                f"another mlxd{pid} runs with {self.path.parent}", hint="mlxctl stop, or another MLXD_HOME"
             ) from None
-        os.ftruncate(self._descriptor, 0)
+        os.ftruncate(descriptor, 0)
         with contextlib.suppress(OSError):  # a full disk: the pid is for messages, the lock holds without it
-            lines = [str(os.getpid()), *([] if control_socket is None else [str(control_socket)])]
-            os.write(self._descriptor, os.fsencode("".join(f"{line}\n" for line in lines)))
+            lines = [str(os.getpid()), *([] if self._control_socket is None else [str(self._control_socket)])]
+            os.write(descriptor, os.fsencode("".join(f"{line}\n" for line in lines)))
+        return descriptor
+
+    def restore(self) -> None:
+        """Lock the file at the path anew, if it is not the one that was locked: that one was deleted or moved away.
+
+        Raises:
+            InUse: another daemon has it by now.
+            OSError: it cannot be made; its folder may be gone.
+        """
+        if identify(self.path) == identify(self._descriptor):
+            return
+        descriptor = self._take()
+        os.close(self._descriptor)
+        self._descriptor = descriptor
 
     def release(self) -> None:
         """Let go of the lock; the file stays, because removing it would race with the next daemon."""
@@ -67,7 +87,7 @@ class ListeningSocket:
     """The bound control socket and its file, mode 0600."""
 
     def __init__(self, path: Path) -> None:
-        """Bind and listen; a stale file is replaced. The caller holds the lock.
+        """Bind; a stale file is replaced. The caller holds the lock. Until somebody listens, clients are refused.
 
         Raises:
             InvalidRequest: the path is too long for a socket, or something else is there.
@@ -81,31 +101,49 @@ class ListeningSocket:
                 hint="a shorter MLXD_HOME, or --socket PATH",
             )
         self.path = path
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _remove_stale(path)
             # The mask is the process's, not the thread's: this runs before any other thread makes files.
             before = os.umask(0o177)
             try:
-                self.socket.bind(str(path))
+                self.socket = _bind(path)
             finally:
                 os.umask(before)
-            self.socket.listen(_BACKLOG)
-            self._inode = path.stat().st_ino
         except OSError as error:
-            self.socket.close()
             raise CommitFailed(f"no control socket at {path}: {error.strerror}", hint="--socket PATH") from None
-        except (InUse, InvalidRequest):
-            self.socket.close()
-            raise
+        self._identity = identify(path)
+
+    def restore(self) -> bool:
+        """Bind anew, if the file was deleted; tell whether `socket` is another one now, which does not listen yet.
+
+        Raises:
+            InvalidRequest, InUse: something else is there by now.
+            OSError: the system refuses; its folder may be gone.
+        """
+        if identify(self.path) == self._identity:
+            return False
+        bound = _bind(self.path)
+        self.path.chmod(0o600)  # no mask, which would hit what other threads make; nobody can connect before `listen`
+        self.socket, self._identity = bound, identify(self.path)
+        return True
 
     def close(self) -> None:
         """Close the socket and remove its file, unless another daemon has put its own there."""
         self.socket.close()
         with contextlib.suppress(OSError):
-            if self.path.stat().st_ino == self._inode:
+            if identify(self.path) == self._identity:
                 self.path.unlink()
+
+
+def _bind(path: Path) -> socket.socket:
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.bind(str(path))
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def _remove_stale(path: Path) -> None:

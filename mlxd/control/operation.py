@@ -20,6 +20,8 @@ from mlxd.protocol.event import Event
 Run = Callable[[], Awaitable[Mapping[str, Any]]]  # returns the operation's result
 
 KEPT_OPERATIONS = 100
+# Of the boot id, in the ids of operations: enough to tell a daemon from the ones before it.
+_RUN_NAME = 4
 _log = logging.getLogger(__name__)
 
 
@@ -70,9 +72,10 @@ class Operation:
 class Operations:
     """All operations of this daemon."""
 
-    def __init__(self, bus: Bus, now: Callable[[], float] = time.time) -> None:
-        """Take the bus, where their ends are told and the progress of loads is heard, and the clock."""
+    def __init__(self, bus: Bus, boot_id: str, now: Callable[[], float] = time.time) -> None:
+        """Take the bus, where their ends are told and the progress of loads is heard, the run's name, and the clock."""
         self._bus = bus
+        self._run_name = boot_id[:_RUN_NAME]
         self._now = now
         self._operations: dict[str, Operation] = {}
         self._count = 0
@@ -82,7 +85,7 @@ class Operations:
     def start(self, kind: str, models: tuple[str, ...], run: Run) -> Operation:
         """Begin *run* as an operation about *models*."""
         self._count += 1
-        operation = Operation(f"op-{self._count}", kind, models, self._now_ms())
+        operation = Operation(f"op-{self._run_name}-{self._count}", kind, models, self._now_ms())
         self._operations[operation.id] = operation
         operation.task = asyncio.get_running_loop().create_task(self._run(operation, run))
         ended = [op_id for op_id, kept in self._operations.items() if kept.state is not OperationState.RUNNING]
@@ -98,9 +101,17 @@ class Operations:
             NotFound: it never was, or ended long ago.
         """
         operation = self._operations.get(op_id)
-        if operation is None:
-            raise NotFound(f"there is no operation {op_id[:40]!r}", hint="mlxctl op list")
-        return operation
+        if operation is not None:
+            return operation
+        shown = op_id[:40]
+        _, run_name, number = [*op_id.split("-"), "", ""][:3]
+        if op_id.startswith("op-") and number.isdecimal() and run_name != self._run_name:
+            raise NotFound(
+                f"{shown} was an operation of a daemon before this one, and ended with it at the latest",
+                hint="mlxctl status, to see what became of it",
+                code="op.of_another_run",
+            )
+        raise NotFound(f"there is no operation {shown!r}", hint="mlxctl op list")
 
     def running(self) -> list[dict[str, Any]]:
         """Return those that run, in the order in which they began."""

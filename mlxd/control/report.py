@@ -36,7 +36,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
         "pid": info.pid,
         "boot_id": info.boot_id,
         "started_at_ms": int(info.started_s * 1000),
-        "uptime_ms": int((time.time() - info.started_s) * 1000),
+        "uptime_ms": int((time.monotonic() - info.started_monotonic_s) * 1000),
         "gen": store.generation,
         "ready": context.pool.ready,
         "home": str(info.home.root),

@@ -47,10 +47,13 @@ class ControlServer:
             hello_timeout_s=hello_timeout_s,
         )
         self._connections: dict[Connection, asyncio.Task[None]] = {}
+        self._served: set[Connection] = set()  # those of them that count
         self._server: asyncio.Server | None = None
 
     async def start(self, listening: socket.socket) -> None:
-        """Accept clients from now on."""
+        """Accept clients from now on, in the place of a socket before, whose connections go on."""
+        if self._server is not None:
+            self._server.close()
         self._server = await asyncio.start_unix_server(self._on_client, sock=listening)
 
     async def close(self) -> None:
@@ -76,13 +79,37 @@ class ControlServer:
         if not is_allowed(peer.uid):
             _log.warning("refused a control client of user %s", peer.uid)
             work = connection.refuse(Forbidden("only the user who runs mlxd, and root, may steer it"))
-        elif len(self._connections) >= MAX_CONNECTIONS:
-            work = connection.refuse(ProtocolError(f"{MAX_CONNECTIONS} connections are open already; try again"))
+        elif not self._make_room():
+            work = connection.refuse(
+                ProtocolError(
+                    f"all {MAX_CONNECTIONS} control connections have requests or subscriptions in flight",
+                    hint="end an `mlxctl top`, `events`, `logs -f` or `--wait` that still runs | "
+                    f"kill {self._context.info.pid}, which ends the daemon once running requests have ended",
+                    code="control.too_many_connections",
+                )
+            )
         else:
+            self._served.add(connection)
             work = connection.serve()
         task = asyncio.get_running_loop().create_task(work)
         self._connections[connection] = task
-        task.add_done_callback(lambda _: self._connections.pop(connection, None))
+        task.add_done_callback(lambda _: self._on_gone(connection))
+
+    def _make_room(self) -> bool:
+        """Have a place for one more: the connection that has been idle longest goes; False when none is idle."""
+        if len(self._served) < MAX_CONNECTIONS:
+            return True
+        idle = {known: known.idle_since_s for known in self._served if known.idle_since_s is not None}
+        if not idle:
+            return False
+        longest = min(idle, key=lambda known: idle[known])
+        self._served.discard(longest)
+        longest.drop()
+        return True
+
+    def _on_gone(self, connection: Connection) -> None:
+        self._connections.pop(connection, None)
+        self._served.discard(connection)
 
     def _make_hello(self, proto: int) -> Mapping[str, Any]:
         info = self._context.info

@@ -1,6 +1,7 @@
 """The control socket: hello, frames, limits, slow and broken clients."""
 
 import asyncio
+import os
 import socket
 import struct
 from typing import Any
@@ -206,15 +207,40 @@ async def test_an_id_in_use_breaks_the_rules(plane: Plane, client: Client) -> No
     plane.backend.hold_loads(hold=False)
 
 
-async def test_too_many_connections_are_refused_in_words(plane: Plane) -> None:
-    """The 65th client is told so; when one has gone, the next is served."""
+async def test_the_longest_idle_connection_makes_room(plane: Plane) -> None:
+    """Nobody is locked out by connections that ask nothing: a further client takes the place of the first of them."""
     clients = [await plane.connect() for _ in range(MAX_CONNECTIONS)]
+    await clients[0].ask("ping")  # so that the second is idle longest
+    surplus = [await plane.connect() for _ in range(3)]
+    for client in surplus:
+        assert client.hello["t"] == "hello"
+        assert (await client.ask("ping"))["boot_id"] == "boot-1"
+    for gone in clients[1:4]:
+        with pytest.raises((EOFError, ConnectionError)):
+            await gone.receive()
+    for kept in (clients[0], clients[4], clients[-1]):
+        assert (await kept.ask("ping"))["boot_id"] == "boot-1"
+    for client in clients + surplus:
+        await client.close()
+
+
+async def test_connections_of_use_are_kept_and_who_finds_none_idle_is_told(plane: Plane) -> None:
+    """A subscription or a request in flight keeps its place; the refusal says what to end, and how to end mlxd."""
+    clients = [await plane.connect() for _ in range(MAX_CONNECTIONS)]
+    for client in clients:
+        await client.send({"t": "sub", "id": 1, "topic": "events"})
+        await client.receive_of("res")
     async with await plane.connect(greet=False) as surplus:
-        assert "64 connections are open" in (await surplus.receive())["e"]["msg"]
-    await clients.pop().close()
-    await until(lambda: len(plane.server._connections) < MAX_CONNECTIONS)
-    async with await plane.connect() as client:
-        await client.ask("ping")
+        error = (await surplus.receive())["e"]
+    assert error["code"] == "control.too_many_connections"
+    assert "all 64 control connections have requests or subscriptions in flight" in error["msg"]
+    assert f"kill {os.getpid()}, which ends the daemon" in error["hint"]
+    await clients[5].send({"t": "cancel", "id": 1})
+    await clients[5].receive_of("end")
+    async with await plane.connect() as late:
+        assert late.hello["t"] == "hello"
+    with pytest.raises((EOFError, ConnectionError)):
+        await clients[5].receive()
     for client in clients:
         await client.close()
 

@@ -99,6 +99,7 @@ def test_a_stale_socket_is_replaced(home: Home) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(home.socket))
     listening = ListeningSocket(home.socket)
+    listening.socket.listen()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(home.socket))
     listening.close()

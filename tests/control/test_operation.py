@@ -33,7 +33,7 @@ async def test_an_operation_ends_with_its_result() -> None:
     bus, go = Bus(), asyncio.Event()
     events: list[Event] = []
     bus.listen(events.append)
-    operations = Operations(bus, lambda: 12.5)
+    operations = Operations(bus, "boot-1", lambda: 12.5)
 
     async def run() -> Mapping[str, Any]:
         await go.wait()
@@ -44,7 +44,7 @@ async def test_an_operation_ends_with_its_result() -> None:
     go.set()
     shown = await last(operations, operation.id)
     assert shown == {
-        "op": "op-1",
+        "op": "op-boot-1",
         "kind": "model.load",
         "models": ["a"],
         "state": "done",
@@ -63,7 +63,7 @@ async def test_an_operation_ends_with_its_result() -> None:
 
 async def test_an_operation_that_fails_keeps_its_error() -> None:
     """Our errors come as they would in a reply; whatever else happens is told without detail."""
-    operations = Operations(Bus())
+    operations = Operations(Bus(), "boot-1")
 
     async def refuse() -> Mapping[str, Any]:
         raise DoesNotFit("too large", hint="buy memory")
@@ -84,7 +84,7 @@ async def test_an_operation_that_fails_keeps_its_error() -> None:
 
 async def test_an_operation_can_be_given_up() -> None:
     """Its task is cancelled; a second time changes nothing."""
-    operations = Operations(Bus())
+    operations = Operations(Bus(), "boot-1")
     operation = operations.start("model.load", (), for_ever)
     await asyncio.sleep(0)
     shown = (await operations.cancel(operation.id)).show()
@@ -95,18 +95,18 @@ async def test_an_operation_can_be_given_up() -> None:
 
 async def test_a_wait_ends_with_its_timeout() -> None:
     """The operation is shown as it is then, and runs on."""
-    operations = Operations(Bus())
+    operations = Operations(Bus(), "boot-1")
     operation = operations.start("model.load", (), for_ever)
     assert (await last(operations, operation.id, 0.0))["state"] == "running"
     await operations.close()
     assert operation.show()["state"] == "cancelled"
-    assert operation.show()["error"]["msg"] == "model.load (op-1) ended with the daemon"
+    assert operation.show()["error"]["msg"] == "model.load (op-boot-1) ended with the daemon"
 
 
 async def test_progress_of_its_models_is_its_progress() -> None:
     """Loads and drains are heard from the bus; those of other models are not."""
     bus = Bus()
-    operations = Operations(bus)
+    operations = Operations(bus, "boot-1")
     operation = operations.start("pool.change", ("a",), for_ever)
     following = operations.follow(operation.id, None)
     assert (await anext(following))["phase"] == "running"
@@ -122,14 +122,26 @@ async def test_progress_of_its_models_is_its_progress() -> None:
 
 async def test_an_unknown_operation_is_not_found() -> None:
     """Asking for an id that never was is answered in words."""
-    operations = Operations(Bus())
+    operations = Operations(Bus(), "boot-1")
     with pytest.raises(NotFound, match="no operation 'op-7'"):
         operations.get("op-7")
 
 
+async def test_an_operation_of_a_daemon_before_is_told_apart() -> None:
+    """Ids do not begin anew: who waits on one of the daemon before never gets the news of another operation."""
+    old, new = Operations(Bus(), "aaaa1111"), Operations(Bus(), "bbbb2222")
+    operation = old.start("model.load", (), nothing)
+    new.start("model.load", (), nothing)
+    with pytest.raises(NotFound, match=rf"{operation.id} was an operation of a daemon before this one") as caught:
+        new.get(operation.id)
+    assert caught.value.code == "op.of_another_run"
+    await old.close()
+    await new.close()
+
+
 async def test_old_operations_are_forgotten() -> None:
     """The list stays small; those that run are never dropped."""
-    operations = Operations(Bus())
+    operations = Operations(Bus(), "boot-1")
     running = operations.start("model.load", (), for_ever)
     for _ in range(KEPT_OPERATIONS + 20):
         await last(operations, operations.start("model.load", (), nothing).id)

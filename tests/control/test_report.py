@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 
 import pytest
 
@@ -25,6 +26,13 @@ async def test_status_of_a_quiet_daemon(plane: Plane, client: Client) -> None:
     assert (cloud["enabled"], cloud["providers"], cloud["rules"], cloud["refused"]) == (False, 0, 0, [])
     assert (cloud["budget"]["requests"], cloud["budget"]["usd_per_day_micro"]) == (0, None)
     assert status["problems"] == []
+
+
+async def test_the_uptime_is_not_the_wall_clocks(plane: Plane, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set back does not make it negative."""
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    before = (await client.ask("status"))["uptime_ms"]
+    assert 0 <= before < 60_000
 
 
 async def test_status_names_every_problem_in_words(plane: Plane, client: Client) -> None:

@@ -161,7 +161,7 @@ class Plane:
             usable_bytes=USABLE_BYTES,
             on_event=lambda event: relay_pool_event(self.bus, event),
         )
-        self.operations = Operations(self.bus)
+        self.operations = Operations(self.bus, "boot-1")
         self.requests = RunningRequests(on_event=lambda event: relay_request_event(self.bus, event))
         self.environ = {"KEY": "secret"}
         self.secrets = Secrets(self.environ, home.root)

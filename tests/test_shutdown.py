@@ -1,0 +1,32 @@
+"""The last resort: what still runs at the end ends with the process, and the log says what it was."""
+
+import subprocess
+import sys
+
+import pytest
+
+ENDED_AT_LAST = """
+import logging, sys, threading
+from mlxd.shutdown import end_at_last
+logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
+end_at_last(0.0, lambda: sys.argv[1] == "importing")
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("importing", "INFO MLX was still being imported; the daemon ends without waiting for it\n"),
+        (
+            "hanging",
+            "WARNING something hangs, a read of a model's files most likely; the daemon ends without waiting for it\n",
+        ),
+    ],
+)
+def test_an_import_is_no_read_that_hangs(state: str, words: str) -> None:
+    """A daemon that is stopped in its first seconds ends in order and says what it did not wait for."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED_AT_LAST, state], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, words)
