@@ -57,7 +57,8 @@ ROWS = [
     *(Row("closed", stream, 0, 0, (UNREACHABLE,) * 2, (502, UNREACHABLE)) for stream in (False, True)),
     *_refused(400, None, 400), *_refused(413, None, 413), *_refused(422, None, 422),
     *_refused(401, AUTH, 502), *_refused(402, AUTH, 502), *_refused(403, AUTH, 502),
-    *_refused(404, ERROR, 404), *_refused(408, ERROR, 408), *_refused(429, ERROR, 429),
+    *_refused(404, ERROR, 404), *_refused(409, ERROR, 409), *_refused(425, ERROR, 425),
+    *_refused(408, ERROR, 408), *_refused(429, ERROR, 429),
     *_refused(500, ERROR, 500), *_refused(502, ERROR, 502), *_refused(503, ERROR, 503), *_refused(529, ERROR, 503),
     *_refused(999, ERROR, 502),
     *(Row("die", stream, 0, 1, (BROKE,), (502, BROKE)) for stream in (False, True)),
@@ -238,6 +239,7 @@ async def test_a_switch_that_is_turned_while_the_machine_tries_holds() -> None:
         loading.set()
         status, _, body = await asking
         assert (status, json.loads(body)["error"]["attempts"][0]["code"]) == (507, "cloud_disabled")
+        assert served.context.upstreams.budget.today.requests == 0
         assert (first.connections, second.connections) == (0, 0)
 
 

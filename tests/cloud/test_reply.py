@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from mlxd.cloud.connection import Reply
+from mlxd.cloud.protocol.base import whole
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.upstream import most_tokens
@@ -115,3 +116,11 @@ async def test_an_error_with_a_status_of_success_is_an_error() -> None:
 def test_all_answers_to_a_request_are_reserved(endpoint: str, body: dict[str, Any], tokens: int) -> None:
     """One for each prompt and choice, and none where a model says nothing."""
     assert most_tokens(endpoint, body | {"max_tokens": 10}) == tokens
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [(1, 1), (7, 7), (0, 0), (-1, 0), (True, 0), (1.0, 0), ("1", 0), (None, 0)]
+)
+def test_a_count_is_a_whole_number(value: object, count: int) -> None:
+    """Whatever an upstream says of tokens; what is none counts as nothing."""
+    assert whole(value) == count

@@ -105,3 +105,14 @@ async def test_an_error_nobody_waits_for_is_nobodys_trouble() -> None:
     may_fail.set()
     with pytest.raises(SecretMissing):
         await future
+
+
+async def test_what_a_killed_daemon_left_of_a_key_is_in_nobodys_way(tmp_path: Path) -> None:
+    """A half-written file is replaced, and is no key."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    (folder / ".far.tmp").write_text("sk-ha")
+    keys = Keys(folder)
+    assert await keys.kept() == []
+    await keys.keep("far", "sk-1")
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("far", "sk-1\n")]

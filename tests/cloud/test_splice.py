@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxd.cloud.splice import replace_model
+from mlxd.cloud.splice import add_member, replace_model, set_member
 from mlxd.protocol.errors import InvalidRequest
 
 _VALUES = st.recursive(
@@ -73,3 +73,16 @@ def test_a_body_of_megabytes_is_no_trouble() -> None:
     text = "\\n\\\\" * 1_000_000
     raw = b'{"x":"%b","y":%b,"model":"a"}' % (text.encode(), b"[" * 900 + b"]" * 900)
     assert replace_model(raw, "b") == raw[:-4] + b'"b"}'
+
+
+@pytest.mark.parametrize("old", [b"null", b"{}", b'{"a":"}","b":[{"c":"{"}],"d":{}}'])
+def test_a_member_is_set_whatever_it_holds(old: bytes) -> None:
+    """Braces in texts do not count; null is replaced like an object."""
+    raw = b'{"x":{"o":1},"o":' + old + b',"y":"z"}'
+    assert set_member(raw, "o", {"n": 1}) == b'{"x":{"o":1},"o":{"n":1},"y":"z"}'
+
+
+@pytest.mark.parametrize(("raw", "added"), [(b" {}", b' {"o":1}'), (b'{"x":2}', b'{"o":1,"x":2}')])
+def test_a_member_is_added_at_the_beginning(raw: bytes, added: bytes) -> None:
+    """With a comma where others follow."""
+    assert add_member(raw, "o", 1) == added

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.clock import FakeClock
 from tests.support.http_server import Served, serving, settings_of
+from tests.support.said import Said
 from tests.support.scripted_pool import ScriptedPool, end, say
 from tests.support.upstream import KEY, PIECES, Upstream, upstream
 
@@ -446,3 +447,16 @@ async def test_a_proxy_that_refuses_has_sent_nothing() -> None:
     error = json.loads(body)["error"]
     assert (status, error["code"], proxy.seen) == (502, "upstream_unreachable", [])
     assert "https://provider.local/v1 by way of http://127.0.0.1:" in error["message"]
+
+
+@pytest.mark.parametrize("asks", [None, False, True])
+async def test_usage_is_told_to_those_who_ask_for_it(asks: bool | None) -> None:
+    """The log knows it in any case; a stream that did not ask for it has no event for it."""
+    options = {} if asks is None else {"stream_options": {"include_usage": asks}}
+    async with _cloudy() as (served, far, _):
+        far.said = Said()
+        _, _, body = await served.post(CHAT, BODY | {"stream": True} | options)
+        (row,) = served.rows
+    assert (b'"usage": {"' in body) is (asks is True)
+    assert body.count(b'"content"') >= len(far.said.words)
+    assert (row.prompt_tokens, row.completion_tokens, row.cost_micro_usd) == (10, 6, None)
