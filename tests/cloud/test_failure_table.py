@@ -60,7 +60,7 @@ ROWS = [
     *_refused(404, ERROR, 404), *_refused(409, ERROR, 409), *_refused(425, ERROR, 425),
     *_refused(408, ERROR, 408), *_refused(429, ERROR, 429),
     *_refused(500, ERROR, 500), *_refused(502, ERROR, 502), *_refused(503, ERROR, 503), *_refused(529, ERROR, 503),
-    *_refused(999, ERROR, 502),
+    *_refused(599, ERROR, 599), *_refused(600, ERROR, 502), *_refused(999, ERROR, 502),
     *(Row("die", stream, 0, 1, (BROKE,), (502, BROKE)) for stream in (False, True)),
     *(Row("die_in_body", stream, 0, 1, (BROKE,), (502, BROKE)) for stream in (False, True)),
     *(Row("other_kind", stream, 0, 1, (ERROR,), (502, ERROR)) for stream in (False, True)),

@@ -214,3 +214,15 @@ def test_thoughts_go_back_with_their_signature_alone() -> None:
     assert body["messages"][1]["content"][0] == {"type": "thinking", "thinking": "hm", "signature": "sig"}
     assert body["messages"][3]["content"] == "b"
     assert between.left_out == ("chat_id", "messages[3].reasoning_content")
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "other"),
+    [("min_p", 0, 0.1), ("repetition_penalty", 1, 2), ("presence_penalty", 0, 1), ("frequency_penalty", 0, 1),
+     ("n", 1, 2), ("top_logprobs", 0, 1), ("xtc_probability", 0, 1)],
+)  # fmt: skip
+def test_a_field_that_changes_nothing_is_left_out(name: str, neutral: float, other: float) -> None:
+    """Its neutral value is no reason to refuse a request; any other is."""
+    assert sent(**{name: neutral}) == sent()
+    with pytest.raises(UnsupportedParameter):
+        sent(**{name: other})
