@@ -345,4 +345,4 @@ async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shut
 
 def _http_state(http: HttpServer) -> HttpState:
     state = http.state
-    return HttpState(None if state.address is None else f"http://{state.address}", state.reason)
+    return HttpState(None if state.address is None else f"http://{state.address}", state.reason, http.is_loopback)

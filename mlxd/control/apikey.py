@@ -30,10 +30,12 @@ async def list_all(context: ControlContext, request: Request) -> Reply:
 async def revoke(context: ControlContext, request: Request) -> Reply:
     """Take a key away; requests that it has begun run on."""
     key = context.api_keys.get(request.params["name"])
-    http = context.store.current.http
-    if len(context.api_keys.list()) == 1 and not http.is_loopback and not http.allow_open:
+    settings, http = context.store.current.http, context.info.http()
+    is_open = not (settings.is_loopback and http.is_loopback)  # by wish, or still
+    if len(context.api_keys.list()) == 1 and is_open and not settings.allow_open:
+        where = f"http.host is {settings.host}" if http.is_loopback else f"the server listens on {http.url}"
         raise InUse(
-            f"{key.name!r} is the last API key, and http.host is {http.host}: whoever reaches it could use the models",
+            f"{key.name!r} is the last API key, and {where}: whoever reaches it could use the models",
             hint="mlxctl apikey create OTHER first, or mlxctl config set http.host=127.0.0.1",
             param="name",
         )

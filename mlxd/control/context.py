@@ -31,6 +31,7 @@ class HttpState:
 
     url: str | None
     problem: str | None
+    is_loopback: bool = True  # nobody but this machine reaches it where it really listens
 
 
 @dataclass(frozen=True, slots=True)

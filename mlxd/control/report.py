@@ -40,7 +40,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
         "gen": store.generation,
         "ready": context.pool.ready,
         "home": str(info.home.root),
-        "http": dataclasses.asdict(http),
+        "http": {"url": http.url, "problem": http.problem},
         "config": {
             "path": str(store.path),
             "problem": None if store.problem is None else store.problem.to_wire(),

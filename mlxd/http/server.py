@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -18,13 +17,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from mlxd.http.door import Door
+from mlxd.http.listener import Listener, in_url, in_words, listen
 from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import InvalidValue
 from mlxd.protocol.settings import HttpSettings, Settings
 
 _log = logging.getLogger(__name__)
 RETRY_S = 3.0
-_BACKLOG = 512
 _OPEN_HINT = "mlxctl apikey create NAME, or mlxctl config set http.allow_open=true"
 # Requests have been drained or cancelled by then; this is for connections that hang.
 _CLOSE_S = 1.0
@@ -51,22 +50,6 @@ class ServerState:
     reason: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Listener:
-    servers: tuple[asyncio.Server, ...]
-    asked: tuple[str, int]
-    port: int  # the real one, when 0 was asked for
-
-    @property
-    def address(self) -> str:
-        return _address(self.asked[0], self.port)
-
-    def close(self) -> None:
-        """Accept no more connections; those that are open live on."""
-        for server in self.servers:
-            server.close()
-
-
 class HttpServer:
     """Serves the application on one address. A settings participant for `[http]`."""
 
@@ -86,8 +69,10 @@ class HttpServer:
         self._has_keys = has_keys
         self._asked = (settings.host, settings.port)
         self._clock = clock
-        self._listener: _Listener | None = None
-        self._prepared: _Listener | None = None
+        self._listener: Listener | None = None
+        self._prepared: Listener | None = None
+        self._gave_way: Listener | None = None  # closed for what is prepared, and back when that is abandoned
+        self._returning: asyncio.Task[None] | None = None
         self._retry: Timer | None = None
         self._retrying: asyncio.Task[None] | None = None
         self._state = ServerState(ServerStatus.STOPPED, None, None)
@@ -96,6 +81,11 @@ class HttpServer:
     def state(self) -> ServerState:
         """Whether it listens, where, and why not."""
         return self._state
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nobody but this machine reaches it where it really listens, whatever was asked for."""
+        return all(listener.is_loopback for listener in (self._listener, self._prepared) if listener is not None)
 
     async def start(self) -> None:
         """Listen; when the port cannot be had, say so in `state` and try again every few seconds."""
@@ -115,7 +105,7 @@ class HttpServer:
         self._move((host, port))
 
     async def prepare(self, old: Settings, new: Settings) -> None:
-        """Open the new address beside the old one, when it changes; raises as `rebind`."""
+        """Open the new address, beside the old one where the two go together, when it changes; raises as `rebind`."""
         if _asked(old) != _asked(new):
             await self._prepare(_asked(new))
 
@@ -124,6 +114,9 @@ class HttpServer:
         if self._prepared is not None:
             self._prepared.close()
             self._prepared = None
+        ours, self._gave_way = self._gave_way, None
+        if ours is not None:
+            self._returning = asyncio.create_task(self._return(ours))
 
     def check(self, new: Settings, *, force: bool = False) -> list[str]:  # noqa: ARG002  (http.allow_open is the word)
         """Refuse to be open to others without an API key; whether an address can be had shows in `prepare`."""
@@ -134,7 +127,7 @@ class HttpServer:
 
     def plan(self, old: Settings, new: Settings) -> dict[str, Any]:
         """Return where the server would move."""
-        return {} if _asked(old) == _asked(new) else {"listening": _address(*_asked(new))}
+        return {} if _asked(old) == _asked(new) else {"listening": in_url(*_asked(new))}
 
     def apply(self, old: Settings, new: Settings) -> dict[str, Any]:
         """Move to what `prepare` opened, or, after an edit of the file by hand, begin to; return where to."""
@@ -142,12 +135,15 @@ class HttpServer:
         if _asked(old) == _asked(new):
             return {}
         self._move(_asked(new))
-        return {"listening": self._state.address if self._retrying is None else _address(*_asked(new))}
+        return {"listening": self._state.address if self._retrying is None else in_url(*_asked(new))}
 
     async def close(self) -> None:
         """Stop listening, cancel what still runs, close all connections."""
         self._stop_retrying()
         self.abandon()
+        if self._returning is not None:
+            await self._returning
+            self._stop_retrying()
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -156,12 +152,14 @@ class HttpServer:
 
     async def _prepare(self, asked: tuple[str, int]) -> None:
         self.abandon()
+        if self._returning is not None:
+            await self._returning
         if self._is_at(asked):
             return
         try:
-            self._prepared = await self._listen(asked)
+            self._prepared = await self._open(asked)
         except OSError as error:
-            raise InvalidValue(f"http.port: {_in_words(error, asked)}", param="http.port") from error
+            raise InvalidValue(f"http.port: {in_words(error, asked)}", param="http.port") from error
 
     def _move(self, asked: tuple[str, int]) -> None:
         self._stop_retrying()
@@ -177,20 +175,33 @@ class HttpServer:
     def _is_at(self, asked: tuple[str, int]) -> bool:
         return self._listener is not None and self._listener.asked == asked
 
-    async def _listen(self, asked: tuple[str, int]) -> _Listener:
-        loop = asyncio.get_running_loop()
-        sockets = _bind(*asked)
-        servers = [
-            await loop.create_server(self._door, sock=sock, backlog=_BACKLOG, start_serving=False) for sock in sockets
-        ]
-        listener = _Listener(tuple(servers), asked, sockets[0].getsockname()[1])
+    async def _open(self, asked: tuple[str, int]) -> Listener:
+        """Listen on another address; ours gives way where it excludes that, and is back when it was not the reason.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
         try:
-            for server in servers:
-                await server.start_serving()
-        except BaseException:  # a move that came between
-            listener.close()
+            return await listen(self._door, asked)
+        except OSError as error:
+            ours = self._listener
+            if error.errno != errno.EADDRINUSE or ours is None or not ours.is_in_the_way_of(asked):
+                raise
+        ours.close()
+        self._listener, self._gave_way = None, ours
+        try:
+            return await listen(self._door, asked)
+        except BaseException:
+            self._gave_way = None
+            await self._return(ours)
             raise
-        return listener
+
+    async def _return(self, ours: Listener) -> None:
+        """Listen again where we gave way for nothing."""
+        try:
+            self._listener = await listen(self._door, ours.asked, ours.port)
+        except OSError as error:  # another program was as quick
+            self._wait(ServerStatus.CANNOT_LISTEN, in_words(error, ours.asked))
 
     async def _try_listen(self) -> None:
         """Listen at the address asked for; until it can be had, the old one, if any, stays open."""
@@ -199,11 +210,11 @@ class HttpServer:
             self._wait(ServerStatus.REFUSED, f"http.host: {refusal}; {_OPEN_HINT}")
             return
         try:
-            listener = await self._listen(self._asked)
+            listener = await self._open(self._asked)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             status = ServerStatus.PORT_TAKEN if taken else ServerStatus.CANNOT_LISTEN
-            self._wait(status, _in_words(error, self._asked))
+            self._wait(status, in_words(error, self._asked))
         else:
             self._settle(listener)
 
@@ -211,6 +222,8 @@ class HttpServer:
         if self._state.reason != words:
             _log.error("%s; trying again every %g s", words, RETRY_S)
         address = None if self._listener is None else self._listener.address
+        if self._retry is not None:
+            self._retry.cancel()
         self._state = ServerState(status, address, words)
         self._retry = self._clock.call_later(RETRY_S, self._on_retry)
 
@@ -220,10 +233,10 @@ class HttpServer:
             return None
         return f"{settings.host} is not loopback, and without an API key whoever reaches it could use the models"
 
-    def _settle(self, listener: _Listener) -> None:
+    def _settle(self, listener: Listener) -> None:
         if self._listener is not None and self._listener is not listener:
             self._listener.close()
-        self._listener = listener
+        self._listener, self._gave_way = listener, None
         self._state = ServerState(ServerStatus.LISTENING, listener.address, None)
         _log.info("listening on http://%s", listener.address)
 
@@ -258,46 +271,3 @@ class _ConnectionLog(logging.LoggerAdapter[logging.Logger]):
 
 def _asked(settings: Settings) -> tuple[str, int]:
     return settings.http.host, settings.http.port
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _bind(host: str, port: int) -> list[socket.socket]:
-    """Return bound sockets; `localhost` is both loopback addresses, where the machine has both.
-
-    Raises:
-        OSError: the first address cannot be had, or the second is taken by another program.
-    """
-    if host != "localhost":
-        return [_bind_one(host, port)]
-    first = _bind_one("127.0.0.1", port)
-    try:
-        return [first, _bind_one("::1", first.getsockname()[1])]
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            first.close()
-            raise
-        return [first]  # a machine without IPv6
-
-
-def _bind_one(host: str, port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((host, port))
-        # Listening now, not later: two programs may bind one port, and only the second to listen is told.
-        sock.listen(_BACKLOG)
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-def _in_words(error: OSError, asked: tuple[str, int]) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {asked[1]} on {asked[0]} is taken by another program; free it, or mlxctl config set http.port=N"
-    return f"cannot listen on {asked[0]} port {asked[1]}: {error.strerror}"

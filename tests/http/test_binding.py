@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from mlxd.control.context import HttpState
 from mlxd.http.guard import is_allowed_host
 from mlxd.http.server import HttpServer, ServerStatus
 from mlxd.protocol.errors import InvalidValue
@@ -92,3 +93,14 @@ async def test_the_last_key_stays_while_the_server_is_open_to_others(tmp_path: P
         assert (error["code"], "'b' is the last API key" in error["msg"]) == ("in_use", True)
         await client.ask("settings.set", changes={"http.host": "127.0.0.1"})
         assert not (await client.ask("apikey.revoke", name="b"))["is_required"]
+
+
+async def test_the_last_key_stays_while_the_server_still_listens_elsewhere(tmp_path: Path) -> None:
+    """The setting says where it is to listen; an address that cannot be had leaves it where it was."""
+    async with running_plane(Home(tmp_path), text=CONFIG) as plane, await plane.connect() as client:
+        plane.http = HttpState("http://0.0.0.0:6593", "port 1 on 127.0.0.1 is taken", is_loopback=False)
+        await client.ask("apikey.create", name="a")
+        error = await client.refused("apikey.revoke", name="a")
+        assert (error["code"], "the server listens on http://0.0.0.0:6593" in error["msg"]) == ("in_use", True)
+        plane.http = HttpState("http://127.0.0.1:6593", None)
+        assert not (await client.ask("apikey.revoke", name="a"))["is_required"]

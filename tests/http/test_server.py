@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,9 +12,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from mlxd.http.listener import in_url
 from mlxd.http.server import RETRY_S, HttpServer, ServerStatus
 from mlxd.protocol.errors import InvalidValue
-from mlxd.protocol.settings import HttpSettings
+from mlxd.protocol.settings import HttpSettings, Settings
 from tests.support.clock import FakeClock
 from tests.support.http_server import settings_of
 
@@ -49,7 +51,7 @@ def http_of(host: str, port: int) -> HttpSettings:
 @asynccontextmanager
 async def _server(port: int, host: str = "127.0.0.1") -> AsyncIterator[tuple[HttpServer, Gate, FakeClock]]:
     gate, clock = Gate(), FakeClock()
-    server = HttpServer(gate.app, http_of(host, port), clock=clock, has_keys=lambda: False)
+    server = HttpServer(gate.app, _at(host, port).http, clock=clock, has_keys=lambda: False)
     await server.start()
     try:
         yield server, gate, clock
@@ -286,3 +288,92 @@ async def test_an_exception_in_a_connection_has_its_traceback(caplog: pytest.Log
         assert response.status == 500
     await server.close()
     assert "ZeroDivisionError" in caplog.text
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+def _at(host: str, port: int) -> Settings:
+    return settings_of({"http": {"host": host, "port": port, "allow_open": True}})
+
+
+HOSTS = [
+    ("127.0.0.1", "0.0.0.0"),
+    ("0.0.0.0", "127.0.0.1"),
+    ("127.0.0.1", "localhost"),
+    ("localhost", "127.0.0.1"),
+    ("localhost", "0.0.0.0"),
+    ("127.0.0.1", "::1"),
+    ("::1", "127.0.0.1"),
+    ("::1", "::"),
+    ("::", "::1"),
+]
+
+
+@pytest.mark.parametrize("is_prepared", [True, False], ids=["by command", "by hand"])
+@pytest.mark.parametrize(("old", "new"), HOSTS)
+async def test_it_moves_to_another_host_on_its_port(old: str, new: str, is_prepared: bool) -> None:
+    """Its own address is no other program's, and what runs on it ends whole."""
+    if ":" in old + new and not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    port = _free_port()
+    async with _server(port, old) as (server, gate, clock):
+        reached = "[::1]" if ":" in old else "127.0.0.1"
+        asking = asyncio.create_task(_get(f"{reached}:{port}", "/"))
+        await gate.entered.wait()
+        if is_prepared:
+            await server.prepare(_at(old, port), _at(new, port))
+        server.apply(_at(old, port), _at(new, port))
+        if not is_prepared:
+            await _attempt(server)
+        assert (server.state.status, server.state.reason) == (ServerStatus.LISTENING, None)
+        assert server.state.address == in_url(new, port)
+        assert server.is_loopback == (new not in ("0.0.0.0", "::"))
+        assert await _get(f"{'[::1]' if ':' in new else '127.0.0.1'}:{port}") == "now"
+        gate.open.set()
+        assert await asking == "done"
+        assert clock.next_s is None
+
+
+async def test_a_move_that_was_abandoned_leaves_it_where_it_was() -> None:
+    """The listener that gave way for what was prepared is back, at the port that it had found."""
+    async with _server(0) as (server, _, _):
+        first = server.state
+        assert first.address is not None
+        port = int(first.address.rpartition(":")[2])
+        await server.prepare(_at("127.0.0.1", 0), _at("0.0.0.0", port))
+        is_open = not server.is_loopback
+        server.abandon()
+        assert (is_open, server.is_loopback) == (True, True)
+        await server.rebind("127.0.0.1", 0)  # at once, and no move at all
+        assert server.state == first
+        assert await _get(first.address) == "now"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is no address elsewhere")
+async def test_a_host_that_another_program_excludes_is_refused() -> None:
+    """The listener has given way for nothing and is back; by hand it stays too, and the state says why."""
+    async with _server(0) as (server, _, clock):
+        first = server.state
+        assert first.address is not None
+        port = int(first.address.rpartition(":")[2])
+        with socket.socket() as other:
+            other.bind(("127.0.0.2", port))
+            other.listen()
+            with pytest.raises(InvalidValue, match=f"port {port} on 0.0.0.0 is taken by another program"):
+                await server.prepare(_at("127.0.0.1", 0), _at("0.0.0.0", port))
+            server.abandon()
+            assert server.state == first
+            assert await _get(first.address) == "now"
+            server.apply(_at("127.0.0.1", 0), _at("0.0.0.0", port))
+            await _attempt(server)
+            assert (server.state.status, server.state.address) == (ServerStatus.PORT_TAKEN, first.address)
+            assert await _get(first.address) == "now"
+        await _retry(server, clock)
+        assert server.state.address == f"0.0.0.0:{port}"
+        assert await _get(first.address) == "now"
