@@ -37,7 +37,7 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     has_ended = False
     caller = caller_of(request)
     if caller is not None:
-        caller.begin_request()
+        caller.begin_request(request)
     status = _CLIENT_GONE
     try:
         response = await _answer(request, handler)
@@ -109,7 +109,9 @@ def _render(error: MlxdError, request: web.Request) -> web.Response:
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Put onto every response, streams too, what `Exchange` and CORS have to say (an `on_response_prepare` signal)."""
     response.headers[hdrs.SERVER] = f"mlxd/{mlxd.__version__}"
-    exchange = request.get(EXCHANGE)
+    caller, exchange = caller_of(request), request.get(EXCHANGE)
+    if caller is not None:
+        caller.begin_answer()
     if exchange is not None:
         exchange.http_status = response.status
         response.headers.update(exchange.headers())

@@ -13,6 +13,7 @@ from aiohttp import web
 from mlxd.http.context import EXCHANGE
 from mlxd.protocol.errors import (
     InvalidRequest,
+    MalformedRequest,
     MethodNotAllowed,
     MlxdError,
     NotFound,
@@ -47,7 +48,7 @@ class Dialect(Enum):
     ANTHROPIC = "anthropic"
 
 
-def dialect_of(request: web.Request) -> Dialect:
+def dialect_of(request: web.BaseRequest) -> Dialect:
     """Return the dialect that answers to *request* are in."""
     return dialect_of_path(request.path)
 
@@ -79,8 +80,8 @@ def detail(error: MlxdError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any
 
 
 def status_of(error: MlxdError) -> int:
-    """Return the HTTP status; an upstream's error keeps its own."""
-    status: Any = error.data.get("status") if isinstance(error, UpstreamError) else None
+    """Return the HTTP status; an upstream's error keeps its own, and one of the parser has several."""
+    status: Any = error.data.get("status") if isinstance(error, UpstreamError | MalformedRequest) else None
     return status if isinstance(status, int) else error.http_status
 
 
@@ -121,9 +122,9 @@ def render(error: MlxdError, request: web.Request) -> web.Response:
     return response
 
 
-def render_raw(error: MlxdError) -> bytes:
+def render_raw(error: MlxdError, dialect: Dialect = Dialect.OPENAI) -> bytes:
     """Return the whole response to a connection that has no request yet, and is closed after it."""
-    body = envelope(error)
+    body = envelope(error, dialect)
     status = HTTPStatus(status_of(error))
     headers = {
         "Content-Type": "application/json",

@@ -11,11 +11,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
 
+from mlxd.http.connection import Connection, ConnectionLog
 from mlxd.http.door import Door
 from mlxd.http.listener import Listener, in_url, in_words, listen
 from mlxd.pool.clock import Clock, Timer
@@ -62,8 +63,6 @@ class HttpServer:
             handler_cancellation=True,
             access_log=None,
             shutdown_timeout=_CLOSE_S,
-            lingering_time=_LINGER_S,
-            logger=_ConnectionLog(_log),
         )
         self._settings = settings
         self._has_keys = has_keys
@@ -92,7 +91,7 @@ class HttpServer:
         await self._runner.setup()
         serve = self._runner.server
         assert serve is not None, "it is set up"  # noqa: S101  (for the type checker)
-        self._door = Door(serve, lambda: self._settings, self._clock)
+        self._door = Door(partial(_connect, serve), lambda: self._settings, self._clock)
         await self._try_listen()
 
     async def rebind(self, host: str, port: int) -> None:
@@ -252,21 +251,10 @@ class HttpServer:
             self._retrying = None
 
 
-class _ConnectionLog(logging.LoggerAdapter[logging.Logger]):
-    """What aiohttp has to say of connections, in a line where nothing is wrong with us.
-
-    That is a client that sends no valid HTTP (without a piece of what came), and one that has gone away just before
-    the next piece of its stream.
-    """
-
-    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
-        """Log an exception, or a caller's mistake."""
-        if isinstance(exc_info, HttpProcessingError):
-            self.info("a connection was refused, it sent no valid HTTP: %s", type(exc_info).__name__)
-        elif isinstance(exc_info, ConnectionError):
-            self.debug("a client went away: %s", type(exc_info).__name__)
-        else:
-            super().exception(msg, *args, exc_info=exc_info, **kwargs)
+def _connect(server: web.Server) -> Connection:
+    # All that is called of a logger is there.
+    options: dict[str, Any] = {"access_log": None, "logger": ConnectionLog(_log)}
+    return Connection(server, loop=asyncio.get_running_loop(), lingering_time=_LINGER_S, **options)
 
 
 def _asked(settings: Settings) -> tuple[str, int]:

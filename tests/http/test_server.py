@@ -11,7 +11,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
+from mlxd.http.door import caller_of
 from mlxd.http.listener import in_url
 from mlxd.http.server import RETRY_S, HttpServer, ServerStatus
 from mlxd.protocol.errors import InvalidValue
@@ -20,13 +22,25 @@ from tests.support.clock import FakeClock
 from tests.support.http_server import settings_of
 
 
+@web.middleware
+async def tell_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Note the begin and the end, as the boundary does."""
+    caller = caller_of(request)
+    assert caller is not None
+    caller.begin_request(request)
+    try:
+        return await handler(request)
+    finally:
+        caller.end_request()
+
+
 class Gate:
     """An application whose one route waits until it is told to answer."""
 
     def __init__(self) -> None:
         self.entered, self.open = asyncio.Event(), asyncio.Event()
         self.cancelled = asyncio.Event()
-        self.app = web.Application()
+        self.app = web.Application(middlewares=[tell_caller])
         self.app.router.add_get("/", self.wait)
         self.app.router.add_get("/now", self.now)
 
@@ -246,7 +260,7 @@ async def test_what_is_no_http_is_no_traceback(sent: bytes, caplog: pytest.LogCa
         writer.write(sent)
         answer = await reader.read()
         writer.close()
-    assert answer.startswith(b"HTTP/1.0 400 ")
+    assert answer.startswith(b"HTTP/1.1 4")
     assert "private" not in caplog.text
     assert "Traceback" not in caplog.text
 

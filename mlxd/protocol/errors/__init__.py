@@ -5,6 +5,7 @@
     + InvalidRequest             400 invalid_request, names the field
       - UnsupportedParameter     400 unsupported_parameter
       - ContextLengthExceeded    400 context_length_exceeded
+      - MalformedRequest         400 malformed_request, or the status that says why: 414, 415, 417, 431
     + Unauthenticated            401 authentication_error
     + Forbidden                  403 forbidden
     + RequestTimedOut            408 request_timeout
@@ -120,6 +121,7 @@ from mlxd.protocol.errors.request import (
     Forbidden,
     InUse,
     InvalidRequest,
+    MalformedRequest,
     MethodNotAllowed,
     ModelNotFound,
     NotFound,
@@ -180,6 +182,7 @@ __all__ = [
     "LoadFailed",
     "LoadTimeout",
     "LogUnavailable",
+    "MalformedRequest",
     "MethodNotAllowed",
     "MlxdError",
     "ModelNotFound",

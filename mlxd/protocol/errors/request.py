@@ -31,6 +31,12 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class MalformedRequest(InvalidRequest):
+    """What came is no HTTP request that is read here; `data["status"]` is the status that says why."""
+
+    code = "malformed_request"
+
+
 class Unauthenticated(RequestError):
     """There are API keys, and the request has none of them."""
 

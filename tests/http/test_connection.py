@@ -1,0 +1,152 @@
+"""Whatever a client sends is answered in the envelope, with HTTP/1.1, and without a traceback in the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.http.test_door import connected, everything
+from tests.support.control import until
+from tests.support.http_server import Served, serving
+from tests.support.scripted_pool import ScriptedPool, end, say
+
+CHAT = "/v1/chat/completions"
+JSON = b"Content-Type: application/json\r\n"
+
+
+async def said(served: Served, sent: bytes) -> tuple[bytes, dict[str, Any]]:
+    """Send bytes; return the head and the JSON of what comes until the server closes."""
+    reader, writer = await connected(served)
+    writer.write(sent)
+    head, _, body = (await everything(reader)).partition(b"\r\n\r\n")
+    writer.close()
+    return head, json.loads(body)
+
+
+def post(headers: bytes, body: bytes = b"", path: str = CHAT) -> bytes:
+    """Return a request of these headers."""
+    return b"POST " + path.encode() + b" HTTP/1.1\r\nHost: localhost\r\n" + JSON + headers + b"\r\n" + body
+
+
+REFUSED = [
+    ("no HTTP", b"\x16\x03\x01 private\r\n\r\n", 400, ""),
+    ("request line", b"GET / private HTTP/1.1\r\n\r\n", 400, ""),
+    ("no Host", b"GET /health HTTP/1.1\r\n\r\n", 400, "Host"),
+    ("two Hosts", b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: a\r\n\r\n", 400, "Host"),
+    ("Content-Length", post(b"Content-Length: -1\r\n"), 400, "Content-Length"),
+    ("many headers", post(b"".join(b"X-%d: private\r\n" % number for number in range(200))), 431, "Too many headers"),
+    ("long header", post(b"X: " + b"private" * 2000 + b"\r\n"), 431, "8190 bytes"),
+    ("long path", b"GET /" + b"private" * 2000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414, "8190 bytes"),
+    ("br", post(b"Content-Encoding: br\r\nContent-Length: 3\r\n", b"abc"), 415, "gzip or deflate"),
+    ("zstd", post(b"Content-Encoding: zstd\r\nContent-Length: 3\r\n", b"abc"), 415, "gzip or deflate"),
+    ("Expect", post(b"Expect: private\r\nContent-Length: 2\r\n", b"{}"), 417, "Expect"),
+]
+
+
+@pytest.mark.parametrize(("sent", "status", "words"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
+async def test_what_is_no_request_is_answered_in_the_envelope(
+    sent: bytes, status: int, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the status that says why; the connection is closed, and nothing of what came is in the log."""
+    caplog.set_level("DEBUG")
+    async with serving(ScriptedPool(end())) as served:
+        head, body = await said(served, sent)
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nConnection: close" in head
+    assert (body["error"]["type"], body["error"]["code"]) == ("invalid_request_error", "malformed_request")
+    assert words in body["error"]["message"]
+    assert "private" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("headers", [b"Content-Length: x\r\n", b"Expect: x\r\nContent-Length: 0\r\n"])
+async def test_the_envelope_is_that_of_the_path(headers: bytes) -> None:
+    """Also where only the first line could be read."""
+    async with serving(ScriptedPool(end())) as served:
+        _, body = await said(served, post(headers, path="/v1/messages"))
+    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+
+
+@pytest.mark.parametrize("encoding", [b"deflate", b"gzip"])
+async def test_a_body_that_does_not_unpack_is_no_traceback(encoding: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A line, however it is broken: any client could fill the log otherwise."""
+    sent = post(b"Content-Encoding: " + encoding + b"\r\nContent-Length: 9\r\n", b"\x00\x01garbage")
+    async with serving(ScriptedPool(end())) as served:
+        head, body = await said(served, sent)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert body["error"]["code"] == "invalid_request"
+    assert "Traceback" not in caplog.text
+    assert [record.levelname for record in caplog.records if record.exc_info] == []
+
+
+async def half_closed(served: Served, sent: bytes) -> bytes:
+    """Send a request and that there will be no more; return all that comes."""
+    reader, writer = await connected(served)
+    writer.write(sent)
+    writer.write_eof()
+    answer = await everything(reader)
+    writer.close()
+    return answer
+
+
+def chat(**more: Any) -> bytes:
+    """Return a whole chat request."""
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], **more}).encode()
+    return post(b"Content-Length: %d\r\n" % len(body), body)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_has_closed_its_side_gets_its_answer(stream: bool) -> None:
+    """However long it takes, whole or streamed; then the connection is closed."""
+    gate = asyncio.Event()
+    pool = ScriptedPool([gate, *say("hello"), *end()])
+    async with serving(pool) as served:
+        asking = asyncio.create_task(half_closed(served, chat(stream=stream)))
+        await until(lambda: pool.active_generations == 1)
+        gate.set()
+        answer = await asking
+    assert b"HTTP/1.1 200 OK" in answer
+    assert b"hello" in answer
+    assert (b"[DONE]" in answer) == stream
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", b"200"),
+        (b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
+        (b"GET / HTTP/1.1\r\n\r\n", b"400"),
+        (post(b"Content-Length: 1\r\n", b"{"), b"400"),
+    ],
+)
+async def test_so_does_one_whose_answer_is_short(sent: bytes, status: bytes) -> None:
+    """The answer is there before anybody asks whether the client is."""
+    async with serving(ScriptedPool(end())) as served:
+        answer = await half_closed(served, sent)
+    assert b"HTTP/1.1 " + status in answer
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_has_gone_is_cancelled(stream: bool) -> None:
+    """It looks the same until it is sent something."""
+    pool = ScriptedPool([asyncio.Event()])
+    async with serving(pool) as served:
+        _, writer = await connected(served)
+        writer.write(chat(stream=stream))
+        await until(lambda: pool.active_generations == 1)
+        writer.close()
+        await until(lambda: pool.active_generations == 0)
+
+
+async def test_half_a_request_is_closed() -> None:
+    """Neither its head nor its body will ever be whole."""
+    async with serving(ScriptedPool(end())) as served:
+        for sent in (b"GET /health HT", post(b"Content-Length: 9\r\n", b"{")):
+            reader, writer = await connected(served)
+            writer.write(sent)
+            writer.write_eof()
+            assert b" 200 " not in await everything(reader)
+            writer.close()
