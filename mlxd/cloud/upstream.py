@@ -34,6 +34,7 @@ from mlxd.protocol.errors import (
     CloudError,
     InvalidRequest,
     MlxdError,
+    RequestCancelled,
     StreamInterrupted,
     UpstreamUnreachable,
 )
@@ -53,7 +54,6 @@ class Answer:
     """An upstream's answer in the client's protocol: a body, or a stream whose first content is here already."""
 
     route: CloudRoute
-    attempts: list[Attempt]
     status: int
     body: bytes | None  # None: a stream
     _reply: Reply
@@ -163,7 +163,9 @@ class Upstreams:
             return failed(url, error, _ms(started_s))
 
     @asynccontextmanager
-    async def ask(self, routes: tuple[CloudRoute, ...], errand: Errand, cloud: CloudSettings) -> AsyncIterator[Answer]:
+    async def ask(
+        self, routes: tuple[CloudRoute, ...], errand: Errand, cloud: CloudSettings, attempts: list[Attempt]
+    ) -> AsyncIterator[Answer]:
         """Ask the targets in order and yield the first answer; leaving the context closes its connection.
 
         A client that goes away cancels this, and with it the connection to the upstream.
@@ -172,13 +174,13 @@ class Upstreams:
             routes: the targets, at least one.
             errand: what to ask.
             cloud: the settings when the request came: prices and budget.
+            attempts: where each try is noted at its end, also one that ends with the client's going.
 
         Raises:
             InvalidRequest: the body cannot be said in the protocol of any target, or an upstream has refused it.
             CloudError: no target has answered; `data["attempts"]` tells what was tried.
             StreamInterrupted: inside of the context, when a stream breaks off.
         """
-        attempts: list[Attempt] = []
         failure: MlxdError | None = None
         for route in routes:
             for is_last_try in (False, True):
@@ -186,9 +188,12 @@ class Upstreams:
                 try:
                     async with self._try(route, errand, cloud) as answer:
                         attempts.append(Attempt(route.target, answer.status, None, _ms(started_s)))
-                        answer.attempts = attempts
                         yield answer
                         return
+                except asyncio.CancelledError:
+                    if not any(attempt.code is None for attempt in attempts):
+                        attempts.append(Attempt(route.target, None, RequestCancelled.code, _ms(started_s)))
+                    raise
                 except StreamInterrupted as error:
                     raise with_attempts(error, attempts) from error.__cause__
                 except (CloudError, InvalidRequest) as error:
@@ -264,16 +269,16 @@ class Upstreams:
             refusal = await reply.read()
             failure = reply.failure(refusal)
             if isinstance(between, Passthrough) and not may_go_on(failure) and reply.is_envelope(refusal):
-                return Answer(route, [], reply.status, refusal, reply, between)  # the client's own mistake
+                return Answer(route, reply.status, refusal, reply, between)  # the client's own mistake
             raise failure
         if reply.is_stream is not wants_stream:
             raise reply.mismatch()
         if not reply.is_stream:
             body = between.answer(await reply.read())
-            return Answer(route, [], reply.status, body, reply, between)
+            return Answer(route, reply.status, body, reply, between)
         rest = reply.events()
         first: Group = await anext(rest, [])
-        return Answer(route, [], reply.status, None, reply, between, first, rest)
+        return Answer(route, reply.status, None, reply, between, first, rest)
 
     async def _secret(self, route: CloudRoute) -> str | None:
         secret = await self._secrets.read(route.provider_id, route.provider.auth)

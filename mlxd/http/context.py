@@ -116,15 +116,10 @@ class Exchange:
     def note_answer(self, answer: Answer) -> None:
         """Note who answers after all."""
         self.answer = answer
-        self.attempts = list(answer.attempts)
         if answer.body is None:
             self.first_token_at_s = self.clock()  # a stream is handed out with its first content
         self.model, self.target = answer.route.model, answer.route.target
         self.ignored = answer.left_out
-
-    def note_attempts(self, error: MlxdError) -> None:
-        """Note what was tried in vain."""
-        self.attempts = [Attempt(**attempt) for attempt in error.data.get("attempts", ())]
 
     def note_error(self, error: MlxdError) -> None:
         """Note what the client is told, and forget where it was raised: the frames hold bodies, parsed and rendered."""

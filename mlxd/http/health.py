@@ -22,7 +22,8 @@ async def get_ready(request: web.Request) -> web.Response:
     problem = context.store.problem
     reasons = []
     if context.store.has_booted_invalid and problem is not None:
-        reasons.append(f"{problem.code}: {problem.message}")
+        # Whoever asks has no key: what is wrong is for `mlxctl status`, and for answers behind the guard.
+        reasons.append(f"{problem.code}: the settings file is not valid; mlxctl status says where")
     if context.requests.is_closed:
         reasons.append("draining: the daemon is shutting down")
     elif not context.pool.ready:

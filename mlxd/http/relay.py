@@ -48,7 +48,7 @@ async def relay(
     tracked = context.requests.track(exchange.request_id, endpoint=request.path, model=first.model, route="cloud")
     try:
         with tracked as running:
-            async with context.upstreams.ask(decision.routes, errand, cloud) as answer:
+            async with context.upstreams.ask(decision.routes, errand, cloud, exchange.attempts) as answer:
                 exchange.note_answer(answer)
                 running.begin_answering()
                 if answer.body is not None:
@@ -64,7 +64,6 @@ async def relay(
                         await stream.send(chunk)
         return stream.response
     except (CloudError, UnsupportedParameter) as error:
-        exchange.note_attempts(error)
         if cause is None or stream.has_content:
             raise
         # What the machine could not do is what the client can mend.

@@ -216,6 +216,20 @@ async def test_a_client_that_goes_away_has_cancelled(has_begun: bool) -> None:
     assert (row.http_status, row.completion_tokens) == ((200, 2) if has_begun else (None, 0))
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_during_a_failover_leaves_its_attempts(stream: bool) -> None:
+    """The one that failed, and the one that was under way."""
+    async with two_upstreams(mode="always") as (served, first, second):
+        first.behaviour, first.status, second.behaviour = "refuse", 503, "hang"
+        response = asyncio.ensure_future(served.http.post(served.url + CHAT, json=BODY | {"stream": stream}))
+        await second.arrived.wait()
+        response.cancel()
+        (row,) = await rows_of(served)
+        attempts = [(attempt["target"], attempt["status"], attempt["code"]) for attempt in row.attempts or ()]
+    assert (row.status, row.code, row.route) == (CANCELLED, None, "cloud")
+    assert attempts == [("one/a", 503, "upstream_error"), ("two/b", None, "cancelled")]
+
+
 async def test_an_operators_cancel_is_no_error() -> None:
     """Its status is cancelled, with the code that the client got."""
     reached, never = asyncio.Event(), asyncio.Event()

@@ -187,7 +187,11 @@ async def test_a_daemon_without_its_settings_says_so() -> None:
         ready = await served.get("/ready")
     assert (chat[0], models[0], health[0], ready[0]) == (503, 503, 200, 503)
     assert json.loads(chat[2])["error"]["code"] == "config.file_invalid"
-    assert "config.toml:3:1" in json.loads(ready[2])["reasons"][0]
+    assert "config.toml:3:1" in json.loads(chat[2])["error"]["message"]
+    # Probes need no key, and strangers are told no line and no name of a setting.
+    assert json.loads(ready[2])["reasons"] == [
+        "config.file_invalid: the settings file is not valid; mlxctl status says where"
+    ]
 
 
 async def test_a_file_that_went_bad_later_changes_nothing() -> None:
