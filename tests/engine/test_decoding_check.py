@@ -155,7 +155,7 @@ async def test_a_rope_theta_of_zero_fails_the_load(device: Device, tmp_path: Pat
         await device.load(load_spec(path), lambda done, total: None)
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "jamba", "mamba", "nemotron_h", "recurrent_gemma", "rwkv7", "llama4"])
+@pytest.mark.parametrize("model_type", sorted(set(EXPECTED) - {"afm7"}))
 async def test_two_requests_at_once_answer_as_each_alone(device: Device, tmp_path: Path, model_type: str) -> None:
     """Types that mlx-lm's batches get wrong answer the same beside another request as alone."""
     engine = await device.load(load_spec(write_any_model(tmp_path / "model", model_type)), lambda done, total: None)
@@ -237,9 +237,9 @@ def test_texts_fit_any_vocabulary() -> None:
 
     class Short:
         def encode(self, text: str) -> list[int]:
-            return [500, 3]
+            return [500, 0]
 
-    assert as_texts(Short(), 110) == [[60, 3] * 6 + [60]] * 2
+    assert as_texts(Short(), 110) == [[60, 1] * 6 + [60]] * 2
 
 
 def test_out_of_memory_is_no_verdict() -> None:
