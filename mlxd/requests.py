@@ -48,6 +48,7 @@ class RunningRequest:
     state: RequestState = RequestState.WAITING
     completion_tokens: int = 0  # made so far, of all its sequences; an upstream does not tell
     on_answering: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    begun_s: float = field(default=0.0, repr=False, compare=False)  # of the clock that only goes forward
     number: int = 0  # its place among all requests of this daemon: later ones have higher numbers
 
     def begin_answering(self) -> None:
@@ -62,10 +63,14 @@ class RunningRequests:
     """All requests between their admission and their last byte."""
 
     def __init__(
-        self, now: Callable[[], float] = time.time, on_event: Callable[[RequestEvent], None] = lambda _: None
+        self,
+        now: Callable[[], float] = time.time,
+        on_event: Callable[[RequestEvent], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the clock that `started_at_s` is read from, and who is told what happens to requests."""
+        """Take the unix time, who is told what happens to requests, and the clock by which they last."""
         self._now = now
+        self._clock = clock
         self._on_event = on_event
         self._tracked: dict[int, TrackedRequest] = {}
         self._next_key = 0
@@ -81,7 +86,9 @@ class RunningRequests:
         """
         if self._closed:
             raise Draining("the daemon is shutting down", retry_after_s=_RESTART_S)
-        return TrackedRequest(self, RunningRequest(request_id, endpoint, model, route, self._now()))
+        return TrackedRequest(
+            self, RunningRequest(request_id, endpoint, model, route, self._now(), begun_s=self._clock())
+        )
 
     def list(self) -> tuple[RunningRequest, ...]:
         """Return a snapshot, oldest first."""
@@ -143,7 +150,7 @@ class RunningRequests:
         self._tell("request.ended", request, outcome=outcome, elapsed_ms=self._elapsed_ms(request))
 
     def _elapsed_ms(self, request: RunningRequest) -> int:
-        return max(0, round(1000 * (self._now() - request.started_at_s)))
+        return round(1000 * (self._clock() - request.begun_s))
 
     def _tell(self, kind: str, request: RunningRequest, **data: Any) -> None:
         self._on_event(RequestEvent(kind, {"request": request.id, "model": request.model, **data}))
