@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from enum import Enum
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, hdrs, web
 
 from mlxd.http import errors
 from mlxd.pool.clock import Clock, Timer
@@ -140,13 +140,15 @@ class Caller(asyncio.Protocol):
         """Tell whether the client can have an answer, and begin to ask whether it is still there.
 
         One that has gone looks the same as one that has shut down its side: only what is sent shows the difference. An
-        interim answer changes nothing for those that stay, but HTTP/1.0 has none.
+        interim answer changes nothing for those that stay, but HTTP/1.0 has none, and a model's answer takes long.
         """
         request = self._request
-        if request is None or not request.content.is_eof() or request.version < HttpVersion11:
-            return False
-        self._ask()
-        return True
+        if request is None or not (request.content.is_eof() or request.content.exception() is not None):
+            return False  # more of its body was to come
+        if request.version >= HttpVersion11:
+            self._ask()
+            return True
+        return request.method != hdrs.METH_POST
 
     def _ask(self) -> None:
         self._transport.write(_INTERIM)

@@ -120,6 +120,7 @@ async def test_a_client_that_has_closed_its_side_gets_its_answer(stream: bool) -
         (b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
         (b"GET / HTTP/1.1\r\n\r\n", b"400"),
         (post(b"Content-Length: 1\r\n", b"{"), b"400"),
+        (post(b"Content-Encoding: gzip\r\nContent-Length: 1\r\n", b"{"), b"400"),
     ],
 )
 async def test_so_does_one_whose_answer_is_short(sent: bytes, status: bytes) -> None:
@@ -127,6 +128,17 @@ async def test_so_does_one_whose_answer_is_short(sent: bytes, status: bytes) -> 
     async with serving(ScriptedPool(end())) as served:
         answer = await half_closed(served, sent)
     assert b"HTTP/1.1 " + status in answer
+
+
+@pytest.mark.parametrize("is_get", [True, False])
+async def test_one_that_speaks_http_1_0_cannot_be_asked(is_get: bool) -> None:
+    """It gets what takes no time; a model would go on for one that has gone."""
+    pool = ScriptedPool([asyncio.Event()])
+    sent = b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n" if is_get else chat().replace(b"HTTP/1.1", b"HTTP/1.0")
+    async with serving(pool) as served:
+        answer = await half_closed(served, sent)
+        await until(lambda: pool.active_generations == 0)
+    assert answer.startswith(b"HTTP/1.0 200 OK") if is_get else answer == b""
 
 
 @pytest.mark.parametrize("stream", [False, True])
