@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from mlxctl import output
 from mlxctl.client import Client, Reply, Terms
+from mlxctl.connect import ABSENT
 from mlxctl.verb import Options
 from mlxctl.wait import wait_for
 from mlxd import __version__
-from mlxd.protocol.errors import EXIT_INVALID, EXIT_UNREACHABLE, ControlError
+from mlxd.protocol.errors import EXIT_INVALID, ControlError
 from mlxd.protocol.paths import Home
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ class Call:
         try:
             client = Client(self.socket, self.options.timeout_s)
         except ControlError as error:
-            if error.exit_code == EXIT_UNREACHABLE and self.options.socket is None:
-                from mlxctl.lock import find_elsewhere
+            if error.code in ABSENT:
+                from mlxctl.lock import find_unreachable
 
-                raise find_elsewhere(self.home, self.socket) or error from None
+                found = find_unreachable(self.home, self.socket, is_usual_socket=self.options.socket is None)
+                if found is not None:
+                    raise found.error from None
             raise
         if client.version != __version__:
             self.note(f"note: {__version__} installed, {client.version} running: mlxctl restart")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxctl.client import Client
+from mlxctl.connect import ABSENT
 from mlxctl.finding import Finding, Verdict, fail, ok, warn
 from mlxctl.output import show_path
 from mlxd import __version__
@@ -50,7 +51,7 @@ def _ask(client: Client, operation: str) -> Document:
 def check_absence(error: ControlError) -> Iterator[Finding]:
     """Say why no daemon could be asked."""
     what, *why = error.message.splitlines()
-    is_absent = error.code in {"control.not_running", "control.stale_socket"}
+    is_absent = error.code in ABSENT
     found = warn if is_absent else fail
     what = "no daemon is running" if is_absent else what
     yield found("daemon", what, why="; ".join(why) or None, hint="mlxctl start" if is_absent else error.hint)

@@ -20,6 +20,8 @@ from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
 from mlxd.protocol.units import format_duration
 
 CLOSED = "control.closed"
+# Nobody listens there.
+ABSENT = frozenset({"control.not_running", "control.stale_socket"})
 
 
 def connect(path: Path, timeout_s: float) -> socket.socket:

@@ -11,7 +11,7 @@ from mlxctl import process
 from mlxctl.address import find_address
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
-from mlxctl.lock import find_elsewhere, find_holder
+from mlxctl.lock import Unreachable, find_holder, find_unreachable
 from mlxctl.verb import Verb, make_app
 from mlxd import __version__
 from mlxd.protocol.errors import EXIT_CONFLICT, ControlError
@@ -30,6 +30,8 @@ def start(ctx: typer.Context) -> None:
     """Start the daemon in the background and wait until it answers; nothing happens when one runs."""
     call = Call.of(ctx)
     running = process.find_daemon(call.socket, call.options.timeout_s)
+    if running is None:
+        running = process.await_holder(call.home, call.socket, process.START_TIMEOUT_S)
     if running is not None:
         with running:
             if not _is_ending(call, running):
@@ -73,6 +75,10 @@ def version(ctx: typer.Context) -> None:
         if running is not None:
             with running:
                 document["running"] = running.version
+        else:
+            found = find_unreachable(call.home, call.socket, is_usual_socket=call.options.socket is None)
+            if found is not None:
+                call.note(f"note: {found.error.message}")
     call.show(document, _format_version)
 
 
@@ -121,19 +127,19 @@ def end(call: Call, *, now: bool) -> int | None:
         daemon = process.find_daemon(call.socket, call.options.timeout_s)
     except ControlError as error:
         holder = find_holder(call.home) if error.code == "control.silent" else None
-        pid = None if holder is None else holder.pid
-        if pid is None:
+        if holder is None or holder.pid is None:
             raise
         if not now:
-            error.hint = f"mlxctl stop --now, which ends its process (pid {pid})"
+            error.hint = f"mlxctl stop --now, which ends its process (pid {holder.pid})"
             raise
-        process.end_holder(call.home, pid)
-        return pid
+        return process.end_unreachable(call.home, Unreachable(holder.pid, error), now=True)
     if daemon is None:
-        elsewhere = find_elsewhere(call.home, call.socket) if call.options.socket is None else None
-        if elsewhere is not None:
-            raise elsewhere
-        return None
+        found = find_unreachable(call.home, call.socket, is_usual_socket=call.options.socket is None)
+        if found is None:
+            return None
+        if found.error.code == "daemon.other_socket":
+            raise found.error
+        return process.end_unreachable(call.home, found, now=now)
     with daemon:
         process.stop(daemon, call.home, now=now)
         return daemon.pid

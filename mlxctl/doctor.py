@@ -12,11 +12,12 @@ from mlxctl.check_daemon import Answers, check_absence, check_daemon, check_envi
 from mlxctl.check_files import check_home, check_settings_file, check_socket
 from mlxctl.check_system import check_service, check_wired_limit
 from mlxctl.client import Client, is_running
+from mlxctl.connect import ABSENT
 from mlxctl.finding import Finding, format_findings, summarize
-from mlxctl.lock import find_elsewhere
+from mlxctl.lock import find_unreachable
 from mlxctl.supervisor import make_supervisor, run
 from mlxctl.verb import Verb, make_app
-from mlxd.protocol.errors import EXIT_OTHER, EXIT_UNREACHABLE, ControlError
+from mlxd.protocol.errors import EXIT_OTHER, ControlError
 
 app = make_app("What is wrong, and what to do.")
 
@@ -46,9 +47,9 @@ def examine(call: Call) -> Iterator[Finding]:
         with Client(call.socket, call.options.timeout_s) as client:
             answers = Answers.ask(client)
     except ControlError as error:
-        is_plain = error.exit_code == EXIT_UNREACHABLE and call.options.socket is None
-        elsewhere = find_elsewhere(call.home, call.socket) if is_plain else None
-        yield from check_absence(elsewhere or error)
+        is_usual = call.options.socket is None
+        found = find_unreachable(call.home, call.socket, is_usual_socket=is_usual) if error.code in ABSENT else None
+        yield from check_absence(error if found is None else found.error)
         yield from check_settings_file(call.home)
     limit_bytes = pid = None
     if answers is not None:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import mlxd
 from mlxctl.client import Client
-from mlxctl.lock import find_elsewhere, is_held
+from mlxctl.connect import ABSENT, CLOSED
+from mlxctl.lock import Unreachable, find_holder, find_unreachable, is_held
 from mlxd.protocol.errors import EXIT_CONFLICT, EXIT_OTHER, EXIT_WAIT_TIMEOUT, ControlError
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import format_duration
@@ -26,9 +27,11 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 70.0
 
 # What a daemon that comes up, goes down or is not there at all looks like from outside.
-_NOT_THERE = frozenset({"control.not_running", "control.stale_socket", "control.closed"})
+_NOT_THERE = ABSENT | {CLOSED}
 _POLL_S = 0.05
 _END_TIMEOUT_S = 5.0
+# A daemon makes a deleted socket anew within 2 s, and one that ends takes its requests' time.
+_HOLDER_TIMEOUT_S = STOP_TIMEOUT_S
 _LOG_LINES = 15
 
 
@@ -51,9 +54,9 @@ def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
         ControlError: its home cannot be used, or has a daemon with another socket; it ended, or did not answer in time,
             and the message has the last lines of its log.
     """
-    elsewhere = find_elsewhere(home, socket)
-    if elsewhere is not None:
-        raise elsewhere
+    daemon = await_holder(home, socket, timeout_s)
+    if daemon is not None:
+        return daemon
     try:
         home.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -79,6 +82,25 @@ def start_detached(home: Home, socket: Path, timeout_s: float) -> Client:
     raise _start_failed(home, f"the daemon did not answer within {format_duration(timeout_s)}", log_start)
 
 
+def await_holder(home: Home, socket: Path, timeout_s: float) -> Client | None:
+    """Return a connection to the daemon that has the home and does not answer yet; None when there is none any more.
+
+    It may be coming up, about to end, or about to make a deleted socket anew.
+
+    Raises:
+        ControlError: it listens elsewhere, its home is gone, or it does not answer in time.
+    """
+    deadline_s = time.monotonic() + min(timeout_s, _HOLDER_TIMEOUT_S)
+    while (found := find_unreachable(home, socket)) is not None:
+        daemon = find_daemon(socket, timeout_s)
+        if daemon is not None:
+            return daemon
+        if found.error.code != "daemon.no_socket" or time.monotonic() >= deadline_s:
+            raise found.error
+        time.sleep(_POLL_S)
+    return None
+
+
 def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEOUT_S) -> None:
     """Ask the daemon to end and return when it has.
 
@@ -92,12 +114,7 @@ def stop(daemon: Client, home: Home, *, now: bool, timeout_s: float = STOP_TIMEO
         if error.code != "control.closed":  # it may be gone before its answer
             raise
     if not wait_ended(daemon, home, deadline_s - time.monotonic()):
-        raise ControlError(
-            f"the daemon (pid {daemon.pid}) has not ended within {format_duration(timeout_s)}; it is still about to",
-            exit_code=EXIT_WAIT_TIMEOUT,
-            code="daemon.stop_timeout",
-            hint="mlxctl stop --now, which cancels the running requests",
-        )
+        raise not_ended(daemon.pid, timeout_s)
 
 
 def wait_ended(daemon: Client, home: Home, timeout_s: float) -> bool:
@@ -110,19 +127,51 @@ def wait_ended(daemon: Client, home: Home, timeout_s: float) -> bool:
     return has_ended
 
 
-def end_holder(home: Home, pid: int) -> None:
-    """End a daemon that does not answer: by SIGTERM, and by SIGKILL when that does nothing.
+def end_unreachable(home: Home, found: Unreachable, *, now: bool, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    """End a daemon that cannot be asked to, by SIGTERM, and return its pid when it has ended.
 
-    Nothing is lost by that: settings are in the file or not at all.
+    With *now* running requests are cancelled by a second SIGTERM, and SIGKILL ends what does nothing. Nothing is lost
+    by that: settings are in the file or not at all.
+
+    Raises:
+        ControlError: its pid is not known, or it has not ended within *timeout_s*.
     """
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    if found.pid is None:
+        raise found.error
+    signals = [signal.SIGTERM, signal.SIGTERM, signal.SIGKILL] if now else [signal.SIGTERM]
+    for number in signals:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        deadline_s = time.monotonic() + _END_TIMEOUT_S
-        while is_held(home.lock) and time.monotonic() < deadline_s:
+            os.kill(found.pid, number)
+        deadline_s = time.monotonic() + (_END_TIMEOUT_S if now else timeout_s)
+        while _runs(home, found):
+            if time.monotonic() >= deadline_s:
+                break
             time.sleep(_POLL_S)
-        if not is_held(home.lock):
-            return
+        else:
+            return found.pid
+    raise not_ended(found.pid, timeout_s)
+
+
+def _runs(home: Home, found: Unreachable) -> bool:
+    """Tell whether it has not ended: a lock is held to the last moment, and without one there is the process."""
+    if not found.is_homeless:
+        holder = find_holder(home)
+        return holder is not None and holder.pid == found.pid
+    try:
+        os.kill(found.pid or 0, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def not_ended(pid: int, timeout_s: float) -> ControlError:
+    """Return the error which says that the daemon was asked to end and runs still."""
+    return ControlError(
+        f"the daemon (pid {pid}) has not ended within {format_duration(timeout_s)}; it is still about to",
+        exit_code=EXIT_WAIT_TIMEOUT,
+        code="daemon.stop_timeout",
+        hint="mlxctl stop --now, which cancels the running requests",
+    )
 
 
 def last_lines(path: Path, start: int = 0, count: int = _LOG_LINES) -> list[str]:
