@@ -12,6 +12,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from mlxd.config.file import identify
 from mlxd.protocol.errors import CommitFailed, InUse, InvalidRequest
 from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
 
+_LOCK_ATTEMPTS = 20
+_LOCK_PAUSE_S = 0.01
 _UCRED = struct.Struct("3i")  # Linux: pid, uid, gid
 # macOS, <sys/un.h> and <sys/ucred.h>: level, option, and u_int cr_version, uid_t cr_uid, short cr_ngroups, gid_t[16].
 _SOL_LOCAL = 0
@@ -49,15 +52,11 @@ class InstanceLock:
     def _take(self) -> int:
         """Lock the file at the path, made if it is not there; return its descriptor."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _lock(descriptor):
             holder, *_ = os.read(descriptor, 32).decode(errors="replace").splitlines() or [""]
             os.close(descriptor)
             pid = f" (pid {holder})" if holder.isdigit() else ""
-            raise InUse(
-                f"another mlxd{pid} runs with {self.path.parent}", hint="mlxctl stop, or another MLXD_HOME"
-            ) from None
+            raise InUse(f"another mlxd{pid} runs with {self.path.parent}", hint="mlxctl stop, or another MLXD_HOME")
         os.ftruncate(descriptor, 0)
         with contextlib.suppress(OSError):  # a full disk: the pid is for messages, the lock holds without it
             lines = [str(os.getpid()), *([] if self._control_socket is None else [str(self._control_socket)])]
@@ -81,6 +80,16 @@ class InstanceLock:
         """Let go of the lock; the file stays, because removing it would race with the next daemon."""
         os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock the open file; False when another daemon has it. mlxctl has it for a moment when it looks who has it."""
+    for _ in range(_LOCK_ATTEMPTS):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_LOCK_PAUSE_S)
+    return False
 
 
 class ListeningSocket:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import fcntl
 import os
 import socket
 import stat
@@ -74,6 +75,15 @@ def test_a_killed_daemon_holds_no_lock(home: Home) -> None:
             InstanceLock(home.lock)
         child.kill()
     InstanceLock(home.lock).release()
+
+
+def test_a_look_at_the_lock_does_not_keep_a_daemon_from_coming_up(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mlxctl shares the lock for a moment to see whether it is held; who comes up then tries again."""
+    home.lock.touch()
+    with home.lock.open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr("mlxd.control.listen.time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+        InstanceLock(home.lock).release()
 
 
 def test_a_home_that_cannot_be_made_is_said_in_words(home: Home) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from mlxctl import orphan, process
 from mlxctl.cli import main
-from mlxctl.lock import find_holder, find_unreachable
+from mlxctl.lock import Holder, find_holder, find_unreachable
 from mlxctl.orphan import find_orphan, is_daemon_of
 from mlxd.protocol.paths import Home
 
@@ -31,8 +31,9 @@ def deaf(home: Home) -> Iterator[subprocess.Popen[bytes]]:
     """A daemon that holds the lock and has no socket."""
     home.root.mkdir(parents=True, exist_ok=True)
     with subprocess.Popen([sys.executable, "-m", "tests.support.fake_mlxd", str(home.root), "hang"]) as child:
-        while (holder := find_holder(home)) is None or holder.pid is None:
+        while not home.lock.exists() or not home.lock.read_text():
             assert child.poll() is None
+        assert find_holder(home) == Holder(child.pid, home.socket)
         yield child
         child.kill()
 
