@@ -5,7 +5,9 @@ Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the fi
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +48,10 @@ FP8_TYPES = frozenset(
 MISREAD_FP8_TYPES = frozenset({"ministral3"})
 _SCALE = "_scale_inv"
 _FP8 = ("F8_E4M3", "U8")  # as they are, and as MLX saves them
+
+_TOKENIZER = re.compile(r'\(\s*"([\w-]+)",\s*"(\w+?)(?:Fast)?"')
+_PLAIN = re.compile(r"^MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS[^{]*\{(.*?)\}", re.DOTALL | re.MULTILINE)
+_GENERAL_TOKENIZERS = frozenset({"PreTrainedTokenizer", "TokenizersBackend", "PythonBackend"})
 
 _ITEMSIZES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -121,6 +127,30 @@ def _text_type(config: Config) -> str:
     text = config.get("text_config")
     inner = text.get("model_type") if model_type == "mistral3" and isinstance(text, dict) else None
     return inner if isinstance(inner, str) else model_type
+
+
+@functools.cache
+def known_tokenizers() -> frozenset[str]:
+    """Return the model types and classes that transformers has a tokenizer for, by its table."""
+    spec = importlib.util.find_spec("transformers")
+    folders = () if spec is None else spec.submodule_search_locations or ()
+    tables = [Path(folder, "models", "auto", "tokenization_auto.py").read_text(encoding="utf-8") for folder in folders]
+    pairs = [pair for table in tables for pair in _TOKENIZER.findall(table)]
+    # Types whose own code transformers leaves alone by itself.
+    plain = [name for table in tables for found in _PLAIN.findall(table) for name in re.findall(r'"([^"]+)"', found)]
+    return frozenset([name for pair in pairs for name in pair] + plain) | _GENERAL_TOKENIZERS
+
+
+def tokenizer_problem(config: Config, tokenizer_config: Config) -> str | None:
+    """Return why the tokenizer cannot be read, None if it can: one that brings its own code is never run."""
+    named = tokenizer_config.get("auto_map")
+    own = named.get("AutoTokenizer") if isinstance(named, dict) else named
+    if not own:
+        return None
+    names = [config.get("model_type"), tokenizer_config.get("tokenizer_class")]
+    if any(isinstance(name, str) and name.removesuffix("Fast") in known_tokenizers() for name in names):
+        return None
+    return "its tokenizer needs code of its own (auto_map in tokenizer_config.json), which is never run"
 
 
 def context_length(config: Config) -> Context:

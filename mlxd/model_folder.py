@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd import model_config
-from mlxd.engine.config import parts_problem
+from mlxd.engine.config import Config, parts_problem
 from mlxd.engine.encoder import workspace
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.model_file import (
@@ -30,12 +30,14 @@ from mlxd.engine.model_file import (
     file_problem,
     is_loaded,
     nested_weights,
+    open_regular,
     read_object,
     shown_text,
 )
 from mlxd.engine.safetensors_header import Tensor, read_tensors
 from mlxd.kv_estimate import Confidence, KvEstimate, estimate_kv
 
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 INDEX_FILE = "model.safetensors.index.json"
 
 # Name, size and mtime of files.
@@ -92,6 +94,7 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
         weights_problem,
         parts_problem(config, len(tensors)),
         model_config.fp8_problem(config, tensors),
+        _tokenizer_problem(folder, files, config),
     )
     return ModelEntry(
         id=model_id,
@@ -228,6 +231,18 @@ def _files_problem(files: Files) -> str | None:
     """Return which file a load could not read, or not to its end."""
     problems = (file_problem(name, file) for name, file in files.items() if is_loaded(name))
     return next((problem for problem in problems if problem is not None), None)
+
+
+def _tokenizer_problem(folder: Path, files: Files, config: Config) -> str | None:
+    if TOKENIZER_CONFIG_FILE not in files:
+        return None
+    try:
+        with open_regular(folder / TOKENIZER_CONFIG_FILE) as file:
+            if b'"auto_map"' not in file.read(MOST_CONFIG_BYTES):  # parsing them all would cost more than the rest
+                return None
+    except (BadFile, OSError):
+        return None  # said already
+    return model_config.tokenizer_problem(config, _read_json(folder / TOKENIZER_CONFIG_FILE)[0])
 
 
 def _read_json(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> tuple[dict[str, Any], str | None]:

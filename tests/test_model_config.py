@@ -114,3 +114,13 @@ def test_runnable_types_are_of_the_installed_package() -> None:
     utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
     assert utils.MODEL_REMAPPING == model_config.REMAPPED_TYPES
     assert {"llama", "qwen3", "gemma3", *utils.MODEL_REMAPPING.values()} <= model_config.find_runnable().text
+
+
+def test_known_tokenizers_are_those_of_the_installed_package() -> None:
+    """The table that is read is the one that transformers makes."""
+    auto = importlib.import_module("transformers.models.auto.tokenization_auto")
+    known = model_config.known_tokenizers()
+    for model_type, name in auto.TOKENIZER_MAPPING_NAMES.items():
+        assert model_type in known
+        assert name is None or name.removesuffix("Fast") in known
+    assert not {"TikTokenTokenizer", "InternLM2Tokenizer", "QWenTokenizer", "kimi_k2", "qwen"} & known

@@ -205,3 +205,29 @@ def test_the_signature_is_of_regular_files(tmp_path: Path) -> None:
     os.mkfifo(folder / "tokenizer.json")
     assert read_signature(folder) == before
     assert [name for name, _, _ in before] == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "tokenizer", "is_served"),
+    [
+        ("kimi_k2", {"auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}}, False),
+        ("kimi_k2", {"auto_map": {"AutoTokenizer": ["a.b", None]}, "tokenizer_class": "TikTokenTokenizer"}, False),
+        ("kimi_k2", {"auto_map": ["a.b", None]}, False),
+        ("kimi_k2", {"auto_map": {"AutoTokenizer": ["a.b", None]}, "tokenizer_class": "LlamaTokenizerFast"}, True),
+        ("kimi_k2", {"auto_map": ["a.b", None], "tokenizer_class": "PreTrainedTokenizerFast"}, True),
+        ("internlm2", {"auto_map": {"AutoTokenizer": ["a.b", None]}}, True),
+        ("qwen2", {"auto_map": {"AutoTokenizer": ["a.b", None]}}, True),
+        ("kimi_k2", {"auto_map": {"AutoModel": "a.b"}}, True),
+        ("kimi_k2", {"auto_map": [[]], "tokenizer_class": []}, False),
+        ("kimi_k2", {}, True),
+    ],
+)
+def test_a_tokenizer_with_code_of_its_own(
+    tmp_path: Path, model_type: str, tokenizer: dict[str, Any], is_served: bool
+) -> None:
+    """Its code is never run, so that the model has a problem before anybody tries to load it."""
+    folder = write_model(tmp_path / "odd", dict(LLAMA_CONFIG) | {"model_type": model_type})
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    problem = scan(tmp_path)["odd"].problem
+    words = "its tokenizer needs code of its own (auto_map in tokenizer_config.json), which is never run"
+    assert problem == (None if is_served else words)
