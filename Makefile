@@ -46,7 +46,7 @@ bench-bodies: ## twenty request bodies of the largest size at once next to a str
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.bench.bodies
 
-soak: ## ten minutes of random traffic and changes on one daemon (SOAK_ARGS="--minutes 60 --seed 7")
+soak: ## twenty minutes of random traffic, changes and bad neighbors on one daemon (SOAK_ARGS="--minutes 60 --seed 7")
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.soak $(SOAK_ARGS)
 

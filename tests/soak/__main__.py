@@ -1,7 +1,8 @@
-"""`python -m tests.soak`: random traffic and random changes on one daemon, for minutes; exit 1 when anything is wrong.
+"""`python -m tests.soak`: random traffic and changes and bad neighbors on one daemon; exit 1 when anything is wrong.
 
 Holds that each answer is the one that the model gave alone beforehand, that every request ends, that none is answered
-500, that at the end nothing is leased, queued or reserved, and that memory does not grow once it is warm.
+500, that `/ready` says what `status` says, that at the end nothing is leased, queued or reserved and `status --check`
+finds nothing, and that memory does not grow once it is warm.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
+import aiohttp
+
 from mlxctl.client import Client
 from tests.bench.process import read_rss_bytes
+from tests.soak.intruder import prepare
+from tests.soak.neighbor import Neighbors
 from tests.soak.steering import COMMENT, CONFIG, Steering
 from tests.soak.traffic import Traffic, learn_all, make_cases, make_cloud_cases
 from tests.support.daemon import RealDaemon
@@ -61,7 +66,7 @@ class Memory:
 def main() -> int:
     """Run it and print the summary."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="how long (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=20, help="how long (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of all choices (default: another one each time; it is printed)")
     parser.add_argument("--workers", type=int, default=WORKERS, help="requests at a time (default: %(default)s)")
     arguments = parser.parse_args()
@@ -79,13 +84,18 @@ async def soak(home: Path, seconds: float, seed: int, workers: int) -> list[str]
     """Run a daemon for so long, print what happened, and return what is wrong."""
     for number, name in enumerate(MODELS):
         write_tiny_model(home / "models" / name, seed=number)
-    daemon = RealDaemon(home)
+    faults = home.parent / "faults"
+    daemon = RealDaemon(home, environment=prepare(faults))
     daemon.configure(CONFIG)
     await asyncio.to_thread(daemon.start)
     assert daemon.process is not None
     try:
         async with upstream() as far:
-            failures = await _load(daemon, far.url, seconds, seed, workers)
+            neighbors = Neighbors(daemon.base_url, home, faults, MODELS, seed)
+            failures = await _load(daemon, far.url, seconds, seed, workers, neighbors)
+        checked = await asyncio.to_thread(lambda: daemon.mlxctl("status", "--check", check=False))
+        if checked.returncode != 0:
+            failures.append(f"status --check at the end: {checked.stdout}{checked.stderr}")
         status = await asyncio.to_thread(daemon.terminate)
         if status != 0:
             failures.append(f"the daemon ended with {status}")
@@ -99,7 +109,9 @@ async def soak(home: Path, seconds: float, seed: int, workers: int) -> list[str]
             daemon.kill()
 
 
-async def _load(daemon: RealDaemon, upstream_url: str, seconds: float, seed: int, workers: int) -> list[str]:
+async def _load(
+    daemon: RealDaemon, upstream_url: str, seconds: float, seed: int, workers: int, neighbors: Neighbors
+) -> list[str]:
     assert daemon.process is not None
     url, socket = daemon.base_url, daemon.home / "mlxd.sock"
     known = await learn_all(url, make_cases(MODELS, random.Random(f"{seed} cases")))
@@ -111,11 +123,16 @@ async def _load(daemon: RealDaemon, upstream_url: str, seconds: float, seed: int
     watching = asyncio.create_task(memory.watch())
     steered = asyncio.create_task(asyncio.to_thread(steering.run, stop))
     asking = asyncio.create_task(traffic.run(seed, workers))
-    await asyncio.wait({steered, asking}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    leaving = asyncio.Event()
+    beside = asyncio.create_task(neighbors.run(leaving))
+    probing = asyncio.create_task(_probe(url, socket, leaving))
+    running = {steered, asking, beside, probing}
+    await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     stop.set()
+    leaving.set()
     await steered
     traffic.is_over = True
-    await asking
+    _, _, lies = await asyncio.gather(asking, beside, probing)
     watching.cancel()
 
     def end() -> list[str]:
@@ -126,7 +143,7 @@ async def _load(daemon: RealDaemon, upstream_url: str, seconds: float, seed: int
     failures = await asyncio.to_thread(end)
     await traffic.ask_all()
     failures += await asyncio.to_thread(_unload_all, socket)
-    failures += [*traffic.failures, *steering.failures]
+    failures += [*traffic.failures, *steering.failures, *neighbors.failures, *lies]
     if not traffic.ends["streamed"] or not traffic.ends["whole"]:
         failures.append("no answer was compared")
     if traffic.n_failures > len(traffic.failures):
@@ -139,12 +156,33 @@ async def _load(daemon: RealDaemon, upstream_url: str, seconds: float, seed: int
     _print_counts("requests", traffic.ends)
     _print_counts("changes", steering.done)
     _print_counts("refused changes", steering.refused)
-    print(f"longest request: {traffic.longest_s:.1f} s")
+    _print_counts("bad neighbors", neighbors.ends)
+    print(f"longest request: {traffic.longest_s:.1f} s; longest of a bad neighbor: {neighbors.longest_s:.1f} s")
     print(
         f"RSS after the warm-up: {early_bytes / 1e6:.1f} MB, at the end: {late_bytes / 1e6:.1f} MB"
         f" (bound: +{MOST_GROWTH_BYTES / 1e6:.0f} MB), at most {most_bytes / 1e6:.1f} MB, {len(memory.samples)} samples"
     )
     return failures
+
+
+async def _probe(url: str, socket: Path, leaving: asyncio.Event) -> list[str]:
+    """Ask `/ready` between two looks at the status, again and again; return where it says something else than both."""
+    lies = []
+
+    def is_ready() -> bool:
+        with Client(socket, 60) as client:
+            return bool(client.request("status").result["ready"])
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_QUIET_S)) as session:
+        while not leaving.is_set():
+            before = await asyncio.to_thread(is_ready)
+            async with session.get(url.removesuffix("/v1") + "/ready") as response:
+                said = response.status == 200
+            after = await asyncio.to_thread(is_ready)
+            if before == after != said:
+                lies.append(f"/ready was {said}, and status said {before} before and after")
+            await asyncio.gather(asyncio.wait_for(leaving.wait(), 1), return_exceptions=True)
+    return lies[:20]
 
 
 def _wait_quiet(client: Client) -> list[str]:
