@@ -25,10 +25,13 @@ class Limits:
     size_bytes: int
 
 
-def step(connection: sqlite3.Connection, limits: Limits, now_ms: int) -> bool:
-    """Delete the oldest rows that are too many, a few; return whether there are more to go."""
+def step(connection: sqlite3.Connection, limits: Limits, now_ms: int | None) -> bool:
+    """Delete the oldest rows that are too many, a few; return whether there are more to go.
+
+    *now_ms* is None while nobody knows how old they are.
+    """
     is_over = False
-    if math.isfinite(limits.age_s):
+    if now_ms is not None and math.isfinite(limits.age_s):
         oldest_ms = now_ms - int(limits.age_s * 1000)
         for table in ("requests", "changes"):
             is_over |= _delete(connection, table, STEP_ROWS, before_ms=oldest_ms) == STEP_ROWS

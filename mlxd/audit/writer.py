@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlxd.audit import retention
+from mlxd.audit.age import AgeClock, read_steady_s
 from mlxd.audit.record import ChangeRecord, Record, RequestRecord
 from mlxd.audit.retention import Limits
 from mlxd.audit.schema import TooNewError, is_broken, open_for_writing
@@ -25,7 +26,7 @@ QUEUE_ROWS = 10_000
 BATCH_ROWS = 1000
 # Rows that come within it are written together.
 BATCH_S = 0.1
-_RETRY_S = (1.0, 60.0)  # the first pause after a failure, and the longest
+_RETRY_S = (1.0, 5.0)  # the first pause after a failure, and the longest: a full disk may have room for a moment only
 # How often the age of rows is looked at, and after how many rows the size.
 _KEEP_S = 60.0
 _log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Writer:
         *,
         queue_rows: int = QUEUE_ROWS,
         now: Callable[[], float] = time.time,
+        steady: Callable[[], float] = read_steady_s,
         retry_s: tuple[float, float] = _RETRY_S,
     ) -> None:
         """Take the file and what is kept in it; the thread begins with `start`."""
@@ -67,6 +69,7 @@ class Writer:
         self._limits = limits
         self._queue_rows = queue_rows
         self._now = now
+        self._age_clock = AgeClock(now, steady)
         self._retry_s = retry_s
         self._changed = threading.Condition()
         self._queue: deque[Record] = deque()
@@ -268,7 +271,7 @@ class Writer:
         has_more = True  # what could not be deleted is tried again
         size_bytes = self._size_bytes
         try:
-            has_more = retention.step(connection, limits, int(self._now() * 1000))
+            has_more = retention.step(connection, limits, self._age_clock.read_ms(connection))
             size_bytes = retention.file_bytes(connection)
         finally:
             with self._changed:

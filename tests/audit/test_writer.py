@@ -9,6 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -119,6 +120,41 @@ def test_a_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.undo()
         assert writer.flush(WAIT_S)
         assert writer.state == dataclasses.replace(writer.state, problem=None, written=2, dropped=0)
+
+
+def test_what_waits_for_the_disk_is_written_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that ends tries once more, however long the pause would be: with room again nothing is lost."""
+    path = tmp_path / "audit.db"
+    writer = Writer(path, KEPT, now=lambda: NOW_S, retry_s=(3600.0, 3600.0))
+    writer.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "_write", _raise(sqlite3.OperationalError("database or disk is full")))
+        writer.put(row(1))
+        assert not writer.flush(WAIT_S)
+    writer.close()
+    assert (writer.state.written, writer.state.queued, writer.state.dropped) == (1, 0, 0)
+
+
+def test_the_disk_is_tried_again_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that has room now and then is not missed for a minute."""
+    writer = Writer(tmp_path / "gone" / "audit.db", KEPT)
+    pauses: list[float] = []
+    changed = writer._changed
+    wait = changed.wait
+
+    def note(timeout: float | None = None) -> bool:
+        if writer._problem is not None and threading.current_thread() is writer._thread:
+            pauses.append(timeout or 0.0)
+            return wait(0.001)
+        return wait(timeout)
+
+    monkeypatch.setattr(changed, "wait", note)
+    writer.start()
+    writer.put(row(1))
+    while len(pauses) < 8:
+        writer.flush(0.01)
+    writer.close()
+    assert max(pauses) == 5.0
 
 
 def _raise(error: Exception) -> object:
