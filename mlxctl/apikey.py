@@ -10,6 +10,7 @@ import typer
 from mlxctl.call import Call, Document
 from mlxctl.output import format_table, show_duration
 from mlxctl.verb import Verb, make_app
+from mlxd.protocol.errors import ControlError
 
 app = make_app("API keys that HTTP clients need, once there is one.")
 
@@ -37,6 +38,12 @@ def create(ctx: typer.Context, name: NewName, models: Models = None, rate: Rate 
     document = call.change("apikey.create", name=name, **{key: value for key, value in given.items() if value})
     if document["is_first"]:
         call.note("note: from now on every HTTP request needs a key, but /health and /ready; mlxctl itself does not")
+    if "key" not in document:
+        raise ControlError(
+            f"the key {name!r} was made, and lost with the connection that it was sent over: it is kept as a hash",
+            code="apikey.lost",
+            hint=f"mlxctl apikey revoke {name} | mlxctl apikey create {name}",
+        )
     call.note("note: this is the only time that the key is shown")
     call.show(document, lambda shown: str(shown["key"]))
 

@@ -61,7 +61,10 @@ class Dispatcher:
             return await self._ask(operation, request, deadline_s), ignored
         work = partial(self._change, operation, request)
         once = _once(frame)
-        return await self.mutations.run(work, once=once, deadline_s=deadline_s, at_once=operation.at_once), ignored
+        answer = await self.mutations.run(
+            work, once=once, deadline_s=deadline_s, at_once=operation.at_once, secrets=operation.secrets
+        )
+        return answer, ignored
 
     async def _ask(self, operation: Operation, request: Request, deadline_s: float | None) -> Reply:
         try:

@@ -8,9 +8,9 @@ whose connection broke before the answer asks again with the same key and gets i
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from mlxd.protocol.errors import Conflict, Draining, WaitEnded
@@ -33,7 +33,9 @@ class _Mutation:
     once: Once | None
     is_begun: bool = False
     waiters: int = 0
-    task: asyncio.Task[Mapping[str, Any]] = field(init=False)
+    secrets: frozenset[str] = frozenset()
+    # The work; once it is done and has secrets, the answer without them.
+    task: asyncio.Future[Mapping[str, Any]] = field(init=False)
 
 
 class Mutations:
@@ -43,11 +45,17 @@ class Mutations:
         """Nothing runs yet."""
         self._is_closed = False
         self._turn = asyncio.Lock()
-        self._begun: set[asyncio.Task[Mapping[str, Any]]] = set()
+        self._begun: set[asyncio.Future[Mapping[str, Any]]] = set()
         self._kept: dict[str, _Mutation] = {}
 
     async def run(
-        self, work: Work, *, once: Once | None = None, deadline_s: float | None = None, at_once: bool = False
+        self,
+        work: Work,
+        *,
+        once: Once | None = None,
+        deadline_s: float | None = None,
+        at_once: bool = False,
+        secrets: frozenset[str] = frozenset(),
     ) -> Mapping[str, Any]:
         """Return what *work* returns, when its turn has come; or what it returned when its key was used before.
 
@@ -56,6 +64,7 @@ class Mutations:
             once: the key, where the client gave one.
             deadline_s: longest wait for its turn.
             at_once: it needs no turn.
+            secrets: keys of the answer that are not kept: who asks again later gets it without them.
 
         Raises:
             Conflict: the key stands for another request.
@@ -65,6 +74,7 @@ class Mutations:
         mutation = self._find(once)
         if mutation is None:
             mutation = self._start(work, once, deadline_s, at_once=at_once)
+            mutation.secrets = secrets
         mutation.waiters += 1
         try:
             return await asyncio.shield(mutation.task)
@@ -95,7 +105,7 @@ class Mutations:
         mutation.task = asyncio.get_running_loop().create_task(
             self._run_now(mutation, work) if at_once else self._run_in_turn(mutation, work, deadline_s)
         )
-        mutation.task.add_done_callback(self._on_done)
+        mutation.task.add_done_callback(partial(self._on_done, mutation))
         if once is not None:
             self._kept[once.key] = mutation
             ended = [key for key, kept in self._kept.items() if kept.task.done()]
@@ -128,7 +138,11 @@ class Mutations:
         if mutation.once is not None and self._kept.get(mutation.once.key) is mutation:
             del self._kept[mutation.once.key]
 
-    def _on_done(self, task: asyncio.Task[Mapping[str, Any]]) -> None:
+    def _on_done(self, mutation: _Mutation, task: asyncio.Future[Mapping[str, Any]]) -> None:
         self._begun.discard(task)
-        with contextlib.suppress(asyncio.CancelledError):
-            task.exception()  # its client may be gone
+        if task.cancelled() or task.exception() is not None:  # which nobody may have waited for
+            return
+        if mutation.secrets:
+            kept = {name: value for name, value in task.result().items() if name not in mutation.secrets}
+            mutation.task = asyncio.get_running_loop().create_future()
+            mutation.task.set_result(kept)

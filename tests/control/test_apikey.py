@@ -53,3 +53,15 @@ async def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         plane.home.api_keys.write_text("{")
         await plane.api_keys.open()
         assert (await client.refused("apikey.list"))["code"] == "apikeys.file_invalid"
+
+
+async def test_a_secret_is_answered_once_and_kept_nowhere(tmp_path: Path) -> None:
+    """Who asks again with the same idempotency key learns that the key was made; the memory has the secret no more."""
+    async with running_plane(Home(tmp_path)) as plane, await plane.connect() as client:
+        first = await client.ask("apikey.create", {"idem": "k"}, name="app")
+        again = await client.ask("apikey.create", {"idem": "k"}, name="app")
+        assert (again["name"], "key" in again) == ("app", False)
+        assert [key["name"] for key in (await client.ask("apikey.list"))["keys"]] == ["app"]
+        kept = plane.server.dispatcher.mutations._kept["k"]
+        assert first["key"] not in repr(kept.task.result())
+        plane.api_keys.authenticate(first["key"])

@@ -14,6 +14,7 @@ TABLE = (
             "rate": text("Most requests: N/s, N/min, N/h or N/d; no bound when left out.", required=False),
         },
         mutates=True,
+        secrets=frozenset({"key"}),
     ),
     Operation("apikey.list", "The API keys, without what is secret.", PAGE),
     Operation("apikey.revoke", "Refuse an API key from now on.", {"name": text("Its name.")}, mutates=True),

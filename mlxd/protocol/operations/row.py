@@ -63,6 +63,7 @@ class Operation:
         plans: True when it changes no settings and takes `dry` all the same.
         is_about_file: True when it makes no sense without the settings file.
         at_once: True when it mutates and waits for no turn: what ends something must not queue behind it.
+        secrets: keys of its result that only the first reply has, and not one that is asked for again by `idem`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Operation:
     plans: bool = False
     is_about_file: bool = False
     at_once: bool = False
+    secrets: frozenset[str] = frozenset()
 
     @property
     def can_be_dry(self) -> bool:
