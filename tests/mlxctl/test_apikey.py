@@ -8,7 +8,14 @@ from mlxctl.cli import main
 from mlxd.protocol.paths import Home
 from tests.support.fake_control import FakeControl
 
-MADE: dict[str, object] = {"name": "app", "models": [], "rate": None, "created_at_ms": 1, "requests": 0, "is_first": False}
+MADE: dict[str, object] = {
+    "name": "app",
+    "models": [],
+    "rate": None,
+    "created_at_ms": 1,
+    "requests": 0,
+    "is_first": False,
+}
 
 
 def test_a_key_that_was_lost_with_its_connection_is_said_to_be(
