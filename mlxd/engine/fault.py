@@ -54,6 +54,8 @@ def load_failure(model_id: str, error: BaseException) -> MlxdError:
 
 def generation_failure(model_id: str, error: Exception) -> MlxdError:
     """Return the error of the sequences that ran when a step ended with *error*."""
+    if isinstance(error, MlxdError):
+        return error
     if is_out_of_memory(error):
         return OutOfMemory(f"model '{model_id}': out of memory while answering: {in_words(error)}")
     return GenerationFailed(f"model '{model_id}' failed while answering: {in_words(error)}")

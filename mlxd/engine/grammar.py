@@ -22,11 +22,12 @@ import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 
 from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
+from mlxd.engine.fault import in_words
 from mlxd.engine.lark import Unenforceable
 from mlxd.engine.process import Processes
 from mlxd.engine.tool_grammar import loosened_functions, tool_lark
 from mlxd.engine.vocabulary import Vocabulary
-from mlxd.protocol.errors import CapacityError, InvalidRequest
+from mlxd.protocol.errors import CapacityError, GenerationFailed, InvalidRequest, MlxdError
 from mlxd.protocol.units import show_bytes
 
 # Of one model. What is kept saves its making, which takes up to a second; what runs now is bounded as well.
@@ -141,7 +142,7 @@ class Grammars:
         except BaseException:
             del self._held[number]
             raise
-        grammar = Grammar(matcher, self._tokenizer, number, _bytes_of(text))
+        grammar = Grammar(matcher, self._tokenizer, constraint.field, number, _bytes_of(text))
         weakref.finalize(grammar, self._held.pop, number, None).atexit = False
         return grammar
 
@@ -204,15 +205,16 @@ def _refused(constraint: Constraint, reason: str) -> InvalidRequest:
 class Grammar:
     """One compiled grammar. May be shared by rows and threads; only what its lexer has learned grows."""
 
-    def __init__(self, matcher: Any, tokenizer: Any, number: int, compiled_bytes: int) -> None:
-        """Take a fresh matcher, the tokenizer that knows the tags of thinking, its number, and its size."""
+    def __init__(self, matcher: Any, tokenizer: Any, field: str, number: int, compiled_bytes: int) -> None:
+        """Take a fresh matcher, the tokenizer that knows the tags of thinking, who asked, its number, and its size."""
+        self.field = field
         self.number = number
+        self.think_start: tuple[int, ...] = tokenizer.think_start_tokens or ()
+        self.think_end: tuple[int, ...] = tokenizer.think_end_tokens or ()
+        self.ends = sorted(tokenizer.eos_token_ids)
         self._compiled_bytes = compiled_bytes
         self._tokens = 0
         self._matcher = matcher
-        self._think_start: tuple[int, ...] = tokenizer.think_start_tokens or ()
-        self._think_end: tuple[int, ...] = tokenizer.think_end_tokens or ()
-        self._ends = sorted(tokenizer.eos_token_ids)
 
     @property
     def held_bytes(self) -> int:
@@ -231,14 +233,7 @@ class Grammar:
             generated: the tokens of the answer that were made in stays before.
             is_thinking: whether the prompt ends inside the thinking.
         """
-        bound = GrammarProcessor(
-            self._matcher.deep_copy(),
-            self._think_start,
-            self._think_end,
-            self._ends,
-            self.count_token,
-            is_thinking=is_thinking,
-        )
+        bound = GrammarProcessor(self, self._matcher.deep_copy(), is_thinking=is_thinking)
         for token in generated:
             bound.take(token)
         return bound
@@ -259,30 +254,19 @@ class GrammarProcessor:
     their tokens.
     """
 
-    def __init__(
-        self,
-        matcher: Any,
-        think_start: tuple[int, ...],
-        think_end: tuple[int, ...],
-        ends: list[int],
-        count_token: Callable[[], None],
-        *,
-        is_thinking: bool,
-    ) -> None:
-        """Made by `Grammar.processor` only."""
+    def __init__(self, grammar: Grammar, matcher: Any, *, is_thinking: bool) -> None:
+        """Made by `Grammar.processor` only, which gives it a matcher of its own."""
+        self._grammar = grammar
         self._matcher = matcher
-        self._think_start = think_start
-        self._think_end = think_end
-        self._ends = mx.array(ends)
-        self._count_token = count_token  # of the grammar, which lives as long as this
+        self._ends = mx.array(grammar.ends)
         self._tail: list[int] = []
         self._is_first = True
         self._stage = _Stage.BOUND
         if is_thinking:
             self._stage = _Stage.THINKING
-        elif len(think_start) == 1:  # a longer tag cannot be told from an answer at its first token
+        elif len(grammar.think_start) == 1:  # a longer tag cannot be told from an answer at its first token
             self._stage = _Stage.OPENING
-        self.failure: str | None = None
+        self.failure: MlxdError | None = None
 
     def __call__(self, context: mx.array, logits: mx.array) -> mx.array:
         """Return *logits* [1, vocabulary] without the tokens that may not come next.
@@ -296,32 +280,44 @@ class GrammarProcessor:
                 self.take(cast("int", context[-1].item()))
             return logits if self.failure is not None else self._masked(logits)
         except Exception as error:  # noqa: BLE001  (see above)
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = GenerationFailed(f"the grammar of the answer failed: {in_words(error)}")
             return logits
 
     def take(self, token: int) -> None:
         """Go on after *token*."""
         if self._stage is _Stage.THINKING:
-            self._tail = [*self._tail, token][-len(self._think_end) :]
-            if tuple(self._tail) == self._think_end:
+            self._tail = [*self._tail, token][-len(self._grammar.think_end) :]
+            if tuple(self._tail) == self._grammar.think_end:
                 self._stage = _Stage.BOUND
             return
         if self._stage is _Stage.OPENING:
-            if token == self._think_start[0]:
+            if token == self._grammar.think_start[0]:
                 self._stage = _Stage.THINKING
                 return
             self._stage = _Stage.BOUND
-        self._count_token()
+        self._grammar.count_token()
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-            self.failure = self._matcher.get_error().split("<state>", 1)[0].strip()
+            self._note_limit()
 
     def _masked(self, logits: mx.array) -> mx.array:
         if self._stage is _Stage.THINKING:
             return logits.at[:, self._ends].add(-mx.inf)  # an answer comes after it
+        has_ended = self._matcher.is_stopped()
         allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) > 0
+        if not has_ended and self._matcher.is_error():
+            self._note_limit()
+            return logits
         if self._stage is _Stage.OPENING:
             allowed = allowed.copy()
-            allowed[self._think_start[0]] = True
+            allowed[self._grammar.think_start[0]] = True
         if not allowed.any():
             return logits  # the end token has been drawn: this step's token is thrown away
         return mx.where(mx.array(allowed), logits, -mx.inf)
+
+    def _note_limit(self) -> None:
+        """Note that the answer has come to where the grammar is too large; all other faults of it were found before."""
+        reason = self._matcher.get_error().split("<state>", 1)[0].strip()
+        field = self._grammar.field
+        self.failure = InvalidRequest(
+            f"{field}: the answer cannot be bound any further: {reason}", hint="send a smaller schema", param=field
+        )

@@ -163,7 +163,7 @@ class _Alphabet:
         self.eos_token_id = self._bytes_from - 1
         special = {**added, "<|end|>": self.eos_token_id}
         self.special_token_ids = list(special.values())
-        self.tokens = [b"%d" % place for place in range(self._bytes_from)] + [bytes([byte]) for byte in range(256)]
+        self.tokens = [b""] * self._bytes_from + [bytes([byte]) for byte in range(256)]
         for name, place in special.items():
             self.tokens[place] = name.encode()
 

@@ -39,7 +39,7 @@ from mlxd.engine.prompt_cache import PromptCache
 from mlxd.engine.row import NO_UID, Phase, Row, Rows
 from mlxd.engine.sampling import SamplerCache, SeededSampler, logits_processors
 from mlxd.engine.scoring import PromptScorer, Scores
-from mlxd.protocol.errors import GenerationFailed, MlxdError
+from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
 
@@ -320,7 +320,7 @@ class TextModel:
             row.tokens.append(token)
             row.generated += 1
             if row.grammar is not None and row.grammar.failure is not None:
-                self._fail(row, GenerationFailed(f"the grammar of the answer failed: {row.grammar.failure}"))
+                self._fail(row, row.grammar.failure)
                 return
             if end is FinishReason.STOP:  # the token is no text
                 break

@@ -130,7 +130,7 @@ class Resident:
 
     @property
     def prompt_cache_bytes(self) -> int:
-        """What the engine's prompt cache holds."""
+        """What the engine's prompt cache holds, and its compiled grammars."""
         return 0 if self.engine is None else self.engine.prompt_cache_bytes
 
     @property

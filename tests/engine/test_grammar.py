@@ -301,3 +301,19 @@ def test_grammars_of_running_answers_leave_no_room_for_more(
     assert error.value.retry_after_s is not None
     assert running.grammar is not None
     assert second.grammar is not None
+
+
+def test_answer_that_comes_to_a_limit_is_the_requests_fault(stepped: SteppedModel) -> None:
+    """A part of the schema that only some answers reach is too large: the limit is named, others go on."""
+    alternatives = [{"type": "object", "properties": {f"n{i}": {"type": "string"}}} for i in range(2500)]
+    prompt = bound(
+        stepped, schema({"anyOf": [{"const": '"' * 40}, {"type": "array", "items": {"anyOf": alternatives}}]})
+    )
+    bias = ((token_id("["), 90.0), (token_id("{"), 100.0))
+    over = stepped.start(prompt, SamplingParams(temperature=0.0, logit_bias=bias))
+    other = stepped.start("Hi")
+    stepped.run(over, other)
+    assert isinstance(over.error, InvalidRequest)
+    assert "response_format: the answer cannot be bound any further" in over.error.message
+    assert "max is 2000" in over.error.message
+    assert other.usage.completion_tokens == 20

@@ -12,7 +12,7 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
 from mlxd.engine.constraint import ToolConstraint
 from mlxd.engine.grammar import Grammar
 from mlxd.engine.tool import ToolCall, ToolUse
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.errors import InvalidRequest, MlxdError
 from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_model import CALL_FORMATS, token_id
@@ -166,7 +166,7 @@ def test_strict_call_that_the_model_chooses_to_make(stepped: SteppedModel) -> No
     grammar = stepped.renderer.prepare(request).grammar
     assert isinstance(grammar, Grammar)
 
-    def failure(text: str) -> str | None:
+    def failure(text: str) -> MlxdError | None:
         tokens = wrapper.encode(text, add_special_tokens=False)
         return grammar.processor(tokens, is_thinking=False).failure
 
