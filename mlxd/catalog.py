@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mlxd import model_config
 from mlxd.engine.model_file import shown_text
+from mlxd.engine.vector import Pooling
 from mlxd.model_folder import (
     ModelEntry,
     Signature,
@@ -29,7 +30,7 @@ from mlxd.model_folder import (
 from mlxd.model_search import find_folders, is_adapter, is_hub_snapshot
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.settings import INHERIT, Settings
 
 __all__ = [
     "Catalog",
@@ -38,6 +39,7 @@ __all__ = [
     "adapter_paths",
     "context_limit",
     "nearest_names",
+    "pooling_of",
     "resolve_path",
     "resolve_roots",
 ]
@@ -205,6 +207,12 @@ def context_limit(settings: Settings, entry: ModelEntry) -> int | None:
     if wanted is None or entry.longest_context is None:
         return entry.context_length if wanted is None else wanted
     return min(wanted, entry.longest_context)
+
+
+def pooling_of(settings: Settings, model_id: str) -> Pooling | None:
+    """Return the pooling that the settings give a model; None leaves it to the model's folder."""
+    model = settings.models.get(model_id)
+    return None if model is None or model.pooling == INHERIT else Pooling(model.pooling)
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:

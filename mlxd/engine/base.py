@@ -19,7 +19,7 @@ from mlxd.engine.constraint import Constraint
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import ToolCall, ToolUse
-from mlxd.engine.vector import Embedded, EmbeddingRequest, PreparedInputs, VectorFacts
+from mlxd.engine.vector import Embedded, EmbeddingRequest, Pooling, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import MlxdError
 
 
@@ -225,6 +225,7 @@ class LoadSpec:
     adapter_path: Path | None = None  # the folder of LoRA weights to put on *base*
     base: Engine | None = None  # a loaded model of the same backend, given with `adapter_path`
     is_encoder: bool = False  # it makes vectors and no text
+    pooling: Pooling | None = None  # None takes what the folder says
 
 
 class Decoding(Enum):

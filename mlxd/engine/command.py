@@ -31,6 +31,7 @@ class ModelFiles:
     tokenizer: Any  # mlx_lm.tokenizer_utils.TokenizerWrapper
     vocabulary: Vocabulary
     pooling: Pooling | None  # of its hidden states; None: in no way that is known
+    is_pooling_assumed: bool  # neither a setting nor the folder names it
     tensors: Mapping[str, tuple[Path, Tensor]]  # in its files, but for names that are in several of them
     signature: Signature
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import itertools
 import logging
 import platform
@@ -93,6 +94,8 @@ class Device:
         else:
             await self._readers.run(check_adapter, spec)
             files = self._files_of(spec, base)
+            if spec.pooling is not None:  # its own, not its base's
+                files = dataclasses.replace(files, pooling=spec.pooling, is_pooling_assumed=False)
         key = next(self._keys)
         base_key = None if base is None else base.key
         try:

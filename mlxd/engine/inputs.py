@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from mlxd.engine.base import EngineFacts
@@ -9,6 +10,8 @@ from mlxd.engine.fault import tokenizing
 from mlxd.engine.prompt import GENEROUS_CHARACTERS, foreign_token
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
+
+_log = logging.getLogger(__name__)
 
 
 class InputReader:
@@ -19,6 +22,7 @@ class InputReader:
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._facts = facts
+        self._has_warned = False
 
     def prepare(self, request: EmbeddingRequest) -> PreparedInputs:
         """Tokenize and check against the context.
@@ -30,7 +34,18 @@ class InputReader:
         vectors = self._facts.vectors
         if vectors is None:
             raise InvalidRequest(
-                f"model '{self._model_id}' cannot make embeddings: its hidden states are out of reach", param="model"
+                f"model '{self._model_id}' cannot make embeddings: its hidden states are out of reach, or its"
+                " folder names a pooling that is not known",
+                hint=f"mlxctl model set {self._model_id} pooling=mean (or first, last)",
+                param="model",
+            )
+        if vectors.is_assumed and not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s makes vectors, and nothing says how it pools: the mean of the hidden states is a guess; read its"
+                " card, then: mlxctl model set %s pooling=mean (or first, last)",
+                self._model_id,
+                self._model_id,
             )
         dimensions = check_dimensions(self._model_id, vectors, request.dimensions)
         return PreparedInputs(

@@ -216,7 +216,8 @@ class SlicedLoad:
         pooling = self._files.pooling
         if width is None or pooling is None:
             return None
-        return VectorFacts(width, pooling, shorter_dimensions(self._files.config, width))
+        shorter = shorter_dimensions(self._files.config, width)
+        return VectorFacts(width, pooling, shorter, self._files.is_pooling_assumed)
 
 
 def _open_model(path: Path, tensors: dict[int, tuple[str, mx.array]]) -> Any:

@@ -1,7 +1,7 @@
 """What a model's folder says of its vectors: the pooling that it was trained with, and the lengths they may be cut to.
 
 `1_Pooling/config.json` is how sentence-transformers writes the first, `matryoshka_dimensions` and `is_matryoshka` in
-config.json are how servers of embeddings read the second. Where nothing is said the states are averaged.
+config.json are how servers of embeddings read the second. mlx-lm copies the first to no model that it converts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _POOLINGS = {"mean": Pooling.MEAN, "cls": Pooling.FIRST, "lasttoken": Pooling.LA
 _PREFIX = "pooling_mode_"
 
 
-def read_pooling(model_id: str, folder: Path) -> Pooling:
-    """Return how the model's hidden states are pooled.
+def read_pooling(model_id: str, folder: Path) -> Pooling | None:
+    """Return how the model's hidden states are pooled; None where nothing is said, as in what mlx-lm has converted.
 
     Raises:
         LoadFailed: in a way that is not known here, or the file cannot be read.
@@ -29,7 +29,7 @@ def read_pooling(model_id: str, folder: Path) -> Pooling:
     try:
         config = read_object(folder / _FILE)
     except FileNotFoundError:
-        return Pooling.MEAN
+        return None
     except (OSError, BadFile) as error:
         raise LoadFailed(f"model '{model_id}': {folder / _FILE} cannot be read: {error}") from error
     modes = _modes(config)

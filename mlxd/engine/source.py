@@ -56,7 +56,9 @@ def read_model_files(spec: LoadSpec) -> ModelFiles:
     if spec.is_encoder:
         _import_encoders(spec, str(config["model_type"]))
     tokenizer = _read_tokenizer(spec, config)
-    return ModelFiles(spec.path, config, tokenizer, Vocabulary(tokenizer), _pooling(spec), tensors, signature)
+    pooling, is_assumed = _pooling(spec)
+    vocabulary = Vocabulary(tokenizer)
+    return ModelFiles(spec.path, config, tokenizer, vocabulary, pooling, is_assumed, tensors, signature)
 
 
 def _read_tokenizer(spec: LoadSpec, config: dict[str, Any]) -> Any:
@@ -141,15 +143,19 @@ def _usual_context(model: Any) -> int | None:
     return next((tokens for tokens in usual if tokens is not None), None)
 
 
-def _pooling(spec: LoadSpec) -> Pooling | None:
-    if spec.is_encoder:
-        pooling = read_pooling(spec.model_id, spec.path)
-        if pooling is Pooling.LAST:
-            raise LoadFailed(f"model '{spec.model_id}' pools by its last token, which no encoder here does")
-        return pooling
-    with contextlib.suppress(LoadFailed):  # no reason not to chat
-        return read_pooling(spec.model_id, spec.path)
-    return None
+def _pooling(spec: LoadSpec) -> tuple[Pooling | None, bool]:
+    """Return how the hidden states are pooled, None if in no way that is known, and whether that is a guess."""
+    stated = spec.pooling
+    if stated is None:
+        try:
+            stated = read_pooling(spec.model_id, spec.path)
+        except LoadFailed:
+            if spec.is_encoder:
+                raise
+            return None, False  # no reason not to chat
+    if stated is Pooling.LAST and spec.is_encoder:
+        raise LoadFailed(f"model '{spec.model_id}' pools by its last token, which no encoder here does")
+    return (Pooling.MEAN, True) if stated is None else (stated, False)
 
 
 def _import_encoders(spec: LoadSpec, model_type: str) -> None:

@@ -25,6 +25,7 @@ class VectorFacts:
     dimensions: int
     pooling: Pooling
     shorter: Sequence[int] = ()  # other lengths that the model was trained for (Matryoshka)
+    is_assumed: bool = False  # nothing says how the model pools; the mean is a guess
 
 
 @dataclass(frozen=True, slots=True)

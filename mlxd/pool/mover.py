@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from mlxd.catalog import pooling_of
 from mlxd.engine.base import Backend, Engine, LoadSpec
 from mlxd.pool import ledger, policy
 from mlxd.pool.policy import Plan
@@ -37,7 +38,7 @@ class Mover:
         """Begin to load the model; its bytes are reserved from now on."""
         if resident.base is not None and resident.base.state is not ModelState.READY:
             raise RuntimeError(f"{resident.id} cannot be loaded: {resident.base.id} is {resident.base.state.value}")
-        resident.loaded = Loaded(resident.entry, resident.context_limit)
+        resident.loaded = Loaded(resident.entry, resident.context_limit, pooling_of(self._state.settings, resident.id))
         resident.enter(ModelState.LOADING)
         resident.is_forced = force
         resident.is_dismissed = False
@@ -65,6 +66,7 @@ class Mover:
             adapter_path=None if base is None else resident.entry.path,
             base=None if base is None else base.engine,
             is_encoder=resident.entry.kind == "embedding",
+            pooling=pooling_of(self._state.settings, resident.id),
         )
 
     def drain(self, resident: Resident, reason: str) -> None:

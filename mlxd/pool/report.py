@@ -178,6 +178,13 @@ def _shown(state: PoolState) -> list[Resident]:
     return [shown[model_id] for model_id in sorted(shown)]
 
 
+def _pooling(facts: EngineFacts | None) -> str | None:
+    if facts is None or facts.vectors is None:
+        return None
+    words = facts.vectors.pooling.value
+    return f"{words} (a guess: its folder does not say)" if facts.vectors.is_assumed else words
+
+
 def _decoding(facts: EngineFacts | None) -> tuple[str | None, str | None]:
     """Return how a model that makes text is decoded and why, once it has been loaded."""
     if facts is None or not facts.decoding_reason:
@@ -220,6 +227,7 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         base=resident.entry.base,
         decoding=decoding,
         decoding_reason=decoding_reason,
+        pooling=_pooling(resident.facts),
         stale=state.stale_reason(resident),
     )
 

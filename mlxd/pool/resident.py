@@ -9,6 +9,7 @@ from enum import Enum
 from mlxd.catalog import ModelEntry
 from mlxd.engine.base import Decoding, Engine, EngineFacts
 from mlxd.engine.kv_shape import KvShape
+from mlxd.engine.vector import Pooling
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
@@ -48,6 +49,7 @@ class Loaded:
 
     entry: ModelEntry
     context_limit: int | None
+    pooling: Pooling | None = None  # that the settings gave it
 
 
 @dataclass(slots=True, eq=False)

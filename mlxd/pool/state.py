@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from mlxd.catalog import ModelEntry, context_limit
+from mlxd.catalog import ModelEntry, context_limit, pooling_of
 from mlxd.engine.base import BackendLimits
 from mlxd.pool import ledger
 from mlxd.pool.clock import Clock
@@ -205,7 +205,12 @@ class PoolState:
             return f"it was loaded from {loaded.entry.path}, and is {resident.entry.path} now"
         if loaded.entry.signature != resident.entry.signature:
             return "its files have changed"
-        limit = context_limit(self.settings if settings is None else settings, resident.entry)
+        settings = self.settings if settings is None else settings
+        pooling = pooling_of(settings, resident.id)
+        if pooling != loaded.pooling:
+            words = "its folder says" if pooling is None else f"models.{resident.id}.pooling says, {pooling.value}"
+            return f"its vectors are to be pooled as {words}"
+        limit = context_limit(settings, resident.entry)
         if limit != loaded.context_limit:
             words = "its own" if limit is None else f"{limit} tokens"
             return f"its context is to be {words} instead of {resident.context_length}"

@@ -66,6 +66,7 @@ class ModelStatus:
     base: str | None = None  # of an adapter: the model whose weights it shares
     decoding: str | None = None  # as the check at the last load found: batched, single prefill or one by one
     decoding_reason: str | None = None
+    pooling: str | None = None  # of its vectors: mean, first or last, and whether that is a guess
     stale: str | None = None  # in what it differs from what a load would make of it now
 
 

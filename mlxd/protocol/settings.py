@@ -223,6 +223,12 @@ class ModelSettings:
         "Most tokens of prompt and answer together: at most the model's own, or as far as its rope_scaling (YaRN) can"
         " stretch that; inherit takes the model's own.",
     )
+    pooling: str = row(
+        Choice(INHERIT, "mean", "first", "last"),
+        INHERIT,
+        "Which hidden states of a text make its vector: the mean, the first token's or the last one's; inherit takes"
+        " what the folder says (1_Pooling), or else the mean, with a warning.",
+    )
     aliases: tuple[str, ...] = row(TextList(), [], "Other names under which clients may ask for this model.")
     adapter: str | None = row(
         Text(1, 4096, none="none"),
@@ -232,8 +238,8 @@ class ModelSettings:
     reload: str = row(
         Choice("idle", "now", "next-load"),
         "idle",
-        "When a loaded model takes up another context length, adapter or changed files: once it is idle; now, after its"
-        " running requests; or when it is loaded next.",
+        "When a loaded model takes up another context length, pooling, adapter or changed files: once it is idle; now,"
+        " after its running requests; or when it is loaded next.",
     )
     max_tokens: int | None = row(
         Integer(1, MOST_TOKENS, none=INHERIT),

@@ -23,6 +23,7 @@ from mlxd.engine.hidden import Encoder
 from mlxd.engine.vector import EmbeddingRequest, Pooling
 from mlxd.protocol.errors import InvalidRequest, LoadFailed
 from tests.engine.bench import WriteModel, load_spec
+from tests.support.adapter import write_adapter
 from tests.support.minilm import minilm_folder
 from tests.support.sequence import Recorder, embed, prepare, start
 from tests.support.tiny_encoder import write_tiny_encoder
@@ -75,6 +76,51 @@ async def test_vectors_of_a_text_model_are_its_pooled_states(
         np.testing.assert_allclose(vector, pooled / np.linalg.norm(pooled), atol=2e-5)
 
 
+@pytest.mark.parametrize(("pooling", "name"), list(zip(Pooling, POOLS, strict=True)))
+@pytest.mark.parametrize("said", [None, {"pooling_mode_cls_token": True}, {"pooling_mode_max_tokens": True}])
+async def test_the_setting_decides_the_pooling(
+    device: Device, write_model: WriteModel, tmp_path: Path, pooling: Pooling, name: str, said: dict[str, Any] | None
+) -> None:
+    """It goes before what the folder says, also where that is nothing or not known; it is no guess."""
+    folder = copy_with(write_model(), tmp_path / "model", said)
+    engine = await load(device, folder, pooling=pooling)
+    prepared = await engine.prepare_inputs(EmbeddingRequest(("one text",)))
+    (vector,) = (await embed(engine, prepared).ended()).vectors
+    model, _ = load_model(folder)
+    pooled = POOLS[name](np.array(model.model(mx.array([prepared.rows[0]])))[0])
+    np.testing.assert_allclose(vector, pooled / np.linalg.norm(pooled), atol=2e-5)
+    assert engine.facts.vectors is not None
+    assert not engine.facts.vectors.is_assumed
+
+
+async def test_an_adapter_has_a_pooling_of_its_own(device: Device, write_model: WriteModel, tmp_path: Path) -> None:
+    """Where no setting gives it one, its base's holds."""
+    model = write_model()
+    base = await load(device, model, pooling=Pooling.FIRST)
+    write_adapter(tmp_path / "a", model)
+    for given, expected in ((None, Pooling.FIRST), (Pooling.LAST, Pooling.LAST)):
+        changes = {"model_id": f"tiny+{expected}", "base": base, "adapter_path": tmp_path / "a", "pooling": given}
+        adapter = await load(device, model, **changes)
+        assert adapter.facts.vectors is not None
+        assert adapter.facts.vectors.pooling is expected
+
+
+@pytest.mark.parametrize("is_encoder", [False, True])
+async def test_a_guessed_pooling_is_warned_of_once(
+    device: Device, write_model: WriteModel, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_encoder: bool
+) -> None:
+    """What mlx-lm converts has lost its pooling: its vectors may be poor, and the first request says so."""
+    folder = write_tiny_encoder(tmp_path / "bert", "bert") if is_encoder else write_model()
+    engine = await load(device, folder, is_encoder=is_encoder)
+    assert engine.facts.vectors is not None
+    assert engine.facts.vectors.is_assumed
+    assert "pools" not in caplog.text
+    await vectors(engine, "one")
+    await vectors(engine, "two")
+    (warning,) = [record.getMessage() for record in caplog.records if "pools" in record.getMessage()]
+    assert "mlxctl model set tiny pooling=mean (or first, last)" in warning
+
+
 async def test_dimensions_follow_the_config(device: Device, write_model: WriteModel, tmp_path: Path) -> None:
     """Listed lengths are beginnings at unit length; others are refused with what there is."""
     some = await load(device, copy_with(write_model(), tmp_path / "some", matryoshka_dimensions=[16, 32]))
@@ -93,7 +139,7 @@ async def test_an_unknown_pooling_is_no_reason_not_to_chat(
     """Such a text model answers, and says that it makes no vectors."""
     engine = await load(device, copy_with(write_model(), tmp_path / "model", {"pooling_mode_max_tokens": True}))
     assert (await start(engine, await prepare(engine)).ended()).text()
-    with pytest.raises(InvalidRequest, match="cannot make embeddings"):
+    with pytest.raises(InvalidRequest, match="a pooling that is not known"):
         await engine.prepare_inputs(EmbeddingRequest(("text",)))
 
 
@@ -187,6 +233,13 @@ async def test_poolings_that_an_encoder_cannot_have(device: Device, tmp_path: Pa
     folder = copy_with(write_tiny_encoder(tmp_path / "bert", "bert"), tmp_path / "model", said)
     with pytest.raises(LoadFailed, match=words):
         await load(device, folder, is_encoder=True)
+
+
+async def test_no_encoder_pools_by_its_last_token_by_a_setting(device: Device, tmp_path: Path) -> None:
+    """A setting that cannot be applied fails the load and says so."""
+    folder = write_tiny_encoder(tmp_path / "bert", "bert")
+    with pytest.raises(LoadFailed, match="last token, which no encoder here does"):
+        await load(device, folder, is_encoder=True, pooling=Pooling.LAST)
 
 
 async def test_without_the_extra_the_command_is_named(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.engine.vector import Pooling, VectorFacts
 from mlxd.protocol.errors import DoesNotFit, LoadFailed
 from tests.support.fake_row import answer_text
 from tests.support.pool_world import World, world
@@ -116,6 +117,37 @@ async def test_a_limit_over_the_models_own_changes_nothing() -> None:
         w.change(limit(999_999))
         await w.advance(5)
         assert (stale(w), w.backend.calls) == (None, ["load a"])
+
+
+async def test_another_pooling_is_taken_up() -> None:
+    """It makes a loaded model stale like another context, in both directions, and says what is to become of it."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        plan = w.change({"models": {"a": {"pooling": "last"}}})
+        assert [model.reason for model in plan.stale] == ["its vectors are to be pooled as models.a.pooling says, last"]
+        await w.advance(5)
+        assert w.backend.calls == ["load a", "unload a", "load a"]
+        assert stale(w) is None
+        plan = w.change({"models": {"a": {"pooling": "inherit"}}})
+        assert [model.reason for model in plan.stale] == ["its vectors are to be pooled as its folder says"]
+        await w.advance(5)
+        assert [spec.pooling for spec in w.backend.specs] == [None, Pooling.LAST, None]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "shown"),
+    [
+        (VectorFacts(16, Pooling.LAST), "last"),
+        (VectorFacts(16, Pooling.MEAN, is_assumed=True), "mean (a guess: its folder does not say)"),
+        (None, None),
+    ],
+)
+async def test_the_pooling_is_shown(vectors: VectorFacts | None, shown: str | None) -> None:
+    """A model that is loaded says how it pools, and whether that is a guess."""
+    async with world({"a": 30}) as w:
+        w.backend.models["a"] = dataclasses.replace(w.backend.models["a"], vectors=vectors)
+        await w.load("a")
+        assert [model.pooling for model in w.pool.status().models] == [shown]
 
 
 async def test_changed_files_make_a_loaded_model_stale() -> None:
