@@ -27,7 +27,8 @@ def render_default() -> str:
             lines.append(_header(table))
         else:
             lines.append("#\n" if "*" in table else "\n")
-        lines += [*_help(row), f"# {path[-1]} = {_example(row)}\n"]
+        lines += _help(row)
+        lines += (f"# {line}\n" for line in f"{path[-1]} = {_example(row)}".splitlines())  # a long list has several
     return "".join(lines)
 
 
