@@ -207,8 +207,9 @@ def load_rendering() -> types.ModuleType:
 
 
 def _bound_memory(memory_bytes: int) -> None:
-    """Let the system refuse more memory where it does (Linux; on macOS the daemon looks), and write no core file."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    """Let Linux refuse more memory, and write no core file. On macOS, which has no such bound, the daemon looks."""
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from mlxd.engine.base import ChatPrompt, Engine, GenerationRequest, TextPrompt
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.engine.device import Device
+from mlxd.engine.handle import LoadedEngine
 from mlxd.protocol.errors import RequestCancelled
 from tests.engine.bench import WriteModel, load_spec
 
@@ -41,6 +43,31 @@ async def test_endless_template_stops_its_own_model_only(
         assert isinstance(outcome, RequestCancelled)
     with pytest.raises(RequestCancelled, match="was unloaded"):
         await bad.prepare(CHAT)
+
+
+async def test_tokenizer_that_does_not_end_stops_its_own_model_only(
+    device: Device, engine: Engine, write_model: WriteModel
+) -> None:
+    """Nothing can end it, so it costs the model its threads, and the others nothing."""
+    bad = await device.load(load_spec(write_model(seed=1)), lambda done, total: None)
+    assert isinstance(bad, LoadedEngine)
+    assert bad._renderer is not None
+    is_over, began = threading.Event(), threading.Semaphore(0)
+
+    def encode(text: str, **options: object) -> list[int]:
+        began.release()
+        is_over.wait()
+        return [1]
+
+    bad._renderer._tokenizer._tokenizer.encode = encode
+    stuck = [asyncio.create_task(bad.prepare(CHAT)) for _ in range(3)]
+    for _ in range(2):  # as many as it has threads
+        await asyncio.to_thread(began.acquire)
+    assert len((await engine.prepare(CHAT)).tokens) == 21
+    await device.load(load_spec(write_model(seed=2)), lambda done, total: None)
+    await device.unload(bad)
+    is_over.set()
+    await asyncio.gather(*stuck, return_exceptions=True)
 
 
 async def test_client_that_leaves_ends_its_rendering(device: Device, write_model: WriteModel, tmp_path: Path) -> None:
