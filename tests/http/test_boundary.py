@@ -285,6 +285,29 @@ def test_words_that_are_no_utf8_are_rendered() -> None:
     assert body["error"]["message"] == r"the Content-Type is \udcff"
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "authentication_error"),
+        (403, "permission_error"),
+        (404, "not_found_error"),
+        (413, "request_too_large"),
+        (422, "invalid_request_error"),
+        (429, "rate_limit_error"),
+        (500, "api_error"),
+        (503, "overloaded_error"),
+        (504, "timeout_error"),
+        (507, "api_error"),
+        (529, "overloaded_error"),
+    ],
+)
+def test_a_status_has_anthropics_word(status: int, kind: str) -> None:
+    """Clients go by it."""
+    error = UpstreamError("no", data={"status": status})
+    assert errors.detail(error, errors.Dialect.ANTHROPIC)["type"] == kind
+
+
 def test_an_upstreams_status_is_kept() -> None:
     """An error of an upstream has the upstream's status, 502 when it has none."""
     assert errors.status_of(UpstreamError("no", data={"status": 429})) == 429

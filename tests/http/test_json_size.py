@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -71,3 +72,9 @@ def test_the_limits_follow_the_number_of_messages(more_nodes: int, more_values: 
     with pytest.raises(PayloadTooLarge, match=words) as refused:
         check(size, limit)
     assert refused.value.hint == "mlxctl config set http.max_messages=N"
+
+
+@pytest.mark.parametrize("raw", [b"\\", b'{"a":"\\', b'{"a":"\\\\\\'])
+def test_a_body_that_ends_within_an_escape_has_an_end(raw: bytes) -> None:
+    """The last piece is not kept for a next one."""
+    assert len(list(itertools.islice(measure(raw), 10))) == 1
