@@ -8,8 +8,9 @@ import json
 import pytest
 
 from tests.support.clock import FakeClock
+from tests.support.control import until
 from tests.support.http_server import serving
-from tests.support.scripted_pool import ScriptedPool, say
+from tests.support.scripted_pool import ScriptedPool, end, say
 
 # Over what sockets and buffers take for a client that does not read.
 LONG = "x" * 50_000_000
@@ -44,3 +45,25 @@ async def test_a_client_that_reads_nothing_is_cut_off(is_stream: bool, is_cancel
             await asyncio.sleep(0)  # an aborted transport closes its socket a turn later
         writer.close()
         await writer.wait_closed()
+
+
+async def test_only_silence_is_kept_alive() -> None:
+    """A comment comes when nothing has been sent for so long, not as long after the last one."""
+    clock, gates, reached = FakeClock(), [asyncio.Event() for _ in range(2)], list[int]()
+    script = [*say("a"), lambda: reached.append(1), gates[0], *say("b"), lambda: reached.append(2), gates[1], *end()]
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    async with serving(ScriptedPool(script), clock=clock, document={"http": {"keepalive": "10s"}}) as served:
+        asking = asyncio.create_task(served.post("/v1/chat/completions", body))
+        await until(lambda: reached == [1])
+        clock.move(9)
+        gates[0].set()
+        await until(lambda: reached == [1, 2])
+        clock.run_next()  # 10 s after the first piece, 1 s after the second
+        assert clock.next_s == clock.now() + 9
+        clock.run_next()
+        for _ in range(20):
+            await asyncio.sleep(0)  # the comment is written
+        gates[1].set()
+        _, _, answer = await asking
+    assert answer.count(b": keep-alive\n\n") == 1
+    assert answer.index(b'"b"') < answer.index(b": keep-alive")
