@@ -233,7 +233,7 @@ def toml_value(path: Path, value: Any, machine: Machine) -> Any:
     row = row_of(path)
     try:
         row.kind.parse(value, machine)
+        return row.kind.to_toml(value)
     except ValueError as error:
         key = format_path(path)
         raise InvalidValue(f"{key}: {error}", param=key) from None
-    return row.kind.to_toml(value)

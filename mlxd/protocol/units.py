@@ -61,8 +61,12 @@ def show_bytes(n_bytes: int) -> str:
     return f"{n_bytes} B"
 
 
-def parse_duration_s(text: str) -> float:
-    """Return the seconds that `30s`, `1h30m`, `250ms` or `45` stand for.
+def parse_duration_s(text: str, *, is_unit_needed: bool = True) -> float:
+    """Return the seconds that `30s`, `1h30m`, `250ms` or `0` stand for.
+
+    Args:
+        text: the duration.
+        is_unit_needed: False takes a number alone for seconds, as older versions wrote it into the settings file.
 
     Raises:
         ValueError: not a number of ms, s, m, h or d.
@@ -73,6 +77,10 @@ def parse_duration_s(text: str) -> float:
     except ValueError:
         parts = _DURATION_PART.findall(stripped) if _DURATION.fullmatch(stripped) else [("nan", "s")]
         seconds = sum(float(number) * _DURATION_UNITS_S[unit] for number, unit in parts)
+    else:
+        if is_unit_needed and seconds and math.isfinite(seconds):
+            msg = f"{text!r} has no unit; expected a duration such as {stripped}s, {stripped}m or 1h30m"
+            raise ValueError(msg)
     if not math.isfinite(seconds):
         msg = f"{text!r} is not a duration; write 250ms, 30s, 5m, 1h30m or 2d"
         raise ValueError(msg)

@@ -282,3 +282,16 @@ async def test_other_catalog_paths_are_searched_at_once(plane: Plane, client: Cl
     plane.home.models.rename(tmp_path / "more")
     await client.ask("settings.set", changes={"catalog.paths": [str(tmp_path / "more")]})
     await until(lambda: {str(entry.path.parent) for entry in plane.catalog.entries()} >= {str(tmp_path / "more")})
+
+
+async def test_a_duration_without_a_unit_is_refused(plane: Plane, client: Client) -> None:
+    """Nobody guesses whether 30 are seconds or minutes; nothing, and what an older file says, has no unit to miss."""
+    error = await client.refused("settings.set", changes={"pool.keep_alive": "30"})
+    assert error["msg"] == "pool.keep_alive: '30' has no unit; expected a duration such as 30s, 30m or 1h30m"
+    error = await client.refused("model.set", model="a", changes={"keep_alive": "5"})
+    assert "'5' has no unit" in error["msg"]
+    await client.ask("settings.set", changes={"pool.keep_alive": "0"})
+    assert plane.store.current.pool.keep_alive == 0
+    plane.home.config.write_text('[pool]\nkeep_alive = "45"\nevict_patience = 20\n')
+    await client.ask("settings.reload")
+    assert (plane.store.current.pool.keep_alive, plane.store.current.pool.evict_patience) == (45, 20)

@@ -52,11 +52,19 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30s", 30), ("1h30m", 5400), ("250ms", 0.25), ("45", 45), ("2d", 172800), (" 1.5m ", 90), ("-5", -5), ("0s", 0)],
+    [("30s", 30), ("1h30m", 5400), ("250ms", 0.25), ("2d", 172800), (" 1.5m ", 90), ("0s", 0), ("0", 0), ("0.0", 0)],
 )
 def test_durations_as_people_write_them(text: str, seconds: float) -> None:
-    """Parts add up, a bare number is in seconds, and the sign is kept for the caller's bounds."""
+    """Parts add up, and nothing is nothing in every unit."""
     assert seconds == units.parse_duration_s(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("45", 45), ("1.5", 1.5), ("-5", -5), (" 30 ", 30)])
+def test_a_number_alone_is_no_duration(text: str, seconds: float) -> None:
+    """Nobody knows whether 30 are seconds or minutes; only what an older version has written is still read."""
+    with pytest.raises(ValueError, match=rf"has no unit; expected a duration such as {text.strip()}s, "):
+        units.parse_duration_s(text)
+    assert units.parse_duration_s(text, is_unit_needed=False) == seconds
 
 
 @pytest.mark.parametrize(

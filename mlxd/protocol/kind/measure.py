@@ -131,7 +131,7 @@ class Duration:
         if isinstance(value, bool) or not isinstance(value, (str, int, float)):
             raise reject(value, self.describe())
         try:
-            seconds = units.parse_duration_s(value) if isinstance(value, str) else float(value)
+            seconds = units.parse_duration_s(value, is_unit_needed=False) if isinstance(value, str) else float(value)
         except (ValueError, OverflowError):  # TOML has whole numbers that no float can hold
             raise reject(value, f"a duration; it must be {self.describe()}, such as 250ms, 30s, 5m or 1h30m") from None
         if not self.minimum_s <= seconds <= self.maximum_s:
@@ -140,7 +140,9 @@ class Duration:
         return seconds
 
     def to_toml(self, value: Any) -> Any:
-        """Keep what was typed."""
+        """Keep what was typed; a text that is a number alone is refused, since nobody knows what its writer meant."""
+        if isinstance(value, str) and value not in {self.none, "inherit"}:
+            units.parse_duration_s(value)
         return value
 
     def describe(self) -> str:
