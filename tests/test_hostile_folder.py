@@ -18,7 +18,15 @@ from mlxd.engine.vector import EmbeddingRequest
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import MlxdError, ModelNotFound
-from tests.support.hostile_folder import TEMPLATES, Damage, copy_template, damages, write_template
+from tests.support.adapter import write_adapter
+from tests.support.hostile_folder import (
+    TEMPLATES,
+    Damage,
+    adapter_damages,
+    copy_template,
+    damages,
+    write_template,
+)
 from tests.support.http_server import settings_of
 from tests.support.sequence import GREEDY
 from tests.support.tiny_model import write_tiny_model
@@ -36,8 +44,10 @@ class Pair:
         """Write the models under *root*."""
         self.odd = root / "models" / "odd"
         self.templates = {kind: write_template(root / "templates" / kind, kind) for kind in TEMPLATES}
-        write_tiny_model(root / "models" / "good", seed=1)
-        self._catalog = Catalog([root / "models"])
+        good = write_tiny_model(root / "models" / "good", seed=1)
+        self.adapter = root / "adapter"
+        write_adapter(self.adapter, good)
+        self._catalog = Catalog([root / "models"], adapters={"good+odd": root / "models" / "odd"})
         self._settings = settings_of({"pool": {"memory": "1GB"}})
         self._expected = ""
 
@@ -62,24 +72,24 @@ class Pair:
         await self._pool.close()
         await self._device.close()
 
-    async def try_odd(self) -> str:
+    async def try_odd(self, model_id: str = "odd") -> str:
         """Search, load and ask the odd model while the good one answers; return how it ended."""
         self._catalog.scan()
         self._pool.rescan()
         with contextlib.suppress(ModelNotFound):  # with a problem it cannot even be asked for
-            self._pool.reset("odd")
-        problem = self._catalog.get("odd").problem
+            self._pool.reset(model_id)
+        problem = self._catalog.get(model_id).problem
         async with asyncio.timeout(_PATIENCE_S):
             good = asyncio.create_task(self._answer("good"))
             try:
-                await self._answer("odd")
+                await self._answer(model_id)
                 outcome = "served"
             except MlxdError as error:
                 outcome = error.code
             assert await good == self._expected
             assert await self._answer("good") == self._expected
             with contextlib.suppress(ModelNotFound):
-                await self._pool.unload("odd", force=True)
+                await self._pool.unload(model_id, force=True)
         assert outcome != "internal_error"
         assert problem is None or outcome == "model_not_found"
         assert self._catalog.get("good").problem is None
@@ -122,3 +132,16 @@ def test_a_spoilt_model_hurts_no_other(pair: tuple[asyncio.Runner, Pair], kind: 
     for damage in changes:
         damage.apply(models.odd)
     event(runner.run(models.try_odd()))
+
+
+@settings(max_examples=_EXAMPLES, suppress_health_check=list(HealthCheck))
+@given(changes=st.lists(adapter_damages, max_size=3))
+def test_a_spoilt_adapter_hurts_no_other(pair: tuple[asyncio.Runner, Pair], changes: list[Damage]) -> None:
+    """Nor does one that is put on the good model itself."""
+    runner, models = pair
+    copy_template(models.adapter, models.odd)
+    for damage in changes:
+        damage.apply(models.odd)
+    outcome = runner.run(models.try_odd("good+odd"))
+    event(outcome)
+    assert changes or outcome == "served"

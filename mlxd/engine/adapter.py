@@ -11,7 +11,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters
 
 from mlxd.engine.fault import in_words
+from mlxd.engine.model_file import ADAPTER_CONFIG_FILE, ADAPTER_FILE
 from mlxd.protocol.errors import LoadFailed
+from mlxd.protocol.units import count
 
 # What mlx-lm's LoRA and DoRA layers add to the layers that they wrap.
 _OWN_LEAVES = frozenset({"lora_a", "lora_b", "m"})
@@ -26,7 +28,7 @@ def put_adapter_on(base: Any, path: Path) -> tuple[Any, list[mx.array]]:
         path: holds `adapter_config.json` and `adapters.safetensors` as mlx-lm's training writes them.
 
     Raises:
-        LoadFailed: the configuration lacks something.
+        LoadFailed: the configuration lacks something, or asks for more than the weights are.
         Exception: whatever mlx-lm raises for an adapter of another model.
     """
     before = {name for name, _ in _parameters(base)}
@@ -34,16 +36,23 @@ def put_adapter_on(base: Any, path: Path) -> tuple[Any, list[mx.array]]:
     try:
         load_adapters(model, str(path))
     except (AttributeError, KeyError, TypeError) as error:
-        raise LoadFailed(f"{path / 'adapter_config.json'} cannot be used: {in_words(error)}") from error
+        raise LoadFailed(f"{path / ADAPTER_CONFIG_FILE} cannot be used: {in_words(error)}") from error
     # New layers begin in training mode, in which dropout makes every answer another one.
     model.eval()
-    replaced = set(mx.load(str(path / "adapters.safetensors"))) & before  # an adapter of whole layers
-    own = [
-        array
+    stored = set(mx.load(str(path / ADAPTER_FILE)))
+    replaced = stored & before  # an adapter of whole layers
+    own = {
+        name: array
         for name, array in _parameters(model)
         if name in replaced or (name not in before and name.rpartition(".")[2] in _OWN_LEAVES)
-    ]
-    return model, own
+    }
+    missing = [name for name in own if name not in stored]
+    if missing:  # of any size that the configuration says, which the pool does not know
+        raise LoadFailed(
+            f"{path / ADAPTER_FILE} lacks {len(missing)} of the {count(len(own), 'tensor')} that {ADAPTER_CONFIG_FILE}"
+            f" asks for, {missing[0]} among them"
+        )
+    return model, list(own.values())
 
 
 def _parameters(model: Any) -> list[tuple[str, mx.array]]:

@@ -20,7 +20,7 @@ from tests.support.tiny_architecture import ARCHITECTURES, make_model
 from tests.support.tiny_encoder import write_tiny_encoder
 from tests.support.tiny_model import tiny_tokenizer, write_tiny_model
 
-HEADER = "header"  # of model.safetensors
+HEADERS = {"header": "model.safetensors", "adapter header": "adapters.safetensors"}
 _CONTEXT = 4096
 _KINDS = (
     "llama",
@@ -35,13 +35,10 @@ _KINDS = (
 )
 TEMPLATES = ("chat", "bert", *_KINDS)
 _FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    HEADER,
-    "1_Pooling/config.json",
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "1_Pooling/config.json"),
+    "header",
 )
+_ADAPTER_FILES = ("adapter_config.json", "adapter header")
 # What a careless or hostile writer may put in place of anything.
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 2, 3, 7, 64, 1000, 65_535, 2**31 - 1, 2**31, 2**32, 2**63, 2**64, 10**30, 10**400),
@@ -95,7 +92,9 @@ _MORE_KEYS: dict[str, tuple[str, ...]] = {
     ),
     "generation_config.json": ("eos_token_id",),
     "1_Pooling/config.json": ("pooling_mode_cls_token", "pooling_mode"),
-    HEADER: ("__metadata__", "model.layers.9.extra"),
+    "header": ("__metadata__", "model.layers.9.extra"),
+    "adapter_config.json": ("fine_tune_type", "num_layers", "lora_parameters", "model"),
+    "adapter header": ("__metadata__", "model.layers.9.self_attn.q_proj.lora_a"),
 }
 _RAW = (b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b'{"a": NaN}')
 
@@ -111,19 +110,19 @@ class Damage:
 
     def apply(self, folder: Path) -> None:
         """Change the file; a file that is no JSON any more stays as it is."""
-        path = folder / ("model.safetensors" if self.file == HEADER else self.file)
-        if self.change == "raw" and self.file != HEADER:
+        path = folder / HEADERS.get(self.file, self.file)
+        if self.change == "raw" and self.file not in HEADERS:
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(_RAW[self.value % len(_RAW)])
             return
         try:
-            document, rest = _read(path, is_header=self.file == HEADER)
+            document, rest = _read(path, is_header=self.file in HEADERS)
         except (ValueError, RecursionError):
             return
         document = self._changed(document)
         raw = json.dumps(document).encode()
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(struct.pack("<Q", len(raw)) + raw + rest if self.file == HEADER else raw)
+        path.write_bytes(struct.pack("<Q", len(raw)) + raw + rest if self.file in HEADERS else raw)
 
     def _changed(self, document: Any) -> Any:
         value = copy.deepcopy(VALUES[self.value % len(VALUES)])
@@ -141,13 +140,15 @@ class Damage:
         return document
 
 
-damages = st.builds(
-    Damage,
-    st.sampled_from(_FILES),
-    st.integers(0, 10_000),
-    st.sampled_from(("replace", "replace", "add", "add", "remove", "raw")),
-    st.integers(0, 1_000),
-)
+def _damages_of(files: tuple[str, ...]) -> st.SearchStrategy[Damage]:
+    changes = ("replace", "replace", "add", "add", "remove", "raw")
+    return st.builds(
+        Damage, st.sampled_from(files), st.integers(0, 10_000), st.sampled_from(changes), st.integers(0, 1_000)
+    )
+
+
+damages = _damages_of(_FILES)
+adapter_damages = _damages_of(_ADAPTER_FILES)
 
 
 def write_template(folder: Path, kind: str) -> Path:
