@@ -4,9 +4,9 @@ Some of mlx-lm's models answer wrongly in a batch, without an error: padding run
 axis too few. So two prompts of unequal length go through the model alone, and then together through the very decoder
 that is to serve them. A way of decoding that was not seen to agree is not used.
 
-A check takes four short passes, and a fifth where prompts that are processed together disagree. Rounding differs with
-the shape of a batch, and a router of experts that is undecided may then choose another one, which changes the logits of
-one place by up to half. So a disagreement counts only if a second text shows it too.
+A check takes at most four short passes. Rounding differs with the shape of a batch, and a router of experts that is
+undecided may then choose another one, which changes the logits of one place by up to half. So a disagreement counts
+only if a second text shows it too, in four more.
 
 Two things are compared, each in a way that rounding hardly reaches and a wrong batch cannot miss:
 
@@ -14,19 +14,20 @@ Two things are compared, each in a way that rounding hardly reaches and a wrong 
   0.1, or four times what rounding makes of the prompts' own tokens in the same passes (none of them sees padding), but
   no more than 0.3. Seen of more than 100 types that agree: 1e-6 in float32, 0.03 with 4 bits and bfloat16 activations
   (attention that takes another path for single tokens), 0.02 on average and 0.08 at most when all layers round to
-  bfloat16 anew. Of those that do not agree: 0.13 to 1.2.
+  bfloat16 anew. Of those that do not agree: 0.1 (wrong positions, which random weights hardly look at) to 1.2.
 * The states that recurrent layers keep of the shorter prompt, in the layer that differs least, as rounding adds up from
   layer to layer. It may be 0.2. Seen: 0.01 at most with bfloat16's rounding; 1 and more where padding went through the
   state, however little of that the logits show.
 
-Not always found: afm7, which rounds its KV to 8 bits by a scale that a whole batch shares. A neighbor changes its
-logits by 0.04 to 0.18, so some texts stay within what rounding may do.
+The memory that it takes is the KV of two rows of one step (256 tokens) and the logits of 16 tokens, less than the
+margin and the short sequence that the pool reserves for a load. No pass is longer than the shortest step of a prefill.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -47,9 +48,10 @@ _TEXTS = (
     "The water of the lake was cold, and nobody wanted to swim before the sun had come up over the hills.",
     "In 1969 two people walked on the moon; they left their footprints, a flag and a mirror behind.",
 )
-# The prompts are the first tokens of one text, each followed by one token that is decoded.
+# The prompts are the first tokens of one text, each followed by one token that is decoded. Together they are as long as
+# the shortest step of a prefill.
 _SHORT_TOKENS = 3
-_LONG_TOKENS = 12
+_LONG_TOKENS = 8
 _ROUNDING_FACTOR = 4
 _LEAST_TOLERANCE = 0.1
 _MOST_TOLERANCE = 0.3
@@ -111,18 +113,18 @@ class DecodingCheck:
         yield
         cache = copy.deepcopy(known)  # the arrays are shared
         expected = mx.concatenate([first, self._alone(text[_SHORT_TOKENS:], cache)])
-        del cache, first
-        detach(known)
         if not self._caches.can_merge:
             return Found(Decoding.ONE_BY_ONE, "mlx-lm has no batch for the caches of this model")
+        detach(known)
+        detach(cache)
         yield
-        disagreement = yield from self._processed_together(text, expected, known)
-        if disagreement is None:
-            return Found(Decoding.BATCHED, _AGREES)
+        mixed = yield from self._together(text, expected, known)
+        if isinstance(mixed, Found):
+            return mixed
         yield
-        deeper = self._decoded_together(text, expected, known)
+        deeper = self._decoded_together(text, expected, known, cache)
         if deeper is None:
-            return Found(Decoding.SINGLE_PREFILL, f"prompts disturb each other when processed together: {disagreement}")
+            return Found(Decoding.SINGLE_PREFILL, f"prompts disturb each other when processed together: {mixed}")
         return Found(Decoding.ONE_BY_ONE, f"answers disturb each other when decoded together: {deeper}")
 
     def _alone(self, tokens: list[int], cache: list[Any]) -> mx.array:
@@ -132,42 +134,52 @@ class DecodingCheck:
         _check_numbers(logits)
         return logits
 
-    def _processed_together(
-        self, text: list[int], expected: mx.array, known: list[Any]
-    ) -> Generator[None, None, str | None]:
-        """Process both prompts together and decode a token of each; return in what they disagree."""
+    def _together(self, text: list[int], expected: mx.array, known: list[Any]) -> Generator[None, None, Found | str]:
+        """Process both prompts together and decode a token of each; return why they may not be processed together.
+
+        What happens to logits alone happens while decoding: no token of a prompt sees padding, so its KV is right.
+        """
         recorder = _Recorder(self._model)
         decoder = make_decoder(recorder, self._caches, (), Decoding.BATCHED)
         try:
-            short = decoder.insert(_entry(text[: _SHORT_TOKENS + 1]))
-            decoder.insert(_entry(text))
-            decoder.step(max)
-            prompts = recorder.take()
-            states = _state_deviation(decoder.extract(short).cache, known)
+            try:
+                short = decoder.insert(_entry(text[: _SHORT_TOKENS + 1]))
+                decoder.insert(_entry(text))
+                decoder.step(max)
+                prompts = recorder.take()
+                states = _state_deviation(decoder.extract(short).cache, known)
+            except Exception as error:  # noqa: BLE001 the model's own
+                return _refusal(error)
+            if states > _STATE_TOLERANCE:
+                return f"the state of the shorter one changes by {states:.0%}"
             yield
-            decoder.step(max)
-            decoded = recorder.take()
-        except Exception as error:  # noqa: BLE001 the model's own
-            return _refusal(error)
+            rounding = max(
+                _deviation(prompts[0, :_SHORT_TOKENS], expected[:_SHORT_TOKENS]),
+                _deviation(prompts[1], expected[:_LONG_TOKENS]),
+            )
+            try:
+                decoder.step(max)
+                decoded = recorder.take()
+            except Exception as error:  # noqa: BLE001 the model's own
+                problem: str | None = _refusal(error)
+            else:
+                problem = _disagreement(decoded, expected[[_SHORT_TOKENS, _LONG_TOKENS]], rounding)
         finally:
             decoder.close()
-        if states > _STATE_TOLERANCE:
-            return f"the state of the shorter one changes by {states:.0%}"
-        rounding = max(
-            _deviation(prompts[0, :_SHORT_TOKENS], expected[:_SHORT_TOKENS]),
-            _deviation(prompts[1], expected[:_LONG_TOKENS]),
-        )
-        return _disagreement(decoded, expected[[_SHORT_TOKENS, _LONG_TOKENS]], rounding)
+        if problem is None:
+            return Found(Decoding.BATCHED, _AGREES)
+        return Found(Decoding.ONE_BY_ONE, f"answers disturb each other when decoded together: {problem}")
 
-    def _decoded_together(self, text: list[int], expected: mx.array, known: list[Any]) -> str | None:
-        """Decode a token of the shorter prompt, which was processed alone, together with a prompt of one token."""
+    def _decoded_together(self, text: list[int], expected: mx.array, known: list[Any], longer: list[Any]) -> str | None:
+        """Decode a token of the shorter prompt, processed alone, beside the whole text and a prompt of one token."""
         recorder = _Recorder(self._model)
         decoder = make_decoder(recorder, self._caches, (), Decoding.SINGLE_PREFILL)
         try:
             decoder.insert(_entry(text[: _SHORT_TOKENS + 1], known))
             decoder.insert(_entry(text[:1]))
+            decoder.insert(_entry([*text, text[0]], longer))
             decoder.step(max)
-            decoded = recorder.take()
+            decoded = recorder.take()[:2]
         except Exception as error:  # noqa: BLE001 the model's own
             return _refusal(error)
         finally:
@@ -214,14 +226,18 @@ def _entry(tokens: list[int], cache: list[Any] | None = None) -> Entry:
 def _refusal(error: Exception) -> str:
     if is_out_of_memory(error):
         raise error
-    return f"a batch of two fails ({in_words(error)})"
+    return f"a batch fails ({in_words(error)})"
 
 
 def _disagreement(decoded: mx.array, expected: mx.array, rounding: float) -> str | None:
     """Compare the logits of both rows' next tokens with those that they have alone."""
     tolerance = min(_MOST_TOLERANCE, max(_LEAST_TOLERANCE, _ROUNDING_FACTOR * rounding))
     deviation = _deviation(decoded[:, -1], expected)
-    return None if deviation <= tolerance else f"the next token's logits change by {deviation:.0%} of their spread"
+    if deviation <= tolerance:
+        return None
+    if math.isinf(deviation):
+        return "other tokens become impossible"
+    return f"the next token's logits change by {deviation:.0%} of their spread"
 
 
 def _deviation(logits: mx.array, expected: mx.array) -> float:
@@ -232,7 +248,7 @@ def _deviation(logits: mx.array, expected: mx.array) -> float:
     logits = logits.astype(mx.float32)
     possible = mx.isfinite(expected)
     if not mx.array_equal(possible, mx.isfinite(logits)).item():
-        return float("inf")
+        return math.inf
     count = mx.sum(possible, axis=-1, keepdims=True)
 
     def centered(values: mx.array) -> mx.array:
@@ -261,7 +277,7 @@ def _state_deviation(cache: list[Any], expected: list[Any]) -> float:
 
 def _share(state: mx.array | None, expected: mx.array) -> float:
     if state is None or state.shape != expected.shape:
-        return float("inf")
+        return math.inf
     difference = state.astype(mx.float32) - expected.astype(mx.float32)
     size = mx.sqrt(mx.mean(mx.square(expected.astype(mx.float32))))
     return _number(mx.sqrt(mx.mean(mx.square(difference))) / mx.maximum(size, 1e-30))

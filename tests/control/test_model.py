@@ -1,16 +1,20 @@
 """`model.*`, `preload.*` and `catalog.rescan` over the socket."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mlxctl.view import format_model
 from mlxd.catalog import Catalog
 from mlxd.config.file import ConfigFile
 from mlxd.crash import CrashLog
+from mlxd.engine.base import Decoding
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.control import Client, Plane, running_plane, until
+from tests.support.fake_backend import DEFAULT_FACTS
 from tests.support.model_folder import write_model
 
 
@@ -32,6 +36,18 @@ async def test_list_and_show(plane: Plane, client: Client) -> None:
     assert (shown["source"], shown["pinned"], shown["preload"]) == ("mlxd", False, False)
     error = await client.refused("model.show", model="org/d")
     assert (error["code"], error["exit"], error["data"]["nearest"]) == ("model_not_found", 4, ["org/c"])
+
+
+async def test_show_says_how_a_model_is_decoded(plane: Plane, client: Client) -> None:
+    """A model that has been loaded shows how its requests are decoded, and why; before that nobody knows."""
+    assert "decoding" not in await client.ask("model.show", model="a")
+    reason = "mlx-lm has no batch for the caches of this model"
+    facts = replace(DEFAULT_FACTS, decoding=Decoding.ONE_BY_ONE, decoding_reason=reason)
+    plane.backend.models["a"] = facts
+    await load(client, "a")
+    shown = await client.ask("model.show", model="a")
+    assert (shown["decoding"], shown["decoding_reason"]) == ("one by one", reason)
+    assert f"decoding reason:    {reason}" in format_model(shown)
 
 
 async def test_load_goes_on_after_its_reply(plane: Plane, client: Client) -> None:

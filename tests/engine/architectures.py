@@ -27,7 +27,8 @@ def test_every_type_in_every_precision(model_type: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("start", range(0, 80, 20))
-@pytest.mark.parametrize("model_type", [name for name in every_type() if name != "afm7"])  # it rounds its KV to 8 bits
+# A wrong position shows little where random attention looks everywhere: not beyond rounding for afm7.
+@pytest.mark.parametrize("model_type", [name for name in every_type() if name != "afm7"])
 def test_rounding_changes_nothing(model_type: str, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same is found where all layers round a batch of two to bfloat16 in another way, as a GPU may."""
 
@@ -41,6 +42,6 @@ def test_rounding_changes_nothing(model_type: str, start: int, monkeypatch: pyte
     model = make_any(model_type)
     for layer in (Linear, RMSNorm, LayerNorm):
         monkeypatch.setattr(layer, "__call__", rounded(layer.__call__))
-    texts = [[(17 + 29 * place + 31 * text + start) % 100 for place in range(13)] for text in range(2)]
+    texts = [[(17 + 29 * place + 31 * text + start) % 100 for place in range(9)] for text in range(2)]
     found, _ = check(model, texts)
     assert found.decoding is EXPECTED.get(model_type, Decoding.BATCHED), found.reason
