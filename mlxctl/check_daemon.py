@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ Document = Mapping[str, Any]
 # A few hundred clients at once are ordinary, and each is a file to the system; launchd begins with 256.
 _FEW_FILES = 1024
 _SHOWN_MODELS = 5
+# Each may take as long as its timeouts allow.
+_TESTED_PROVIDERS = 10
+_HTTP_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +35,28 @@ class Answers:
     process: Document
     models: Document
     diff: Document
+    providers: Sequence[Document] = ()
 
     @classmethod
     def ask(cls, client: Client) -> Answers:
-        """Ask all of it."""
-        return cls(*(_ask(client, operation) for operation in ("status", "daemon.show", "model.list", "settings.diff")))
+        """Ask all of it; while the cloud is on, have each provider called once, for its list of models."""
+        status = _ask(client, "status")
+        listed = (
+            _ask(client, "cloud.provider.list").get("providers", ()) if status.get("cloud", {}).get("enabled") else ()
+        )
+        tested = [_ask(client, "cloud.provider.test", id=provider["id"]) for provider in listed[:_TESTED_PROVIDERS]]
+        return cls(
+            status,
+            _ask(client, "daemon.show"),
+            _ask(client, "model.list"),
+            _ask(client, "settings.diff"),
+            [answer for answer in tested if answer],
+        )
 
 
-def _ask(client: Client, operation: str) -> Document:
+def _ask(client: Client, operation: str, **params: Any) -> Document:
     try:
-        return client.request(operation).result
+        return client.request(operation, params).result
     except ControlError as error:
         if error.exit_code == EXIT_UNREACHABLE:
             raise
@@ -61,6 +76,7 @@ def check_daemon(answers: Answers) -> Iterator[Finding]:
     """Look at all that the daemon answered."""
     yield from _check_version(answers)
     yield from _check_http(answers.status)
+    yield from _check_providers(answers)
     yield from _check_settings(answers)
     yield from _check_memory(answers)
     yield from _check_models(answers.models)
@@ -88,11 +104,51 @@ def _check_version(answers: Answers) -> Iterator[Finding]:
 def _check_http(status: Document) -> Iterator[Finding]:
     http = status["http"]
     if http["url"] is not None:
-        yield ok("http", f"listens on {http['url']}")
+        trouble = try_address(http["url"])
+        if trouble is None:
+            yield ok("http", f"answers on {http['url']}")
+        else:
+            yield fail(
+                "http",
+                f"listens on {http['url']}, and a request to it failed: {trouble}",
+                why="clients on this machine have no other way in",
+                hint="mlxctl logs --level warning | mlxctl restart",
+            )
     elif http["problem"] is None:
         yield warn("http", "is not listening yet", hint="mlxctl status")
     else:
         yield fail("http", http["problem"], hint="mlxctl config set http.port PORT")
+
+
+def try_address(url: str) -> str | None:
+    """Send a request to the HTTP server, as a client would; return what went wrong."""
+    import http.client  # late: no other verb needs it
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(parts.hostname or "", parts.hostname or "")  # noqa: S104
+    connection = http.client.HTTPConnection(host, parts.port, timeout=_HTTP_TIMEOUT_S)
+    try:
+        connection.request("GET", "/health")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()
+    return None if status == http.client.OK else f"GET /health was answered with status {status}"
+
+
+def _check_providers(answers: Answers) -> Iterator[Finding]:
+    """Say what a call of each provider, made by the daemon with its key, came to."""
+    for tested in answers.providers:
+        if tested["ok"]:
+            yield ok("cloud", f"provider {tested['id']} answers, in {tested['ms']} ms")
+        else:
+            yield fail(
+                "cloud",
+                f"provider {tested['id']} cannot be used: {tested['reason']}",
+                hint=f"mlxctl cloud provider test {tested['id']}",
+            )
 
 
 def _check_settings(answers: Answers) -> Iterator[Finding]:
@@ -104,7 +160,7 @@ def _check_settings(answers: Answers) -> Iterator[Finding]:
             "settings",
             config["problem"]["msg"],
             why="what is in force is older than the file, and no setting can be changed",
-            hint="mend the file; the daemon takes it up by itself",
+            hint=config["problem"].get("hint") or "fix the file; the daemon reads it again by itself",
         )
     elif pending:
         yield warn(
@@ -151,7 +207,7 @@ def _check_models(models: Document) -> Iterator[Finding]:
     if not listed:
         yield warn("models", "there is none on this disk", hint="mlxctl model pull starter")
     elif not broken:
-        yield ok("models", f"{count(len(listed), 'model')} on this disk, each can be served")
+        yield ok("models", f"{count(len(listed), 'model')} on this disk, none with a known problem")
 
 
 def _check_crashes(status: Document) -> Iterator[Finding]:

@@ -14,10 +14,13 @@ from typing import Any
 from mlxctl.finding import Finding, fail, ok, warn
 from mlxctl.lock import find_holder
 from mlxctl.output import show_path
+from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
-from mlxd.protocol.table import find_row
+from mlxd.protocol.table import SettingProblem, decode, find_row
 from mlxd.protocol.units import show_bytes
 
+# A share of memory is checked as such; how much it comes to does not matter here.
+_SOME_BYTES = 10**10
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 # Below the first a model of any use does not fit any more, below the second neither do logs and settings.
@@ -52,10 +55,31 @@ def check_home(home: Home) -> Iterator[Finding]:
             why="settings, keys and the control socket are in it",
             hint=f"chmod 700 {root}",
         )
+    elif (trouble := _try_writing(home.root)) is not None:
+        yield fail(
+            "home",
+            f"a file in {root} cannot be written: {trouble}",
+            why="the daemon can save no setting and write no log",
+            hint="free some disk space, or make the disk writable",
+        )
     else:
-        yield ok("home", f"{root}, mode {_mode(found)}")
+        yield ok("home", f"{root}, mode {_mode(found)}, can be written")
     yield from _check_modes(home)
     yield from _check_disk(home.root)
+
+
+def _try_writing(folder: Path) -> str | None:
+    """Write a file down to the disk and delete it again; return what went wrong."""
+    import tempfile
+
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.") as file:
+            file.write(b"x" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _check_modes(home: Home) -> Iterator[Finding]:
@@ -122,18 +146,27 @@ def check_settings_file(home: Home) -> Iterator[Finding]:
     document: dict[str, Any] = {}
     try:
         document = _read_toml(home.config)
+        decode(document, Machine(usable_bytes=_SOME_BYTES))
     except FileNotFoundError:
-        yield ok("settings", f"{shown} does not exist: the defaults hold")
-    except (OSError, ValueError) as error:
+        kept = sorted(int(path.stem) for path in home.history.glob("*.toml") if path.stem.isdecimal())
+        if kept:
+            yield warn(
+                "settings",
+                f"{shown} was deleted: the defaults hold",
+                hint=f"mlxctl start, then mlxctl config rollback {kept[-1]}",
+            )
+        else:
+            yield ok("settings", f"{shown} does not exist: the defaults hold")
+    except (OSError, ValueError, SettingProblem) as error:
         yield fail(
             "settings",
-            f"{shown} cannot be read: {error}",
+            f"{shown} cannot be used: {error}",
             why="the daemon would come up without its settings and serve nothing",
-            hint=f"mend it, or move it away: mv {shown} {shown}.old",
+            hint=f"mlxctl config edit, or move it away: mv {shown} {shown}.old",
         )
         return
     else:
-        yield ok("settings", f"{shown} is TOML; its values are checked by the daemon")
+        yield ok("settings", f"{shown} can be used, each value is within its bounds")
     yield from _check_port(document.get("http"))
 
 

@@ -13,8 +13,11 @@ from mlxd.protocol.units import show_bytes
 _MIB = 2**20
 
 
-def check_service(agent: Supervisor, daemon_pid: int | None) -> Iterator[Finding]:
-    """Look at the installed service, if there is one; *daemon_pid* is that of the daemon that answers."""
+def check_service(agent: Supervisor, daemon_pid: int | None, run: Runner) -> Iterator[Finding]:
+    """Look at the installed service, if there is one; *daemon_pid* is that of the daemon that answers.
+
+    Its interpreter is run, by *run*: it may be there and no longer have mlxd.
+    """
     if not agent.is_installed:
         yield ok("service", f"not installed with {agent.name}; mlxctl start runs it without")
         return
@@ -30,6 +33,14 @@ def check_service(agent: Supervisor, daemon_pid: int | None) -> Iterator[Finding
     if python is None or not os.access(python, os.X_OK):
         yield warn(
             "service", f"its interpreter is gone: {python}", why="it cannot start", hint="mlxctl service install"
+        )
+    elif (done := run([python, "-m", "mlxd", "--version"])).status != 0:
+        said = (done.stderr.strip().splitlines() or [f"it ended with status {done.status}"])[-1]
+        yield warn(
+            "service",
+            f"its interpreter {python} cannot run mlxd: {said}",
+            why="it cannot start",
+            hint="mlxctl service install",
         )
     elif not agent.is_current:
         yield warn("service", f"{agent.file} was written by another version", hint="mlxctl service install")

@@ -26,8 +26,8 @@ app = make_app("What is wrong, and what to do.")
 def doctor(ctx: typer.Context) -> None:
     """What is wrong around the daemon, and what to do about it.
 
-    Looks at files, sockets, settings, memory, models, limits and the service. Each check is ok, warn (works,
-    but look at it) or fail. Exits 1 when one failed, and works with no daemon.
+    Tries files, sockets, settings, HTTP, providers (while the cloud is on), memory, models, limits and the service.
+    Each check is ok, warn (works, but look at it) or fail. Exits 1 when one failed, and works with no daemon.
     """
     call = Call.of(ctx)
     findings = list(examine(call))
@@ -58,4 +58,4 @@ def examine(call: Call) -> Iterator[Finding]:
         limit_bytes, pid = answers.status["pool"]["memory"]["limit_bytes"], answers.status["pid"]
     yield from check_wired_limit(limit_bytes, run)
     agent = make_supervisor(call.home, lambda path: is_running(path, call.options.timeout_s))
-    yield from check_service(agent, pid)
+    yield from check_service(agent, pid, run)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from mlxctl import check_files, check_system
+from mlxctl import check_daemon, check_files, check_system
 from mlxctl.check_daemon import check_environment
 from mlxctl.check_system import check_service, check_wired_limit
 from mlxctl.cli import main
@@ -71,8 +74,9 @@ def answers(home: Home) -> dict[str, Any]:
 
 
 @pytest.fixture
-def fake(home: Home) -> Iterator[FakeControl]:
+def fake(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     """A daemon with which all is well."""
+    monkeypatch.setattr(check_daemon, "try_address", lambda url: None)
     with home.lock.open("w") as lock, FakeControl(home.socket, answers(home)) as control:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         home.socket.chmod(0o600)
@@ -103,12 +107,12 @@ def test_no_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a daemon the files, the port and the service are looked at; that none runs is a warning and status 0."""
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "ok    home      ~/mlxd-home, mode 0700",
+        "ok    home      ~/mlxd-home, mode 0700, can be written",
         "ok    files     settings, history, logs and keys are this account's alone",
         "ok    disk      100.0 GB (93.1 GiB) free of 500.0 GB (465.7 GiB)",
         "warn  daemon    no daemon is running",
         "                try: mlxctl start",
-        "ok    settings  ~/mlxd-home/config.toml is TOML; its values are checked by the daemon",
+        "ok    settings  ~/mlxd-home/config.toml can be used, each value is within its bounds",
         "ok    port      any free port of 127.0.0.1",
         f"ok    service   not installed with {SUPERVISOR}; mlxctl start runs it without",
         "",
@@ -163,7 +167,7 @@ def put_file(home: Home) -> None:
         (open_home, 1, "home", "open to other accounts (mode 0755)", "chmod 700 ~/mlxd-home"),
         (open_secret, 1, "secrets", "can be read by other accounts (mode 0644)", "chmod go= ~/mlxd-home/secrets/"),
         (open_settings, 0, "files", "can be written by other accounts (mode 0666)", "chmod go-w ~/mlxd-home/config"),
-        (break_settings, 1, "settings", "config.toml cannot be read: ", "mend it, or move it away"),
+        (break_settings, 1, "settings", "config.toml cannot be used: ", "or move it away"),
         (leave_socket, 0, "socket", "was left behind by a daemon that was killed or has crashed", "mlxctl logs"),
         (put_file, 1, "socket", "is not a socket", "move it away"),
     ],
@@ -248,7 +252,7 @@ def test_daemon(
     (finding,) = found[check]
     assert (finding["verdict"], status) == (verdict, int(verdict == "fail"))
     assert what in finding["what"]
-    assert "mlxctl" in finding["try"] or "mend" in finding["try"] or "ulimit" in finding["try"]
+    assert "mlxctl" in finding["try"] or "fix" in finding["try"] or "ulimit" in finding["try"]
 
 
 def test_problem_with_a_check_is_told_once(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
@@ -307,6 +311,12 @@ def make_agent(tmp_path: Path, launchctl: FakeLaunchctl, home: Home, python: str
     )
 
 
+def runs(command: Sequence[str]) -> Completed:
+    """Run the service's interpreter, which has mlxd."""
+    assert list(command[1:]) == ["-m", "mlxd", "--version"]
+    return Completed(0, "mlxd 0.1.0\n")
+
+
 def one(findings: Iterator[Finding]) -> tuple[Verdict, str]:
     """Return the one finding."""
     (finding,) = findings
@@ -317,16 +327,16 @@ def test_service(tmp_path: Path, home: Home) -> None:
     """Of the service: not there, running, stopped, beside another daemon, for another home, without an interpreter."""
     launchctl = FakeLaunchctl()
     agent = make_agent(tmp_path, launchctl, home)
-    assert one(check_service(agent, None))[0] is Verdict.OK
+    assert one(check_service(agent, None, runs))[0] is Verdict.OK
     agent.install()
     pid = launchctl.pid
-    assert one(check_service(agent, pid)) == (Verdict.OK, f"launchd runs it, pid {pid}")
-    assert "is not the service's" in one(check_service(agent, 1))[1]
+    assert one(check_service(agent, pid, runs)) == (Verdict.OK, f"launchd runs it, pid {pid}")
+    assert "is not the service's" in one(check_service(agent, 1, runs))[1]
     agent.stop()
-    assert "loaded, and not running" in one(check_service(agent, None))[1]
-    assert "was not started by launchd" in one(check_service(agent, 1))[1]
+    assert "loaded, and not running" in one(check_service(agent, None, runs))[1]
+    assert "was not started by launchd" in one(check_service(agent, 1, runs))[1]
     other = make_agent(tmp_path, launchctl, Home(tmp_path / "other"))
-    assert "is for another MLXD_HOME" in one(check_service(other, None))[1]
+    assert "is for another MLXD_HOME" in one(check_service(other, None, runs))[1]
 
 
 def test_service_whose_interpreter_is_gone(tmp_path: Path, home: Home) -> None:
@@ -334,7 +344,7 @@ def test_service_whose_interpreter_is_gone(tmp_path: Path, home: Home) -> None:
     launchctl = FakeLaunchctl()
     agent = make_agent(tmp_path, launchctl, home, python=str(tmp_path / "gone" / "python"))
     agent.install()
-    findings = list(check_service(agent, launchctl.pid))
+    findings = list(check_service(agent, launchctl.pid, runs))
     assert findings[0].what == f"its interpreter is gone: {tmp_path}/gone/python"
     assert findings[0].hint == "mlxctl service install"
 
@@ -379,3 +389,111 @@ async def test_real_control_plane(home: Home) -> None:
         assert plane.stops == []
     checks = {finding["check"] for finding in json.loads(out)["findings"]}
     assert {"daemon", "http", "settings", "memory", "models", "open files", "environment", "service"} <= checks
+
+
+class Health(BaseHTTPRequestHandler):
+    """An HTTP server that answers as it is told to."""
+
+    status = 200
+
+    def do_GET(self) -> None:
+        """Answer."""
+        self.send_response(self.status)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def test_the_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that listens and does not answer as it should is no working one, whatever the daemon believes."""
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        assert check_daemon.try_address(f"http://127.0.0.1:{port}") is None
+        assert check_daemon.try_address(f"http://0.0.0.0:{port}") is None
+        monkeypatch.setattr(Health, "status", 503)
+        assert check_daemon.try_address(f"http://127.0.0.1:{port}") == "GET /health was answered with status 503"
+        server.shutdown()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        trouble = check_daemon.try_address(f"http://127.0.0.1:{taken.getsockname()[1]}")
+    assert trouble is not None
+    assert "refused" in trouble
+
+
+def test_an_address_that_does_not_answer_has_failed(
+    fake: FakeControl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The daemon says that it listens; what a client meets counts."""
+    monkeypatch.setattr(check_daemon, "try_address", lambda url: "timed out")
+    status, found = examine(capsys)
+    assert status == 1
+    assert found["http"][0]["what"].endswith("and a request to it failed: timed out")
+
+
+def test_providers_are_called_while_the_cloud_is_on(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """The daemon calls each with its key; what came back is the finding. While the cloud is off nobody is called."""
+    fake.answers["cloud.provider.list"] = {"providers": [{"id": "good"}, {"id": "bad"}]}
+    fake.answers["cloud.provider.test"] = lambda frame: {
+        "id": frame["p"]["id"],
+        "ok": frame["p"]["id"] == "good",
+        "ms": 7,
+        "reason": "the key is refused",
+    }
+    assert examine(capsys)[0] == 0
+    assert fake.asked("cloud.provider.test") == []
+    status = status_document(pid=os.getpid())
+    fake.answers["status"] = {**status, "cloud": {**status["cloud"], "enabled": True}}
+    code, found = examine(capsys)
+    assert (code, [finding["what"] for finding in found["cloud"]]) == (
+        1,
+        ["provider bad cannot be used: the key is refused"],
+    )
+    assert found["cloud"][0]["try"] == "mlxctl cloud provider test bad"
+
+
+def test_the_home_is_written_to(
+    home: Home, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk has the right mode and takes no file; the file that is tried is gone afterwards."""
+    assert "home" not in examine(capsys)[1]
+    assert [path.name for path in home.root.iterdir()] == ["config.toml"]
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    status, found = examine(capsys)
+    assert (status, found["home"][0]["what"]) == (
+        1,
+        "a file in ~/mlxd-home cannot be written: No space left on device",
+    )
+
+
+def test_settings_are_checked_without_a_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    """A value out of its bounds is found before a start that would serve nothing; a deleted file names the way back."""
+    home.config.write_text("[pool]\nmax_models = 0\n")
+    status, found = examine(capsys)
+    assert status == 1
+    assert "cannot be used: pool.max_models" in found["settings"][0]["what"]
+    home.config.unlink()
+    home.history.mkdir()
+    for generation in (9, 10):
+        (home.history / f"{generation}.toml").write_text("")
+    status, found = examine(capsys)
+    assert status == 0
+    assert found["settings"][0]["what"] == "~/mlxd-home/config.toml was deleted: the defaults hold"
+    assert found["settings"][0]["try"] == "mlxctl start, then mlxctl config rollback 10"
+
+
+def test_service_whose_interpreter_lost_mlxd(tmp_path: Path, home: Home) -> None:
+    """An interpreter that is there and cannot run mlxd does not start it either."""
+    launchctl = FakeLaunchctl()
+    agent = make_agent(tmp_path, launchctl, home)
+    agent.install()
+    lost = Completed(1, "", "Traceback ...\nNo module named mlxd\n")
+    first = next(check_service(agent, launchctl.pid, lambda command: lost))
+    assert first.what == f"its interpreter {agent.python} cannot run mlxd: No module named mlxd"
+    assert first.hint == "mlxctl service install"
