@@ -8,12 +8,13 @@ import pytest
 
 from mlxd.config import Edit, Terms
 from mlxd.protocol.errors import (
+    CommitFailed,
     Conflict,
     FileInvalid,
     InsufficientCapacity,
     InvalidValue,
 )
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.settings import MAX_FILE_BYTES, Settings
 from tests.support.settings import TEXT, Faults, MakeStore, Owner, assert_untouched
 
 
@@ -200,6 +201,19 @@ async def test_a_file_that_cannot_be_read_is_a_problem_and_no_crash(make: MakeSt
     (tmp_path / "config.toml").unlink()
     (tmp_path / "config.toml").write_bytes(b"#" * (2**19 + 1))
     assert "over 524288 bytes" in str(make().store.problem)
+
+
+async def test_the_largest_file_that_may_be_is_read_and_written(make: MakeStore) -> None:
+    """The bound itself is within bounds, in both directions, and one byte more is not."""
+    text = TEXT + "#" * (MAX_FILE_BYTES - len(TEXT) - 1) + "\n"
+    fixture = make(text)
+    assert fixture.problem == ""
+    await fixture.set("pool.memory", "61%")
+    assert fixture.path.stat().st_size == MAX_FILE_BYTES
+    with pytest.raises(
+        CommitFailed, match=f"it would have {MAX_FILE_BYTES + 1} bytes, and it may have {MAX_FILE_BYTES}"
+    ):
+        await fixture.set("pool.memory", "100%")
 
 
 async def test_what_no_daemon_can_start_with_is_refused_at_boot_and_in_commits(make: MakeStore) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,15 @@ async def test_if_gen_and_dry_run_hold_for_whole_files(make: MakeStore) -> None:
     dry = await fixture.store.reload(Terms("test", dry_run=True))
     assert dry.changed == [{"key": "pool.memory", "old": "60%", "new": "50%"}]
     assert fixture.store.generation == 1
+
+
+async def test_the_history_is_its_owners_alone(make: MakeStore, tmp_path: Path) -> None:
+    """Old files hold what the settings file held, and nobody else may read that."""
+    fixture = make(TEXT)
+    await fixture.set("pool.max_models", 2)
+    fixture.path.write_text(BROKEN)
+    await fixture.store.rollback(1, TERMS)
+    history = tmp_path / "history"
+    assert stat.S_IMODE(history.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in history.iterdir()} == {0o600}
+    assert len(list(history.iterdir())) == 8
