@@ -42,6 +42,7 @@ async def test_a_failing_system_call_leaves_old_or_new_never_both(make: MakeStor
         assert fixture.path.read_text() == TEXT.replace("60%", "1GB")
         assert fixture.store.current.pool.memory == 10**9
         kind = "not_durable" if number < FIRST_OF_HISTORY else "no_history"
+        assert list((fixture.path.parent / "history").glob(".*")) == []
         assert [warning.partition(":")[0] for warning in result.warnings] == [kind]
     else:
         refusal = FileInvalid if number < FIRST_OF_WRITING else CommitFailed
@@ -244,10 +245,13 @@ async def test_a_generation_whose_history_is_lost_keeps_its_number(make: MakeSto
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return os.open(path, flags, mode)
 
-    fixture = make(calls=dataclasses.replace(SystemCalls(), open=open_old_ones))
+    synced: list[int] = []
+    calls = SystemCalls(open=open_old_ones, fsync=lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    fixture = make(calls=calls)
     for memory in ("1GB", "60%"):  # and back: the file is what the history has last
         await fixture.set("pool.memory", memory, persist=persist)
     assert fixture.store.generation == 3
+    assert synced[-1] == (history / "last-generation").stat().st_ino
     assert [path.name for path in history.glob("[23].*")] == []
     assert make().store.generation == 3
 

@@ -107,6 +107,8 @@ def test_a_new_keyed_table_joins_its_siblings() -> None:
         ("[a]\n# [a.b]\n# y = 7\n", ("a", "y"), 2, "[a]\ny = 2\n# [a.b]\n# y = 7\n"),
         ("[a]\r\nx = 1\r\n", ("a", "y"), 2, "[a]\r\nx = 1\r\ny = 2\r\n"),
         ("[a]\nx = 1", ("a", "y"), 2, "[a]\nx = 1\ny = 2\n"),
+        ('[a]\nx = [\n  "b", # why\n]  # c\n', ("a", "x"), "y", '[a]\n# why\nx = "y"  # c\n'),
+        ("[a]\n\n[c]\n", ("a", "y"), 2, "[a]\ny = 2\n\n[c]\n"),
         ('[a]\n"x#" = 1 # c\n', ("a", "x#"), 2, '[a]\n"x#" = 2 # c\n'),
         ("[a]\nx = '''\n#no\n''' # c\n", ("a", "x"), "y", '[a]\nx = "y" # c\n'),
         ('[a."o/n.5"]\npin = true\n', ("a", "o/n.5", "pin"), None, ""),

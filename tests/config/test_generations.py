@@ -223,3 +223,28 @@ async def test_the_history_is_its_owners_alone(make: MakeStore, tmp_path: Path) 
     assert stat.S_IMODE(history.stat().st_mode) == 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in history.iterdir()} == {0o600}
     assert len(list(history.iterdir())) == 8
+
+
+async def test_rejected_files_are_kept_up_to_a_number(make: MakeStore, tmp_path: Path) -> None:
+    """The newest ten are there; a folder does not grow for ever."""
+    fixture = make(TEXT)
+    for number in range(12):
+        fixture.path.write_text(f"{BROKEN}# {number}\n")
+        await fixture.store.rollback(1, TERMS)
+    kept = [path.read_text().splitlines()[-1] for path in (tmp_path / "history").glob("rejected-*")]
+    assert sorted(kept) == sorted(f"# {number}" for number in range(2, 12))
+
+
+def count_open_files() -> int:
+    """Return how many files this process has open."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
+async def test_commits_leave_no_file_open(make: MakeStore) -> None:
+    """A daemon lives for months."""
+    fixture = make(TEXT)
+    await fixture.set("pool.max_models", 1)
+    before = count_open_files()
+    for number in range(2, 6):
+        await fixture.set("pool.max_models", number)
+    assert count_open_files() == before

@@ -197,3 +197,25 @@ async def test_saved_settings_must_stand_without_the_overlay(make: MakeStore) ->
     with pytest.raises(InvalidValue, match="lfu needs"):
         await fixture.set("pool.policy", "lfu")
     assert fixture.path.read_text() == TEXT
+
+
+async def test_what_is_nowhere_is_not_said_to_be_runtime_only(make: MakeStore) -> None:
+    """The advice to ask for a runtime-only change is given for what is runtime-only."""
+    fixture = make(TEXT)
+    await fixture.set("pool.max_models", 3, persist=False)
+
+    def remove(current: Settings) -> list[Edit]:
+        if current.pool.max_models != 3:
+            raise NotFound("no such thing in the file")
+        if is_nowhere:
+            raise NotFound("no such thing at all")
+        return []
+
+    is_nowhere = False
+    with pytest.raises(NotFound, match="in the file") as caught:
+        await fixture.store.commit(remove, Terms("test"))
+    assert caught.value.hint == "it is runtime-only: the same with --runtime-only"
+    is_nowhere = True
+    with pytest.raises(NotFound, match="at all") as caught:
+        await fixture.store.commit(remove, Terms("test"))
+    assert caught.value.hint is None
