@@ -54,7 +54,7 @@ from mlxd.openai.response_store import RESPONSES, ResponseStore
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
-from mlxd.protocol.errors import EXIT_OK, MlxdError
+from mlxd.protocol.errors import MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
@@ -158,6 +158,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
             loop,
             BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
             scheduling_params(settings),
+            shutdown.fail,
         )
         stack.push_async_callback(device.close)
         pool = Pool(
@@ -232,7 +233,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         stack.push_async_callback(http.close)
         await http.start()
         await pool.start()
-        stack.callback(end_at_last, _CLOSE_S, _warm_up(device))
+        stack.callback(end_at_last, _CLOSE_S, _warm_up(device), shutdown)
         _watch(
             stack,
             store,
@@ -244,7 +245,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         )
         await shutdown.wait()
         await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
-    return EXIT_OK
+    return shutdown.exit_status
 
 
 def _spread(event: PoolEvent, bus: Bus, metrics: Metrics) -> None:

@@ -12,17 +12,18 @@ import signal
 import threading
 from collections.abc import Callable
 
-from mlxd.protocol.errors import EXIT_OK
+from mlxd.protocol.errors import EXIT_OK, EXIT_OTHER, MlxdError
 
 _log = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Shutdown:
-    """The wish to end, from a signal or from `mlxctl stop`."""
+    """The wish to end, from a signal or from `mlxctl stop`, and with which status."""
 
     def __init__(self) -> None:
         """Nobody has asked yet."""
+        self.exit_status = EXIT_OK
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()
 
@@ -37,6 +38,12 @@ class Shutdown:
             self._hurried.set()
         self._asked.set()
 
+    def fail(self, error: MlxdError) -> None:
+        """Ask for the end at once, with a status after which a service manager starts the daemon again."""
+        _log.critical("mlxd ends, so that a new one can begin with nothing: %s", error.message)
+        self.exit_status = EXIT_OTHER
+        self.ask(now=True)
+
     async def wait(self) -> None:
         """Return when somebody has asked."""
         await self._asked.wait()
@@ -46,22 +53,23 @@ class Shutdown:
         await self._hurried.wait()
 
 
-def end_at_last(after_s: float, is_importing: Callable[[], bool]) -> None:
+def end_at_last(after_s: float, is_importing: Callable[[], bool], shutdown: Shutdown) -> None:
     """End the process within *after_s*, whatever still runs by then; all that must be kept has been written.
 
     Args:
         after_s: how long what still runs may take.
         is_importing: tells whether MLX is still being imported, which takes seconds and cannot be stopped.
+        shutdown: knows the exit status.
     """
-    timer = threading.Timer(after_s, _end, [is_importing])
+    timer = threading.Timer(after_s, _end, [is_importing, shutdown])
     timer.daemon = True  # it does not keep a process that ends by itself
     timer.start()
 
 
-def _end(is_importing: Callable[[], bool]) -> None:
+def _end(is_importing: Callable[[], bool], shutdown: Shutdown) -> None:
     if is_importing():
         _log.info("MLX was still being imported; the daemon ends without waiting for it")
     else:
         _log.warning("something hangs, a read of a model's files most likely; the daemon ends without waiting for it")
     logging.shutdown()
-    os._exit(EXIT_OK)
+    os._exit(shutdown.exit_status)

@@ -7,9 +7,13 @@ import pytest
 
 ENDED_AT_LAST = """
 import logging, sys, threading
-from mlxd.shutdown import end_at_last
+from mlxd.protocol.errors import GenerationFailed
+from mlxd.shutdown import Shutdown, end_at_last
+shutdown = Shutdown()
+if sys.argv[1] == "failed":
+    shutdown.fail(GenerationFailed("a bug"))
 logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
-end_at_last(0.0, lambda: sys.argv[1] == "importing")
+end_at_last(0.0, lambda: sys.argv[1] == "importing", shutdown)
 threading.Event().wait()
 """
 
@@ -30,3 +34,9 @@ def test_an_import_is_no_read_that_hangs(state: str, words: str) -> None:
         [sys.executable, "-c", ENDED_AT_LAST, state], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, words)
+
+
+def test_a_daemon_that_failed_does_not_end_as_if_all_were_well() -> None:
+    """A service manager starts it again after this status, also where something hangs at the end."""
+    command = [sys.executable, "-c", ENDED_AT_LAST, "failed"]
+    assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 1

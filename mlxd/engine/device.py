@@ -49,7 +49,7 @@ from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.process import Processes
 from mlxd.engine.prompt import PromptRenderer
-from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed
+from mlxd.protocol.errors import EngineError, GenerationFailed, LoadFailed, MlxdError
 
 _log = logging.getLogger(__name__)
 
@@ -66,9 +66,20 @@ def recommended_working_set_bytes() -> int | None:
 class Device:
     """Implements `base.Backend`; one per process, because MLX's limits and the device are."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, limits: BackendLimits, scheduling: SchedulingParams) -> None:
-        """Start the device thread, which waits; everything is called on, and delivered to, *loop*."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        limits: BackendLimits,
+        scheduling: SchedulingParams,
+        on_failed: Callable[[MlxdError], None] = lambda _: None,
+    ) -> None:
+        """Start the device thread, which waits; everything is called on, and delivered to, *loop*.
+
+        Should the thread fail, *on_failed* gets the error first, then all that runs ends with it, and every later
+        command is answered with it. A device does not recover from that: the process is to end.
+        """
         self._loop = loop
+        self._on_failed = on_failed
         self._inbox = Inbox()
         self._keys = itertools.count()
         self._engines: dict[int, LoadedEngine] = {}
@@ -192,8 +203,9 @@ class Device:
             return
         self._hand_over([(command.reply, None)])
         try:
-            Runner(self._inbox, self._hand_over, self._on_prompt_cache, limits, scheduling).run()
-        except Exception as error:  # noqa: BLE001 a bug in the run loop; models' failures do not get here
+            runner = Runner(self._inbox, self._hand_over, self._on_prompt_cache, self._on_failed, limits, scheduling)
+            runner.run()
+        except BaseException as error:  # noqa: BLE001 a bug in the run loop; models' failures do not get here
             _log.critical("the device thread failed", exc_info=error)
             self._refuse(self._inbox.get(), GenerationFailed(f"the device thread failed: {in_words(error)}"))
 

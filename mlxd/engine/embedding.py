@@ -77,7 +77,7 @@ class Embedder:
     ) -> None:
         """Take the way through the model."""
         self.model_id = model_id
-        self._forward = forward
+        self.forward = forward
         self._post = post
         self._slice_tokens = _GPU_SLICE_TOKENS if is_gpu() else _CPU_SLICE_TOKENS
         self._pace = PrefillPace(scheduling, self._slice_tokens)
@@ -88,10 +88,6 @@ class Embedder:
     def is_busy(self) -> bool:
         """Whether a step has anything to do."""
         return bool(self._jobs)
-
-    def has(self, sequence_id: int) -> bool:
-        """Whether it is one of these jobs."""
-        return sequence_id in self._jobs or sequence_id in self._paused
 
     def set_scheduling(self, params: SchedulingParams) -> None:
         """Change the pace."""
@@ -156,7 +152,7 @@ class Embedder:
     def _advance(self, job: _Job, *, others_decode: bool) -> None:
         step_tokens = self._pace.step_tokens([self._slice_tokens], others_decode=others_decode)
         if job.texts is None:
-            job.texts = self._forward.begin(job.take(step_tokens), step_tokens)
+            job.texts = self.forward.begin(job.take(step_tokens), step_tokens)
         started_s = time.perf_counter()
         tokens = job.texts.advance(step_tokens, others_decode=others_decode)
         if tokens >= step_tokens:

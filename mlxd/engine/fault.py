@@ -52,7 +52,7 @@ def load_failure(model_id: str, error: BaseException) -> MlxdError:
     return LoadFailed(f"model '{model_id}' cannot be loaded: {in_words(error)}", hint=hint)
 
 
-def generation_failure(model_id: str, error: Exception) -> MlxdError:
+def generation_failure(model_id: str, error: BaseException) -> MlxdError:
     """Return the error of the sequences that ran when a step ended with *error*."""
     if isinstance(error, MlxdError):
         return error

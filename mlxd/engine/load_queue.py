@@ -46,7 +46,7 @@ class LoadQueue:
         try:
             loaded = load.advance(BUSY_SLICE_BYTES if is_shared else IDLE_SLICE_BYTES)
             progress = (load.done_bytes, load.total_bytes)
-        except Exception as error:  # noqa: BLE001 the engine's edge: damaged files, unknown models, no memory
+        except BaseException as error:  # noqa: BLE001 the engine's edge: damaged files, unknown models, no memory
             _log.warning("load of %s failed", command.spec.model_id, exc_info=error)
             failure = load_failure(command.spec.model_id, error)
             error.__traceback__ = None  # its frames hold weights
@@ -72,6 +72,9 @@ class LoadQueue:
             self._end(*self._loads.popleft(), error)
 
     def _end(self, command: Load, load: SlicedLoad, error: MlxdError) -> None:
-        load.close()
+        try:
+            load.close()
+        except OSError:
+            _log.exception("the files of %s could not be closed", command.spec.model_id)
         self._free()
         self._post((command.reply, error))

@@ -1,14 +1,18 @@
-"""How many prompt tokens the next step takes: all it may when nobody waits, few when others are decoding.
+"""How many prompt tokens the next step takes, and how many steps a model does in a round.
 
-The one place where the device thread looks at a measured time; it changes when work is done, never what comes out.
+What the device thread decides by measured times, it decides here: that changes when work is done, never what comes out.
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
 
 from mlxd.engine.base import SchedulingParams
 
 # Shorter steps than this cost more in overhead than they give back to the others (measured on a CPU).
 _LEAST_TOKENS = 16
+# Steps that a model may do in one round. The pause commands and other models wait for is longer by as much.
+_MOST_STEPS = 16
 # Down to here a shorter step is no slower, and prompts of unequal length in one batch are padded to the step.
 _CHEAP_TOKENS = 128
 
@@ -47,3 +51,37 @@ class PrefillPace:
         prefill_s = max(seconds - (self._decode_s if decoding else 0.0), 1e-6)
         factor = min(2.0, max(0.5, self._target_s / prefill_s))
         self._shared_tokens = min(max(int(tokens * factor), _LEAST_TOKENS), self._most_tokens)
+
+
+class StepTurns:
+    """How many steps each busy model does in a round.
+
+    A round takes the sum of its steps. With one step each, a model whose step takes 5 ms would make a token in 105 ms
+    beside one whose step takes 100 ms. So those with shorter steps repeat them, all together for as long as the longest
+    step takes: of two models, none loses more than half of its pace, but for the bound.
+    """
+
+    def __init__(self) -> None:
+        """No step was measured yet."""
+        self._last_s: dict[Hashable, float] = {}
+        self._step_s: dict[Hashable, float] = {}  # the shorter of the last two: a hiccup is no long step
+
+    def plan(self, busy: Iterable[Hashable]) -> dict[Hashable, int]:
+        """Return the steps of each model in the next round, at least 1; one that was never measured does 1."""
+        models = list(busy)
+        longest_s = max((self._step_s.get(model, 0.0) for model in models), default=0.0)
+        share_s = longest_s / max(1, len(models) - 1)
+        return {model: self._steps(self._step_s.get(model, longest_s), share_s) for model in models}
+
+    def record(self, model: Hashable, seconds: float) -> None:
+        """Note how long a step of *model* took."""
+        self._step_s[model] = min(seconds, self._last_s.get(model, seconds))
+        self._last_s[model] = seconds
+
+    def forget(self, model: Hashable) -> None:
+        """Let go of a model."""
+        self._step_s.pop(model, None)
+        self._last_s.pop(model, None)
+
+    def _steps(self, step_s: float, share_s: float) -> int:
+        return 1 if step_s <= 0 else min(max(int(share_s / step_s), 1), _MOST_STEPS)

@@ -29,6 +29,11 @@ class PromptCache:
         self._cache._trie = _Trie()  # noqa: SLF001 the class has no other way in
 
     @property
+    def max_bytes(self) -> int:
+        """The bound."""
+        return int(self._cache.max_bytes)
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of KV in it."""
         return int(self._cache.nbytes)

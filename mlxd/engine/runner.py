@@ -1,9 +1,9 @@
 """The run loop of the device thread, the sole owner of weights, KV, prompt caches, batches and MLX's limits.
 
-A pass: take the commands that lie in the inbox, give each busy model one step, give the load whose turn it is one
+A pass: take the commands that lie in the inbox, let each busy model do its steps, give the load whose turn it is one
 slice, hand this pass's posts to the event loop in one call. With nothing to do it blocks on the inbox. What is decided
-here depends on the order of the commands and on steps, never on the clock (`pace.py` sizes chunks by it, which changes
-no result).
+here depends on the order of the commands and on steps, never on the clock (`pace.py` sizes chunks and counts steps by
+it, which changes no result).
 
 Importing this module imports mlx-lm, which takes a second: `device.py` does it on the device thread.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlxd.engine.base import BackendLimits, Failed, Listener, SchedulingParams, SequenceEvent
+from mlxd.engine.base import BackendLimits, SchedulingParams
 from mlxd.engine.command import (
     Cancel,
     Close,
@@ -36,41 +36,48 @@ from mlxd.engine.command import (
     Unload,
     WarmUp,
 )
-from mlxd.engine.embedding import Embedder
-from mlxd.engine.fault import generation_failure, in_words
-from mlxd.engine.hidden import TextForward
+from mlxd.engine.fault import in_words, load_failure
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.load_queue import LoadQueue
 from mlxd.engine.loader import LoadedModel
-from mlxd.engine.memory import MemoryLimits, free_memory, read_memory
-from mlxd.engine.text import TextModel
+from mlxd.engine.memory import MemoryLimits, read_memory
+from mlxd.engine.model_set import ModelSet, free_or_log
 from mlxd.protocol.errors import GenerationFailed, LoadFailed, MlxdError, RequestCancelled
 
 _log = logging.getLogger(__name__)
 
 
 class Runner:
-    """All models, on the thread that calls `run`."""
+    """Carries out commands and gives all models and loads their turns, on the thread that calls `run`.
+
+    A fault of a model stays in it (`model_set.py`), and each command that is answered gets its answer. Any other fault
+    ends the thread, and with it the process: nobody knows then what MLX still holds, and only a new process begins with
+    nothing. A fresh thread would take over what is left, and hide it.
+    """
 
     def __init__(
         self,
         inbox: Inbox,
         deliver: Callable[[list[Post]], None],
         on_prompt_cache: Callable[[tuple[int, int]], None],
+        on_failed: Callable[[MlxdError], None],
         limits: BackendLimits,
         scheduling: SchedulingParams,
     ) -> None:
-        """Take commands from *inbox*, hand posts to *deliver*; *on_prompt_cache* gets (key, bytes) when they change."""
+        """Take commands from *inbox*, hand posts to *deliver*.
+
+        *on_prompt_cache* gets (key, bytes) when they change. *on_failed* gets the error that ends the thread, before
+        the sequences get it.
+        """
         self._inbox = inbox
         self._deliver = deliver
         self._on_prompt_cache = on_prompt_cache
+        self._on_failed = on_failed
         self._limits = MemoryLimits(limits)
-        self._scheduling = scheduling
-        self._models: dict[int, TextModel] = {}
-        self._embedders: dict[int, Embedder] = {}  # of text models from their first job on
-        self._cache_bytes: dict[int, int] = {}  # as posted
         self._posts: list[Post] = []
-        self._loads = LoadQueue(self._post, free_memory)
+        self._models = ModelSet(scheduling, self._post)
+        self._loads = LoadQueue(self._post, free_or_log)
+        self._cache_bytes: dict[int, int] = {}  # as posted
         self._open = True
 
     def run(self) -> None:
@@ -81,191 +88,114 @@ class Runner:
         try:
             while self._open:
                 self._run_pass()
-        except Exception as bug:
+        except BaseException as bug:
             error = GenerationFailed(f"the device thread failed: {in_words(bug)}")
+            self._posts.insert(0, (self._on_failed, error))
             raise
         finally:
             self._end_all(error)
-            free_memory()
+            free_or_log()
             # Last: a process that ends while a thread still has streams may abort.
             mx.clear_streams()
 
     def _run_pass(self) -> None:
         self._take_commands()
-        decoding = {key for key, model in self._models.items() if model.is_decoding}
-        for key, model in self._models.items():
-            if model.is_busy:
-                self._step(model, others_decode=bool(decoding - {key}))
-        for embedder in self._embedders.values():
-            if embedder.is_busy:
-                embedder.step(others_decode=bool(decoding))
+        is_shared = self._models.is_decoding
+        self._models.step()
         if self._loads.is_busy:
-            complete = self._loads.advance(is_shared=bool(decoding))
+            complete = self._loads.advance(is_shared=is_shared)
             if complete is not None:
                 self._add(*complete)
+        self._post_prompt_caches()
         self._hand_over()
 
     def _take_commands(self) -> None:
         """Carry out what lies in the inbox; wait for the first command when there is nothing else to do."""
-        if not self._loads.is_busy and not any(part.is_busy for part in self._parts()):
+        if not self._loads.is_busy and not self._models.is_busy:
             self._carry_out(self._inbox.get())
         while self._open and not self._inbox.is_empty():
             self._carry_out(self._inbox.get())
 
-    def _carry_out(self, command: Command) -> None:  # noqa: C901, PLR0912 one case per command
+    def _carry_out(self, command: Command) -> None:
+        """Carry out a command; one that is answered is answered with the error, should it fail."""
+        try:
+            self._do(command)
+        except BaseException as error:  # noqa: BLE001 it must not cost the commands behind it
+            _log.error("the command %s failed", type(command).__name__, exc_info=error)
+            match command:
+                case Load():
+                    self._post((command.reply, load_failure(command.spec.model_id, error)))
+                case WarmUp() | Unload() | TrimPromptCache() | ReadMemory():
+                    self._post((command.reply, GenerationFailed(f"the device failed: {in_words(error)}")))
+            error.__traceback__ = None
+
+    def _do(self, command: Command) -> None:  # noqa: C901 one case per command
         match command:
-            case StartEmbedding():
-                self._start_embedding(command)
-            case Start() | Grant() | Pause() | Resume() | Cancel():
-                self._carry_out_for_sequence(command)
+            case Start() | StartEmbedding() | Grant() | Pause() | Resume() | Cancel():
+                self._models.carry_out(command)
             case Load():
                 self._begin_load(command)
             case Unload():
-                self._unload(command)
+                self._loads.abort(command.key, RequestCancelled("the load was cancelled"))
+                self._models.remove(command.key)
+                free_or_log()
+                self._post((command.reply, None))
             case SetPromptCacheLimit():
-                if command.key in self._models:
-                    self._models[command.key].prompts.set_limit(command.max_bytes)
-                    mx.clear_cache()
+                self._models.set_prompt_cache_limit(command.key, command.max_bytes)
             case TrimPromptCache():
-                self._trim(command)
+                self._post((command.reply, self._models.trim_prompt_cache(command.key, command.max_bytes)))
             case SetLimits():
                 self._limits.apply(command.limits)
             case SetScheduling():
-                self._scheduling = command.params
-                for part in self._parts():
-                    part.set_scheduling(command.params)
+                self._models.set_scheduling(command.params)
             case ReadMemory():
-                self._posts.append((command.reply, read_memory()))
+                self._post((command.reply, read_memory()))
             case WarmUp():
-                self._posts.append((command.reply, None))
+                self._post((command.reply, None))
             case Close():
                 self._open = False
 
-    def _start_embedding(self, command: StartEmbedding) -> None:
-        model = self._models.get(command.key)
-        if model is not None and command.key not in self._embedders:
-            vectors = model.loaded.facts.vectors
-            if vectors is not None:
-                forward = TextForward(model.loaded.model, model.loaded.caches, vectors.pooling)
-                self._embedders[command.key] = Embedder(model.model_id, forward, self._scheduling, self._post_event)
-        if command.key in self._embedders:
-            self._embedders[command.key].start(command)
-        else:
-            error = RequestCancelled("the model was unloaded before the request began")
-            self._post_event(command.listener, Failed(command.sequence_id, error))
-
-    def _carry_out_for_embedding(self, embedder: Embedder, command: Grant | Pause | Resume | Cancel) -> None:
-        match command:
-            case Pause():
-                embedder.pause(command.sequence_id)
-            case Resume():
-                embedder.resume(command.sequence_id, command.kv_tokens)
-            case Cancel():
-                embedder.cancel(command.sequence_id)
-
-    def _carry_out_for_sequence(self, command: Start | Grant | Pause | Resume | Cancel) -> None:
-        embedder = self._embedders.get(command.key)
-        if embedder is not None and not isinstance(command, Start) and embedder.has(command.sequence_id):
-            self._carry_out_for_embedding(embedder, command)
-            return
-        model = self._models.get(command.key)
-        if model is None:  # unloaded meanwhile: its sequences have failed already
-            if isinstance(command, Start):
-                error = RequestCancelled("the model was unloaded before the request began")
-                self._post_event(command.listener, Failed(command.submit.sequence_id, error))
-            return
-        try:
-            match command:
-                case Start():
-                    model.submit(command.submit, command.listener)
-                case Grant():
-                    model.grant(command.sequence_id, command.kv_tokens)
-                case Pause():
-                    model.pause(command.sequence_id)
-                case Resume():
-                    model.resume(command.sequence_id, command.kv_tokens)
-                case Cancel():
-                    model.cancel(command.sequence_id)
-        except Exception as error:  # noqa: BLE001 the engine's edge: mlx-lm refused, and its batch is in an unknown state
-            self._fail(model, error)
-
-    def _step(self, model: TextModel, *, others_decode: bool) -> None:
-        try:
-            model.step(others_decode=others_decode)
-        except Exception as error:  # noqa: BLE001 the engine's edge: anything that MLX, mlx-lm or a model raises
-            self._fail(model, error)
-
-    def _fail(self, model: TextModel, error: Exception) -> None:
-        _log.error("a step of %s failed", model.model_id, exc_info=error)
-        model.fail_batch(generation_failure(model.model_id, error))
-        error.__traceback__ = None  # its frames hold the batch
-        free_memory()
-
     def _begin_load(self, command: Load) -> None:
-        base = None if command.base_key is None else self._models.get(command.base_key)
+        base = None if command.base_key is None else self._models.loaded(command.base_key)
         if command.base_key is not None and base is None:
             error = LoadFailed(f"model '{command.spec.model_id}' cannot be loaded: its base was unloaded meanwhile")
-            self._posts.append((command.reply, error))
+            self._post((command.reply, error))
             return
-        self._loads.begin(command, None if base is None else base.loaded)
+        self._loads.begin(command, base)
 
     def _add(self, command: Load, loaded: LoadedModel) -> None:
-        if loaded.encoder is not None:
-            embedder = Embedder(loaded.model_id, loaded.encoder, self._scheduling, self._post_event)
-            self._embedders[command.key] = embedder
-        else:
-            self._models[command.key] = TextModel(
-                loaded, command.spec.prompt_cache_limit_bytes, self._scheduling, self._post_event
-            )
-            self._cache_bytes[command.key] = 0
-        self._posts.append((command.reply, loaded.facts))
-
-    def _unload(self, command: Unload) -> None:
-        self._loads.abort(command.key, RequestCancelled("the load was cancelled"))
-        model, embedder = self._models.pop(command.key, None), self._embedders.pop(command.key, None)
-        self._cache_bytes.pop(command.key, None)
-        if embedder is not None:
-            embedder.close(RequestCancelled(f"model '{embedder.model_id}' was unloaded"))
-        if model is not None:
-            model.close(RequestCancelled(f"model '{model.model_id}' was unloaded"))
-        free_memory()
-        self._posts.append((command.reply, None))
-
-    def _trim(self, command: TrimPromptCache) -> None:
-        left_bytes = 0
-        if command.key in self._models:
-            prompts = self._models[command.key].prompts
-            prompts.trim(command.max_bytes)
-            left_bytes = prompts.stored_bytes
-            mx.clear_cache()
-        self._posts.append((command.reply, left_bytes))
+        facts = loaded.facts
+        try:
+            self._models.add(command.key, loaded, command.spec.prompt_cache_limit_bytes)
+        except BaseException as error:  # noqa: BLE001 the fault of this model
+            _log.error("%s cannot be run", command.spec.model_id, exc_info=error)
+            self._post((command.reply, load_failure(command.spec.model_id, error)))
+            error.__traceback__ = None  # its frames hold weights
+            del loaded
+            free_or_log()
+            return
+        self._post((command.reply, facts))
 
     def _end_all(self, error: MlxdError) -> None:
-        """End all sequences and loads with *error*, and let go of every model."""
-        self._loads.abort_all(error)
-        for part in self._parts():
-            part.close(error)
-        self._embedders.clear()
-        self._models.clear()
-        self._hand_over()
+        """End all sequences and loads with *error*, and let go of every model; what is ended by then is told."""
+        try:
+            self._loads.abort_all(error)
+            self._models.close(error)
+        finally:
+            self._hand_over()
 
     def _post(self, post: Post) -> None:
         self._posts.append(post)
 
-    def _post_event(self, listener: Listener, event: SequenceEvent) -> None:
-        self._posts.append((listener, event))
-
-    def _parts(self) -> list[TextModel | Embedder]:
-        """Return all that has steps to do."""
-        return [*self._models.values(), *self._embedders.values()]
+    def _post_prompt_caches(self) -> None:
+        """Post the sizes of changed prompt caches, before the other posts of this pass."""
+        sizes = self._models.prompt_cache_bytes()
+        changed = [(key, size) for key, size in sizes.items() if size != self._cache_bytes.get(key, 0)]
+        self._posts[:0] = [(self._on_prompt_cache, change) for change in changed]
+        self._cache_bytes = sizes
 
     def _hand_over(self) -> None:
-        """Hand this pass's posts to the event loop, the sizes of changed prompt caches first."""
-        for key, model in self._models.items():
-            stored_bytes = model.prompts.stored_bytes
-            if stored_bytes != self._cache_bytes[key]:
-                self._cache_bytes[key] = stored_bytes
-                self._posts.insert(0, (self._on_prompt_cache, (key, stored_bytes)))
+        """Hand this pass's posts to the event loop."""
         if self._posts:
-            self._deliver(self._posts)
-            self._posts = []
+            posts, self._posts = self._posts, []
+            self._deliver(posts)

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from openai import InternalServerError
+from openai import APIError, InternalServerError
 
-from tests.support.daemon import RealDaemon
-from tests.support.streaming import ask
+from tests.end_to_end.conftest import CONFIG
+from tests.support.daemon import RealDaemon, running_daemon
+from tests.support.streaming import Streaming, ask
+
+Spoil = Callable[[str], AbstractContextManager[RealDaemon]]
+# Imported by the daemon at its start; the device thread calls gc.freeze when it begins to run.
+SABOTAGE = """
+import gc, os, sys, threading
+freeze = gc.freeze
+
+def sabotage():
+    freeze()
+    if os.environ["SABOTAGE"] == "run":
+        spoil(sys.modules["mlxd.engine.runner"].Runner, "_run_pass", lambda self: 1 / 0)
+    else:
+        hang = threading.Event().wait
+        spoil(sys.modules["mlxd.engine.loader"].SlicedLoad, "advance", lambda self, n: hang())
+
+def spoil(owner, name, fault):
+    sound = getattr(owner, name)
+    def spoilt(self, *args):
+        return (fault if os.path.exists(os.environ["SWITCH"]) else sound)(self, *args)
+    setattr(owner, name, spoilt)
+
+gc.freeze = sabotage
+"""
 
 
 def test_a_killed_daemon_comes_back_as_it_was_set(daemon: RealDaemon) -> None:
@@ -30,41 +55,74 @@ def test_a_killed_daemon_comes_back_as_it_was_set(daemon: RealDaemon) -> None:
     assert "1 in the last hour" in daemon.mlxctl("status").stdout
 
 
-def test_a_load_that_kills_the_daemon_is_not_tried_for_ever(home: Path, daemon: RealDaemon) -> None:
+@pytest.fixture
+def switch(tmp_path: Path) -> Path:
+    """Return a file in whose presence daemons are spoilt that were started with `spoilt`."""
+    return tmp_path / "switch"
+
+
+@pytest.fixture
+def spoil(home: Path, tmp_path: Path, switch: Path) -> Spoil:
+    """Return what runs a daemon in whose device thread something goes wrong."""
+
+    def run(what: str) -> AbstractContextManager[RealDaemon]:
+        (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
+        environment = {"PYTHONPATH": str(tmp_path), "SABOTAGE": what, "SWITCH": str(switch)}
+        return running_daemon(home, CONFIG, environment=environment)
+
+    return run
+
+
+def test_a_load_that_kills_the_daemon_is_not_tried_for_ever(spoil: Spoil, switch: Path) -> None:
     """Killed in the load of b twice, it leaves b alone, says why and serves a; a reset loads b again."""
-    blocker = home / "models" / "b" / "generation_config.json"
-    os.mkfifo(blocker)  # mlx-lm reads it, if it is there, and waits for a writer
-    daemon.mlxctl("preload", "set", "b")
-    for _ in range(2):
-        while daemon.ask("pool", "show")["models"][0]["state"] != "loading":
-            pass
-        daemon.kill()
+    switch.touch()
+    with spoil("load") as daemon:
+        daemon.mlxctl("preload", "set", "b")
+        for _ in range(2):
+            while daemon.ask("pool", "show")["models"][0]["state"] != "loading":
+                pass
+            daemon.kill()
+            daemon.start()
+        switch.unlink()
+
+        wait_ready(daemon)
+        status = daemon.ask("status")
+        (model,) = status["pool"]["models"]
+        assert (model["id"], model["state"]) == ("b", "failed")
+        assert status["crashes"]["loads"][0]["times"] == 2
+        (problem,) = status["problems"]
+        assert "preload b has failed: b is not loaded: the daemon died while it loaded it, 2 times in a row" in problem
+        client = daemon.client()
+        with pytest.raises(InternalServerError, match="2 times in a row") as refused:
+            ask(client, "b")
+        assert refused.value.code == "load_failed"
+        assert refused.value.response.headers["x-should-retry"] == "false"
+        by_command = daemon.mlxctl("model", "load", "b", check=False)
+        assert by_command.returncode == 1
+        assert "mlxctl model reset b" in by_command.stderr
+        assert len(ask(client, "a")) == 8
+
+        assert "reset b" in daemon.mlxctl("model", "reset", "b").stdout
+        assert len(ask(client, "b")) == 8
+        assert daemon.ask("status")["crashes"]["loads"] == []
+        assert daemon.terminate() == 0
         daemon.start()
+        assert daemon.ask("status")["crashes"]["last_hour"] == 2
 
-    wait_ready(daemon)
-    status = daemon.ask("status")
-    (model,) = status["pool"]["models"]
-    assert (model["id"], model["state"]) == ("b", "failed")
-    assert status["crashes"]["loads"][0]["times"] == 2
-    (problem,) = status["problems"]
-    assert "preload b has failed: b is not loaded: the daemon died while it loaded it, 2 times in a row" in problem
-    client = daemon.client()
-    with pytest.raises(InternalServerError, match="2 times in a row") as refused:
-        ask(client, "b")
-    assert refused.value.code == "load_failed"
-    assert refused.value.response.headers["x-should-retry"] == "false"
-    by_command = daemon.mlxctl("model", "load", "b", check=False)
-    assert by_command.returncode == 1
-    assert "mlxctl model reset b" in by_command.stderr
-    assert len(ask(client, "a")) == 8
 
-    blocker.unlink()
-    assert "reset b" in daemon.mlxctl("model", "reset", "b").stdout
-    assert len(ask(client, "b")) == 8
-    assert daemon.ask("status")["crashes"]["loads"] == []
-    assert daemon.terminate() == 0
-    daemon.start()
-    assert daemon.ask("status")["crashes"]["last_hour"] == 2
+def test_a_daemon_whose_device_fails_ends_so_that_it_is_started_again(spoil: Spoil, switch: Path) -> None:
+    """Streams end with an error event, and the exit status is one after which launchd and systemd start it anew."""
+    with spoil("run") as daemon:
+        stream = Streaming(daemon.client(), "a")
+        switch.touch()
+        with pytest.raises(APIError, match="the device thread failed: ZeroDivisionError: division by zero"):
+            stream.finish()
+        assert daemon.process is not None
+        assert daemon.process.wait(60) == 1
+        assert "mlxd ends, so that a new one can begin with nothing" in daemon.log()
+        switch.unlink()
+        daemon.start()
+        assert len(ask(daemon.client(), "a")) == 8
 
 
 def wait_ready(daemon: RealDaemon) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from mlxd.engine import load_queue, runner, source, text
+from mlxd.engine import load_queue, pace, runner, source, text
 from mlxd.engine.base import (
     BackendLimits,
     BackendMemory,
@@ -155,15 +155,29 @@ async def test_stream_goes_on_while_another_model_loads(
     await stream.ended()
 
 
-async def test_busy_models_take_turns(device: Device, engine: Engine, write_model: WriteModel) -> None:
-    """Two models that stream at once get a token each per pass."""
-    other = await device.load(load_spec(write_model(seed=5)), lambda done, total: None)
+@pytest.mark.parametrize(("slower", "steps"), [(1, 1), (10, 10), (1000, 16)])
+async def test_busy_models_take_turns(
+    device: Device,
+    engine: Engine,
+    write_model: WriteModel,
+    monkeypatch: pytest.MonkeyPatch,
+    slower: float,
+    steps: int,
+) -> None:
+    """One step each while they take as long; beside a slower model several, in about its time."""
+    other = await device.load(load_spec(write_model(seed=5), model_id="other"), lambda done, total: None)
+    record = pace.StepTurns.record
+
+    def record_made_up(self: pace.StepTurns, model: Any, seconds: float) -> None:
+        record(self, model, 0.001 if model.model_id == "other" else 0.001 * slower)
+
+    monkeypatch.setattr(pace.StepTurns, "record", record_made_up)
     first = start(engine, await prepare(engine, max_tokens=1000))
     second = start(other, await prepare(other, max_tokens=1000))
-    await second.until(lambda: bool(second.deltas))
+    await first.until(lambda: len(first.deltas) >= 5)
     before = (len(first.deltas), len(second.deltas))
-    await second.until(lambda: len(second.deltas) >= before[1] + 50)
-    assert abs((len(first.deltas) - before[0]) - (len(second.deltas) - before[1])) <= 1
+    await second.until(lambda: len(second.deltas) >= before[1] + 10 * steps)
+    assert abs((len(first.deltas) - before[0]) * steps - (len(second.deltas) - before[1])) <= 2 * steps
     for each, sequence in ((engine, first), (other, second)):
         each.cancel(sequence.sequence_id)
         await sequence.ended()

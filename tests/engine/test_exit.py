@@ -16,7 +16,7 @@ import asyncio, sys
 from pathlib import Path
 from mlxd.engine.base import *
 from mlxd.engine.device import Device
-from mlxd.engine.vector import EmbeddingRequest
+from mlxd.engine.vector import EmbeddingRequest, Pooling
 
 async def streaming(device):
     engine = await device.load(LoadSpec("tiny", Path(sys.argv[1]), None, 10**8), lambda done, total: None)
@@ -51,7 +51,7 @@ async def main():
     "encoder": """
 async def main():
     device = new_device()
-    spec = LoadSpec("bert", Path(sys.argv[2]), None, 10**8, is_encoder=True)
+    spec = LoadSpec("bert", Path(sys.argv[2]), None, 10**8, is_encoder=True, pooling=Pooling.MEAN)
     engine = await device.load(spec, lambda done, total: None)
     inputs = await engine.prepare_inputs(EmbeddingRequest(("a text",) * 2000))
     engine.embed(1, inputs, inputs.final_tokens, lambda event: None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxd.engine.base import SchedulingParams
-from mlxd.engine.pace import PrefillPace
+from mlxd.engine.pace import PrefillPace, StepTurns
 
 
 @pytest.fixture
@@ -66,3 +66,28 @@ def test_change_applies_at_once(pace: PrefillPace) -> None:
     pace.change(SchedulingParams(prefill_step_tokens=8, target_gap_ms=30))
     assert [pace.step_tokens([100], others_decode=others) for others in (False, True)] == [8, 8]
     assert settle(pace, 0.1) == 8
+
+
+def test_short_steps_are_repeated_as_long_as_the_longest_takes() -> None:
+    """All together, shared among the models with short steps; one that was never measured does one."""
+    turns = StepTurns()
+    for model, seconds in (("large", 0.100), ("small", 0.010), ("tiny", 0.001)):
+        assert turns.plan([model]) == {model: 1}
+        turns.record(model, seconds)
+    assert turns.plan(["large", "small"]) == {"large": 1, "small": 10}
+    assert turns.plan(["large", "small", "tiny"]) == {"large": 1, "small": 5, "tiny": 16}
+    assert turns.plan(["small", "tiny"]) == {"small": 1, "tiny": 10}
+    assert turns.plan(["large", "new"]) == {"large": 1, "new": 1}
+    turns.forget("small")
+    assert turns.plan(["large", "small"]) == {"large": 1, "small": 1}
+
+
+def test_a_hiccup_is_no_long_step() -> None:
+    """Two long steps in a row make a model a slow one."""
+    turns = StepTurns()
+    for model in ("a", "b"):
+        turns.record(model, 0.001)
+    turns.record("a", 1.0)
+    assert turns.plan(["a", "b"]) == {"a": 1, "b": 1}
+    turns.record("a", 1.0)
+    assert turns.plan(["a", "b"])["b"] > 1
