@@ -308,6 +308,15 @@ def test_a_status_has_anthropics_word(status: int, kind: str) -> None:
     assert errors.detail(error, errors.Dialect.ANTHROPIC)["type"] == kind
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(404, "invalid_request_error"), (429, "rate_limit_error"), (499, "invalid_request_error"), (500, "server_error")],
+)
+def test_an_upstreams_status_has_openais_word(status: int, kind: str) -> None:
+    """What the client did wrong is its own fault there, too."""
+    assert errors.detail(UpstreamError("no", data={"status": status}))["type"] == kind
+
+
 def test_an_upstreams_status_is_kept() -> None:
     """An error of an upstream has the upstream's status, 502 when it has none."""
     assert errors.status_of(UpstreamError("no", data={"status": 429})) == 429

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import io
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -139,6 +140,24 @@ async def test_a_large_body_waits_while_others_run() -> None:
         gate.set()
         assert [status for status, _, _ in await asyncio.gather(first, second, small)] == [200] * 3
         assert (intake.held_bytes, intake.waiting) == (0, 0)
+
+
+async def test_a_body_of_unknown_length_takes_what_it_is() -> None:
+    """While it comes it may become as long as `http.max_body`; then it has turned out shorter."""
+    gate = asyncio.Event()
+    pool = ScriptedPool([gate, *say("a"), *end()])
+    body = padded(300 * KIB)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    async with serving(pool) as served:
+        given = {"Content-Type": "application/json"}
+        asking = asyncio.ensure_future(served.http.post(served.url + CHAT, data=chunks(), headers=given))
+        await until(lambda: pool.active_generations == 1)
+        assert served.context.intake.held_bytes == len(body)
+        gate.set()
+        assert (await asking).status == 200
 
 
 async def test_no_room_in_time_is_a_503() -> None:
