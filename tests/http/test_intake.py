@@ -160,6 +160,22 @@ async def test_a_body_of_unknown_length_takes_what_it_is() -> None:
         assert (await asking).status == 200
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize(("n_bytes", "status"), [(KIB, 200), (KIB + 1, 413)])
+async def test_a_body_of_exactly_the_most_is_taken(n_bytes: int, status: int, is_chunked: bool) -> None:
+    """Its length may be known before or not."""
+    body = padded(n_bytes)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    given = {"Content-Type": "application/json"}
+    async with serving(ScriptedPool([*say("a"), *end()]), document={"http": {"max_body": "1KiB"}}) as served:
+        data = chunks() if is_chunked else io.BytesIO(body)
+        async with served.http.post(served.url + CHAT, data=data, headers=given) as response:
+            assert response.status == status
+
+
 async def test_no_room_in_time_is_a_503() -> None:
     """SDKs come back after Retry-After."""
     gate = asyncio.Event()
