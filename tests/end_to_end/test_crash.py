@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from openai import APIError, InternalServerError
 
-from tests.end_to_end.conftest import CONFIG
-from tests.support.daemon import RealDaemon, running_daemon
+from tests.end_to_end.conftest import Spoil
+from tests.support.daemon import RealDaemon
 from tests.support.streaming import Streaming, ask
-
-Spoil = Callable[[str], AbstractContextManager[RealDaemon]]
-# Imported by the daemon at its start; the device thread calls gc.freeze when it begins to run.
-SABOTAGE = """
-import gc, os, sys, threading
-freeze = gc.freeze
-
-def sabotage():
-    freeze()
-    if os.environ["SABOTAGE"] == "run":
-        spoil(sys.modules["mlxd.engine.runner"].Runner, "_run_pass", lambda self: 1 / 0)
-    else:
-        hang = threading.Event().wait
-        spoil(sys.modules["mlxd.engine.loader"].SlicedLoad, "advance", lambda self, n: hang())
-
-def spoil(owner, name, fault):
-    sound = getattr(owner, name)
-    def spoilt(self, *args):
-        return (fault if os.path.exists(os.environ["SWITCH"]) else sound)(self, *args)
-    setattr(owner, name, spoilt)
-
-gc.freeze = sabotage
-"""
 
 
 def test_a_killed_daemon_comes_back_as_it_was_set(daemon: RealDaemon) -> None:
@@ -55,31 +30,13 @@ def test_a_killed_daemon_comes_back_as_it_was_set(daemon: RealDaemon) -> None:
     assert "1 in the last hour" in daemon.mlxctl("status").stdout
 
 
-@pytest.fixture
-def switch(tmp_path: Path) -> Path:
-    """Return a file in whose presence daemons are spoilt that were started with `spoilt`."""
-    return tmp_path / "switch"
-
-
-@pytest.fixture
-def spoil(home: Path, tmp_path: Path, switch: Path) -> Spoil:
-    """Return what runs a daemon in whose device thread something goes wrong."""
-
-    def run(what: str) -> AbstractContextManager[RealDaemon]:
-        (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
-        environment = {"PYTHONPATH": str(tmp_path), "SABOTAGE": what, "SWITCH": str(switch)}
-        return running_daemon(home, CONFIG, environment=environment)
-
-    return run
-
-
 def test_a_load_that_kills_the_daemon_is_not_tried_for_ever(spoil: Spoil, switch: Path) -> None:
     """Killed in the load of b twice, it leaves b alone, says why and serves a; a reset loads b again."""
     switch.touch()
     with spoil("load") as daemon:
         daemon.mlxctl("preload", "set", "b")
-        for _ in range(2):
-            while daemon.ask("pool", "show")["models"][0]["state"] != "loading":
+        for deaths in range(2):
+            while daemon.log().count("a load hangs") <= deaths:
                 pass
             daemon.kill()
             daemon.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from openai import APIError, InternalServerError
 
+from tests.end_to_end.conftest import Spoil
 from tests.support.daemon import RealDaemon
 from tests.support.streaming import LONG, Streaming, ask
 
@@ -84,17 +84,15 @@ def test_stop_waits_for_a_stream(daemon: RealDaemon) -> None:
     assert daemon.ask("status")["crashes"]["last_hour"] == 0
 
 
-def test_a_read_that_hangs_does_not_keep_the_daemon(home: Path, daemon: RealDaemon) -> None:
-    """A model on a disk that does not answer, here a pipe that nobody writes to, delays the end by seconds only."""
-    pipe = home / "models" / "b" / "generation_config.json"
-    os.mkfifo(pipe)
-    daemon.mlxctl("preload", "set", "b")
-    writer = os.open(pipe, os.O_WRONLY)  # comes back when the load has opened the other end, and holds it at the read
-    try:
+def test_a_read_that_hangs_does_not_keep_the_daemon(spoil: Spoil, switch: Path) -> None:
+    """A model on a disk that does not answer delays the end by seconds only."""
+    switch.touch()
+    with spoil("load") as daemon:
+        daemon.mlxctl("preload", "set", "b")
+        while "a load hangs" not in daemon.log():
+            pass
         assert daemon.terminate() == 0
         assert "something hangs" in daemon.log()
-    finally:
-        os.close(writer)
-    pipe.unlink()
-    daemon.start()
-    assert daemon.ask("status")["crashes"] == {"last_hour": 0, "last_at_ms": None, "loads": []}
+        switch.unlink()
+        daemon.start()
+        assert daemon.ask("status")["crashes"] == {"last_hour": 0, "last_at_ms": None, "loads": []}
