@@ -27,7 +27,8 @@ class Lease:
     """The right of one request to use one model; made by `Pool.lease`, given back when its `async with` ends.
 
     While it prepares or generates, the model stays loaded. While all it does is wait for a slot or for KV memory,
-    the model may be unloaded and loaded again beneath it: a `PreparedPrompt` outlives that.
+    the model may be unloaded and loaded again beneath it: a `PreparedPrompt` outlives that, unless the files or the
+    context have changed.
     """
 
     def __init__(self, ticket: Ticket, scheduler: Scheduler) -> None:
@@ -80,6 +81,7 @@ class Lease:
     async def _preparing(self) -> AsyncIterator[Engine]:
         """Hold the engine for as long as something is made ready for it."""
         engine = await self._scheduler.attach(self._ticket)
+        self._ticket.prepared_for = self._ticket.resident.loaded
         self._ticket.preparing += 1
         try:
             yield engine
@@ -121,7 +123,7 @@ class Lease:
             DoesNotFit: the prompt can never fit beside the weights under the memory limit.
             QueueTimeout: there was no slot or memory for `queue.timeout`.
             LoadFailed, LoadTimeout: the model was unloaded while it waited, and did not come back.
-            ModelUnloaded, Draining: unloaded by command, or shutdown, before it could start.
+            ModelUnloaded, Draining: unloaded by command, loaded from other files, or shutdown, before it could start.
             RequestCancelled: aborted by an operator.
             EngineError: the engine failed.
         """

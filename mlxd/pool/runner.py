@@ -25,7 +25,7 @@ from mlxd.engine.vector import Embedded, PreparedInputs
 from mlxd.pool.resident import ModelState
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
-from mlxd.protocol.errors import MlxdError, OutOfMemory
+from mlxd.protocol.errors import MlxdError, ModelUnloaded, OutOfMemory
 
 
 class Runner:
@@ -43,6 +43,16 @@ class Runner:
     def start(self, sequence: Sequence) -> None:
         """Submit or resume the sequence with its first grant."""
         resident = sequence.resident
+        if sequence.ticket.prepared_for not in (None, resident.loaded):  # its tokens may mean other words by now
+            self.abort(
+                sequence,
+                ModelUnloaded(
+                    f"{resident.id} was loaded again from other files or with other settings while the request waited",
+                    retry_after_s=1,
+                    hint="send the request again",
+                ),
+            )
+            return
         engine = _engine(sequence)
         kv_tokens = sequence.first_grant_tokens
         was_paused = sequence.state is SequenceState.PAUSED

@@ -14,7 +14,7 @@ from mlxd.pool.policy import Age
 from mlxd.protocol.errors import MlxdError
 
 if TYPE_CHECKING:
-    from mlxd.pool.resident import Resident
+    from mlxd.pool.resident import Loaded, Resident
 
 # KV is granted for the prompt and this many tokens, and grown by as many.
 STEP_TOKENS = 1024
@@ -45,6 +45,7 @@ class Ticket:
     force: bool = False  # a command that passes an estimate which does not fit
     granted_s: float | None = None
     preparing: int = 0
+    prepared_for: Loaded | None = None  # what was loaded when its prompt or texts were made ready
     started: bool = False  # a sequence of it has been submitted
     is_told: bool = False  # `queue.joined` was told and `queue.left` was not yet
     revoked: MlxdError | None = None  # aborted by an operator: holds nothing any more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
@@ -13,6 +14,7 @@ from mlxd.protocol.errors import (
     GenerationFailed,
     LoadFailed,
     ModelNotFound,
+    ModelUnloaded,
     RequestCancelled,
 )
 from tests.support.fake_row import answer_text
@@ -403,6 +405,27 @@ async def test_a_lease_outlives_a_reload_of_its_model() -> None:
 
             assert busy.text == answer_text("hello", 0, 1000)
             assert reader.result()[-1] == "Finished"
+
+
+async def test_a_prompt_does_not_outlive_its_models_files() -> None:
+    """A reload from other files beneath a request that waits ends it: its tokens may mean other words."""
+    async with world({"a": 30, "b": 60}) as w:
+        w.send("b", tokens=1000)
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(request)
+            reader = w.task(read(lease, request, prompt))
+            await w.settle()
+            w.change({"pool": {"memory": 70 * MB}})
+            await w.advance(1)
+            w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], signature=(("model.safetensors", 1, 2),))
+            w.pool.rescan()
+            w.change({"pool": {"memory": 100 * MB}})
+            await w.advance(20)
+            with pytest.raises(ModelUnloaded, match="loaded again from other files"):
+                reader.result()
+        assert w.state("a") == "ready"
 
 
 async def test_finished_tells_the_usage() -> None:
