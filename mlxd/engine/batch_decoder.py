@@ -1,7 +1,7 @@
 """The decoders: rows of like length in one batch, or every row by itself. Used on the device thread only.
 
 They drive mlx-lm's `PromptProcessingBatch` and `GenerationBatch`, and know their habits: lists of tokens are live, a
-batch is padded to its longest row, a split copies all layers at once, the next step is in flight when one returns.
+batch is padded to its longest row, its changes copy all layers at once, the next step is in flight when one returns.
 
 A short row does not pay for a long one: rows are decoded with those of their `length_class`, which their grant tells.
 Prompts wait in the order in which they came, each for its lane: short ones side by side with others of their class,
@@ -30,6 +30,8 @@ from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, PREFILL_ROWS, length_class
 _CLEAR_EVERY_STEPS = 512
 # The lane of long prompts; the others have the number of their length class.
 _LONG_LANE = -1
+# Layers exist twice while they are copied: as many as this is, in bytes. A wait for the device costs less than that copy.
+_MOST_COPIED_BYTES = 8_000_000
 _ENDS = {None: None, "stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -187,7 +189,7 @@ class BatchDecoder:
             if lane.batch is None:
                 lane.batch = batch
             else:
-                lane.batch.extend(batch)
+                _extend(lane.batch, batch)
             lane.rests += [row.rest for row in rows]
             lane.done += [0] * len(rows)
 
@@ -216,12 +218,28 @@ class BatchDecoder:
         """Process the next chunk of all prompts of a lane but for their last tokens."""
         remaining = [len(rest) - 1 for rest in lane.rests]
         most = chunk_tokens(remaining)
-        lane.batch.prefill_step_size = most
         chunks = [rest[: min(most, left)] for rest, left in zip(lane.rests, remaining, strict=True)]
-        lane.batch.prompt(chunks)
+        self._prefill(lane.batch, chunks)
         lane.rests = [rest[len(chunk) :] for rest, chunk in zip(lane.rests, chunks, strict=True)]
         lane.done = [done + len(chunk) for done, chunk in zip(lane.done, chunks, strict=True)]
         return [Prefilled(uid, done, is_done=False) for uid, done in zip(lane.batch.uids, lane.done, strict=True)]
+
+    def _prefill(self, batch: Any, chunks: list[list[int]]) -> None:
+        """Take chunks of all prompts of *batch* through the model, padded to the longest on the right."""
+        lengths = [len(chunk) for chunk in chunks]
+        padding = [max(lengths) - length for length in lengths]
+        if any(padding):
+            for layer in batch.prompt_cache:
+                layer.prepare(lengths=lengths, right_padding=padding)
+        padded = [chunk + [0] * short for chunk, short in zip(chunks, padding, strict=True)]
+        self._model(mx.array(padded), batch.prompt_cache)
+        mx.eval([layer.state for layer in batch.prompt_cache])
+        if any(padding):
+            _change_layers(batch.prompt_cache, lambda _, layer: layer.finalize())
+            mx.eval([layer.state for layer in batch.prompt_cache])
+        mx.clear_cache()
+        for tokens, chunk in zip(batch.tokens, chunks, strict=True):
+            tokens += chunk
 
     def _begin_decoding(self) -> list[Prefilled]:
         """Let rows decode of which only the last token is left."""
@@ -264,7 +282,7 @@ class BatchDecoder:
 
     def _join(self, rows: Any, home: int) -> None:
         if home in self._groups:
-            self._groups[home].extend(rows)
+            _extend(self._groups[home], rows)
         else:
             self._groups[home] = rows
 
@@ -343,15 +361,39 @@ def _in_float32(model: Any) -> Callable[..., mx.array]:
     return run
 
 
+def _change_layers(layers: list[Any], change: Callable[[int, Any], Any]) -> None:
+    """Change the cache of each layer, which copies it, so that few layers exist twice at a time."""
+    pending: list[Any] = []
+    pending_bytes = 0
+    for index, layer in enumerate(layers):
+        made = change(index, layer)
+        pending.append((layer.state, None if made is None else made.state))
+        pending_bytes += layer.nbytes
+        if pending_bytes > _MOST_COPIED_BYTES:
+            mx.eval(pending)
+            pending, pending_bytes = [], 0
+
+
+def _extend(batch: Any, rows: Any) -> None:
+    """Let *rows* join *batch*."""
+    layers, joining = batch.prompt_cache, rows.prompt_cache[::-1]
+    batch.prompt_cache, rows.prompt_cache = [], []  # each layer is dropped as it has joined
+    _change_layers(layers, lambda _, layer: layer.extend(joining.pop()))
+    batch.extend(rows)
+    batch.prompt_cache = layers
+
+
 def _extract_layers(layers: list[Any], taken: list[int], staying: list[int]) -> list[Any]:
-    """Return a batched cache of the rows *taken*, and leave those *staying*; one layer at a time exists twice."""
-    out = []
-    for layer in layers:
+    """Return a batched cache of the rows *taken*, and leave those *staying*."""
+    out: list[Any] = []
+
+    def change(_: int, layer: Any) -> Any:
         rows = [layer.extract(index) for index in taken]
-        merged = rows[0].merge(rows)
+        out.append(rows[0].merge(rows))
         layer.filter(staying)
-        mx.eval(merged.state, layer.state)
-        out.append(merged)
+        return out[-1]
+
+    _change_layers(layers, change)
     return out
 
 
