@@ -30,7 +30,7 @@ from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, PREFILL_ROWS, length_class
 _CLEAR_EVERY_STEPS = 512
 # The lane of long prompts; the others have the number of their length class.
 _LONG_LANE = -1
-# Layers exist twice while they are copied: as many as this is, in bytes. A wait for the device costs less than that copy.
+# Layers exist twice while they are copied, as many as this is in bytes: a wait for the device costs less than the copy.
 _MOST_COPIED_BYTES = 8_000_000
 _ENDS = {None: None, "stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -239,7 +239,7 @@ class BatchDecoder:
             mx.eval([layer.state for layer in batch.prompt_cache])
         mx.clear_cache()
         for tokens, chunk in zip(batch.tokens, chunks, strict=True):
-            tokens += chunk
+            tokens.extend(chunk)
 
     def _begin_decoding(self) -> list[Prefilled]:
         """Let rows decode of which only the last token is left."""

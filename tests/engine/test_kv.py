@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 
 import mlx.core as mx
 import pytest
 
+from mlxd.engine import kv_shape
 from mlxd.engine.kv import CacheMaker
 from mlxd.kv_estimate import Confidence, estimate_kv
 from tests.engine.bench import WriteModel
@@ -69,3 +71,58 @@ def test_the_running_batch_stays_within_the_estimate(
 
     reserved_bytes = shape.batch_bytes([length + 15 for length in prompts])
     assert 0 < most_bytes <= reserved_bytes <= 2.5 * most_bytes
+
+
+def wide_model(write_model: WriteModel) -> SteppedModel:
+    """Return a model whose KV is far larger than everything else that a step needs; prompts go in short chunks."""
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    model = make_model(ARCHITECTURES["llama"] | heads | {"num_hidden_layers": 8, "layer_types": ["full_attention"] * 8})
+    mx.eval(model.parameters())
+    measured, vocab_size = CacheMaker(model).probe()
+    tiny = load_now(write_model())
+    facts = dataclasses.replace(tiny.facts, kv=measured, vocab_size=vocab_size)
+    loaded = dataclasses.replace(tiny, model=model, facts=facts)
+    return SteppedModel(loaded, prefill_step_tokens=64, target_gap_ms=10_000)
+
+
+@pytest.mark.parametrize("short_tokens", [8192, 256])
+def test_no_step_needs_more_than_is_reserved(
+    write_model: WriteModel, monkeypatch: pytest.MonkeyPatch, short_tokens: int
+) -> None:
+    """Memory passes the ledger's sum by no more than a few layers, when rows are split, aligned or join too."""
+    monkeypatch.setattr(kv_shape, "_SHORT_TOKENS", short_tokens)
+    stepped = wide_model(write_model)
+    mx.synchronize()
+    gc.collect()
+    before_bytes = mx.get_active_memory()
+    lengths = (400, 300, 250, 30)
+    rows = [stepped.start("a" * length, max_tokens=30, kv_tokens=length + 10) for length in lengths]
+    grants = [length + 10 for length in lengths]
+    reserved_bytes = stepped.loaded.facts.kv.batch_bytes(grants)
+    most_active_bytes = most_bytes = 0
+    while stepped.model.is_busy:
+        mx.reset_peak_memory()
+        stepped.step()
+        most_bytes = max(most_bytes, mx.get_peak_memory() - before_bytes)
+        most_active_bytes = max(most_active_bytes, mx.get_active_memory() - before_bytes)
+    assert all(row.pauses for row in rows)
+    assert most_active_bytes <= reserved_bytes
+    assert most_bytes <= reserved_bytes + 16_000_000
+
+
+def test_a_short_row_holds_nothing_for_a_long_one(write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long row's neighbors cost what they cost without it, in the ledger and on the device."""
+    monkeypatch.setattr(kv_shape, "_SHORT_TOKENS", 512)
+    stepped = wide_model(write_model)
+    kv = stepped.loaded.facts.kv
+    stepped.start("a" * 600, max_tokens=60)
+    while stepped.decoding_rows < 1:
+        stepped.step()
+    alone_bytes = stepped.kv_bytes
+    for _ in range(3):
+        stepped.start("hi", max_tokens=20)
+    while stepped.decoding_rows < 4:
+        stepped.step()
+    grown_bytes = stepped.kv_bytes - alone_bytes
+    assert 0 < grown_bytes <= 3 * kv.bytes_for(22)
+    assert kv.batch_bytes([660, 22, 22, 22]) == kv.batch_bytes([660]) + 3 * kv.bytes_for(22)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import gc
 import random
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import KVCache, PromptTrie, RotatingKVCache
 
+from mlxd.engine.kv import CacheMaker
 from mlxd.engine.prompt_cache import PromptCache, _Trie
+from tests.engine.bench import WriteModel
+from tests.support.stepped_model import SteppedModel, load_now
+from tests.support.tiny_architecture import ARCHITECTURES, make_model
 
 TOKEN_BYTES = 2 * 4  # one head of size 1, float32
 
@@ -154,3 +160,22 @@ def test_search_agrees_with_mlx_lm() -> None:
         assert got.shorter == expected.shorter
         assert got.longer is None or len(got.longer) == len(expected.longer)
         assert (got.longer is None) == (expected.longer is None)
+
+
+def test_kept_states_do_not_hold_their_batch(write_model: WriteModel) -> None:
+    """What rows leave behind as they end one by one takes the memory that it counts, states included."""
+    model = make_model(ARCHITECTURES["qwen3_next"])
+    mx.eval(model.parameters())
+    kv_shape, vocab_size = CacheMaker(model).probe()
+    tiny = load_now(write_model())
+    facts = dataclasses.replace(tiny.facts, kv=kv_shape, vocab_size=vocab_size)
+    stepped = SteppedModel(dataclasses.replace(tiny, model=model, facts=facts), prompt_cache_bytes=100_000_000)
+    mx.synchronize()
+    gc.collect()
+    before_bytes = mx.get_active_memory()
+    stepped.run(*(stepped.start(f"{number} of eight", max_tokens=4 + 3 * number) for number in range(8)))
+    mx.synchronize()
+    gc.collect()
+    stored_bytes = stepped.model.prompts.stored_bytes
+    assert 8 * kv_shape.fixed_bytes <= stored_bytes
+    assert mx.get_active_memory() - before_bytes <= 1.2 * stored_bytes

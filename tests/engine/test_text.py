@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from mlxd.engine.base import FinishReason, PreparedPrompt, SamplingParams, SchedulingParams, Usage
@@ -63,6 +64,20 @@ def test_batch_says_what_each_says_alone(any_loaded: LoadedModel, samplings: lis
     stepped.run(*together)
     assert [sequence.text() for sequence in together] == alone
     assert len(set(alone)) == 5
+
+
+def test_a_neighbor_with_logprobs_changes_no_text(write_model: WriteModel) -> None:
+    """In half precision too, seeded rows say the same whether or not a row beside them has its logprobs read."""
+    loaded = load_now(write_model())
+    loaded.model.set_dtype(mx.bfloat16)
+    texts = []
+    for logprobs in (None, 3):
+        stepped = SteppedModel(loaded)
+        rows = [stepped.start("Hello", SamplingParams(seed=seed), max_tokens=40) for seed in range(12)]
+        neighbor = stepped.start("Bye", max_tokens=40, logprobs=logprobs)
+        stepped.run(*rows, neighbor)
+        texts.append([row.text() for row in (*rows, neighbor)])
+    assert texts[0] == texts[1]
 
 
 def test_seed_decides(stepped: SteppedModel) -> None:

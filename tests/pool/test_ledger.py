@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import pytest
 
-from mlxd.engine.base import Engine, GenerationRequest, LoadSpec, PreparedPrompt, TokenPrompt
-from mlxd.engine.kv_shape import KvShape
+from mlxd.engine.base import Decoding, Engine, GenerationRequest, LoadSpec, PreparedPrompt, TokenPrompt
+from mlxd.engine.kv_shape import KvShape, length_class
 from mlxd.pool import ledger
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
@@ -68,6 +69,22 @@ def test_margin_is_five_percent_within_bounds(weights_bytes: int, expected: int)
 def test_a_batch_is_padded_to_its_longest_row() -> None:
     """Every row costs as much as the longest, which may be a step of the cache ahead."""
     assert KvShape(((10, None),)).batch_bytes([3000, 20, 20]) == 3 * (3000 + 255) * 10
+
+
+def test_a_short_row_pays_for_no_long_one() -> None:
+    """Rows of one length class are padded to its longest, and to none of another class; alone, to nothing."""
+    shape = KvShape(((10, None),))
+    lengths = [40_000, 8192, 20, 8193]
+    assert shape.batch_bytes(lengths) == (40_255 + 2 * 8447 + 8448) * 10
+    assert shape.batch_bytes(lengths, is_padded=False) == (40_255 + 8447 + 275 + 8448) * 10
+    assert [length_class(tokens) for tokens in (1, 8192, 8193, 32_768, 32_769, 131_073)] == [0, 0, 1, 1, 2, 3]
+
+
+def test_rows_one_by_one_are_not_padded() -> None:
+    """A model whose rows share no batch reserves for each what it holds itself."""
+    one_by_one = dataclasses.replace(facts(100 * MB), decoding=Decoding.ONE_BY_ONE)
+    assert not Resident(entry("a", one_by_one), facts=one_by_one).is_padded
+    assert Resident(entry("a", facts(100 * MB)), facts=facts(100 * MB)).is_padded
 
 
 def test_sliding_windows_do_not_grow_beyond_their_cap() -> None:

@@ -382,3 +382,17 @@ async def test_a_trim_that_frees_less_than_asked_is_not_repeated_for_ever() -> N
 
         assert len(asked) == 1
         assert not waiting.done
+
+
+async def test_a_short_request_runs_beside_a_long_one() -> None:
+    """A request of a few tokens needs its own memory, not that of the long row that its model is running."""
+    with_context = facts(20 * MB, context_length=65_536)
+    async with world({"a": with_context}, {"pool": {"memory": 90 * MB}}) as w:
+        await w.load("a")
+        long = w.send("a", prompt="x" * 40_000, tokens=1000)
+        await w.settle()
+        free_bytes = w.pool.status().memory.free_bytes
+        assert 0 < free_bytes < 41_000 * KV_BYTES_PER_TOKEN  # no room for another row padded to the long one
+        short = w.send("a", prompt="hi", tokens=5)
+        assert await w.run(short.task, 10)
+        assert not long.done
