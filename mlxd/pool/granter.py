@@ -7,8 +7,9 @@ pump.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mlxd.pool import ledger, policy
 from mlxd.pool.mover import Mover
@@ -31,7 +32,6 @@ class Claims:
     bytes: int = 0
     models: int = 0
     is_blocked: bool = False  # an older sequence waits for others to end: no younger one may take memory
-    full: set[str] = field(default_factory=set)  # models without a slot; none becomes free within a round
 
 
 class Granter:
@@ -76,12 +76,15 @@ class Granter:
     def admit(self) -> None:
         """Resume, start and load by age, then go on with the preload list."""
         claims = Claims()
+        crowd = [sequence for resident in self._state.residents.values() for sequence in self._mark_crowd(resident)]
         # An adapter before its base: one that can never fit must not have a base loaded for it.
         for age, want in sorted(self._wants(), key=lambda item: (item[0], _is_whole(item[1]))):
             if isinstance(want, Sequence):
                 self._admit_sequence(want, claims)
             else:
                 self._admit_load(want, age, claims)
+        for sequence in crowd:
+            self._admit_in_vacant_slot(sequence, claims)
         self._preload(claims)
         self._return(claims)
 
@@ -111,14 +114,38 @@ class Granter:
                 wants.append((resident.oldest_wait, resident))
         return wants
 
+    def _mark_crowd(self, resident: Resident) -> list[Sequence]:
+        """Mark and return the sequences for which the model has no slot: a request with many answers shares them.
+
+        The next slot is for the request that has the fewest already, and among those for the oldest.
+        """
+        wanting = [
+            sequence for sequence in (*resident.active.values(), *resident.waiting.values()) if _may_start(sequence)
+        ]
+        taken = Counter(
+            sequence.ticket for sequence in resident.active.values() if sequence.state is not SequenceState.PAUSED
+        )
+        turns: list[tuple[int, Age, Sequence]] = []
+        for sequence in sorted(wanting, key=lambda sequence: sequence.age):
+            turns.append((taken[sequence.ticket], sequence.age, sequence))
+            taken[sequence.ticket] += 1
+        turns.sort(key=lambda turn: turn[:2])
+        n_free = max(0, self._state.settings.engine.max_sequences - resident.slots_taken)
+        for place, (_, _, sequence) in enumerate(turns):
+            sequence.waits_for_slot = place >= n_free
+        return [sequence for _, _, sequence in turns[n_free:]]
+
+    def _admit_in_vacant_slot(self, sequence: Sequence, claims: Claims) -> None:
+        """Start a sequence in a slot that those before it lack the memory to take."""
+        resident = sequence.resident
+        has_slot = resident.slots_taken < self._state.settings.engine.max_sequences
+        n_bytes = ledger.admission_bytes(resident, sequence.first_grant_tokens)
+        if has_slot and _may_start(sequence) and n_bytes <= max(0, self._state.free_bytes - claims.bytes):
+            self._runner.start(sequence)
+
     def _admit_sequence(self, sequence: Sequence, claims: Claims) -> None:
         resident = sequence.resident
-        if not _may_start(sequence):  # its model has just been evicted for an older one
-            return
-        if resident.id not in claims.full and resident.slots_taken >= self._state.settings.engine.max_sequences:
-            claims.full.add(resident.id)
-        sequence.waits_for_slot = resident.id in claims.full
-        if sequence.waits_for_slot:
+        if sequence.waits_for_slot or not _may_start(sequence):  # its model has just been evicted for an older one
             return
         tokens = sequence.first_grant_tokens
         n_bytes = ledger.admission_bytes(resident, tokens)

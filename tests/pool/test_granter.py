@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mlxd.engine.base import Finished, GenerationRequest, SamplingParams, TextPrompt
 from tests.support.pool_world import MB, Client, World, world
 
 SIZES_MB = {"a": 30, "b": 40, "c": 5}
@@ -79,6 +83,92 @@ async def test_what_an_overdue_load_is_promised_goes_to_no_younger_request() -> 
         await w.run(_end([older]))
         await w.advance(2)
         assert (load.done, beside.done) == (True, True)
+
+
+async def test_a_request_with_many_answers_shares_the_slots_with_a_later_one() -> None:
+    """The next free slot is for the later request, which has none yet."""
+    async with quick_world({"engine": {"max_sequences": 2}}) as w:
+        await w.load("a")
+        many = w.task(answer_often(w, "a", n=20))
+        await w.settle()
+        later = w.send("a", tokens=100)
+        await w.advance(2.5)  # the first two answers, and then its own
+
+        assert later.done
+        assert not many.done()
+        await w.run(many)
+
+
+async def test_an_older_sequence_that_lacks_memory_keeps_no_slot_empty() -> None:
+    """A younger request that fits in what its model holds anyway takes the slot meanwhile."""
+    document = {"pool": {"preload": ["a", "b"], "memory": 80 * MB}, "engine": {"max_sequences": 2}}
+    async with quick_world(document) as w:
+        await w.advance(5)
+        runs = w.send("b", prompt="hi", tokens=300)
+        await w.advance(1)
+        big = w.task(answer_often(w, "b", n=2, prompt="x" * 3_500, tokens=1_500))
+        await w.settle()
+        small = w.send("b", prompt="hi", tokens=5)
+        await w.advance(1)
+
+        assert small.done
+        assert not runs.done
+        assert not big.done()
+
+
+@settings(max_examples=25)
+@given(
+    slots=st.integers(1, 4),
+    requests=st.lists(st.tuples(st.integers(1, 6), st.sampled_from((20, 60, 200)), st.integers(0, 3)), max_size=8),
+)
+def test_a_slot_goes_to_the_request_that_has_the_fewest(slots: int, requests: list[tuple[int, int, int]]) -> None:
+    """In every round the free slots go, one by one, to the oldest of the requests that have the fewest."""
+    asyncio.run(_share(slots, requests))
+
+
+async def _share(slots: int, requests: list[tuple[int, int, int]]) -> None:
+    async with quick_world({"engine": {"max_sequences": slots}}) as w:
+        await w.load("c")
+        resident = w.pool._state.residents["c"]
+        granter = w.pool._scheduler._granter
+        admit = granter.admit
+        rounds: list[tuple[set[int], set[int]]] = []
+
+        def watched_admit() -> None:
+            before = set(resident.active)
+            taken = [sequence.ticket for sequence in resident.active.values()]
+            waiting = list(resident.waiting.values())
+            expected = set()
+            while waiting and len(taken) < slots:
+                first = min(waiting, key=lambda sequence: (taken.count(sequence.ticket), sequence.age))
+                waiting.remove(first)
+                taken.append(first.ticket)
+                expected.add(first.number)
+            admit()
+            rounds.append((expected, set(resident.active) - before))
+
+        granter.admit = watched_admit  # type: ignore[method-assign]
+        tasks = []
+        for n, tokens, wait_s in requests:
+            tasks.append(w.task(answer_often(w, "c", n=n, tokens=tokens)))
+            await w.advance(wait_s / 2)
+        for task in tasks:
+            await w.run(task)
+        assert [expected for expected, _ in rounds] == [started for _, started in rounds]
+
+
+async def answer_often(w: World, model_id: str, *, n: int, prompt: str = "hello", tokens: int = 100) -> None:
+    """Make one request for *n* answers and read them all."""
+    request = GenerationRequest(TextPrompt(prompt), SamplingParams(), max_tokens=tokens)
+    async with w.pool.lease(model_id, request_id="many") as lease:
+        prepared = await lease.prepare(request)
+
+        async def read() -> None:
+            async for event in lease.generate(request, prepared):
+                if isinstance(event, Finished):
+                    break
+
+        await asyncio.gather(*(read() for _ in range(n)))
 
 
 async def _end(clients: list[Client]) -> None:
