@@ -22,6 +22,7 @@ from mlx_lm.generate import GenerationBatch, PromptProcessingBatch, StopSequence
 from mlx_lm.sample_utils import greedy_sampler
 
 from mlxd.engine.base import Decoding, FinishReason
+from mlxd.engine.batch import change_layers, extend, split, take
 from mlxd.engine.decoder import ChunkTokens, Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.kv import CacheMaker, cut_to_length
 from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, PREFILL_ROWS, length_class
@@ -30,8 +31,6 @@ from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, PREFILL_ROWS, length_class
 _CLEAR_EVERY_STEPS = 512
 # The lane of long prompts; the others have the number of their length class.
 _LONG_LANE = -1
-# Layers exist twice while they are copied, as many as this is in bytes: a wait for the device costs less than the copy.
-_MOST_COPIED_BYTES = 8_000_000
 _ENDS = {None: None, "stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
@@ -108,7 +107,7 @@ class BatchDecoder:
         group = self._groups.get(before)
         self._homes[uid] = home
         if home != before and group is not None and uid in group.uids:
-            row = _take(self._model, group, group.uids.index(uid))
+            row = take(self._model, group, group.uids.index(uid))
             self._drop_empty()
             self._join(row, home)
 
@@ -189,7 +188,7 @@ class BatchDecoder:
             if lane.batch is None:
                 lane.batch = batch
             else:
-                _extend(lane.batch, batch)
+                extend(lane.batch, batch)
             lane.rests += [row.rest for row in rows]
             lane.done += [0] * len(rows)
 
@@ -235,7 +234,7 @@ class BatchDecoder:
         self._model(mx.array(padded), batch.prompt_cache)
         mx.eval([layer.state for layer in batch.prompt_cache])
         if any(padding):
-            _change_layers(batch.prompt_cache, lambda _, layer: layer.finalize())
+            change_layers(batch.prompt_cache, lambda _, layer: layer.finalize())
             mx.eval([layer.state for layer in batch.prompt_cache])
         mx.clear_cache()
         for tokens, chunk in zip(batch.tokens, chunks, strict=True):
@@ -251,7 +250,7 @@ class BatchDecoder:
             prefilled += [Prefilled(lane.batch.uids[index], lane.done[index] + 1, is_done=True) for index in ready]
             last_tokens = [lane.rests[index] for index in ready]
             staying = [index for index, rest in enumerate(lane.rests) if len(rest) > 1]
-            batch = _split(lane.batch, ready, staying) if staying else lane.batch
+            batch = split(lane.batch, ready, staying) if staying else lane.batch
             if staying:
                 lane.rests = [lane.rests[index] for index in staying]
                 lane.done = [lane.done[index] for index in staying]
@@ -277,12 +276,12 @@ class BatchDecoder:
         group = self._generate(batch, last_tokens)
         for uid in uids[1:]:
             if self._homes[uid] != self._homes[uids[0]]:
-                self._join(_take(self._model, group, group.uids.index(uid)), self._homes[uid])
+                self._join(take(self._model, group, group.uids.index(uid)), self._homes[uid])
         self._join(group, self._homes[uids[0]])
 
     def _join(self, rows: Any, home: int) -> None:
         if home in self._groups:
-            _extend(self._groups[home], rows)
+            extend(self._groups[home], rows)
         else:
             self._groups[home] = rows
 
@@ -359,88 +358,3 @@ def _in_float32(model: Any) -> Callable[..., mx.array]:
         return logits.astype(mx.float32)
 
     return run
-
-
-def _change_layers(layers: list[Any], change: Callable[[int, Any], Any]) -> None:
-    """Change the cache of each layer, which copies it, so that few layers exist twice at a time."""
-    pending: list[Any] = []
-    pending_bytes = 0
-    for index, layer in enumerate(layers):
-        made = change(index, layer)
-        pending.append((layer.state, None if made is None else made.state))
-        pending_bytes += layer.nbytes
-        if pending_bytes > _MOST_COPIED_BYTES:
-            mx.eval(pending)
-            pending, pending_bytes = [], 0
-
-
-def _extend(batch: Any, rows: Any) -> None:
-    """Let *rows* join *batch*."""
-    layers, joining = batch.prompt_cache, rows.prompt_cache[::-1]
-    batch.prompt_cache, rows.prompt_cache = [], []  # each layer is dropped as it has joined
-    _change_layers(layers, lambda _, layer: layer.extend(joining.pop()))
-    batch.extend(rows)
-    batch.prompt_cache = layers
-
-
-def _extract_layers(layers: list[Any], taken: list[int], staying: list[int]) -> list[Any]:
-    """Return a batched cache of the rows *taken*, and leave those *staying*."""
-    out: list[Any] = []
-
-    def change(_: int, layer: Any) -> Any:
-        rows = [layer.extract(index) for index in taken]
-        out.append(rows[0].merge(rows))
-        layer.filter(staying)
-        return out[-1]
-
-    _change_layers(layers, change)
-    return out
-
-
-def _split(batch: Any, taken: list[int], staying: list[int]) -> Any:
-    """Return the rows *taken* as a batch of their own, and leave those *staying*; there are some of both."""
-    rows = PromptProcessingBatch(
-        model=batch.model,
-        uids=[batch.uids[index] for index in taken],
-        caches=[],
-        tokens=[batch.tokens[index] for index in taken],
-        samplers=[batch.samplers[index] for index in taken],
-        fallback_sampler=batch.fallback_sampler,
-        logits_processors=[batch.logits_processors[index] for index in taken],
-        stop_sequences=[batch.stop_sequences[index] for index in taken],
-        max_tokens=[batch.max_tokens[index] for index in taken],
-    )
-    layers = batch.prompt_cache
-    rows.prompt_cache = _extract_layers(layers, taken, staying)
-    batch.prompt_cache = []  # its layers have been filtered
-    batch.filter(staying)
-    batch.prompt_cache = layers
-    return rows
-
-
-def _take(model: Any, group: Any, index: int) -> Any:
-    """Return one row of *group* as a group of its own, in the middle of its step; the others stay."""
-    staying = [other for other in range(len(group)) if other != index]
-    row = GenerationBatch.empty(model, greedy_sampler)
-    row.uids = [group.uids[index]]
-    row.tokens = [group.tokens[index]]
-    row.samplers = [group.samplers[index]]
-    row.logits_processors = [group.logits_processors[index]]
-    row.stop_sequences = [group.stop_sequences[index]]
-    row.max_tokens = [group.max_tokens[index]]
-    row._current_tokens = None  # noqa: SLF001 the parts of a step in flight have no other way out
-    row._next_tokens = group._next_tokens[index : index + 1]  # noqa: SLF001
-    row._next_logprobs = [group._next_logprobs[index]]  # noqa: SLF001
-    row._token_context = [group._token_context[index]]  # noqa: SLF001
-    row._num_tokens = [group._num_tokens[index]]  # noqa: SLF001
-    row._matchers = [group._matchers[index]]  # noqa: SLF001
-    layers = group.prompt_cache
-    if not staying:
-        row.prompt_cache, group.prompt_cache = layers, []
-        group.filter([])
-        return row
-    row.prompt_cache = _extract_layers(layers, [index], staying)
-    group.prompt_cache = []
-    group.filter(staying)
-    group.prompt_cache = layers
-    return row
