@@ -52,11 +52,11 @@ def begin_evict(state: PoolState, scheduler: Scheduler, model_ids: Iterable[str]
 
 
 def let_go(scheduler: Scheduler, resident: Resident, reason: str) -> None:
-    """Drain the model now, or when its load has ended."""
+    """Drain the model, or abort its load."""
     if resident.state is ModelState.READY:
         scheduler.mover.drain(resident, reason)
     elif resident.state is ModelState.LOADING:
-        resident.is_unwanted = True
+        scheduler.mover.abort(resident, reason)
 
 
 def resident_of(state: PoolState, model_id: str) -> Resident:

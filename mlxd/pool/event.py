@@ -12,8 +12,9 @@ class PoolEvent:
     """Something happened to a model or to the pool.
 
     `kind` is one of model.loading, model.context_cut, model.load_progress, model.loaded, model.load_retried,
-    model.load_failed, model.draining, model.evicting, model.unloaded, sequence.paused, sequence.resumed,
-    sequence.retried, queue.joined, queue.left, pool.over_limit, pool.within_limit, pool.pressed, pool.relieved.
+    model.load_failed, model.load_aborted, model.draining, model.evicting, model.unloaded, sequence.paused,
+    sequence.resumed, sequence.retried, queue.joined, queue.left, pool.over_limit, pool.within_limit, pool.pressed,
+    pool.relieved.
     `message` is the log line; it is empty for what is too frequent for a log (model.load_progress, queue.*).
     `data` holds plain values for subscribers. Listeners are called in the middle of a transition: they must not raise,
     and may look at nothing but the event.

@@ -42,7 +42,7 @@ class Mover:
         resident.enter(ModelState.LOADING)
         resident.is_forced = force
         resident.is_dismissed = False
-        resident.is_unwanted = False
+        resident.abort_reason = None
         resident.is_returning = False
         resident.reload = None
         resident.blocked_reason = None
@@ -75,7 +75,7 @@ class Mover:
             if adapter.state is ModelState.READY:
                 self.drain(adapter, reason)
             elif adapter.state is ModelState.LOADING:
-                adapter.is_unwanted = True
+                self.abort(adapter, reason)
         resident.enter(ModelState.DRAINING)
         resident.drain_reason = reason
         resident.drain_started_s = self._state.clock.now()
@@ -89,6 +89,13 @@ class Mover:
             )
         else:
             self.unload(resident)
+
+    def abort(self, resident: Resident, reason: str) -> None:
+        """Have a load end before it is complete; its bytes stay reserved until the device says that it has ended."""
+        if resident.load is None or resident.is_aborting:
+            return
+        resident.abort_reason = reason
+        resident.load.cancel()  # does nothing to one that is complete: it drains in the next turn
 
     def unload(self, resident: Resident) -> None:
         """Begin to free a draining model that nothing holds."""
@@ -106,9 +113,11 @@ class Mover:
         self._begin_unload(resident, engine)
 
     def carry_out(self, plan: Plan, reason: str) -> None:
-        """Begin the trims, evictions and drains of a plan."""
+        """Begin the trims, aborts, evictions and drains of a plan."""
         for trim in plan.trims:
             self._trim(self._state.residents[trim.model_id], trim.bytes)
+        for model_id in plan.abort:
+            self.abort(self._state.residents[model_id], reason)
         for model_id in (*plan.evict, *plan.drain):
             resident = self._state.residents[model_id]
             if resident.state is ModelState.READY:  # an adapter has gone with its base already
@@ -135,6 +144,8 @@ class Mover:
         """Take over what is under way with a model whose record is a copy of another."""
         if resident.state is ModelState.LOADING:
             self._begin_load(resident)
+            if resident.is_aborting and resident.load is not None:
+                resident.load.cancel()
         elif resident.engine is not None and resident.state is ModelState.UNLOADING:
             self._begin_unload(resident, resident.engine)
         elif resident.engine is not None and resident.trim_target_bytes is not None:
@@ -143,7 +154,7 @@ class Mover:
     def _begin_load(self, resident: Resident) -> None:
         spec = self._spec(resident)
         work = self._backend.load(spec, partial(self._on_progress, resident))
-        self._work.begin(work, partial(self._on_load_ended, resident, spec))
+        resident.load = self._work.begin(work, partial(self._on_load_ended, resident, spec))
 
     def _begin_unload(self, resident: Resident, engine: Engine) -> None:
         self._work.begin(self._backend.unload(engine), partial(self._on_unloaded, resident))
@@ -164,7 +175,11 @@ class Mover:
         self._state.emit("model.load_progress", resident.id, "", {"done": done_bytes, "total": total_bytes})
 
     def _on_load_ended(self, resident: Resident, spec: LoadSpec, task: asyncio.Future[Engine]) -> None:
+        resident.load = None
         if task.cancelled():
+            if resident.abort_reason is not None:  # else the daemon ends
+                self._on_load_aborted(resident, resident.abort_reason)
+                self._pump()
             return
         error = task.exception()
         if error is None:
@@ -204,8 +219,21 @@ class Mover:
             f"loaded {resident.id}, {show_bytes(resident.weights_bytes)}, in {seconds:.1f} s",
             {"bytes": resident.weights_bytes, "seconds": seconds},
         )
-        if resident.is_unwanted:
-            self.drain(resident, "it was unloaded by command, went with its base, or left the disk, while it loaded")
+        if resident.abort_reason is not None:
+            self.drain(resident, resident.abort_reason)
+
+    def _on_load_aborted(self, resident: Resident, reason: str) -> None:
+        now = self._state.clock.now()
+        resident.enter(ModelState.UNLOADED)
+        if resident.loaded is not None and resident.loaded.entry != resident.entry:
+            resident.facts = None  # measured on other files
+        resident.unloads += 1
+        resident.is_forced = False
+        resident.is_second_try = False
+        resident.restart_waits(now)  # the load has had its own deadline
+        self._state.emit(
+            "model.load_aborted", resident.id, f"stopped loading {resident.id}: {reason}", {"reason": reason}
+        )
 
     def _on_load_failed(self, resident: Resident, error: MlxdError) -> None:
         if isinstance(error, OutOfMemory) and resident.failures == 0 and not resident.is_second_try:

@@ -38,6 +38,7 @@ class Candidate:
     pausable_bytes: int  # what pausing its sequences that are younger than the demand would free
     rank: Rank
     is_ready: bool  # what still loads, or leaves already, is no victim
+    is_loading: bool
     is_leaving: bool
     is_held: bool  # by requests
     oldest_wait: Age | None  # of the requests that wait for a slot or KV in it
@@ -117,6 +118,7 @@ class Plan:
     outcome: Outcome
     evict: tuple[str, ...] = ()  # idle
     drain: tuple[str, ...] = ()  # busy
+    abort: tuple[str, ...] = ()  # loading
     trims: tuple[Trim, ...] = ()
     pause_bytes: int = 0  # still short after that: to be had by pausing the youngest sequences
 
@@ -177,8 +179,8 @@ def plan_growth(view: View, target: str, age: Age, n_bytes: int) -> Plan:
 def plan_limit(view: View) -> Plan:
     """Plan how to come within the limit and `max_models`.
 
-    Caches and idle models go at once, also while others drain. Busy ones drain only where even the least of all that
-    stay is too much; otherwise sequences pause.
+    Caches and idle models go at once, also while others drain. Where even the least of all that stay is too much, loads
+    are aborted, the youngest first, and then busy models drain; otherwise sequences pause.
     """
     staying = [candidate for candidate in view.candidates if not candidate.is_leaving]
     choice = _Choice(
@@ -188,9 +190,17 @@ def plan_limit(view: View) -> Plan:
     )
     choice.take(view.victims(lambda victim: victim.rank is Rank.ORDINARY and not victim.is_held))
     choice.prune()
+    loading = [victim for victim in view.candidates if victim.is_loading and not victim.is_leaving]
+    loading.sort(key=lambda victim: YOUNGEST if victim.oldest_wait is None else victim.oldest_wait, reverse=True)
     busy = view.victims(lambda victim: victim.rank is Rank.ORDINARY and victim.is_held)
     preloaded = view.victims(lambda victim: victim.rank is Rank.PRELOADED)
-    for victim in (*busy, *sorted(preloaded, key=lambda candidate: candidate.is_held)):
+    victims = (
+        *(victim for victim in loading if victim.rank is Rank.ORDINARY),
+        *busy,
+        *(victim for victim in loading if victim.rank is Rank.PRELOADED),
+        *sorted(preloaded, key=lambda candidate: candidate.is_held),
+    )
+    for victim in victims:
         floors_bytes = sum(candidate.floor_bytes for candidate in choice.rest if not candidate.is_leaving)
         if floors_bytes <= view.limit_bytes and choice.short_models <= _models(choice.taken):
             break
@@ -329,8 +339,9 @@ class _Choice:
                 short_bytes -= freed_bytes
         return Plan(
             outcome,
-            evict=tuple(victim.model_id for victim in self.taken if not victim.is_held),
+            evict=tuple(victim.model_id for victim in self.taken if not victim.is_held and not victim.is_loading),
             drain=tuple(victim.model_id for victim in self.taken if victim.is_held),
+            abort=tuple(victim.model_id for victim in self.taken if victim.is_loading),
             trims=tuple(trims),
             pause_bytes=short_bytes,
         )

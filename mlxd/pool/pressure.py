@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mlxd.pool.mover import Mover
+from mlxd.pool.resident import ModelState
 from mlxd.pool.state import PoolState
 
 # Without a break, what was just freed would be loaded again, and the system be short of memory again, for ever.
@@ -21,12 +22,15 @@ class Pressure:
         self._wake_at = wake_at
 
     def press(self, reason: str) -> None:
-        """Take a sample that says *reason*: let idle models that are not pinned go, preloaded ones after all others."""
+        """Take a sample that says *reason*: abort loads, and let unpinned idle models go, preloaded ones last."""
         is_new = self._state.pressure is None
         self._state.pressure = reason
         self._state.pressure_until_s = self._state.clock.now() + CALM_S
         if is_new:
             self._state.emit("pool.pressed", None, f"loads wait and idle models go: {reason}", {"reason": reason})
+        for resident in self._state.present:
+            if resident.state is ModelState.LOADING and not resident.is_forced:
+                self._mover.abort(resident, reason)
         self._mover.give_back(reason, preloaded=True)
 
     def look(self) -> None:

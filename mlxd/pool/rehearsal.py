@@ -88,9 +88,11 @@ class Rehearsal:
 
     # `Work`
 
-    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> asyncio.Future[T]:
         """Keep the work until `finish`."""
-        self._pending.append(partial(_succeed, work, on_end))
+        ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._pending.append(partial(_succeed, work, ended, on_end))
+        return ended
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Keep it likewise."""
@@ -111,9 +113,14 @@ class Rehearsal:
                     self.scheduler.runner.take(sequence, ended)
 
 
-def _succeed(work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> None:
-    """Run work that awaits nothing, and hand over what it returns."""
-    ended: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+def _succeed(
+    work: Coroutine[Any, Any, T], ended: asyncio.Future[T], on_end: Callable[[asyncio.Future[T]], None]
+) -> None:
+    """Run work that awaits nothing, unless it was cancelled, and hand over what it returns."""
+    if ended.cancelled():
+        work.close()
+        on_end(ended)
+        return
     try:
         work.send(None)
     except StopIteration as end:

@@ -93,6 +93,8 @@ def reason_waiting(state: PoolState, ticket: Ticket) -> str:
     """Return what a request that has not started waits for."""
     resident = ticket.resident
     loading = resident.loading
+    if loading is not None and loading.is_aborting:
+        return f"the load of {loading.id} is being stopped ({loading.abort_reason})"
     if loading is not None:
         percent = 100 * loading.load_done_bytes // max(1, loading.load_total_bytes)
         return f"{loading.id} is loading ({percent} %)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from dataclasses import dataclass, field
 from enum import Enum
@@ -32,7 +33,9 @@ TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
     # Failed at once: a model that must not be loaded.
     ModelState.UNLOADED: frozenset({ModelState.QUEUED, ModelState.LOADING, ModelState.FAILED}),
     ModelState.QUEUED: frozenset({ModelState.UNLOADED, ModelState.LOADING}),
-    ModelState.LOADING: frozenset({ModelState.READY, ModelState.FAILED, ModelState.QUEUED}),  # queued: tried once more
+    ModelState.LOADING: frozenset(
+        {ModelState.READY, ModelState.FAILED, ModelState.QUEUED, ModelState.UNLOADED}  # queued: tried once more
+    ),
     ModelState.READY: frozenset({ModelState.DRAINING}),
     ModelState.DRAINING: frozenset({ModelState.UNLOADING}),
     ModelState.UNLOADING: frozenset({ModelState.UNLOADED}),
@@ -75,7 +78,8 @@ class Resident:
     meter: TokenMeter = field(default_factory=TokenMeter)  # of its completion tokens
     is_forced: bool = False  # loaded against its estimate: no victim until it is unloaded by command
     is_dismissed: bool = False  # unloaded by command: the preload list does not bring it back
-    is_unwanted: bool = False  # goes as soon as its load has ended
+    load: asyncio.Future[Engine] | None = None  # while it loads
+    abort_reason: str | None = None  # why that load was told to end before it is complete
     drain_reason: str = ""
     drain_started_s: float = 0.0
     unloads: int = 0
@@ -159,9 +163,14 @@ class Resident:
     @property
     def is_going(self) -> bool:
         """Whether its memory is on its way back for certain: freed now, or as soon as the adapters on it are."""
-        if self.state is ModelState.UNLOADING:
+        if self.state is ModelState.UNLOADING or self.is_aborting:
             return True
         return self.state is ModelState.DRAINING and not self.is_busy
+
+    @property
+    def is_aborting(self) -> bool:
+        """Whether its load was told to end before it is complete."""
+        return self.state is ModelState.LOADING and self.abort_reason is not None
 
     @property
     def loading(self) -> Resident | None:

@@ -15,6 +15,7 @@ from mlxd.pool.admission import refuse_if_full, retry_after_s
 from mlxd.pool.clock import Timer
 from mlxd.pool.granter import Granter
 from mlxd.pool.mover import Mover
+from mlxd.pool.policy import Rank
 from mlxd.pool.pressure import Pressure
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.runner import Runner
@@ -221,6 +222,7 @@ class Scheduler:
         for resident in residents:
             self._mark_queued(resident)
             self._expire_waits(resident)
+            self._expire_load(resident)
 
     def _grant_leases(self, resident: Resident) -> None:
         for ticket in resident.queue.values():
@@ -246,7 +248,7 @@ class Scheduler:
         """Let go of loaded models that are to take up other files or settings, so that they are loaded again."""
         for resident in self._state.present:
             reason = self._state.stale_reason(resident) if resident.state is ModelState.READY else None
-            if reason is None or resident.is_unwanted:
+            if reason is None:
                 continue
             mode = self._state.reload_mode(resident)
             if mode == "now" or (mode == "idle" and not resident.is_busy and not resident.is_wanted):
@@ -281,6 +283,19 @@ class Scheduler:
                 self._is_due_again = True
             else:
                 self._wake_at(deadline_s)
+
+    def _expire_load(self, resident: Resident) -> None:
+        """Abort a load that takes too long, unless somebody who came later or the preload list wants it still."""
+        if resident.state is not ModelState.LOADING or resident.is_aborting or resident.is_wanted:
+            return
+        if self._state.rank(resident) is not Rank.ORDINARY:
+            return
+        timeout_s = self._state.settings.pool.load_timeout
+        deadline_s = resident.load_started_s + timeout_s
+        if self._state.clock.now() >= deadline_s:
+            self.mover.abort(resident, f"it has not loaded within {timeout_s:g} s, and no request waits for it")
+        else:
+            self._wake_at(deadline_s)
 
     def _deadline_s(self, resident: Resident, since_s: float) -> float:
         if resident.loading is not None:

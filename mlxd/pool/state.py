@@ -176,7 +176,7 @@ class PoolState:
     def is_freeing(self) -> bool:
         """Whether memory is on its way back for certain; a draining model may itself wait for memory."""
         return any(
-            resident.state is ModelState.UNLOADING or resident.trim_target_bytes is not None
+            resident.state is ModelState.UNLOADING or resident.is_aborting or resident.trim_target_bytes is not None
             for resident in self.present
         )
 
@@ -262,7 +262,8 @@ class PoolState:
                     # A base does not go while something loads on it.
                     is_ready=resident.state is ModelState.READY
                     and not any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values()),
-                    is_leaving=resident.state in LEAVING,
+                    is_loading=resident.state is ModelState.LOADING,
+                    is_leaving=resident.state in LEAVING or resident.is_aborting,
                     is_held=resident.is_busy,
                     oldest_wait=resident.oldest_wait,
                     released_s=resident.released_s,

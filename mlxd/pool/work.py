@@ -12,8 +12,8 @@ T = TypeVar("T")
 class Work(Protocol):
     """Runs what the pool begins."""
 
-    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> None:
-        """Run *work*; *on_end* gets it when it has ended, in a later turn."""
+    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> asyncio.Future[T]:
+        """Run *work* and return it; *on_end* gets it when it has ended, in a later turn, also when it was cancelled."""
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call *callback* when the events of this pass of the device are all told."""
@@ -29,12 +29,13 @@ class LoopWork:
         """Nothing runs yet."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> asyncio.Future[T]:
         """Run *work* as a task."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(on_end)
+        return task
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Call it in the loop's next turn."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 
 import pytest
 
 from mlxd.engine.base import GenerationRequest, TextPrompt
+from mlxd.pool.resident import ModelState
 from mlxd.protocol.errors import DoesNotFit, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
-from tests.support.pool_world import MB, entry, facts, world
+from tests.support.pool_world import MB, TURNS, entry, facts, world
 
 BROKEN = LoadFailed("bad magic in model.safetensors")
 
@@ -452,3 +454,115 @@ async def test_a_loaded_model_is_not_refused() -> None:
         await w.load("a")
         w.pool.refuse("a", BROKEN)
         assert await w.run(w.answer("a"))
+
+
+async def test_a_lowered_limit_aborts_a_load_that_no_longer_fits() -> None:
+    """Its bytes count until the device has ended it; then a smaller model gets them, and its own request an error."""
+    async with world({"big": 80, "small": 10}) as w:
+        w.backend.load_s, w.backend.abort_s = 60, 2
+        big = w.send("big")
+        await w.advance(5)
+        small = w.send("small")
+        w.change({"pool": {"memory": 30 * MB}})
+        await w.advance(1)
+        assert w.state("big") == "loading"
+        assert w.pool.status().memory.reserved_bytes > 80 * MB
+        assert w.pool.status().queue[0].reason.startswith("the load of big is being stopped")
+        assert w.state("small") == "queued"
+
+        await w.advance(1.5)
+        assert isinstance(big.error, DoesNotFit)
+        assert w.kinds("big") == ["loading", "load_aborted"]
+        assert w.state("small") == "loading"
+        await w.advance(61)
+        assert small.text
+
+
+async def test_a_lowered_limit_aborts_the_youngest_loads_and_no_more_than_needed() -> None:
+    """What fits beside the least of the others goes on; an aborted one that still fits alone is loaded later."""
+    async with world({"a": 30, "b": 30, "c": 30}) as w:
+        clients = [w.send(model_id) for model_id in ("a", "b", "c")]
+        await w.advance(0.5)
+        assert [w.state(model_id) for model_id in "abc"] == ["loading", "loading", "loading"]
+        w.change({"pool": {"memory": 40 * MB}})
+        await w.settle()
+        assert [w.state(model_id) for model_id in "abc"] == ["loading", "queued", "queued"]
+
+        await w.advance(60)
+        assert all(client.text for client in clients)
+        assert w.backend.calls.count("load a") == 1
+
+
+async def test_a_load_that_the_lowered_limit_holds_goes_on() -> None:
+    """Being over the limit for other models aborts no load that fits when idle ones have gone."""
+    async with world({"a": 40, "b": 40}) as w:
+        await w.load("a")
+        client = w.send("b")
+        await w.advance(0.5)
+        w.change({"pool": {"memory": 60 * MB}})
+        await w.advance(2)
+        assert client.text
+        assert w.backend.cancelled_loads == 0
+
+
+async def test_unload_aborts_a_load() -> None:
+    """`model unload` returns when the device has ended the load; who waited for it is told, and no backoff follows."""
+    async with world({"a": 30}, {"pool": {"preload": ["a"]}}) as w:
+        w.backend.load_s, w.backend.abort_s = 60, 2
+        await w.advance(5)
+        client = w.send("a")
+        await w.settle()
+        assert await w.run(w.pool.unload("a"), seconds=3)
+        assert isinstance(client.error, ModelUnloaded)
+        assert w.kinds("a") == ["loading", "load_aborted"]
+        await w.advance(60)
+        assert w.state("a") == "unloaded"
+
+        w.backend.load_s = 1
+        await w.load("a")
+        assert w.state("a") == "ready"
+
+
+async def test_who_comes_while_a_load_is_aborted_gets_a_new_one() -> None:
+    """The model is loaded again when the device has ended the first load."""
+    async with world({"a": 30}) as w:
+        w.backend.abort_s = 2
+        w.task(w.pool.load("a"))
+        await w.advance(0.5)
+        unload = w.task(w.pool.unload("a"))
+        await w.settle()
+        client = w.send("a")
+        await w.advance(4)
+        assert unload.done()
+        assert client.text
+        assert w.kinds("a")[:4] == ["loading", "load_aborted", "loading", "loaded"]
+
+
+async def test_an_unload_of_a_base_aborts_the_load_of_an_adapter_on_it() -> None:
+    """The base goes when the load on it has ended."""
+    async with world({"a": 30, "a+x": 2}) as w:
+        await w.load("a")
+        w.backend.load_s, w.backend.abort_s = 60, 2
+        w.send("a+x")
+        await w.advance(1)
+        assert w.state("a+x") == "loading"
+        await w.run(w.pool.unload("a"), seconds=4)
+        assert w.backend.calls[-3:] == ["load a+x", "abort a+x", "unload a"]
+
+
+async def test_a_load_that_is_complete_when_it_is_to_be_aborted_is_unloaded() -> None:
+    """The engine is not lost: the model is ready for a moment, and goes."""
+    async with world({"a": 30}) as w:
+        w.task(w.pool.load("a"))
+        await w.advance(0.99)
+        resident = w.pool._state.residents["a"]
+        w.clock.run_next()
+        for _ in range(TURNS):
+            if resident.load is None or resident.load.done():
+                break
+            await asyncio.sleep(0)
+        assert resident.state is ModelState.LOADING
+        await w.run(w.pool.unload("a"))
+        assert w.backend.engines == []
+        assert w.kinds("a") == ["loading", "loaded", "evicting", "unloaded"]
+        assert w.state("a") == "unloaded"

@@ -37,6 +37,7 @@ def candidate(model_id: str, size: int, **changed: Any) -> Candidate:
         "oldest_wait": None,
         "released_s": 0.0,
         "uses": 0,
+        "is_loading": False,
         **changed,
     }
     return Candidate(**fields)

@@ -172,7 +172,7 @@ async def test_a_wait_for_kv_ends_too() -> None:
 
 
 async def test_a_slow_load_has_its_own_deadline() -> None:
-    """`pool.load_timeout`, not `queue.timeout`, bounds the wait for a load that runs; the load goes on."""
+    """`pool.load_timeout`, not `queue.timeout`, bounds the wait for a load that runs; the load ends with it."""
     document = {"queue": {"timeout": "5s"}, "pool": {"load_timeout": "60s"}}
     async with world({"a": 30}, document) as w:
         w.backend.load_s = 100
@@ -182,9 +182,28 @@ async def test_a_slow_load_has_its_own_deadline() -> None:
 
         await w.advance(2)
         assert isinstance(waiting.error, LoadTimeout)
-        assert w.state("a") == "loading"
-        await w.advance(50)
-        assert w.state("a") == "ready"
+        assert w.kinds("a") == ["loading", "load_aborted"]
+        assert w.state("a") == "unloaded"
+
+
+async def test_a_slow_load_goes_on_for_those_who_came_later() -> None:
+    """A waiter whose `pool.load_timeout` is over takes the load neither from later ones nor from the preload list."""
+    async with world({"a": 30, "b": 30}, {"pool": {"load_timeout": "60s", "preload": ["b"]}}) as w:
+        w.backend.load_s = 100
+        first = w.send("b")
+        await w.advance(90)
+        assert isinstance(first.error, LoadTimeout)
+        await w.advance(11)
+        assert w.kinds("b") == ["loading", "loaded"]
+
+        gone = w.send("a")
+        await w.advance(5)
+        gone.task.cancel()
+        await w.advance(54)
+        later = w.send("a")
+        await w.advance(43)
+        assert later.text
+        assert w.kinds("a") == ["loading", "loaded"]
 
 
 async def test_a_reload_does_not_use_up_the_time_in_the_queue() -> None:

@@ -242,11 +242,18 @@ async def test_os_memory_critical_yields_to_force() -> None:
         assert w.state("a") == "ready"
 
 
-async def test_os_memory_critical_lets_a_running_load_end() -> None:
-    """P11: a load that runs when the system gets short completes, and its requests are answered."""
-    async with world({"a": 20}) as w:
+async def test_os_memory_critical_aborts_loads() -> None:
+    """A load that runs when the system gets short ends at once, and its requests are answered when that is over."""
+    models = {"a": 20, "kept": 10, "forced": 5}
+    async with world(models, {"pool": {"preload": ["kept"]}}) as w:
+        w.task(w.pool.load("forced", force=True))
         client = w.send("a")
         await w.advance(0.5)
         w.pool.report_pressure(SHORT)
         await w.advance(2)
+        assert [w.state(name) for name in models] == ["queued", "unloaded", "ready"]
+        assert w.pool.status().queue[0].reason == SHORT
+
+        await w.advance(CALM_S + 2)
         assert client.text
+        assert w.state("kept") == "ready"
