@@ -324,7 +324,8 @@ class Granter:
         what = f"{resident.id} with {tokens} tokens of context" if tokens else resident.id
         beside = "".join(f", {other.model_id} keeps {show_bytes(other.floor_bytes)}" for other in others)
         message = f"{what} needs {show_bytes(need_bytes)}; the memory limit is {show_bytes(view.limit_bytes)}{beside}"
-        if view.max_models is not None and not tokens and len(others) >= view.max_models:
+        n_models = sum(other.base is None for other in others)  # adapters do not count against it
+        if view.max_models is not None and not tokens and base is None and n_models >= view.max_models:
             message += f"; pool.max_models is {view.max_models}"
         return DoesNotFit(
             message,

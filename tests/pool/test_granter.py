@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.engine.base import Finished, GenerationRequest, SamplingParams, TextPrompt
+from mlxd.protocol.errors import DoesNotFit
 from tests.support.pool_world import MB, Client, World, world
 
 SIZES_MB = {"a": 30, "b": 40, "c": 5}
@@ -174,3 +175,23 @@ async def answer_often(w: World, model_id: str, *, n: int, prompt: str = "hello"
 async def _end(clients: list[Client]) -> None:
     for client in clients:
         await client.task
+
+
+async def test_what_does_not_fit_names_max_models_only_when_that_is_why() -> None:
+    """Adapters do not count against `pool.max_models`, neither one that is to be loaded nor those that stay."""
+    sizes = {"a": 10, "a+x": 2, "a+big": 400, "b": 10, "huge": 400}
+    kept = {"a": {"pin": True}, "a+x": {"pin": True}}
+    async with world(sizes, {"models": kept, "pool": {"max_models": 2}}) as w:
+        await w.load("a", "a+x")
+        with pytest.raises(DoesNotFit) as adapter:
+            await w.load("a+big")
+        with pytest.raises(DoesNotFit) as model:
+            await w.load("huge")
+        assert "max_models" not in adapter.value.message + model.value.message
+
+        w.change({"pool": {"max_models": 1}})
+        with pytest.raises(DoesNotFit) as adapter:
+            await w.load("a+big")
+        assert "max_models" not in adapter.value.message
+        with pytest.raises(DoesNotFit, match=r"pool\.max_models is 1"):
+            await w.load("b")
