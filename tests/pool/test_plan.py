@@ -234,3 +234,15 @@ async def test_an_estimate_adds_up_and_asks_the_policy() -> None:
         assert w.pool.estimate("b", 16_000, 8).fits == "never"
         loaded = w.pool.estimate("a")
         assert (loaded.weights_confidence, loaded.context_tokens, loaded.fits) == ("measured", 4096, "fits")
+
+
+async def test_a_sequence_that_ends_is_in_nobodys_way() -> None:
+    """A client has just gone: a dry run takes it that the device soon says that it has ended."""
+    async with world({"a": 30}) as w:
+        client = w.send("a", tokens=1_000)
+        await w.advance(2)
+        client.task.cancel()
+        await w.settle()
+        planned = w.pool.plan_unload("a")
+        assert [victim.id for victim in planned.evicting] == ["a"]
+        assert planned.draining == ()

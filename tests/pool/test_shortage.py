@@ -257,3 +257,11 @@ async def test_os_memory_critical_aborts_loads() -> None:
         await w.advance(CALM_S + 2)
         assert client.text
         assert w.state("kept") == "ready"
+
+
+async def test_os_memory_critical_ends_by_itself() -> None:
+    """With nothing loaded and nobody waiting it is over all the same when no sample has confirmed it for a while."""
+    async with world({"a": 20}) as w:
+        w.pool.report_pressure(SHORT)
+        await w.advance(CALM_S + 1)
+        assert w.pool.status().pressure is None

@@ -10,7 +10,7 @@ import pytest
 from mlxd.engine.vector import Pooling, VectorFacts
 from mlxd.protocol.errors import DoesNotFit, LoadFailed
 from tests.support.fake_row import answer_text
-from tests.support.pool_world import World, world
+from tests.support.pool_world import MB, World, entry, facts, world
 
 
 def limit(tokens: int, mode: str = "idle", model_id: str = "a") -> dict[str, dict[str, dict[str, object]]]:
@@ -245,3 +245,14 @@ async def test_a_shorter_context_lets_a_model_in() -> None:
         w.change(limit(256))
         await w.load("a")
         assert 256_000 <= w.pool.status().memory.kv_bytes < 600_000
+
+
+async def test_what_was_measured_on_other_files_is_void_after_the_unload() -> None:
+    """A model whose files changed while it was loaded is estimated by its new files once it is gone."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        w.pool.reload("a", "next-load")
+        w.catalog.index["a"] = entry("a", facts(50 * MB))
+        w.pool.rescan()
+        await w.run(w.pool.unload("a"))
+        assert w.pool._state.residents["a"].weights_bytes == 50 * MB
