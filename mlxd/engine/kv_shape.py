@@ -71,17 +71,28 @@ class KvShape:
         )
         return min(kept, _MOST_BYTES)
 
-    def batch_bytes(self, grants: Iterable[int], *, is_padded: bool = True) -> int:
+    def batch_bytes(self, grants: Iterable[int], *, left: Iterable[int] = (), is_padded: bool = True) -> int:
         """Return the most that rows with these granted tokens hold.
 
         Every row is padded to the longest of its `length_class`; to none where rows are decoded one by one.
+
+        Args:
+            grants: what each row may hold.
+            left: what rows could hold before they were granted more: they pad the rows that stay until they have moved.
+            is_padded: whether the rows share batches.
         """
         if not is_padded:
             return sum(self.bytes_for(tokens) + self.prefill_bytes(tokens) for tokens in grants)
         classes: defaultdict[int, list[int]] = defaultdict(list)
         for tokens in grants:
             classes[length_class(tokens)].append(tokens)
+        longest = {number: max(rows) for number, rows in classes.items()}
+        for tokens in left:
+            number = length_class(tokens)
+            if number in longest:
+                longest[number] = max(longest[number], tokens)
         return sum(
-            len(rows) * self.bytes_for(max(rows)) + min(len(rows), PREFILL_ROWS) * self.prefill_bytes(max(rows))
-            for rows in classes.values()
+            len(rows) * self.bytes_for(longest[number])
+            + min(len(rows), PREFILL_ROWS) * self.prefill_bytes(longest[number])
+            for number, rows in classes.items()
         )

@@ -63,7 +63,7 @@ def footprint(resident: Resident) -> Footprint:
     """Return what is reserved for the model now."""
     if resident.state not in PRESENT:
         return Footprint()
-    return _footprint(resident, _grants(resident), resident.prompt_cache_bytes)
+    return _footprint(resident, _grants(resident), resident.prompt_cache_bytes, _left(resident))
 
 
 def held_bytes(resident: Resident) -> int:
@@ -72,7 +72,7 @@ def held_bytes(resident: Resident) -> int:
 
 
 def settled_bytes(resident: Resident, *, without: Collection[Sequence] = ()) -> int:
-    """Return what will be reserved once the pauses, ends, trims and unload under way are done.
+    """Return what will be reserved once the grants, pauses, ends, trims and unload under way are done.
 
     Args:
         resident: the model.
@@ -93,7 +93,7 @@ def settled_bytes(resident: Resident, *, without: Collection[Sequence] = ()) -> 
 
 def admission_bytes(resident: Resident, tokens: int) -> int:
     """Return by how much the reservation grows when a sequence gets *tokens*; 0 when the least KV covers it."""
-    grown = _footprint(resident, [*_grants(resident), tokens], resident.prompt_cache_bytes)
+    grown = _footprint(resident, [*_grants(resident), tokens], resident.prompt_cache_bytes, _left(resident))
     return grown.total_bytes - held_bytes(resident)
 
 
@@ -106,10 +106,14 @@ def pausable_bytes(resident: Resident, than: Age | None) -> int:
 
 
 def growth_bytes(sequence: Sequence, tokens: int) -> int:
-    """Return by how much the reservation grows when a running sequence gets *tokens* instead of what it has."""
+    """Return by how much the reservation grows when a running sequence gets *tokens* instead of what it has.
+
+    Until the device has done it, the sequence may still pad the rows with which it is now.
+    """
     resident = sequence.resident
     grants = [*_grants(resident, without=sequence), tokens]
-    return _footprint(resident, grants, resident.prompt_cache_bytes).total_bytes - held_bytes(resident)
+    left = [*_left(resident), sequence.granted_tokens]
+    return _footprint(resident, grants, resident.prompt_cache_bytes, left).total_bytes - held_bytes(resident)
 
 
 def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
@@ -122,8 +126,9 @@ def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
     grants = [*_grants(resident), tokens] if tokens else _grants(resident)
     cache_bytes = resident.prompt_cache_bytes
     least = min(resident.untrimmable_bytes, cache_bytes)
-    full = _footprint(resident, grants, cache_bytes).total_bytes
-    return full - _footprint(resident, grants, least).total_bytes
+    left = _left(resident)
+    full = _footprint(resident, grants, cache_bytes, left).total_bytes
+    return full - _footprint(resident, grants, least, left).total_bytes
 
 
 def free_buffers_bytes(limit_bytes: int) -> int:
@@ -139,9 +144,13 @@ def _grants(resident: Resident, without: Sequence | None = None) -> list[int]:
     ]
 
 
-def _footprint(resident: Resident, grants: list[int], cache_bytes: int) -> Footprint:
+def _left(resident: Resident) -> list[int]:
+    return [sequence.left_tokens for sequence in resident.active.values() if sequence.left_tokens > 0]
+
+
+def _footprint(resident: Resident, grants: list[int], cache_bytes: int, left: Collection[int] = ()) -> Footprint:
     weights = resident.weights_bytes
-    rows_bytes = resident.kv.batch_bytes(grants, is_padded=resident.is_padded)
+    rows_bytes = resident.kv.batch_bytes(grants, left=left, is_padded=resident.is_padded)
     return Footprint(
         weights_bytes=weights,
         margin_bytes=margin_bytes(weights),

@@ -71,7 +71,7 @@ class Rehearsal:
     def finish(self) -> None:
         """Let everything succeed that does not wait for running requests."""
         for _ in range(_MOST_STEPS):
-            self._end_sequences()
+            self._answer_commands()
             if not self._pending:
                 return
             self._pending.popleft()()
@@ -102,8 +102,8 @@ class Rehearsal:
         """Return nothing: there are no tasks."""
         return []
 
-    def _end_sequences(self) -> None:
-        """Say what the device says soon: rows that were told to pause or to end have done so."""
+    def _answer_commands(self) -> None:
+        """Say what the device says soon: rows that were told to pause, to end or to hold more have done so."""
         for resident in self.state.residents.values():
             for sequence in list(resident.active.values()):
                 if sequence.state is SequenceState.PAUSING:
@@ -111,6 +111,8 @@ class Rehearsal:
                 elif sequence.state is SequenceState.ENDING:
                     ended = Finished(sequence.number, FinishReason.CANCELLED, Usage(0, 0, 0))
                     self.scheduler.runner.take(sequence, ended)
+                elif sequence.left_tokens > 0:
+                    self.scheduler.runner.confirm_grant(sequence)
 
 
 def _succeed(

@@ -76,9 +76,15 @@ class Runner:
     def grant(self, sequence: Sequence) -> None:
         """Give a running sequence the tokens that it asked for."""
         if sequence.wanted_tokens is not None:
+            sequence.left_tokens = sequence.granted_tokens
             sequence.granted_tokens = sequence.wanted_tokens
             sequence.wanted_tokens = None
             _engine(sequence).grant(sequence.number, sequence.granted_tokens)
+
+    def confirm_grant(self, sequence: Sequence) -> None:
+        """Take it that the device has carried out the last grant: the row is among those of its new length."""
+        sequence.left_tokens = 0
+        self._pump()
 
     def pause(self, sequence: Sequence) -> None:
         """Tell a running sequence to give its KV back."""
@@ -103,6 +109,8 @@ class Runner:
         """Take what the device says of a sequence."""
         if isinstance(event, Delta):
             self._count(sequence, event.completion_tokens)
+            if 0 < sequence.left_tokens < sequence.prompt.prefill_tokens + event.completion_tokens:
+                self.confirm_grant(sequence)  # no row goes past a grant before it has been given the next
             sequence.events.put(event)
         elif isinstance(event, PromptScored):
             # A second attempt scores it again; its reader has that.
@@ -136,8 +144,7 @@ class Runner:
             self._pump()
 
     def _on_paused(self, sequence: Sequence, event: Paused) -> None:
-        sequence.granted_tokens = 0
-        sequence.wanted_tokens = None
+        sequence.hold_nothing()
         sequence.tokens = event.tokens
         if sequence.state is not SequenceState.ENDING:
             sequence.state = SequenceState.PAUSED

@@ -116,6 +116,7 @@ class Sequence:
     state: SequenceState = SequenceState.WAITING
     completion_tokens: int = 0  # as the engine has told
     granted_tokens: int = 0  # what the ledger holds for it; 0 when the device holds nothing
+    left_tokens: int = 0  # its grant before that, until the device has shown that it knows the new one; else 0
     wanted_tokens: int | None = None  # asked for by KvLow and not granted yet
     is_scored: bool = False  # its reader has the logprobs of the prompt
     is_fresh: bool = True  # in its first pump: it may still start on a model that drains
@@ -150,18 +151,22 @@ class Sequence:
     def begin_again(self, now: float) -> None:
         """Let it wait for its start once more: the device has forgotten it, and its reader has had nothing."""
         self.state = SequenceState.WAITING
-        self.granted_tokens = 0
-        self.wanted_tokens = None
+        self.hold_nothing()
         self.since_s = now
         self.is_second_try = True
         self.resident.active.pop(self.number, None)
         self.resident.waiting[self.number] = self
 
+    def hold_nothing(self) -> None:
+        """Note that the device holds nothing of it."""
+        self.granted_tokens = 0
+        self.left_tokens = 0
+        self.wanted_tokens = None
+
     def end(self) -> None:
         """Forget it everywhere: the device holds nothing of it, or never did."""
         self.state = SequenceState.ENDED
-        self.granted_tokens = 0
-        self.wanted_tokens = None
+        self.hold_nothing()
         self.resident.waiting.pop(self.number, None)
         self.resident.active.pop(self.number, None)
         self.ticket.sequences.pop(self.number, None)

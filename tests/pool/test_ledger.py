@@ -80,6 +80,14 @@ def test_a_short_row_pays_for_no_long_one() -> None:
     assert [length_class(tokens) for tokens in (1, 8192, 8193, 32_768, 32_769, 131_073)] == [0, 0, 1, 1, 2, 3]
 
 
+def test_a_row_pads_those_that_it_leaves() -> None:
+    """Until a row has moved to longer ones, the rows that stay are padded to it; where none stay, to nothing."""
+    shape = KvShape(((10, None),))
+    assert shape.batch_bytes([9000, 20, 30], left=[8000]) == (9255 + 2 * 8255) * 10
+    assert shape.batch_bytes([9000], left=[8000]) == 9255 * 10
+    assert shape.batch_bytes([9000, 20, 30], left=[8000], is_padded=False) == (9255 + 275 + 285) * 10
+
+
 def test_rows_one_by_one_are_not_padded() -> None:
     """A model whose rows share no batch reserves for each what it holds itself."""
     one_by_one = dataclasses.replace(facts(100 * MB), decoding=Decoding.ONE_BY_ONE)
@@ -157,6 +165,21 @@ async def test_a_finish_into_the_prompt_cache_does_not_grow_the_sum() -> None:
         model.engine.cached_bytes = granted_tokens * KB
 
         assert ledger.held_bytes(model) <= before
+
+
+async def test_growth_into_a_longer_class_frees_nothing_yet() -> None:
+    """What a row that moves to longer ones will free is settled at once, and held until the device has moved it."""
+    model = resident()
+    long = await add(model, 7680)
+    await add(model, 1280)
+    before = ledger.held_bytes(model)
+
+    growth = ledger.growth_bytes(long, 8704)
+    assert growth == (8704 - 7680) * KB
+
+    long.left_tokens, long.granted_tokens = 7680, 8704
+    assert ledger.held_bytes(model) == before + growth
+    assert ledger.settled_bytes(model) == 105 * MB + (8704 + 255 + 1280 + 255) * KB
 
 
 async def test_a_pausing_row_settles_to_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxd.engine.base import Finished, FinishReason, GenerationRequest, KvLow, Paused, TextPrompt, Usage
+from mlxd.pool import ledger
 from mlxd.pool.lease import Lease
 from mlxd.pool.sequence import Sequence, SequenceState
 from tests.support.pool_world import MB, World, facts, world
@@ -36,6 +37,28 @@ async def test_a_kv_low_of_an_older_grant_is_ignored() -> None:
         w.pool._scheduler.runner.take(sequence, KvLow(sequence.number, sequence.granted_tokens - 1024))
 
         assert sequence.wanted_tokens is None
+
+
+async def test_the_rows_that_a_longer_one_leaves_stay_padded_until_it_has_moved() -> None:
+    """While the device has not carried out a grant that moves a row, the pool holds what the device still does."""
+    async with world({"a": 30}) as w:
+        w.send("a", prompt="x" * 6700, tokens=2000)
+        await w.advance(2)
+        w.send("a", prompt="x" * 20, tokens=3000)
+        await w.advance(2)
+        resident = w.pool._state.residents["a"]
+        long = min(resident.active.values(), key=lambda sequence: sequence.age)
+        while long.granted_tokens <= 8192:
+            await w.advance(0.01)
+
+        assert long.left_tokens > 0
+        while long.left_tokens > 0:
+            assert w.backend.active_bytes <= w.pool._state.held_bytes
+            assert ledger.settled_bytes(resident) < ledger.held_bytes(resident)
+            await w.advance(0.01)
+        assert w.backend.active_bytes <= w.pool._state.held_bytes
+        assert ledger.settled_bytes(resident) == ledger.held_bytes(resident)
+        assert long.state is SequenceState.RUNNING
 
 
 async def test_a_row_that_paused_itself_while_it_was_told_to_pauses_once() -> None:
