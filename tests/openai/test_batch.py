@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -119,10 +119,10 @@ async def test_a_grammar_is_compiled_while_others_go_on(
     loop, is_compiling, may_end = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
     compiled = Grammars.compile
 
-    def compile_slowly(self: Grammars, constraint: Constraint) -> Grammar:
+    def compile_slowly(self: Grammars, constraint: Constraint, is_given_up: Callable[[], bool]) -> Grammar:
         loop.call_soon_threadsafe(is_compiling.set)
         assert may_end.wait(60)
-        return compiled(self, constraint)
+        return compiled(self, constraint, is_given_up)
 
     monkeypatch.setattr(Grammars, "compile", compile_slowly)
     bound: dict[str, Any] = {

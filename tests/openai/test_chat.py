@@ -269,7 +269,7 @@ async def test_a_client_that_stops_reading_is_cut_off() -> None:
     clock = FakeClock()
     pool = ScriptedPool(say("x" * 1_000_000) * 500)
     async with (
-        serving(pool, clock=clock) as served,
+        serving(pool, clock=clock, socket_clock=clock) as served,
         served.http.post(served.url + PATH, json=HELLO | {"stream": True}),
     ):
         assert pool.active_leases == 1
