@@ -85,7 +85,10 @@ class FakeControl:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # a test has closed it, as a daemon does that goes
+                return
             if self._closing.is_set():
                 connection.close()
                 return
