@@ -54,6 +54,14 @@ class Loaded:
     context_limit: int | None
     pooling: Pooling | None = None  # that the settings gave it
 
+    def reads_like(self, other: Loaded) -> bool:
+        """Whether what was made ready for one is good for the other: estimates may differ, files and settings not."""
+        return self._meaning == other._meaning
+
+    @property
+    def _meaning(self) -> tuple[object, ...]:
+        return (self.entry.path, self.entry.signature, self.context_limit, self.pooling)
+
 
 @dataclass(slots=True, eq=False)
 class Resident:

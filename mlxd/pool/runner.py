@@ -43,7 +43,9 @@ class Runner:
     def start(self, sequence: Sequence) -> None:
         """Submit or resume the sequence with its first grant."""
         resident = sequence.resident
-        if sequence.ticket.prepared_for not in (None, resident.loaded):  # its tokens may mean other words by now
+        made_for, loaded = sequence.ticket.prepared_for, resident.loaded
+        # Else its tokens may mean other words by now.
+        if made_for is not None and (loaded is None or not loaded.reads_like(made_for)):
             self.abort(
                 sequence,
                 ModelUnloaded(

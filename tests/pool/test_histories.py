@@ -221,7 +221,6 @@ class History:
             self.world.pool.reset(model_id)
 
     def do_estimate(self, model_id: str, megabytes: int) -> None:
-        self.may_end_with.add(ModelUnloaded)  # of prompts that waited for a reload
         if model_id in self.world.catalog.index:
             self.world.catalog.index[model_id] = entry(model_id, facts(megabytes * MB, per_token=3000))
             self.world.pool.rescan()

@@ -428,6 +428,26 @@ async def test_a_prompt_does_not_outlive_its_models_files() -> None:
         assert w.state("a") == "ready"
 
 
+async def test_a_prompt_outlives_a_new_estimate() -> None:
+    """A reload of the same files, of which only the estimate has changed, lets a request that waited go on."""
+    async with world({"a": 30, "b": 60}) as w:
+        w.send("b", tokens=1000)
+        await w.load("a")
+        request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            prompt = await lease.prepare(request)
+            reader = w.task(read(lease, request, prompt))
+            await w.settle()
+            w.change({"pool": {"memory": 70 * MB}})
+            await w.advance(1)
+            assert w.state("a") == "queued"
+            w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], weights_bytes=31 * MB)
+            w.pool.rescan()
+            w.change({"pool": {"memory": 100 * MB}})
+            await w.advance(20)
+            assert reader.result()[-1] == "Finished"
+
+
 async def test_finished_tells_the_usage() -> None:
     """The last event carries the tokens that were really made."""
     async with world({"a": 30}) as w:
