@@ -66,8 +66,6 @@ def main() -> None:
         kind, body = answer(rendering, job, bounds["text_bytes"])
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, kind, body)
-        if kind == TOO_MUCH_MEMORY:
-            return
 
 
 def answer(rendering: Any, job: dict[str, Any], text_bytes: int) -> tuple[bytes, bytes]:

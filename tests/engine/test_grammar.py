@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from jsonschema import Draft202012Validator
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, PreparedPrompt, SamplingParams, TextKind, TextPrompt
 from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
-from mlxd.engine.grammar import Grammar, Grammars
+from mlxd.engine.grammar import Grammar, Grammars, _grammar_text
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.process import Bounds, Processes
 from mlxd.protocol.errors import CapacityError, InvalidRequest
@@ -271,6 +272,11 @@ def test_grammars_are_bounded_by_what_they_take(stepped: SteppedModel, monkeypat
     for number in range(1, 6):
         bound(stepped, schema({"const": number}))
     assert grammars.held_bytes == 4 * one_bytes  # the three newest, and the one in use
+    oldest = schema({"const": 3})
+    used = bound(stepped, oldest).grammar
+    bound(stepped, schema({"const": 6}))
+    assert bound(stepped, oldest).grammar is used
+    del used
     grammars.trim(0)
     assert grammars.held_bytes == one_bytes
     del running
@@ -317,3 +323,38 @@ def test_answer_that_comes_to_a_limit_is_the_requests_fault(stepped: SteppedMode
     assert "response_format: the answer cannot be bound any further" in over.error.message
     assert "max is 2000" in over.error.message
     assert other.usage.completion_tokens == 20
+
+
+def test_schema_may_be_as_long_as_the_limit(stepped: SteppedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One character more is too long."""
+    grammar = LarkConstraint('start: "ab"', "grammar")
+    text = _grammar_text(grammar)
+    monkeypatch.setattr("mlxd.engine.grammar._MOST_SCHEMA_BYTES", len(text))
+    assert bound(stepped, grammar).grammar is not None
+    with pytest.raises(InvalidRequest, match=f"it has {len(text) + 1} characters, and the limit is {len(text)}"):
+        bound(stepped, LarkConstraint('start: "abc"', "grammar"))
+
+
+def test_limit_that_is_reached_by_a_mask_ends_the_answer(stepped: SteppedModel) -> None:
+    """A matcher that has failed allows only the end, which would pass for a whole answer."""
+
+    class Failed:
+        def deep_copy(self) -> Failed:
+            return self
+
+        def is_stopped(self) -> bool:
+            return False
+
+        def is_error(self) -> bool:
+            return True
+
+        def compute_logit_bias(self) -> bytes:
+            return bytes(stepped.loaded.facts.vocab_size)
+
+        def get_error(self) -> str:
+            return "too many states: 5 >= 5 <state> Tokens"
+
+    processor = Grammar(Failed(), stepped.loaded.tokenizer, "response_format", 0, 0).processor((), is_thinking=False)
+    processor(mx.array([1]), mx.zeros((1, stepped.loaded.facts.vocab_size)))
+    assert isinstance(processor.failure, InvalidRequest)
+    assert processor.failure.message.endswith("any further: too many states: 5 >= 5")

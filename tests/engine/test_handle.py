@@ -89,3 +89,17 @@ async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engi
     assert await engine.trim_prompt_cache(0) > 0  # an answer may still follow it
     del prompt
     assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes) == (0, 0)
+
+
+async def test_grammars_go_before_cached_prompts_and_with_the_model(device: Device, engine: Engine) -> None:
+    """A trim that leaves room for the prompts takes nothing of them; an unload forgets all grammars."""
+    assert isinstance(engine, LoadedEngine)
+    engine._on_prompt_cache(10**6)  # as the device thread would say it
+    request = GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}'))
+    await engine.prepare(request)
+    assert engine.prompt_cache_bytes > 10**6 + 50_000
+    await engine.trim_prompt_cache(10**6 + 50_000)
+    assert engine.prompt_cache_bytes == 10**6
+    await engine.prepare(request)
+    await device.unload(engine)
+    assert engine.prompt_cache_bytes == 10**6

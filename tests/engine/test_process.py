@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from mlx_lm.utils import load_tokenizer
 
@@ -293,6 +294,61 @@ def test_process_that_was_killed_is_an_error_of_its_request_only(bounded: Callab
     with pytest.raises(TemplateFailed, match="crashed the process that it ran in"):
         templates.render("m", job("x"), never)
     assert templates.render("m", job("x"), never) == "x"
+
+
+def test_process_that_stands_still_is_ended(bounded: Callable[..., Processes]) -> None:
+    """The deadline does not depend on the process."""
+    templates = bounded(deadline_s=0.3)
+    templates.render("m", job("x"), never)
+    templates._idle[0]._process.send_signal(signal.SIGSTOP)
+    with pytest.raises(TemplateFailed, match=r"did not end within 0\.3 s"):
+        templates.render("m", job("x"), never)
+
+
+def test_process_that_ends_itself_at_its_alarm_was_too_slow(bounded: Callable[..., Processes]) -> None:
+    """Whoever is first, the words are the same."""
+    templates = bounded()
+    templates.render("m", job("x"), never)
+    templates._idle[0]._process.send_signal(signal.SIGALRM)
+    with pytest.raises(TemplateFailed, match="did not end within 10 s"):
+        templates.render("m", job("x"), never)
+
+
+def test_process_does_not_end_with_ctrl_c(bounded: Callable[..., Processes]) -> None:
+    """The terminal signals all processes in it; the daemon's prompts are rendered until it ends."""
+    templates = bounded()
+    templates.render("m", job("x"), never)
+    templates._idle[0]._process.send_signal(signal.SIGINT)
+    assert templates.render("m", job("x"), never) == "x"
+
+
+def test_few_processes_are_kept(bounded: Callable[..., Processes]) -> None:
+    """As many as run at once are started, and two of them stay."""
+    templates = bounded()
+    taken = [templates._take() for _ in range(3)]
+    for process in taken:
+        process.exchange(msgpack.packb(job("x")), never)
+        templates._give_back(process)
+    assert templates._idle == taken[:2]
+    assert taken[2]._process.returncode == -signal.SIGKILL
+
+
+def test_process_that_has_grown_is_not_kept(bounded: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What long work leaves in its memory would stay for ever."""
+    monkeypatch.setattr("mlxd.engine.process._LOOK_S", 0.0)
+    monkeypatch.setattr("mlxd.engine.process.resident_bytes", lambda pid: 2**28)
+    templates = bounded()
+    assert templates.render("m", job("{% for i in range(9999) %}{% endfor %}x"), never) == "x"
+    assert templates._idle == []
+
+
+def test_answer_that_is_announced_too_long_is_not_read(bounded: Callable[..., Processes]) -> None:
+    """The daemon does not rely on the process to keep to the bound."""
+    templates = bounded(text_bytes=1000)
+    process = templates._take()
+    process._bounds = Bounds(text_bytes=10)
+    assert process.exchange(msgpack.packb(job("{{ 'a' * 11 }}")), never) == (process_child.TOO_LONG, b"")
+    process.kill()
 
 
 def test_processes_end_with_the_templates(bounded: Callable[..., Processes]) -> None:
