@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -92,10 +93,10 @@ def estimate_kv(config: Config, itemsize: int, weights_bytes: int) -> KvEstimate
     named = config.get("model_type")
     model_type = REMAPPED_TYPES.get(named, named) if isinstance(named, str) else ""
     if model_type not in STRANGE_TYPES:
-        try:
-            return KvEstimate(_shape(config, model_type, itemsize), Confidence.HEADER)
-        except UnknownKv:
-            pass
+        with suppress(UnknownKv):
+            shape = _shape(config, model_type, itemsize)
+            if shape.bytes_for(1):  # nothing costs nothing: more heads than width, say
+                return KvEstimate(shape, Confidence.HEADER)
     return KvEstimate(_guess(config, itemsize, weights_bytes), Confidence.GUESS)
 
 

@@ -111,6 +111,11 @@ def test_what_is_understood(config: dict[str, Any], expected: KvShape) -> None:
             KvShape(((2 * 4 * 4 * 32 * 2, None),)),
             id="bad-heads",
         ),
+        pytest.param(
+            {"model_type": "qwen2", "num_hidden_layers": 2, "hidden_size": 4, "num_attention_heads": 8},
+            KvShape(((2 * 2 * 4 * 2, None),)),
+            id="more-heads-than-width",
+        ),
     ],
 )
 def test_what_is_not_understood_is_guessed_on_the_safe_side(config: dict[str, Any], expected: KvShape) -> None:
