@@ -333,15 +333,6 @@ def test_few_processes_are_kept(bounded: Callable[..., Processes]) -> None:
     assert taken[2]._process.returncode == -signal.SIGKILL
 
 
-def test_process_that_has_grown_is_not_kept(bounded: Callable[..., Processes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What long work leaves in its memory would stay for ever."""
-    monkeypatch.setattr("mlxd.engine.process._LOOK_S", 0.0)
-    monkeypatch.setattr("mlxd.engine.process.resident_bytes", lambda pid: 2**28)
-    templates = bounded()
-    assert templates.render("m", job("{% for i in range(9999) %}{% endfor %}x"), never) == "x"
-    assert templates._idle == []
-
-
 def test_answer_that_is_announced_too_long_is_not_read(bounded: Callable[..., Processes]) -> None:
     """The daemon does not rely on the process to keep to the bound."""
     templates = bounded(text_bytes=1000)
