@@ -94,9 +94,10 @@ class CrashLog:
         self._version += 1
         await self._save()
 
-    async def close(self) -> None:
-        """Note that this daemon ended in order; no load of it is to blame for anything."""
-        self._state.boot_id = None
+    async def close(self, *, has_failed: bool = False) -> None:
+        """Note that this daemon ended, in order unless it *has_failed*; no load of it is to blame for anything."""
+        if not has_failed:
+            self._state.boot_id = None
         self._state.loading.clear()
         self._version += 1
         await self._save()

@@ -54,7 +54,7 @@ from mlxd.openai.response_store import RESPONSES, ResponseStore
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
-from mlxd.protocol.errors import MlxdError
+from mlxd.protocol.errors import EXIT_OK, MlxdError
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
@@ -158,7 +158,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
             loop,
             BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
             scheduling_params(settings),
-            shutdown.fail,
+            lambda error: _on_device_failed(requests, shutdown, error),
         )
         stack.push_async_callback(device.close)
         pool = Pool(
@@ -171,7 +171,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         )
         stack.push_async_callback(pool.close)
         # Before both: where a read of weights hangs, they wait for the device, and this daemon still ends in order.
-        stack.push_async_callback(crashes.close)
+        stack.push_async_callback(_note_end, crashes, shutdown)
         session = await stack.enter_async_context(open_session())
         budget = await stack.enter_async_context(Budget(ConfigFile(options.home.cloud_day), time.time))
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
@@ -325,6 +325,17 @@ def _on_watch_ended(task: asyncio.Task[None]) -> None:
     """Log what nobody has foreseen."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.critical("%r has ended; mlxctl restart begins it again", task.get_coro(), exc_info=error)
+
+
+def _on_device_failed(requests: RunningRequests, shutdown: Shutdown, error: MlxdError) -> None:
+    """End the daemon; from this moment on `/ready` says so."""
+    requests.close()
+    shutdown.fail(error)
+
+
+async def _note_end(crashes: CrashLog, shutdown: Shutdown) -> None:
+    """Note an end in order; a failure is one more crash for the next daemon to count."""
+    await crashes.close(has_failed=shutdown.exit_status != EXIT_OK)
 
 
 async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shutdown, timeout_s: float) -> None:

@@ -5,6 +5,11 @@ import sys
 
 import pytest
 
+from mlxd.daemon import _on_device_failed
+from mlxd.protocol.errors import EXIT_OTHER, GenerationFailed
+from mlxd.requests import RunningRequests
+from mlxd.shutdown import Shutdown
+
 ENDED_AT_LAST = """
 import logging, sys, threading
 from mlxd.protocol.errors import GenerationFailed
@@ -40,3 +45,12 @@ def test_a_daemon_that_failed_does_not_end_as_if_all_were_well() -> None:
     """A service manager starts it again after this status, also where something hangs at the end."""
     command = [sys.executable, "-c", ENDED_AT_LAST, "failed"]
     assert subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 1
+
+
+async def test_a_failed_device_makes_the_daemon_unready_in_the_same_turn() -> None:
+    """No request is taken, and no probe hears "ready", between the failure and the end."""
+    requests, shutdown = RunningRequests(), Shutdown()
+    _on_device_failed(requests, shutdown, GenerationFailed("the device thread failed"))
+    assert requests.is_closed
+    assert shutdown.exit_status == EXIT_OTHER
+    await shutdown.wait_hurried()

@@ -68,7 +68,10 @@ def test_a_load_that_kills_the_daemon_is_not_tried_for_ever(spoil: Spoil, switch
 
 
 def test_a_daemon_whose_device_fails_ends_so_that_it_is_started_again(spoil: Spoil, switch: Path) -> None:
-    """Streams end with an error event, and the exit status is one after which launchd and systemd start it anew."""
+    """Streams end with an error event, and the exit status is one after which launchd and systemd start it anew.
+
+    The next daemon counts it as a crash.
+    """
     with spoil("run") as daemon:
         stream = Streaming(daemon.client(), "a")
         switch.touch()
@@ -80,6 +83,7 @@ def test_a_daemon_whose_device_fails_ends_so_that_it_is_started_again(spoil: Spo
         switch.unlink()
         daemon.start()
         assert len(ask(daemon.client(), "a")) == 8
+        assert daemon.ask("status")["crashes"]["last_hour"] == 1
 
 
 def wait_ready(daemon: RealDaemon) -> None:
