@@ -13,7 +13,7 @@ import pytest
 from mlxd.engine.base import ChatPrompt, Engine, GenerationRequest, TextPrompt
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.engine.device import Device
-from mlxd.engine.handle import LoadedEngine
+from mlxd.engine.handle import _GRAMMAR_WORKERS, LoadedEngine
 from mlxd.protocol.errors import RequestCancelled
 from tests.engine.bench import WriteModel, load_spec
 
@@ -91,6 +91,13 @@ async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engi
     assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes) == (0, 0)
 
 
+async def let_go(engine: LoadedEngine) -> None:
+    """Return when each worker has other work: it holds what it has made until then."""
+    together = threading.Barrier(_GRAMMAR_WORKERS)
+    loop, workers = asyncio.get_running_loop(), engine._grammar_workers
+    await asyncio.gather(*(loop.run_in_executor(workers, together.wait) for _ in range(_GRAMMAR_WORKERS)))
+
+
 async def test_grammars_go_before_cached_prompts_and_with_the_model(device: Device, engine: Engine) -> None:
     """A trim that leaves room for the prompts takes nothing of them; an unload forgets all grammars."""
     assert isinstance(engine, LoadedEngine)
@@ -98,8 +105,10 @@ async def test_grammars_go_before_cached_prompts_and_with_the_model(device: Devi
     request = GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}'))
     await engine.prepare(request)
     assert engine.prompt_cache_bytes > 10**6 + 50_000
+    await let_go(engine)
     await engine.trim_prompt_cache(10**6 + 50_000)
     assert engine.prompt_cache_bytes == 10**6
     await engine.prepare(request)
+    await let_go(engine)
     await device.unload(engine)
     assert engine.prompt_cache_bytes == 10**6
