@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -223,7 +222,7 @@ class Budget:
     def _format(self) -> bytes:
         """Return the content of the file, with what runs as spent: a daemon that dies cannot settle it."""
         days = [asdict(day) for day in self._days.values()]
-        with suppress(IndexError):
+        if days:
             days[-1]["spent"] += self._reserved
         return json.dumps({"days": days}).encode()
 

@@ -39,8 +39,8 @@ def extend(batch: Any, rows: Any) -> None:
     batch.prompt_cache = layers
 
 
-def _extract_layers(layers: list[Any], taken: list[int], staying: list[int]) -> list[Any]:
-    """Return a batched cache of the rows *taken*, and leave those *staying*."""
+def _take_cache(batch: Any, taken: list[int], staying: list[int]) -> list[Any]:
+    """Return a batched cache of the rows *taken*, and leave *batch* with those *staying*; there are some of both."""
     out: list[Any] = []
 
     def change(_: int, layer: Any) -> Any:
@@ -49,7 +49,10 @@ def _extract_layers(layers: list[Any], taken: list[int], staying: list[int]) -> 
         layer.filter(staying)
         return out[-1]
 
+    layers, batch.prompt_cache = batch.prompt_cache, []  # which mlx-lm would filter all at once
     change_layers(layers, change)
+    batch.filter(staying)
+    batch.prompt_cache = layers
     return out
 
 
@@ -66,11 +69,7 @@ def split(batch: Any, taken: list[int], staying: list[int]) -> Any:
         stop_sequences=[batch.stop_sequences[index] for index in taken],
         max_tokens=[batch.max_tokens[index] for index in taken],
     )
-    layers = batch.prompt_cache
-    rows.prompt_cache = _extract_layers(layers, taken, staying)
-    batch.prompt_cache = []  # its layers have been filtered
-    batch.filter(staying)
-    batch.prompt_cache = layers
+    rows.prompt_cache = _take_cache(batch, taken, staying)
     return rows
 
 
@@ -90,13 +89,9 @@ def take(model: Any, group: Any, index: int) -> Any:
     row._token_context = [group._token_context[index]]  # noqa: SLF001
     row._num_tokens = [group._num_tokens[index]]  # noqa: SLF001
     row._matchers = [group._matchers[index]]  # noqa: SLF001
-    layers = group.prompt_cache
-    if not staying:
-        row.prompt_cache, group.prompt_cache = layers, []
+    if staying:
+        row.prompt_cache = _take_cache(group, [index], staying)
+    else:
+        row.prompt_cache, group.prompt_cache = group.prompt_cache, []
         group.filter([])
-        return row
-    row.prompt_cache = _extract_layers(layers, [index], staying)
-    group.prompt_cache = []
-    group.filter(staying)
-    group.prompt_cache = layers
     return row

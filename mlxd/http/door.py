@@ -21,7 +21,6 @@ from mlxd.protocol.settings import HttpSettings
 # Of a connection that has been used and is kept for the next request; longer than clients keep theirs.
 _IDLE_S = 600.0
 
-
 # Of what a request begins with, to tell what it was to be when it cannot be parsed; longer lines are too long.
 _BEGUN_BYTES = 4096
 # How often a client is asked whether it is still there that has said that it will send no more.

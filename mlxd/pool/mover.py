@@ -223,14 +223,9 @@ class Mover:
             self.drain(resident, resident.abort_reason)
 
     def _on_load_aborted(self, resident: Resident, reason: str) -> None:
-        now = self._state.clock.now()
-        resident.enter(ModelState.UNLOADED)
-        if resident.loaded is not None and resident.loaded.entry != resident.entry:
-            resident.facts = None  # measured on other files
-        resident.unloads += 1
-        resident.is_forced = False
+        _note_gone(resident)
         resident.is_second_try = False
-        resident.restart_waits(now)  # the load has had its own deadline
+        resident.restart_waits(self._state.clock.now())  # the load has had its own deadline
         self._state.emit(
             "model.load_aborted", resident.id, f"stopped loading {resident.id}: {reason}", {"reason": reason}
         )
@@ -275,13 +270,9 @@ class Mover:
         error = task.exception()
         if error is not None:
             _log.error("unloading %s failed", resident.id, exc_info=error)
-        resident.enter(ModelState.UNLOADED)
+        _note_gone(resident)
         resident.engine = None
-        if resident.loaded is not None and resident.loaded.entry != resident.entry:
-            resident.facts = None  # measured on other files
-        resident.unloads += 1
         resident.trim_target_bytes = None
-        resident.is_forced = False
         self._state.emit("model.unloaded", resident.id, f"unloaded {resident.id}: {resident.drain_reason}")
         self._pump()
 
@@ -297,3 +288,12 @@ class Mover:
         elif target_bytes is not None and task.result() > target_bytes:
             resident.untrimmable_bytes = task.result()
         self._pump()
+
+
+def _note_gone(resident: Resident) -> None:
+    """Note that the device holds nothing of the model any more."""
+    resident.enter(ModelState.UNLOADED)
+    if resident.loaded is not None and resident.loaded.entry != resident.entry:
+        resident.facts = None  # measured on other files
+    resident.unloads += 1
+    resident.is_forced = False

@@ -43,9 +43,7 @@ class Runner:
     def start(self, sequence: Sequence) -> None:
         """Submit or resume the sequence with its first grant."""
         resident = sequence.resident
-        made_for, loaded = sequence.ticket.prepared_for, resident.loaded
-        # Else its tokens may mean other words by now.
-        if made_for is not None and (loaded is None or not loaded.reads_like(made_for)):
+        if not _is_still_good(sequence):
             self.abort(
                 sequence,
                 ModelUnloaded(
@@ -196,6 +194,12 @@ def _engine(sequence: Sequence) -> Engine:
     if engine is None or sequence.resident.state is ModelState.UNLOADING:
         raise RuntimeError(f"{sequence.resident.id} was unloaded under sequence {sequence.number}")
     return engine
+
+
+def _is_still_good(sequence: Sequence) -> bool:
+    """Whether what was made ready is for the model as it is loaded now; else its tokens may mean other words."""
+    made_for, loaded = sequence.ticket.prepared_for, sequence.resident.loaded
+    return made_for is None or (loaded is not None and loaded.reads_like(made_for))
 
 
 def _may_begin_again(sequence: Sequence) -> bool:

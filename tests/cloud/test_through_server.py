@@ -424,11 +424,16 @@ async def test_daemons_that_send_in_a_circle_stop() -> None:
     assert "circle" in json.loads(body)["error"]["message"]
 
 
+def _proxied(url: str, proxy: Upstream) -> dict[str, Any]:
+    document = _document(url)
+    document["cloud"]["providers"]["far"]["proxy"] = proxy.url.removesuffix("/v1")
+    return document
+
+
 async def test_a_provider_may_be_behind_a_proxy() -> None:
     """The request goes to the proxy, with the provider's address and key; the environment's proxies do not count."""
     async with upstream() as proxy:
-        document = _document("http://provider.local:81/v1")
-        document["cloud"]["providers"]["far"]["proxy"] = proxy.url.removesuffix("/v1")
+        document = _proxied("http://provider.local:81/v1", proxy)
         async with serving(ScriptedPool(end()), document=document, environ={"FAR_KEY": KEY}) as served:
             status, _, body = await served.post(CHAT, BODY)
     assert (status, json.loads(body)["choices"][0]["message"]["content"]) == (200, TEXT)
@@ -439,8 +444,7 @@ async def test_a_provider_may_be_behind_a_proxy() -> None:
 async def test_a_proxy_that_refuses_has_sent_nothing() -> None:
     """A tunnel that is not opened is no answer of the provider; the words name both addresses."""
     async with upstream() as proxy:
-        document = _document("https://provider.local/v1")
-        document["cloud"]["providers"]["far"]["proxy"] = proxy.url.removesuffix("/v1")
+        document = _proxied("https://provider.local/v1", proxy)
         async with serving(ScriptedPool(end()), document=document, environ={"FAR_KEY": KEY}) as served:
             status, _, body = await served.post(CHAT, BODY)
             assert served.context.upstreams.budget.today.spent == 0

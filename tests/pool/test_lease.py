@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -407,45 +408,39 @@ async def test_a_lease_outlives_a_reload_of_its_model() -> None:
             assert reader.result()[-1] == "Finished"
 
 
+async def reload_beneath(w: World, **changes: Any) -> asyncio.Task[list[str]]:
+    """Have `a` reloaded with an entry changed like that beneath a request that waits; return its reader."""
+    w.send("b", tokens=1000)
+    await w.load("a")
+    request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
+    async with w.pool.lease("a", request_id="r") as lease:
+        prompt = await lease.prepare(request)
+        reader = w.task(read(lease, request, prompt))
+        await w.settle()
+        w.change({"pool": {"memory": 70 * MB}})
+        await w.advance(1)
+        assert w.state("a") == "queued"
+        w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], **changes)
+        w.pool.rescan()
+        w.change({"pool": {"memory": 100 * MB}})
+        await w.advance(20)
+    return reader
+
+
 async def test_a_prompt_does_not_outlive_its_models_files() -> None:
     """A reload from other files beneath a request that waits ends it: its tokens may mean other words."""
     async with world({"a": 30, "b": 60}) as w:
-        w.send("b", tokens=1000)
-        await w.load("a")
-        request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
-        async with w.pool.lease("a", request_id="r") as lease:
-            prompt = await lease.prepare(request)
-            reader = w.task(read(lease, request, prompt))
-            await w.settle()
-            w.change({"pool": {"memory": 70 * MB}})
-            await w.advance(1)
-            w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], signature=(("model.safetensors", 1, 2),))
-            w.pool.rescan()
-            w.change({"pool": {"memory": 100 * MB}})
-            await w.advance(20)
-            with pytest.raises(ModelUnloaded, match="loaded again from other files"):
-                reader.result()
+        reader = await reload_beneath(w, signature=(("model.safetensors", 1, 2),))
+        with pytest.raises(ModelUnloaded, match="loaded again from other files"):
+            reader.result()
         assert w.state("a") == "ready"
 
 
 async def test_a_prompt_outlives_a_new_estimate() -> None:
     """A reload of the same files, of which only the estimate has changed, lets a request that waited go on."""
     async with world({"a": 30, "b": 60}) as w:
-        w.send("b", tokens=1000)
-        await w.load("a")
-        request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
-        async with w.pool.lease("a", request_id="r") as lease:
-            prompt = await lease.prepare(request)
-            reader = w.task(read(lease, request, prompt))
-            await w.settle()
-            w.change({"pool": {"memory": 70 * MB}})
-            await w.advance(1)
-            assert w.state("a") == "queued"
-            w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], weights_bytes=31 * MB)
-            w.pool.rescan()
-            w.change({"pool": {"memory": 100 * MB}})
-            await w.advance(20)
-            assert reader.result()[-1] == "Finished"
+        reader = await reload_beneath(w, weights_bytes=31 * MB)
+        assert reader.result()[-1] == "Finished"
 
 
 async def test_finished_tells_the_usage() -> None:

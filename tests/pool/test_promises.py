@@ -203,12 +203,19 @@ def test_a_broken_pool_is_caught(
         "models": {"a": {"pin": promise in PINNED}},
     }
 
+    with_huge = {"a": 60, "b": 60, "huge": 400}
+    catch(lambda: WatchedWorld(with_huge, document, kinds=[promise]), play, lambda w: break_it(w, monkeypatch), number)
+
+
+def catch(make: Callable[[], WatchedWorld], play: Play, break_it: Callable[[WatchedWorld], None], number: str) -> None:
+    """Hold that the promise of this number is kept by a sound pool, and seen to be broken by a broken one."""
+
     async def live(*, broken: bool) -> None:
-        w = WatchedWorld({"a": 60, "b": 60, "huge": 400}, document, kinds=[promise])
+        w = make()
         await w.pool.start()
         try:
             if broken:
-                break_it(w, monkeypatch)
+                break_it(w)
             await play(w)
         finally:
             await w.close()
@@ -238,19 +245,10 @@ def test_a_pool_in_which_a_stream_starves_a_load_is_caught(
     pool = {"memory": 145 * MB, "evict_patience": "20s", **kept.get("pool", {})}
     document = {**kept, "pool": pool, "queue": {"timeout": "50s"}}
 
-    async def live(*, broken: bool) -> None:
-        w = WatchedWorld({"a": 60, "b": 60}, document, kinds=[P4Patience])
-        await w.pool.start()
-        try:
-            if broken:
-                break_it(w, monkeypatch)
-            await _ask_for_one_beside_a_stream(w)
-        finally:
-            await w.close()
+    def make() -> WatchedWorld:
+        return WatchedWorld({"a": 60, "b": 60}, document, kinds=[P4Patience])
 
-    asyncio.run(live(broken=False))
-    with pytest.raises(AssertionError, match=r"^P4: "):
-        asyncio.run(live(broken=True))
+    catch(make, _ask_for_one_beside_a_stream, lambda w: break_it(w, monkeypatch), "4")
 
 
 def test_every_promise_has_a_broken_pool() -> None:
