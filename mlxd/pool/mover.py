@@ -36,9 +36,15 @@ class Mover:
 
     def load(self, resident: Resident, *, force: bool = False) -> None:
         """Begin to load the model; its bytes are reserved from now on."""
-        if resident.base is not None and resident.base.state is not ModelState.READY:
-            raise RuntimeError(f"{resident.id} cannot be loaded: {resident.base.id} is {resident.base.state.value}")
-        resident.loaded = Loaded(resident.entry, resident.context_limit, pooling_of(self._state.settings, resident.id))
+        base = resident.base
+        if base is not None and base.state is not ModelState.READY:
+            raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.value}")
+        resident.loaded = Loaded(
+            resident.entry,
+            resident.context_limit,
+            pooling_of(self._state.settings, resident.id),
+            None if base is None else base.loaded,
+        )
         resident.enter(ModelState.LOADING)
         resident.is_forced = force
         resident.is_dismissed = False
@@ -293,7 +299,7 @@ class Mover:
 def _note_gone(resident: Resident) -> None:
     """Note that the device holds nothing of the model any more."""
     resident.enter(ModelState.UNLOADED)
-    if resident.loaded is not None and resident.loaded.entry != resident.entry:
+    if resident.loaded is not None and resident.loaded.files != resident.files:
         resident.facts = None  # measured on other files
     resident.unloads += 1
     resident.is_forced = False

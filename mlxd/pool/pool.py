@@ -362,7 +362,8 @@ class Pool:
         Models that are gone drain and unload, those whose files have changed are stale, new ones of the preload list
         load.
         """
-        for model_id, resident in list(self._state.residents.items()):
+        known = {model_id: resident.files for model_id, resident in self._state.residents.items()}
+        for model_id, resident in list(self._state.residents.items()):  # a base comes before its adapters
             try:
                 entry = self._state.servable(model_id)
             except ModelNotFound as error:
@@ -372,10 +373,10 @@ class Pool:
                 if resident.state not in PRESENT:
                     self._state.forget(resident)
                 continue
-            if entry != resident.entry and resident.state not in PRESENT:
+            resident.entry = entry
+            if resident.files != known[model_id] and resident.state not in PRESENT:
                 resident.facts = None  # other files: what was measured, and why they failed, is void
                 resident.failures, resident.retry_s = 0, 0.0
-            resident.entry = entry
             resident.context_limit = context_limit(self._state.settings, entry)
         self._scheduler.pump()
 

@@ -53,6 +53,12 @@ class Loaded:
     entry: ModelEntry
     context_limit: int | None
     pooling: Pooling | None = None  # that the settings gave it
+    base: Loaded | None = None  # of an adapter: what its base was made of
+
+    @property
+    def files(self) -> tuple[object, ...]:
+        """What tells the files that were read, those of the base included, from other ones."""
+        return _files(self)
 
     def reads_like(self, other: Loaded) -> bool:
         """Whether what was made ready for one is good for the other: estimates may differ, files and settings not."""
@@ -60,7 +66,7 @@ class Loaded:
 
     @property
     def _meaning(self) -> tuple[object, ...]:
-        return (self.entry.path, self.entry.signature, self.context_limit, self.pooling)
+        return (self.files, self.context_limit, self.pooling)
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +112,11 @@ class Resident:
     def id(self) -> str:
         """The model id."""
         return self.entry.id
+
+    @property
+    def files(self) -> tuple[object, ...]:
+        """The same of a load that begins now; what was measured is void when it differs, and not for an estimate."""
+        return _files(self)
 
     @property
     def is_refused(self) -> bool:
@@ -255,3 +266,8 @@ class Resident:
         if state not in TRANSITIONS[self.state]:
             raise RuntimeError(f"{self.id} cannot go from {self.state.value} to {state.value}")
         self.state = state
+
+
+def _files(made_of: Loaded | Resident) -> tuple[object, ...]:
+    base = () if made_of.base is None else _files(made_of.base)
+    return (made_of.entry.path, made_of.entry.signature, *base)

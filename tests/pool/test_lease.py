@@ -19,7 +19,7 @@ from mlxd.protocol.errors import (
     RequestCancelled,
 )
 from tests.support.fake_row import answer_text
-from tests.support.pool_world import MB, World, entry, facts, world
+from tests.support.pool_world import MB, OTHER_FILES, World, entry, facts, world
 
 REQUEST = GenerationRequest(TextPrompt("hello"), max_tokens=5)
 
@@ -408,18 +408,18 @@ async def test_a_lease_outlives_a_reload_of_its_model() -> None:
             assert reader.result()[-1] == "Finished"
 
 
-async def reload_beneath(w: World, **changes: Any) -> asyncio.Task[list[str]]:
-    """Have `a` reloaded with an entry changed like that beneath a request that waits; return its reader."""
+async def reload_beneath(w: World, asked: str = "a", **changes: Any) -> asyncio.Task[list[str]]:
+    """Have `a` reloaded with an entry changed like that beneath a request that waits for *asked*; return its reader."""
     w.send("b", tokens=1000)
-    await w.load("a")
+    await w.load(asked)
     request = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
-    async with w.pool.lease("a", request_id="r") as lease:
+    async with w.pool.lease(asked, request_id="r") as lease:
         prompt = await lease.prepare(request)
         reader = w.task(read(lease, request, prompt))
         await w.settle()
         w.change({"pool": {"memory": 70 * MB}})
         await w.advance(1)
-        assert w.state("a") == "queued"
+        assert w.state(asked) == "queued"
         w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], **changes)
         w.pool.rescan()
         w.change({"pool": {"memory": 100 * MB}})
@@ -430,10 +430,19 @@ async def reload_beneath(w: World, **changes: Any) -> asyncio.Task[list[str]]:
 async def test_a_prompt_does_not_outlive_its_models_files() -> None:
     """A reload from other files beneath a request that waits ends it: its tokens may mean other words."""
     async with world({"a": 30, "b": 60}) as w:
-        reader = await reload_beneath(w, signature=(("model.safetensors", 1, 2),))
+        reader = await reload_beneath(w, signature=OTHER_FILES)
         with pytest.raises(ModelUnloaded, match="loaded again from other files"):
             reader.result()
         assert w.state("a") == "ready"
+
+
+async def test_a_prompt_for_an_adapter_does_not_outlive_the_files_of_its_base() -> None:
+    """An adapter has the tokenizer of its base: other files of that end the request as well."""
+    async with world({"a": 28, "a+x": 2, "b": 60}, {"pool": {"memory": 102 * MB}}) as w:
+        reader = await reload_beneath(w, "a+x", signature=OTHER_FILES)
+        with pytest.raises(ModelUnloaded, match="loaded again from other files"):
+            reader.result()
+        assert w.state("a+x") == "ready"
 
 
 async def test_a_prompt_outlives_a_new_estimate() -> None:

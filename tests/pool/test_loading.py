@@ -10,7 +10,7 @@ import pytest
 from mlxd.engine.base import GenerationRequest, TextPrompt
 from mlxd.pool.resident import ModelState
 from mlxd.protocol.errors import DoesNotFit, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
-from tests.support.pool_world import MB, TURNS, entry, facts, world
+from tests.support.pool_world import MB, OTHER_FILES, TURNS, entry, facts, world
 
 BROKEN = LoadFailed("bad magic in model.safetensors")
 
@@ -374,14 +374,18 @@ async def test_files_that_change_during_a_load_do_not_change_its_reservation() -
 
 
 async def test_new_files_end_the_backoff() -> None:
-    """A model that was pulled again is tried again without waiting."""
+    """A model that was pulled again is tried again without waiting; one that is only estimated otherwise is not."""
     async with world({"a": 30}) as w:
         w.backend.fail_load("a", BROKEN)
         w.send("a")
         await w.advance(1.5)
         w.catalog.index["a"] = entry("a", facts(31 * MB))
         w.pool.rescan()
+        with pytest.raises(LoadFailed, match="bad magic"):
+            await w.answer("a")
 
+        w.catalog.index["a"] = entry("a", facts(31 * MB), signature=OTHER_FILES)
+        w.pool.rescan()
         assert await w.run(w.answer("a"))
 
 
@@ -443,7 +447,7 @@ async def test_a_refused_model_with_other_files_is_tried_again() -> None:
         with pytest.raises(LoadFailed):
             await w.answer("a")
 
-        w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], signature=(("model.safetensors", 1, 2),))
+        w.catalog.index["a"] = dataclasses.replace(w.catalog.index["a"], signature=OTHER_FILES)
         w.pool.rescan()
         assert await w.run(w.answer("a"))
 

@@ -10,7 +10,7 @@ import pytest
 from mlxd.engine.vector import Pooling, VectorFacts
 from mlxd.protocol.errors import DoesNotFit, LoadFailed
 from tests.support.fake_row import answer_text
-from tests.support.pool_world import MB, World, entry, facts, world
+from tests.support.pool_world import MB, OTHER_FILES, World, entry, facts, world
 
 
 def limit(tokens: int, mode: str = "idle", model_id: str = "a") -> dict[str, dict[str, dict[str, object]]]:
@@ -155,7 +155,7 @@ async def test_changed_files_make_a_loaded_model_stale() -> None:
     async with world({"a": 30, "b": 30}) as w:
         await w.load("a", "b")
         index = w.catalog.index
-        index["a"] = dataclasses.replace(index["a"], signature=(("model.safetensors", 1, 2),))
+        index["a"] = dataclasses.replace(index["a"], signature=OTHER_FILES)
         index["b"] = dataclasses.replace(index["b"], path=Path("/elsewhere/b"))
         w.pool.rescan()
         await w.advance(5)
@@ -252,7 +252,37 @@ async def test_what_was_measured_on_other_files_is_void_after_the_unload() -> No
     async with world({"a": 30}) as w:
         await w.load("a")
         w.pool.reload("a", "next-load")
-        w.catalog.index["a"] = entry("a", facts(50 * MB))
+        w.catalog.index["a"] = entry("a", facts(50 * MB), signature=OTHER_FILES)
         w.pool.rescan()
         await w.run(w.pool.unload("a"))
         assert w.pool._state.residents["a"].weights_bytes == 50 * MB
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+async def test_another_estimate_of_the_same_files_voids_no_measurement(is_loaded: bool) -> None:
+    """Whether it comes while the model is loaded or afterwards, the measured size goes on counting."""
+    async with world({"a": 30}) as w:
+        await w.load("a")
+        if not is_loaded:
+            await w.run(w.pool.unload("a"))
+        w.catalog.index["a"] = entry("a", facts(50 * MB))
+        w.pool.rescan()
+        await w.run(w.pool.unload("a"))
+        assert w.pool._state.residents["a"].weights_bytes == 30 * MB
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+async def test_what_was_measured_on_another_base_is_void(is_loaded: bool) -> None:
+    """The KV of an adapter is its base's: when the files of that change, the adapter is estimated again."""
+    async with world({"a": 30, "a+x": 2}) as w:
+        w.catalog.index["a+x"] = entry("a+x", facts(1 * MB))  # estimated
+        await w.load("a+x")
+        resident = w.pool._state.residents["a+x"]
+        if not is_loaded:
+            await w.run(w.pool.unload("a"))
+        assert resident.weights_bytes == 2 * MB
+        w.pool.reload("a", "next-load")
+        w.catalog.index["a"] = entry("a", facts(30 * MB), signature=OTHER_FILES)
+        w.pool.rescan()
+        await w.run(w.pool.unload("a"))
+        assert resident.weights_bytes == 1 * MB

@@ -14,6 +14,7 @@ from mlxd.catalog import ModelEntry
 from mlxd.engine.base import Delta, EngineFacts, Finished, GenerationRequest, SamplingParams, TextPrompt
 from mlxd.engine.kv_shape import KvShape
 from mlxd.kv_estimate import Confidence
+from mlxd.model_folder import Signature
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool
 from mlxd.pool.status import ModelStatus, PoolPlan
@@ -31,6 +32,8 @@ KV_BYTES_PER_TOKEN = 1000
 # A cache may run a step of 256 tokens ahead of its sequence.
 STEP_KV_BYTES = 255 * KV_BYTES_PER_TOKEN
 SHORT_KV_BYTES = 1280 * KV_BYTES_PER_TOKEN + STEP_KV_BYTES
+# Of files that are other ones than those that a world begins with.
+OTHER_FILES: Signature = (("model.safetensors", 1, 2),)
 # Turns of the event loop after which nothing is left to do but timers; the longest chain takes about eight.
 TURNS = 12
 
@@ -51,7 +54,7 @@ def facts(weights_bytes: int, *, context_length: int = 16384, per_token: int = K
     )
 
 
-def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None) -> ModelEntry:
+def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None, signature: Signature = ()) -> ModelEntry:
     """Return the catalog's entry of a made-up model; `a+x` is an adapter of a. The estimate is exact."""
     return ModelEntry(
         id=model_id,
@@ -68,6 +71,7 @@ def entry(model_id: str, measured: EngineFacts, *, problem: str | None = None) -
         source="folder",
         problem=problem,
         base=model_id.rpartition("+")[0] or None,
+        signature=signature,
     )
 
 
