@@ -206,7 +206,12 @@ def plan_limit(view: View) -> Plan:
             break
         choice.add(victim)
     plan = choice.plan(Outcome.FREEING)
-    left = {candidate.model_id: candidate.settled_bytes for candidate in choice.rest if not candidate.is_leaving}
+    rest = [candidate for candidate in choice.rest if candidate.settled_bytes > 0]
+    if sum(candidate.floor_bytes for candidate in rest) > view.limit_bytes:
+        rest = [
+            candidate for candidate in rest if not candidate.is_leaving
+        ]  # what drains makes room, and no pause does
+    left = {candidate.model_id: candidate.settled_bytes for candidate in rest}
     trimmed_bytes = sum(trim.bytes for trim in plan.trims if trim.model_id in left)
     return replace(plan, pause_bytes=max(0, sum(left.values()) - trimmed_bytes - view.limit_bytes))
 

@@ -273,6 +273,16 @@ def test_a_lowered_limit_pauses_rather_than_drains() -> None:
     assert (plan.evict, plan.drain, plan.pause_bytes) == ((), (), 30)
 
 
+def test_sequences_pause_beside_a_model_that_drains_if_that_makes_room() -> None:
+    """A draining model may be long in going: what it holds counts, unless the least of all is too much anyway."""
+    leaving = {"is_held": True, "is_ready": False, "is_leaving": True}
+    busy = candidate("busy", 50, floor_bytes=20, is_held=True)
+
+    assert plan_limit(view(busy, candidate("drains", 70, **leaving))).pause_bytes == 20
+    assert plan_limit(view(busy, candidate("drains", 90, **leaving))).pause_bytes == 0
+    assert plan_limit(view(busy, candidate("goes", 70, **{**leaving, "settled_bytes": 0}))).pause_bytes == 0
+
+
 def test_a_lowered_max_models_evicts_and_drains() -> None:
     """The bound on models is enforced as the limit is."""
     models = view(candidate("a", 1), candidate("b", 1, is_held=True), candidate("c", 1, is_held=True), max_models=1)

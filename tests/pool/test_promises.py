@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import LoadFailed, MlxdError, RequestCancelled
+from tests.support.fake_row import answer_text
 from tests.support.pool_invariants import PROMISES, WatchedWorld
-from tests.support.pool_world import MB
+from tests.support.pool_world import MB, facts
 from tests.support.promise.base import Promise
 from tests.support.promise.load import P7OneLoad, P8OnePath, P11LoadsComplete
 from tests.support.promise.truth import P12Truth
@@ -249,6 +251,41 @@ def test_a_pool_in_which_a_stream_starves_a_load_is_caught(
         return WatchedWorld({"a": 60, "b": 60}, document, kinds=[P4Patience])
 
     catch(make, _ask_for_one_beside_a_stream, lambda w: break_it(w, monkeypatch), "4")
+
+
+@asynccontextmanager
+async def crowded_world(document: dict[str, Any]) -> AsyncIterator[WatchedWorld]:
+    """Run a world of three models of which two fit, and whose rows make 1200 tokens a second, watched by P1 to P12."""
+    sizes_mb = {"a": 20, "b": 30, "c": 45}
+    w = WatchedWorld({name: facts(size * MB, per_token=3000) for name, size in sizes_mb.items()}, document)
+    w.backend.step_s, w.backend.pass_tokens, w.backend.unload_s = 0.05, 60, 0.3
+    await w.pool.start()
+    try:
+        yield w
+    finally:
+        await w.close()
+
+
+async def test_a_younger_sequence_pauses_beside_a_model_that_drains() -> None:
+    """P1: a sequence that went on over the limit, when nothing else ran, gives way to an older one that has begun."""
+    async with crowded_world({"pool": {"memory": 80 * MB, "evict_patience": "2s"}}) as w:
+        w.send("b", tokens=3000)
+        oldest = w.send("c", tokens=600)
+        younger = w.send("a", tokens=3000, prompt="x" * 200)
+        await w.advance(2.5)
+        assert (w.state("b"), w.kinds("a")[-1]) == ("draining", "sequence.paused")  # for c, which is overdue
+        w.send("b")
+        await w.advance(2)
+        assert (w.state("c"), w.kinds("a")[-1]) == ("loading", "sequence.resumed")  # nothing else runs
+        assert w.pool.status().over_limit == "loading c"
+
+        await w.advance(0.6)
+
+        assert (w.state("c"), oldest.done) == ("draining", False)  # for the second request for b
+        assert w.kinds("a")[-1] == "sequence.paused"
+        assert w.pool.status().over_limit is None
+        await w.advance(60)
+        assert younger.text == answer_text("x" * 200, 0, 3000)
 
 
 def test_every_promise_has_a_broken_pool() -> None:
