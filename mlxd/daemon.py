@@ -309,7 +309,8 @@ def _watch(
     loop = asyncio.get_running_loop()
     store.subscribe(lambda _: responses.trim())
     store.subscribe(lambda _: intake.pump())
-    for watch in (store.watch(), presence.watch(), follower.watch(), watch_memory_pressure(pool.report_pressure)):
+    memory_watch = watch_memory_pressure(lambda sample: pool.report_pressure(sample.shortage, sample.spare_bytes))
+    for watch in (store.watch(), presence.watch(), follower.watch(), memory_watch):
         _keep_watching(stack, watch)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(store.follow()))
 

@@ -22,6 +22,7 @@ def take_settings(state: PoolState, scheduler: Scheduler, new: Settings) -> None
         resident = state.residents.get(model_id)
         if resident is not None and model_id not in old.pool.preload:
             resident.is_dismissed = False
+            resident.return_wait_s = 0.0
     if new.engine.prompt_cache != old.engine.prompt_cache:
         scheduler.mover.bound_prompt_caches()
     scheduler.pump()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mlxd.pool import ledger, policy
 from mlxd.pool.mover import Mover
 from mlxd.pool.policy import YOUNGEST, Age, Demand, Outcome
-from mlxd.pool.report import reason_blocked
+from mlxd.pool.report import reason_blocked, reason_kept_out
 from mlxd.pool.resident import PRESENT, ModelState, Resident
 from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState
@@ -242,6 +242,8 @@ class Granter:
                 self._wake_at(resident.retry_s)
             elif state.pressure is not None:
                 state.deferred[model_id] = state.pressure
+            elif (reason := reason_kept_out(state, resident)) is not None:
+                state.deferred[model_id] = reason
             elif is_behind or state.is_draining:
                 state.deferred[model_id] = "it waits for other loads"
             else:

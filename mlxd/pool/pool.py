@@ -134,6 +134,7 @@ class Pool:
         resident = self._state.resident(model_id)
         had_failed = resident.failures > 0
         resident.failures, resident.retry_s, resident.error = 0, 0.0, None
+        resident.return_wait_s = 0.0
         if resident.state is ModelState.FAILED:
             resident.enter(ModelState.UNLOADED)
         self._scheduler.pump()
@@ -175,14 +176,21 @@ class Pool:
         if resident.state is ModelState.FAILED and resident.error is not None:
             raise copy_error(resident.error)
 
-    def report_pressure(self, reason: str | None) -> None:
-        """Take a sample of the system's memory: why it is critically short, in words, or None while it is not.
+    def report_pressure(self, reason: str | None, spare_bytes: int | None = None) -> None:
+        """Take a sample of the system's memory.
 
         While it is short no load starts (but by force), and with each sample idle models unload: ordinary ones, then
-        preloaded ones, never pinned ones. It is over when no sample has said so for a while.
+        preloaded ones, never pinned ones. It is over when no sample has said so for a while. What the preload list then
+        brings back waits longer each time, and until the system can spare what it needs.
+
+        Args:
+            reason: why it is critically short, in words; None while it is not.
+            spare_bytes: what can be taken before it is; None where nobody can tell.
         """
+        self._state.spare_bytes = spare_bytes
         if reason is not None:
             self._scheduler.pressure.press(reason)
+        if reason is not None or self._state.deferred:
             self._scheduler.pump()
 
     def status(self) -> PoolStatus:
@@ -376,7 +384,7 @@ class Pool:
             resident.entry = entry
             if resident.files != known[model_id] and resident.state not in PRESENT:
                 resident.facts = None  # other files: what was measured, and why they failed, is void
-                resident.failures, resident.retry_s = 0, 0.0
+                resident.failures, resident.retry_s, resident.return_wait_s = 0, 0.0, 0.0
             resident.context_limit = context_limit(self._state.settings, entry)
         self._scheduler.pump()
 

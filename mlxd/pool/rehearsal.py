@@ -135,6 +135,7 @@ def _copy_state(live: PoolState, copy: PoolState) -> None:
     copy.deferred = dict(live.deferred)
     copy.mean_service_s = live.mean_service_s
     copy.pressure, copy.pressure_until_s = live.pressure, live.pressure_until_s
+    copy.spare_bytes = live.spare_bytes
     copy.residents.update((model_id, _copy_resident(resident)) for model_id, resident in live.residents.items())
     for twin in copy.residents.values():
         twin.base = None if twin.base is None else copy.residents[twin.base.id]

@@ -89,6 +89,21 @@ def reason_blocked(state: PoolState, resident: Resident) -> str:
     return f"{text}; {', '.join(others)}" if others else text
 
 
+def reason_kept_out(state: PoolState, resident: Resident) -> str | None:
+    """Return why the preload list does not bring back what the system was short of memory with; None when it may."""
+    for needed in (resident.base, resident):
+        if needed is None or needed.state in PRESENT or needed.return_wait_s == 0:
+            continue
+        short = f"the system was short of memory while {needed.id} was loaded"
+        left_s = needed.return_s - state.clock.now()
+        if left_s > 0:
+            return f"{short}; it is not loaded again for {left_s:.0f} s, unless it is asked for"
+        need_bytes = ledger.floor_bytes(needed)
+        if state.spare_bytes is not None and need_bytes > state.spare_bytes:
+            return f"{short}; it needs {show_bytes(need_bytes)}, the system can spare {show_bytes(state.spare_bytes)}"
+    return None
+
+
 def reason_waiting(state: PoolState, ticket: Ticket) -> str:
     """Return what a request that has not started waits for."""
     resident = ticket.resident

@@ -104,6 +104,8 @@ class Resident:
     failures: int = 0
     is_second_try: bool = False  # the load ran out of memory, and is tried once more when idle models are freed
     retry_s: float = 0.0  # no load before this, but by command; infinity: none at all
+    return_wait_s: float = 0.0  # of the preload list, after the system was short of memory with it; 0: none
+    return_s: float = 0.0  # when that wait ends
     trim_target_bytes: int | None = None  # of the prompt cache, while a trim is under way
     untrimmable_bytes: int = 0  # what the last trim could not free
     blocked_reason: str | None = None  # why a wanted load does not start

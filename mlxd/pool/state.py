@@ -51,6 +51,7 @@ class PoolState:
         self.prompt_tokens = 0  # of all sequences that have ended
         self.pressure: str | None = None  # why the system's memory is short, while it is: no load starts
         self.pressure_until_s = 0.0
+        self.spare_bytes: int | None = None  # what the system can spare; None when nobody can tell
         self._on_event = on_event
         self._numbers = itertools.count(first_number)
 

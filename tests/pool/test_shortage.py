@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.pool.pressure import CALM_S
+from mlxd.pool.pressure import CALM_S, MOST_RETURN_S
 from mlxd.protocol.errors import OutOfMemory, QueueTimeout
 from tests.support.fake_row import answer_text
-from tests.support.pool_world import Client, World, world
+from tests.support.pool_world import MB, Client, World, world
 
 NO_MEMORY = OutOfMemory("model 'b': out of memory while loading: Unable to allocate 30000000 bytes")
 SHORT = "macOS says that its memory is critically short"
@@ -265,3 +265,90 @@ async def test_os_memory_critical_ends_by_itself() -> None:
         w.pool.report_pressure(SHORT)
         await w.advance(CALM_S + 1)
         assert w.pool.status().pressure is None
+
+
+async def _live(w: World, seconds: float, *, spare_bytes: int | None = None) -> None:
+    """Let time pass on a system that is short of memory whenever the model `big` is there, and is sampled every 5 s."""
+    await w.settle()
+    for _ in range(round(seconds / 5)):
+        is_short = w.state("big") in {"loading", "ready"}
+        w.pool.report_pressure(SHORT if is_short else None, spare_bytes)
+        await w.advance(5)
+
+
+@pytest.mark.parametrize("load_s", [1, 20])
+async def test_a_preload_that_makes_the_system_short_comes_back_ever_later(load_s: float) -> None:
+    """Whether it was unloaded or its load was stopped, the wait doubles each time, and status says how long it is."""
+    async with world({"big": 60}, {"pool": {"preload": ["big"]}}) as w:
+        w.backend.load_s = load_s
+        await _live(w, 1200)
+        assert w.backend.calls.count("load big") <= 7
+        (deferred,) = w.pool.status().preload
+        assert deferred.state == "deferred"
+        assert deferred.reason is not None
+        assert "the system was short of memory while big was loaded; it is not loaded again for" in deferred.reason
+
+        w.backend.calls.clear()
+        await _live(w, 2 * MOST_RETURN_S)
+        assert w.backend.calls.count("load big") in {2, 3}  # one every half hour
+
+
+async def test_a_preload_waits_until_the_system_can_spare_what_it_needs() -> None:
+    """It is not loaded again in vain, the reason names both numbers, and it is back as soon as there is enough."""
+    async with world({"big": 60}, {"pool": {"preload": ["big"]}}) as w:
+        await _live(w, 1200, spare_bytes=50 * MB)
+        assert w.backend.calls.count("load big") == 1
+        (deferred,) = w.pool.status().preload
+        assert deferred.reason == (
+            "the system was short of memory while big was loaded; it needs 64.5 MB (61.5 MiB),"
+            " the system can spare 50.0 MB (47.7 MiB)"
+        )
+        planned = w.pool.plan(w.pool._state.settings, w.pool._state.settings)
+        assert [(model.id, model.reason) for model in planned.deferred] == [("big", deferred.reason)]
+
+        w.pool.report_pressure(None, 70 * MB)
+        await w.advance(2)
+        assert w.state("big") == "ready"
+
+
+async def test_a_preload_that_was_kept_out_is_loaded_when_it_is_asked_for() -> None:
+    """A request, a command and a reset need not wait for the list's turn once the system has memory again."""
+    async with world({"big": 60}, {"pool": {"preload": ["big"]}}) as w:
+        await _live(w, 100)
+        await w.advance(CALM_S)
+        assert w.state("big") == "unloaded"
+        assert await w.run(w.answer("big"), seconds=2)
+
+        await _live(w, 10)
+        await w.advance(CALM_S)
+        assert w.state("big") == "unloaded"
+        await w.run(w.pool.load("big"), seconds=2)
+
+        await _live(w, 10)
+        await w.advance(CALM_S)
+        w.pool.reset("big")
+        await w.advance(2)
+        assert w.state("big") == "ready"
+
+
+async def test_a_preload_that_was_there_for_long_is_not_blamed_for_the_shortage() -> None:
+    """One that was driven out again and again, and then stayed, comes back after the first wait."""
+    async with world({"big": 60}, {"pool": {"preload": ["big"]}}) as w:
+        await _live(w, 1200)
+        await w.run(w.pool.load("big"), seconds=CALM_S + 2)
+        await w.advance(MOST_RETURN_S)
+        w.pool.report_pressure(SHORT)
+        await w.advance(1)
+        assert w.state("big") == "unloaded"
+
+        await w.advance(CALM_S + 2)
+        assert w.state("big") == "ready"
+
+
+async def test_an_adapter_of_the_list_waits_for_its_base() -> None:
+    """A base that the system was short with is not loaded for an adapter of the list either."""
+    document = {"pool": {"preload": ["big+x"]}}
+    async with world({"big": 60, "big+x": 1}, document) as w:
+        await _live(w, 1200, spare_bytes=50 * MB)
+        assert w.backend.calls.count("load big") == 1
+        assert "was short of memory while big was loaded; it needs 64.5 MB" in str(w.pool.status().preload[0].reason)
