@@ -288,6 +288,22 @@ async def test_a_younger_sequence_pauses_beside_a_model_that_drains() -> None:
         assert younger.text == answer_text("x" * 200, 0, 3000)
 
 
+async def test_no_model_goes_while_older_sequences_are_in_the_way_of_a_load() -> None:
+    """P4: a load that fits beside a busy model waits for the older sequence there; only then does the idle one go."""
+    async with crowded_world({"pool": {"memory": 100 * MB, "evict_patience": "0s"}}) as w:
+        await w.load("a")
+        older = w.send("b", tokens=6000, prompt="x" * 2500)
+        await w.advance(4)
+        load = w.send("c", tokens=5)
+        await w.advance(1)
+        assert (w.state("a"), w.state("b"), w.state("c")) == ("ready", "ready", "queued")
+        assert not older.done
+
+        await w.advance(4)
+        assert older.text == answer_text("x" * 2500, 0, 6000)
+        assert (w.state("a"), w.state("b"), load.done) == ("unloaded", "ready", True)
+
+
 def test_every_promise_has_a_broken_pool() -> None:
     """P1 to P12, in their order."""
     assert tuple(dict.fromkeys(promise for promise, _, _ in BROKEN)) == PROMISES

@@ -49,8 +49,9 @@ class P3NoResurrection(Promise):
 class P4Patience(Promise):
     """A waiter for B is not starved by requests to A: after `evict_patience`, what is younger has given way.
 
-    Models go where even the least of all that stay is in the way. Otherwise sequences do, also those of pinned and
-    preloaded models. Only sequences older than the waiter may still hold what it needs: a stream has none of those.
+    Idle models go, and busy ones where even the least of all others that stay is in the way. Otherwise sequences do,
+    also those of pinned and preloaded models. Only sequences older than the waiter may still hold what it needs, and
+    nobody goes before they have ended: a stream has none of those.
     """
 
     def look(self) -> None:
@@ -68,7 +69,8 @@ class P4Patience(Promise):
             if other not in (resident, resident.base) and _may_go(self.state.rank(other), other)
         ]
         unmovable = [other for other in staying if other not in movable]
-        may_stay = staying if self._fits(map(oldest.least_bytes, staying), staying, oldest) else unmovable
+        busy = [other for other in staying if other not in movable or oldest.is_behind(other)]
+        may_stay = busy if self._fits(map(oldest.least_bytes, busy), busy, oldest) else unmovable
         if not self._fits(map(oldest.older_bytes, may_stay), may_stay, oldest):
             return
         assert self._fits(map(oldest.settled_bytes, staying), staying, oldest), (
@@ -109,6 +111,10 @@ class Want:
     need_bytes: int
     tokens: int
     models: int
+
+    def is_behind(self, other: Resident) -> bool:
+        """Whether requests keep a model that this may not evict: they run, or are older."""
+        return other.is_busy or (other.oldest_wait is not None and other.oldest_wait <= self.oldest_age)
 
     def least_bytes(self, other: Resident) -> int:
         """Return what a model would hold if all its sequences waited for this."""
