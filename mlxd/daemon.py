@@ -44,6 +44,7 @@ from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
+from mlxd.heap import bound_heap
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
@@ -81,6 +82,7 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon until it is told to end; return the exit status."""
     options = _parse(arguments)
+    bound_heap()
     try:
         lock = InstanceLock(options.home.lock, options.socket)
     except MlxdError as error:

@@ -5,15 +5,12 @@ The limits are guidelines (over them MLX gets slower, it does not fail); the poo
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import gc
-import platform
-from collections.abc import Callable
 
 import mlx.core as mx
 
 from mlxd.engine.base import BackendLimits, BackendMemory
+from mlxd.heap import trim_heap
 
 
 def recommended_working_set_bytes() -> int | None:
@@ -59,19 +56,4 @@ def free_memory() -> None:
     mx.synchronize()
     gc.collect()
     mx.clear_cache()
-    trim = _heap_trimmer()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _heap_trimmer() -> Callable[[int], int] | None:
-    """Return glibc's `malloc_trim`; None elsewhere.
-
-    On the CPU MLX's buffers are malloc's, and glibc keeps the pages of what was freed between what was not: some
-    ten MB after a few hundred loads. macOS gives them back by itself.
-    """
-    if platform.system() != "Linux":
-        return None
-    trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    return trim
+    trim_heap()
