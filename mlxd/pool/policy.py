@@ -43,7 +43,7 @@ class Candidate:
     is_held: bool  # by requests
     oldest_wait: Age | None  # of the requests that wait for a slot or KV in it
     released_s: float
-    uses: int
+    uses: float  # recent ones count for more
     base: str | None = None  # of an adapter: the model that it is on, and goes with
 
 

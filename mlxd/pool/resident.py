@@ -44,6 +44,8 @@ TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
 # States in which the ledger holds bytes for the model, and in which it counts against `pool.max_models`.
 PRESENT = frozenset({ModelState.LOADING, ModelState.READY, ModelState.DRAINING, ModelState.UNLOADING})
 LEAVING = frozenset({ModelState.DRAINING, ModelState.UNLOADING})
+# After so long a use counts for half: 16 of yesterday at this time are worth one now, last week's nothing.
+USE_HALF_LIFE_S = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ class Resident:
     waiting: dict[int, Sequence] = field(default_factory=dict)  # sequences that the engine does not know yet
     active: dict[int, Sequence] = field(default_factory=dict)  # sequences that the engine knows
     released_s: float = 0.0  # when a lease or a sequence last ended
-    uses: int = 0
+    uses: float = 0.0  # as of `used_s`; they count for less as they age
+    used_s: float = 0.0  # when the last was counted
     meter: TokenMeter = field(default_factory=TokenMeter)  # of its completion tokens
     is_forced: bool = False  # loaded against its estimate: no victim until it is unloaded by command
     is_dismissed: bool = False  # unloaded by command: the preload list does not bring it back
@@ -243,6 +246,17 @@ class Resident:
             sequence.fail(error)
         for adapter in self.adapters.values():
             adapter.fail_waiting(error)
+
+    def count_use(self, now: float) -> None:
+        """Count a request that has got the model; one for an adapter uses its base as well."""
+        self.uses = self.uses_at(now) + 1
+        self.used_s = now
+        if self.base is not None:
+            self.base.count_use(now)
+
+    def uses_at(self, now: float) -> float:
+        """Return how often it has been used, each use halved for every half-life since."""
+        return float(self.uses * 0.5 ** ((now - self.used_s) / USE_HALF_LIFE_S))
 
     def touch(self, now: float) -> None:
         """Note that it is in use; what uses an adapter uses its base."""

@@ -228,10 +228,8 @@ class Scheduler:
         for ticket in resident.queue.values():
             if not ticket.is_command:
                 if ticket.granted_s is None:
-                    resident.uses += 1
-                    if resident.base is not None:
-                        resident.base.uses += 1
                     ticket.granted_s = self._state.clock.now()
+                    resident.count_use(ticket.granted_s)
                 resident.held[ticket.number] = ticket
             ticket.grant()
         resident.queue.clear()

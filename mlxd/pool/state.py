@@ -268,7 +268,7 @@ class PoolState:
                     is_held=resident.is_busy,
                     oldest_wait=resident.oldest_wait,
                     released_s=resident.released_s,
-                    uses=resident.uses,
+                    uses=resident.uses_at(self.clock.now()),
                     base=None if resident.base is None else resident.base.id,
                 )
                 for resident in self.present

@@ -142,7 +142,11 @@ class PoolSettings:
         verb=True,
     )
     policy: str = row(
-        Choice("lru", "lfu"), "lru", "Which idle model is evicted first: least recently or least often used.", verb=True
+        Choice("lru", "lfu"),
+        "lru",
+        "Which idle model is evicted first: least recently used (lru) or least often used (lfu)."
+        " For lfu a use counts half after 6 hours, a quarter after 12, and so on.",
+        verb=True,
     )
     evict_patience: float = row(
         Duration(minimum_s=0, maximum_s=3600),

@@ -279,3 +279,13 @@ async def test_a_change_while_an_adapter_loads_on_a_base_that_goes() -> None:
         assert (plan.evicting, plan.loading) == ((), ())
         await w.advance(5)
         assert loads(w) == ["load a", "load a+x", "abort a+x", "unload a"]
+
+
+async def test_uses_of_an_adapter_keep_its_base_under_lfu() -> None:
+    """A base whose adapters are often used stays, and a model that was used less goes."""
+    async with world({**MODELS, "c": 45}, {"pool": {"policy": "lfu"}}) as w:
+        for seed in range(3):
+            await w.run(w.answer("a+x", seed=seed))
+        await w.run(w.answer("b"))
+        await w.run(w.answer("c"))
+        assert (w.state("a"), w.state("a+x"), w.state("b")) == ("ready", "ready", "unloaded")

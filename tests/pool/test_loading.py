@@ -216,6 +216,20 @@ async def test_lfu_evicts_the_least_used() -> None:
         assert (w.state("a"), w.state("b")) == ("ready", "unloaded")
 
 
+@pytest.mark.parametrize(("hours", "leaves"), [(6, "b"), (18, "a")])
+async def test_lfu_forgets_old_uses(hours: int, leaves: str) -> None:
+    """Four uses weigh more than one after 6 hours, when they count two; after 18 hours they count a half."""
+    document = {"pool": {"policy": "lfu", "keep_alive": "never"}}
+    async with world({"a": 30, "b": 30, "c": 50}, document) as w:
+        for seed in range(4):
+            await w.run(w.answer("a", seed=seed))
+        await w.advance(3600 * hours)
+        await w.run(w.answer("b"))
+        await w.run(w.answer("c"))
+
+        assert [name for name in ("a", "b") if w.state(name) == "unloaded"] == [leaves]
+
+
 async def test_two_loads_at_the_bound_evict_two_models_at_once() -> None:
     """The second of two loads counts the place that the first was promised, and makes one for itself."""
     async with world({"a": 10, "b": 10, "c": 10, "d": 10}, {"pool": {"max_models": 2}}) as w:
