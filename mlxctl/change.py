@@ -78,6 +78,7 @@ def effect_lines(document: Mapping[str, Any]) -> Iterator[str]:
 _MOVED_BYTES = {
     "evicting": "evicting",
     "unloading": "unloading",
+    "aborting": "stopping the load of",
     "trimming": "trimming the prompt cache of",
     "evicting_later": "then evicting",
 }

@@ -117,11 +117,13 @@ async def unload(context: ControlContext, request: Request) -> Reply:
     reply = {"model": model_id, **await begin(context, "model.unload", model_id, run)}
     if resident is None or not is_there:
         return reply
-    leaving = [model for model in residents.values() if model.base == model_id and model.state == "ready"]
+    on_it = [model for model in residents.values() if model.base == model_id and model.state in {"ready", "loading"}]
     shown: dict[str, list[dict[str, Any]]] = {}
-    for model in (*leaving, resident):
+    for model in (*on_it, resident):
         held_bytes = model.weights_bytes + model.kv_bytes + model.prompt_cache_bytes
-        if model.leases:
+        if model.state == "loading":
+            shown.setdefault("aborting", []).append({"id": model.id, "bytes": model.reserved_bytes})
+        elif model.leases:
             shown.setdefault("draining", []).append({"id": model.id, "requests": model.leases, "bytes": held_bytes})
         else:
             shown.setdefault("unloading", []).append({"id": model.id, "bytes": held_bytes})

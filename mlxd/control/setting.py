@@ -136,7 +136,7 @@ def watch(context: ControlContext, moved: PoolPlan, *, force: bool) -> str:
             raise WaitEnded(
                 f"still busy, and it goes on: {'; '.join(busy)}", hint="mlxctl ps", data={"busy": list(busy)}
             )
-        loading = dataclasses.replace(moved, evicting=(), draining=())
+        loading = dataclasses.replace(moved, evicting=(), draining=(), aborting=())
         busy = await pool.wait_settled(loading, context.store.current.pool.load_timeout)
         if busy:
             raise WaitEnded(

@@ -73,7 +73,7 @@ def plan_load(state: PoolState, model_id: str, *, force: bool = False) -> PoolPl
 def _finish(live: PoolState, rehearsal: Rehearsal) -> PoolPlan:
     """Note what has begun, let it come to its end, and return the difference between the pool and its copy."""
     copy = rehearsal.state
-    begun, draining = _evicted(live, rehearsal), _draining(live, rehearsal)
+    begun, draining, aborting = _evicted(live, rehearsal), _draining(live, rehearsal), _aborting(live, rehearsal)
     rehearsal.finish()
     evicted = _evicted(live, rehearsal)
     drained = {model.id for model in draining}  # a base goes when its adapters have gone, which takes no request's end
@@ -81,6 +81,7 @@ def _finish(live: PoolState, rehearsal: Rehearsal) -> PoolPlan:
     return PoolPlan(
         evicting=tuple(victim for model_id, victim in evicted.items() if model_id in begun or model_id in drained),
         draining=tuple(model for model in draining if model.id not in evicted),
+        aborting=tuple(aborting),
         evicting_later=tuple(victim for model_id, victim in evicted.items() if model_id not in {*begun, *drained}),
         trimming=tuple(_trimmed(live, copy, evicted)),
         loading=tuple(dict.fromkeys(str(event.model_id) for event in rehearsal.happened("model.loading"))),
@@ -115,6 +116,16 @@ def _draining(live: PoolState, rehearsal: Rehearsal) -> list[DrainingModel]:
         DrainingModel(resident.id, resident.holders, live.held_bytes_of(resident.id))
         for resident in rehearsal.state.present
         if resident.state is ModelState.DRAINING and resident.id not in before
+    ]
+
+
+def _aborting(live: PoolState, rehearsal: Rehearsal) -> list[Victim]:
+    """Return the loads that are told to end and were not before."""
+    before = {resident.id for resident in live.present if resident.is_aborting}
+    return [
+        Victim(resident.id, live.held_bytes_of(resident.id))
+        for resident in rehearsal.state.present
+        if resident.is_aborting and resident.id not in before
     ]
 
 

@@ -17,7 +17,7 @@ from mlxd.pool.clock import Clock
 from mlxd.pool.estimate import estimate
 from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease
-from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
+from mlxd.pool.resident import PRESENT, ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
@@ -312,7 +312,7 @@ class Pool:
             found = [
                 residents[model_id]
                 for model_id in leaving
-                if residents[model_id].state in LEAVING and residents[model_id].unloads == unloads[model_id]
+                if residents[model_id].is_leaving and residents[model_id].unloads == unloads[model_id]
             ]
             wanted = set(begun.loading) & set(self._state.settings.pool.preload)
             ended = {ModelState.READY, ModelState.FAILED}

@@ -73,6 +73,8 @@ def reason_busy(state: PoolState, resident: Resident) -> str:
     if resident.state is ModelState.DRAINING:
         seconds = state.clock.now() - resident.drain_started_s
         return f"draining {resident.id} ({count(resident.holders, 'request')}, {seconds:.0f} s)"
+    if resident.is_aborting:
+        return f"stopping the load of {resident.id}"
     if resident.state in PRESENT:
         return f"{resident.state.value} {resident.id}"
     return f"{resident.id} is not loaded: {state.deferred.get(resident.id, 'it waits for room')}"

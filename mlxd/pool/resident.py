@@ -197,6 +197,11 @@ class Resident:
         return self.state is ModelState.LOADING and self.abort_reason is not None
 
     @property
+    def is_leaving(self) -> bool:
+        """Whether it goes, or ends its load."""
+        return self.state in LEAVING or self.is_aborting
+
+    @property
     def loading(self) -> Resident | None:
         """What its requests wait to see loaded: itself or its base, if one of them loads."""
         for resident in (self, self.base):

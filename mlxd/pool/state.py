@@ -14,7 +14,7 @@ from mlxd.pool.clock import Clock
 from mlxd.pool.event import OnEvent, PoolEvent
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age, Candidate, Rank, View
-from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
+from mlxd.pool.resident import PRESENT, ModelState, Resident
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.settings import Settings
@@ -264,7 +264,7 @@ class PoolState:
                     is_ready=resident.state is ModelState.READY
                     and not any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values()),
                     is_loading=resident.state is ModelState.LOADING,
-                    is_leaving=resident.state in LEAVING or resident.is_aborting,
+                    is_leaving=resident.is_leaving,
                     is_held=resident.is_busy,
                     oldest_wait=resident.oldest_wait,
                     released_s=resident.released_s,

@@ -155,6 +155,7 @@ class PoolPlan:
 
     evicting: tuple[Victim, ...]
     draining: tuple[DrainingModel, ...]
+    aborting: tuple[Victim, ...]  # loads that end before they are complete
     evicting_later: tuple[Victim, ...]  # when what has begun is done, to make room for the next
     trimming: tuple[Victim, ...]  # of prompt caches, in models that stay
     loading: tuple[str, ...]
@@ -169,7 +170,8 @@ class PoolPlan:
     @property
     def model_ids(self) -> tuple[str, ...]:
         """All models that the change moves."""
-        return (*(victim.id for victim in self.evicting), *(model.id for model in self.draining), *self.loading)
+        evicting, aborting = ([victim.id for victim in victims] for victims in (self.evicting, self.aborting))
+        return (*evicting, *(model.id for model in self.draining), *aborting, *self.loading)
 
 
 @dataclass(frozen=True, slots=True)

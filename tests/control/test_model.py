@@ -296,6 +296,17 @@ async def test_a_preloaded_model_is_there_after_a_restart(home: Home) -> None:
         await until(lambda: plane.state("b") == "ready")
 
 
+async def test_an_unload_names_the_load_that_it_ends(plane: Plane, client: Client) -> None:
+    """A model that still loads is not unloading: its load is stopped, as the dry run said."""
+    plane.backend.hold_loads(hold=True)
+    await client.ask("model.load", model="a")
+    planned = await client.ask("model.unload", {"dry": True}, model="a")
+    reply = await client.ask("model.unload", model="a")
+    assert [load["id"] for load in reply["aborting"]] == ["a"]
+    assert planned["aborting"] == reply["aborting"]
+    assert "unloading" not in reply
+
+
 async def test_reset_lets_a_model_be_tried_at_once(plane: Plane, client: Client) -> None:
     """After a failed load `model.reset` ends its backoff; without a failure it says so."""
     plane.backend.fail_load("a", LoadFailed("bad magic"))

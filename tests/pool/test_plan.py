@@ -77,6 +77,7 @@ async def compare(history: list[tuple[Any, ...]], command: tuple[str, Any]) -> N
             else:
                 await w.advance(step[1])
         await w.settle()
+        was_aborting = {resident.id for resident in w.pool._state.present if resident.is_aborting}
         ready = {resident.id for resident in w.pool._state.present if resident.state is ModelState.READY}
         seen = len(w.events)
         try:
@@ -88,6 +89,8 @@ async def compare(history: list[tuple[Any, ...]], command: tuple[str, Any]) -> N
         events = [(event.kind, event.model_id) for event in w.events[seen:]]
         begun = [model_id for kind, model_id in events if kind == "model.evicting" and model_id in ready]
         assert [victim.id for victim in planned.evicting] == begun
+        aborting = {resident.id for resident in w.pool._state.present if resident.is_aborting}
+        assert {victim.id for victim in planned.aborting} == aborting - was_aborting
         drained = [model_id for kind, model_id in events if kind == "model.draining"]
         assert {model.id for model in planned.draining if planned.drain_after_s is None} >= set(drained) - set(begun)
         loading = [model_id for kind, model_id in events if kind == "model.loading"]
@@ -147,6 +150,37 @@ async def test_a_load_that_busy_models_block_says_so() -> None:
         assert "a has 1 request" in str(planned.waiting)
         assert [model.id for model in planned.draining] == ["a"]
         assert planned.drain_after_s == 30
+
+
+async def test_loads_that_a_command_aborts_are_named() -> None:
+    """A lowered limit and an unload say which loads they end, as they then do; an operation waits until they have."""
+    async with world({"a": 30, "b": 40, "a+x": 2}, {"pool": {"memory": 120 * MB}}) as w:
+        w.backend.load_s, w.backend.abort_s = 60, 2
+        w.send("b")
+        await w.advance(1)
+        held_bytes = w.pool._state.held_bytes_of("b")
+        assert w.pool.plan_unload("b").aborting == (Victim("b", held_bytes),)
+        begun = w.change({"pool": {"memory": 35 * MB}})
+        assert (begun.aborting, begun.model_ids) == ((Victim("b", held_bytes),), ("b",))
+        settled = w.task(w.pool.wait_settled(begun))
+        await w.advance(1)
+        assert w.pool.status().over_limit == "stopping the load of b"
+        assert w.pool.plan_unload("b").aborting == ()  # it ends already
+        assert not settled.done()
+        await w.advance(1.5)
+        assert settled.result() == ()
+
+
+async def test_an_unload_names_the_loads_on_a_base() -> None:
+    """An adapter whose load ends with its base is named beside the base."""
+    async with world({"a": 30, "a+x": 2}) as w:
+        await w.load("a")
+        w.backend.load_s = 60
+        w.send("a+x")
+        await w.advance(1)
+        planned = w.pool.plan_unload("a")
+        assert [victim.id for victim in planned.aborting] == ["a+x"]
+        assert planned.model_ids == ("a", "a+x")
 
 
 async def test_a_load_that_can_never_fit_is_refused_in_a_dry_run_too() -> None:
