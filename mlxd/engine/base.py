@@ -101,6 +101,8 @@ class PreparedPrompt:
     is_continuation: bool = False  # the answer goes on in the prompt's own text: its leading space is part of it
     tools: ToolUse | None = None  # None: nothing in the answer is a call
     grammar: object | None = None  # the compiled constraint; only the engine that made it looks inside
+    # Ascending positions 0 < k < len(tokens): a later prompt is expected to begin with tokens[:k] and then to differ.
+    checkpoints: tuple[int, ...] = ()
 
     @property
     def prefill_tokens(self) -> int:

@@ -36,6 +36,8 @@ from mlxd.protocol.errors import InvalidRequest, RequestCancelled, TemplateFaile
 from mlxd.protocol.units import format_bytes
 
 DEADLINE_S = 10.0
+# What the rendering of marked messages may take: the prompt is there and waits for it.
+SECOND_S = 1.0
 MEMORY_BYTES = 2**30
 TEXT_BYTES = 2**26
 # Python and jinja2 have to be read from the disk first.
@@ -66,6 +68,7 @@ class Bounds:
     deadline_s: float = DEADLINE_S
     memory_bytes: int = MEMORY_BYTES
     text_bytes: int = TEXT_BYTES
+    second_s: float = SECOND_S
 
 
 class Processes:
@@ -78,8 +81,11 @@ class Processes:
         self._idle: list[_Process] = []
         self._is_open = True
 
-    def render(self, model_id: str, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> str:
-        """Return the text of *job* (see `process_child.py`), a template of *model_id*.
+    def render(self, model_id: str, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> tuple[str, str]:
+        """Return the text of *job* (see `process_child.py`), a template of *model_id*, and that of its marked messages.
+
+        The second text is empty where there are none, and where it does not come in time, as the request does not
+        depend on it.
 
         Args:
             model_id: for the words of an error.
@@ -91,14 +97,14 @@ class Processes:
             TemplateFailed: it reached a bound, or its process ended.
         """
         try:
-            kind, body = self._answer(job, is_given_up)
+            kind, body, marked = self._answer(job, is_given_up)
         except (TypeError, ValueError, OverflowError) as error:  # numbers of more than 64 bits, 500 levels
             raise InvalidRequest(f"the messages cannot be rendered: {error}", param="messages") from None
         except _Ended as end:
             raise TemplateFailed(f"the chat template of '{model_id}' {end}", hint=_HINT) from None
         words = body.decode(errors="replace")
         if kind == child.TEXT:
-            return words
+            return words, marked.decode(errors="replace")
         if kind == child.REFUSED:
             raise InvalidRequest(f"the chat template of '{model_id}' refuses these messages: {words}", param="messages")
         raise TemplateFailed(f"the chat template of '{model_id}' {self._in_words(kind, words)}", hint=_HINT)
@@ -110,7 +116,7 @@ class Processes:
             RequestCancelled: it was given up.
         """
         try:
-            kind, body = self._answer(job, is_given_up)
+            kind, body, _ = self._answer(job, is_given_up)
         except ValueError as error:
             return str(error)
         except _Ended as end:
@@ -128,11 +134,13 @@ class Processes:
         for process in idle:
             process.kill()
 
-    def _answer(self, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> tuple[bytes, bytes]:
+    def _answer(self, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> tuple[bytes, bytes, bytes]:
         data = msgpack.packb(job, unicode_errors="surrogatepass", default=dict)
         process = self._take()
         try:
-            return process.exchange(data, is_given_up)
+            kind, body = process.exchange(data, is_given_up)
+            has_second = kind == child.TEXT and bool(job.get("marked"))
+            return kind, body, process.second(is_given_up) if has_second else b""
         finally:
             self._give_back(process)
 
@@ -170,6 +178,7 @@ class _Process:
         self._bounds = bounds
         self._is_ready = False
         self._is_slow = False  # its last work took so long that it was looked at
+        self._received = bytearray()  # and not taken yet
         self.is_fit = False  # for more work
         arguments = {
             "path": [entry for entry in sys.path if entry],
@@ -207,16 +216,31 @@ class _Process:
                 return kind, body
             self._is_ready = True
         kind, body = self._converse(_LENGTH.pack(len(data)) + data, self._bounds.deadline_s, is_given_up)
+        self._keep_if_fit(kind)
+        return kind, body
+
+    def second(self, is_given_up: Callable[[], bool]) -> bytes:
+        """Return the text that comes after the answer to a job with marked messages; nothing if it is not made in time.
+
+        Raises:
+            RequestCancelled: nobody waits for it any more.
+        """
+        self.is_fit = False
+        with contextlib.suppress(_Ended):
+            kind, body = self._converse(b"", self._bounds.second_s, is_given_up)
+            self._keep_if_fit(kind)
+            return body if kind == child.TEXT else b""
+        return b""
+
+    def _keep_if_fit(self, kind: bytes) -> None:
         is_small = not self._is_slow or resident_bytes(self._process.pid) < _KEPT_BYTES
         self.is_fit = is_small and kind in {child.TEXT, child.REFUSED}
-        return kind, body
 
     def _converse(self, data: bytes, deadline_s: float, is_given_up: Callable[[], bool]) -> tuple[bytes, bytes]:
         ends_at = time.monotonic() + deadline_s
-        unsent, received = memoryview(data), bytearray()
-        wanted = _HEAD.size
+        unsent = memoryview(data)
         self._is_slow = False
-        while len(received) < wanted:
+        while (answer := self._next_answer()) is None:
             if time.monotonic() >= ends_at:
                 raise _Ended(self._time_words())
             try:
@@ -234,12 +258,22 @@ class _Process:
                 chunk = os.read(self._out, _CHUNK_BYTES)
                 if not chunk:
                     raise _Ended(self._cause())
-                received += chunk
-            if len(received) >= _HEAD.size and wanted == _HEAD.size:
-                wanted += _HEAD.unpack_from(received)[1]
-                if wanted > _HEAD.size + self._bounds.text_bytes:
-                    return child.TOO_LONG, b""
-        return bytes(received[:1]), bytes(received[_HEAD.size : wanted])
+                self._received += chunk
+        return answer
+
+    def _next_answer(self) -> tuple[bytes, bytes] | None:
+        """Take an answer from what was received; None while it is not there as a whole."""
+        if len(self._received) < _HEAD.size:
+            return None
+        kind, length = _HEAD.unpack_from(self._received)
+        if length > self._bounds.text_bytes:
+            return child.TOO_LONG, b""
+        end = _HEAD.size + length
+        if len(self._received) < end:
+            return None
+        body = bytes(memoryview(self._received)[_HEAD.size : end])
+        del self._received[:end]
+        return kind, body
 
     def _wait(self, *, writing: bool) -> bool:
         """Return whether there is something to do within `_LOOK_S`."""

@@ -4,10 +4,11 @@ It renders chat templates, which are programs that came with models; the renderi
 text is the same. And it compiles grammars that clients ask for before the daemon does (`rehearsal`): the library has
 bounds for most of them, and not for all.
 
-Frames come on stdin: their length (u32, big-endian) and a msgpack map, of a template `{template, messages, tools,
-generation, continues, variables}`, of a grammar `{grammar, limits, added}`. Each is answered on stdout by one byte for
-what it is (see below), the length, and UTF-8. It imports nothing of mlxd, and runs without `site` and with an
-environment of its own: it starts in 70 ms and takes 25 MB.
+Frames come on stdin: their length (u32, big-endian) and a msgpack map, of a template `{template, messages, marked,
+tools, generation, continues, variables}`, of a grammar `{grammar, limits, added}`. Each is answered on stdout by one
+byte for what it is (see below), the length, and UTF-8. A text of a template is followed by a second answer where there
+are messages in `marked`, by index: it is rendered with these in place of those in `messages`. It imports nothing of
+mlxd, and runs without `site` and with an environment of its own: it starts in 70 ms and takes 25 MB.
 """
 
 from __future__ import annotations
@@ -64,8 +65,12 @@ def main() -> None:
         # The daemon looks at the time too. This is for when it is gone: nothing in a template can put the alarm off.
         signal.setitimer(signal.ITIMER_REAL, bounds["alarm_s"])
         kind, body = answer(rendering, job, bounds["text_bytes"])
-        signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, kind, body)
+        if kind == TEXT and job.get("marked"):
+            for index, message in job["marked"].items():
+                job["messages"][index] = message
+            _send(answers, *answer(rendering, job, bounds["text_bytes"]))
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def answer(rendering: Any, job: dict[str, Any], text_bytes: int) -> tuple[bytes, bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxd.engine.base import (
@@ -16,6 +16,7 @@ from mlxd.engine.base import (
     TextKind,
     TextPrompt,
 )
+from mlxd.engine.checkpoint import checkpoints, marked_messages, places
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
@@ -46,6 +47,7 @@ class PromptRenderer:
         self._facts = facts
         self._grammars = grammars
         self._processes = processes
+        self._maps_characters = has_plain_encode(tokenizer)
 
     @property
     def grammars(self) -> Grammars:
@@ -70,16 +72,16 @@ class PromptRenderer:
         field = "messages" if is_chat else "prompt"
         match request.prompt:
             case ChatPrompt():
-                text = self._render(request.prompt, is_given_up)
-                tokens = self._encode(text, field, add_special_tokens=False)
+                text, marked_text = self._render(request.prompt, is_given_up)
+                tokens, later = self._encode(text, field, places(text, marked_text), add_special_tokens=False)
                 if self._tokenizer.has_thinking and self._ends_inside_thinking(text, request.prompt):
                     kind = TextKind.REASONING
             case TextPrompt(text=text):
                 bos = self._tokenizer.bos_token
                 add_special_tokens = bos is None or not text.startswith(bos)
-                tokens = self._encode(text, field, add_special_tokens=add_special_tokens)
+                tokens, later = self._encode(text, field, (), add_special_tokens=add_special_tokens)
             case _:
-                tokens = list(request.prompt.tokens)
+                tokens, later = list(request.prompt.tokens), ()
         self._check_range(tokens)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
         if request.max_tokens is None and request.default_max_tokens is not None:
@@ -88,9 +90,10 @@ class PromptRenderer:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint, is_given_up)
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
-        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar)
+        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, later)
 
-    def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> str:
+    def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> tuple[str, str]:
+        """Return the text, and the one with marks in it, which is empty where there is none."""
         if not self._facts.chat_template:
             raise InvalidRequest(
                 f"model '{self._model_id}' has no chat template",
@@ -107,9 +110,10 @@ class PromptRenderer:
         tools = None if prompt.tools is None else list(prompt.tools.tools)
         if has_own_renderer(self._tokenizer):
             return self._render_here(prompt, tools, variables)
-        job = {
+        job: dict[str, Any] = {
             "template": self._template(tools),
             "messages": prompt.messages,
+            "marked": marked_messages(prompt.messages, continues=prompt.continues),
             "tools": tools,
             "generation": not prompt.continues,
             "continues": prompt.continues,
@@ -127,19 +131,28 @@ class PromptRenderer:
         except ValueError as error:  # several by name, and none is the default
             raise self._refused(error) from error
 
-    def _render_here(self, prompt: ChatPrompt, tools: list[Any] | None, variables: dict[str, Any]) -> str:
+    def _render_here(self, prompt: ChatPrompt, tools: list[Any] | None, variables: dict[str, Any]) -> tuple[str, str]:
         """Render by Python of mlx-lm or transformers; it did not come with the model, and ends."""
         options = {**variables, "add_generation_prompt": not prompt.continues}
         if tools is not None:
             options["tools"] = tools
         if prompt.continues:
             options["continue_final_message"] = True
-        try:
-            messages = [dict(message) for message in prompt.messages]
+        marked = marked_messages(prompt.messages, continues=prompt.continues)
+
+        def render(replaced: Mapping[int, Mapping[str, Any]]) -> str:
+            messages = [dict(replaced.get(index, message)) for index, message in enumerate(prompt.messages)]
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+
+        try:
+            text = render({})
         except Exception as error:
             _log.debug("the chat template of %s failed", self._model_id, exc_info=True)
             raise self._refused(error) from error
+        try:
+            return text, render(marked)
+        except Exception:  # noqa: BLE001 the prompt is there, and marks may be what a renderer refuses
+            return text, ""
 
     def _refused(self, error: Exception) -> InvalidRequest:
         return InvalidRequest(
@@ -169,8 +182,10 @@ class PromptRenderer:
             )
         return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
-    def _encode(self, text: str, field: str, *, add_special_tokens: bool) -> list[int]:
-        """Tokenize *text*; one that is far too long is refused by its beginning.
+    def _encode(
+        self, text: str, field: str, text_places: Sequence[int], *, add_special_tokens: bool
+    ) -> tuple[list[int], tuple[int, ...]]:
+        """Tokenize *text*, and find its checkpoints; one that is far too long is refused by its beginning.
 
         30 MB take a tokenizer half a minute and some GB, in which the prompts of others wait.
         """
@@ -187,7 +202,11 @@ class PromptRenderer:
                     param=field,
                 )
         with tokenizing(self._model_id):
-            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+            if not text_places or not self._maps_characters:
+                return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)), ()
+            batch = self._tokenizer._tokenizer(text, add_special_tokens=add_special_tokens)  # noqa: SLF001
+            later = () if batch.encodings is None else checkpoints(batch.encodings[0], text_places)
+            return list(batch["input_ids"]), later
 
     def _check_range(self, tokens: list[int]) -> None:
         wrong = foreign_token(tokens, self._facts.vocab_size)
@@ -226,6 +245,14 @@ def has_own_renderer(tokenizer: Any) -> bool:
     inner = tokenizer._tokenizer  # noqa: SLF001 mlx-lm's wrapper says it nowhere else
     is_inherited = type(inner).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
     return tokenizer._chat_template is not None or not is_inherited  # noqa: SLF001
+
+
+def has_plain_encode(tokenizer: Any) -> bool:
+    """Whether its `encode` gives the tokens of a call, which also says where they are in the text."""
+    from transformers import PreTrainedTokenizerBase  # as above
+
+    kind, plain = type(tokenizer._tokenizer), PreTrainedTokenizerBase  # noqa: SLF001
+    return kind.encode is plain.encode and kind.__call__ is plain.__call__
 
 
 def foreign_token(tokens: Sequence[int], vocab_size: int) -> int | None:

@@ -111,6 +111,12 @@ def never() -> bool:
     return False
 
 
+def text_of(processes: Processes, model_id: str, sent: dict[str, Any]) -> str:
+    """Render what nobody gives up and nothing is marked in."""
+    text, _ = processes.render(model_id, sent, never)
+    return text
+
+
 def outcome(render: Callable[[], str]) -> str:
     """Return the text, or how the messages were refused."""
     try:
@@ -143,7 +149,7 @@ def test_text_is_that_of_transformers(templates: Processes, tokenizer: Any, name
             continues=continues,
             variables={**tokenizer.special_tokens_map, **variables},
         )
-        assert outcome(partial(templates.render, "m", sent, never)) == expected
+        assert outcome(partial(text_of, templates, "m", sent)) == expected
 
 
 def test_program_needs_little_of_transformers() -> None:
@@ -167,9 +173,9 @@ def test_template_without_end_is_ended(bounded: Callable[..., Processes]) -> Non
     """The error names the model, the limit, and where to look; the next rendering works."""
     templates = bounded(deadline_s=0.3)
     with pytest.raises(TemplateFailed, match=r"'bad' did not end within 0\.3 s") as error:
-        templates.render("bad", job(ENDLESS), never)
+        text_of(templates, "bad", job(ENDLESS))
     assert "chat_template.jinja" in str(error.value.hint)
-    assert templates.render("good", job("fine"), never) == "fine"
+    assert text_of(templates, "good", job("fine")) == "fine"
 
 
 @pytest.mark.parametrize(
@@ -181,8 +187,8 @@ def test_template_that_wants_too_much_is_ended(bounded: Callable[..., Processes]
     """Neither a call into C nor an allocation gets past its bounds, whichever it reaches first."""
     templates = bounded(deadline_s=1.0, memory_bytes=2**28)
     with pytest.raises(TemplateFailed, match=r"takes more than 256MiB|did not end within 1 s"):
-        templates.render("bad", job(template), never)
-    assert templates.render("good", job("fine"), never) == "fine"
+        text_of(templates, "bad", job(template))
+    assert text_of(templates, "good", job("fine")) == "fine"
 
 
 def test_memory_is_watched_where_the_system_does_not_refuse_it(
@@ -191,7 +197,7 @@ def test_memory_is_watched_where_the_system_does_not_refuse_it(
     """A process that has grown past the bound is killed while it renders."""
     monkeypatch.setattr("mlxd.engine.process.resident_bytes", lambda pid: 2**31)
     with pytest.raises(TemplateFailed, match="takes more than 1GiB of memory"):
-        bounded().render("bad", job(ENDLESS), never)
+        text_of(bounded(), "bad", job(ENDLESS))
 
 
 def test_resident_memory_is_that_of_the_process() -> None:
@@ -206,9 +212,9 @@ def test_resident_memory_is_that_of_the_process() -> None:
 def test_text_is_bounded(bounded: Callable[..., Processes]) -> None:
     """What a template makes of a short chat may be long, and is not taken then."""
     templates = bounded(text_bytes=1000)
-    assert len(templates.render("m", job("{{ 'a' * 1000 }}"), never)) == 1000
+    assert len(text_of(templates, "m", job("{{ 'a' * 1000 }}"))) == 1000
     with pytest.raises(TemplateFailed, match="makes more than 1KB of text"):
-        templates.render("m", job("{{ 'a' * 1001 }}"), never)
+        text_of(templates, "m", job("{{ 'a' * 1001 }}"))
 
 
 @pytest.mark.parametrize(
@@ -225,14 +231,14 @@ def test_text_is_bounded(bounded: Callable[..., Processes]) -> None:
 def test_template_that_refuses_is_quoted(templates: Processes, template: str, words: str) -> None:
     """What it says is passed on, bounded, as the request's fault."""
     with pytest.raises(InvalidRequest, match=f"template of 'm' refuses these messages: .*{words}") as error:
-        templates.render("m", job(template), never)
+        text_of(templates, "m", job(template))
     assert error.value.param == "messages"
 
 
 def test_words_of_a_template_are_bounded(templates: Processes) -> None:
     """An error of megabytes is cut where it is made."""
     with pytest.raises(InvalidRequest, match="refuses these messages: aaa") as error:
-        templates.render("m", job("{{ raise_exception('a' * 10**7) }}"), never)
+        text_of(templates, "m", job("{{ raise_exception('a' * 10**7) }}"))
     assert len(error.value.message) <= 4000
 
 
@@ -241,7 +247,7 @@ def test_what_cannot_be_sent_is_refused(templates: Processes, value: Any) -> Non
     """Numbers of more than 64 bits and foreign objects never reach a template."""
     sent = job("{{ given }}", variables={"given": value})
     with pytest.raises(InvalidRequest, match="cannot be rendered"):
-        templates.render("m", sent, never)
+        text_of(templates, "m", sent)
 
 
 def test_rendering_ends_when_nobody_waits(bounded: Callable[..., Processes]) -> None:
@@ -265,7 +271,7 @@ def test_bad_template_keeps_no_other_waiting(bounded: Callable[..., Processes]) 
     for thread in threads:
         thread.start()
     started.wait()
-    assert [templates.render("good", job("fine"), never) for _ in range(3)] == ["fine"] * 3
+    assert [text_of(templates, "good", job("fine")) for _ in range(3)] == ["fine"] * 3
     is_over.set()
     for thread in threads:
         thread.join()
@@ -274,52 +280,118 @@ def test_bad_template_keeps_no_other_waiting(bounded: Callable[..., Processes]) 
 def test_long_messages_go_through(templates: Processes) -> None:
     """What is longer than a pipe holds is sent and answered in pieces."""
     messages = [{"role": "user", "content": "ü🐈x" * 300_000}]
-    text = templates.render("m", job("{{ messages[0].content }}", messages=messages), never)
+    text = text_of(templates, "m", job("{{ messages[0].content }}", messages=messages))
     assert text == messages[0]["content"]
+
+
+MARKED = {0: {"role": "user", "content": "MARK"}}
+# Does what is in the braces where messages are marked.
+ON_MARKS = "{%% if messages[0].content == 'MARK' %%}%s{%% endif %%}{{ messages[0].content }}"
+
+
+def test_marked_messages_are_rendered_as_well(templates: Processes) -> None:
+    """They replace those at their indexes in a second text; the process is used again, with or without marks."""
+    messages = [{"role": "user", "content": text} for text in "abc"]
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    sent = job(template, messages=messages, marked={1: {"role": "user", "content": "-b-"}})
+    templates.render("m", sent, never)
+    process = templates._idle[-1]
+    assert templates.render("m", sent, never) == ("abc", "a-b-c")
+    assert templates.render("m", job(template, messages=messages), never) == ("abc", "")
+    assert templates._idle[-1] is process
+
+
+def test_long_marked_messages_go_through(templates: Processes) -> None:
+    """Two texts that are longer than a pipe holds come in pieces, and none gets into the other."""
+    long = [{"role": "user", "content": letter * 300_000} for letter in "aü"]
+    text, marked = templates.render("m", job("{{ messages[0].content }}", messages=long, marked={0: long[1]}), never)
+    assert (text, marked) == (long[0]["content"], long[1]["content"])
+
+
+@pytest.mark.parametrize(
+    "action",
+    [ENDLESS, "{{ raise_exception('no') }}", "{{ 'a' * 1000 }}", "{% set a = 'a' * 10**10 %}", "{{ '\ud83d' }}"],
+    ids=["endless", "refused", "long", "memory", "surrogate"],
+)
+def test_marks_fail_no_request(bounded: Callable[..., Processes], action: str) -> None:
+    """Whatever a template does because of marks, the text of the messages themselves is returned, and it renders on."""
+    templates = bounded(second_s=0.1, text_bytes=999)
+    sent = job(ON_MARKS % action, marked=MARKED)
+    assert templates.render("m", sent, never) == (CHATS["one"][0]["content"], "")
+    assert text_of(templates, "m", job("fine")) == "fine"
+
+
+def test_process_that_crashes_on_marks_fails_no_request(bounded: Callable[..., Processes]) -> None:
+    """The text was there before."""
+    templates = bounded()
+    process = templates._take()
+    asked: list[bool] = []
+
+    def crash() -> bool:
+        process._process.kill()
+        asked.append(True)
+        return False
+
+    process.exchange(msgpack.packb(job(ON_MARKS % ENDLESS, marked=MARKED)), never)
+    assert process.second(crash) == b""
+    assert asked
+    assert not process.is_fit
+    process.kill()
+
+
+def test_rendering_of_marks_ends_when_nobody_waits(bounded: Callable[..., Processes]) -> None:
+    """A client that leaves does not wait for the second text."""
+    templates = bounded(second_s=600.0)
+    process = templates._take()
+    process.exchange(msgpack.packb(job(ON_MARKS % ENDLESS, marked=MARKED)), never)
+    with pytest.raises(RequestCancelled):
+        process.second(lambda: True)
+    assert not process.is_fit
+    process.kill()
 
 
 def test_process_is_used_again(templates: Processes) -> None:
     """Prompts one after another are rendered by one process."""
-    templates.render("m", job("x"), never)
+    text_of(templates, "m", job("x"))
     first = templates._idle[-1]
-    templates.render("m", job("y"), never)
+    text_of(templates, "m", job("y"))
     assert templates._idle[-1] is first
 
 
 def test_process_that_was_killed_is_an_error_of_its_request_only(bounded: Callable[..., Processes]) -> None:
     """The system may end it at any time; the next prompt gets another."""
     templates = bounded()
-    templates.render("m", job("x"), never)
+    text_of(templates, "m", job("x"))
     templates._idle[0]._process.kill()
     with pytest.raises(TemplateFailed, match="crashed the process that it ran in"):
-        templates.render("m", job("x"), never)
-    assert templates.render("m", job("x"), never) == "x"
+        text_of(templates, "m", job("x"))
+    assert text_of(templates, "m", job("x")) == "x"
 
 
 def test_process_that_stands_still_is_ended(bounded: Callable[..., Processes]) -> None:
     """The deadline does not depend on the process."""
     templates = bounded(deadline_s=0.3)
-    templates.render("m", job("x"), never)
+    text_of(templates, "m", job("x"))
     templates._idle[0]._process.send_signal(signal.SIGSTOP)
     with pytest.raises(TemplateFailed, match=r"did not end within 0\.3 s"):
-        templates.render("m", job("x"), never)
+        text_of(templates, "m", job("x"))
 
 
 def test_process_that_ends_itself_at_its_alarm_was_too_slow(bounded: Callable[..., Processes]) -> None:
     """Whoever is first, the words are the same."""
     templates = bounded()
-    templates.render("m", job("x"), never)
+    text_of(templates, "m", job("x"))
     templates._idle[0]._process.send_signal(signal.SIGALRM)
     with pytest.raises(TemplateFailed, match="did not end within 10 s"):
-        templates.render("m", job("x"), never)
+        text_of(templates, "m", job("x"))
 
 
 def test_process_does_not_end_with_ctrl_c(bounded: Callable[..., Processes]) -> None:
     """The terminal signals all processes in it; the daemon's prompts are rendered until it ends."""
     templates = bounded()
-    templates.render("m", job("x"), never)
+    text_of(templates, "m", job("x"))
     templates._idle[0]._process.send_signal(signal.SIGINT)
-    assert templates.render("m", job("x"), never) == "x"
+    assert text_of(templates, "m", job("x")) == "x"
 
 
 def test_few_processes_are_kept(bounded: Callable[..., Processes]) -> None:
@@ -345,11 +417,11 @@ def test_answer_that_is_announced_too_long_is_not_read(bounded: Callable[..., Pr
 def test_processes_end_with_the_templates(bounded: Callable[..., Processes]) -> None:
     """An idle one at once, one that renders when it is given back."""
     templates = bounded()
-    templates.render("m", job("x"), never)
+    text_of(templates, "m", job("x"))
     process = templates._idle[0]._process
     templates.close()
     assert process.returncode == -signal.SIGKILL
-    assert templates.render("m", job("x"), never) == "x"
+    assert text_of(templates, "m", job("x")) == "x"
     assert templates._idle == []
 
 

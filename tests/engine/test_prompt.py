@@ -13,40 +13,23 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxd.engine.base import (
     ChatPrompt,
-    EngineFacts,
     GenerationRequest,
     SamplingParams,
     TextKind,
     TextPrompt,
     TokenPrompt,
 )
-from mlxd.engine.grammar import Grammars
 from mlxd.engine.inputs import InputReader
-from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.vector import EmbeddingRequest, Pooling, VectorFacts
-from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest
 from tests.engine.bench import WriteModel
-from tests.support.processes import PROCESSES
+from tests.support.prompt import FACTS as SUPPORT_FACTS
+from tests.support.prompt import renderer_of
 from tests.support.tiny_model import write_tiny_model
 
 CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
-FACTS = EngineFacts(
-    weights_bytes=1,
-    kv=KvShape(()),
-    context_length=100,
-    vocab_size=110,
-    has_thinking=False,
-    has_tool_calling=False,
-    chat_template=True,
-)
-
-
-def renderer_of(tokenizer: Any, facts: EngineFacts = FACTS) -> PromptRenderer:
-    """Return the renderer of a model with *facts*."""
-    grammars = Grammars(tokenizer, Vocabulary(tokenizer), facts.vocab_size, PROCESSES)
-    return PromptRenderer("tiny", tokenizer, facts, grammars, PROCESSES)
+FACTS = replace(SUPPORT_FACTS, context_length=100, vocab_size=110, has_tool_calling=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +41,7 @@ def tokenizer(write_model: WriteModel) -> Any:
 @pytest.fixture
 def renderer(tokenizer: Any) -> PromptRenderer:
     """A context of 100 tokens."""
-    return renderer_of(tokenizer)
+    return renderer_of(tokenizer, FACTS)
 
 
 def test_chat_goes_through_the_template(renderer: PromptRenderer, tokenizer: Any) -> None:
@@ -82,13 +65,13 @@ def test_template_that_opens_the_thinking_is_noticed(
     write_model: WriteModel, kwargs: dict[str, bool], kind: TextKind
 ) -> None:
     """The answer then begins as reasoning, and template arguments reach the template."""
-    renderer = renderer_of(load_tokenizer(write_model(open_thinking=True)))
+    renderer = renderer_of(load_tokenizer(write_model(open_thinking=True)), FACTS)
     assert renderer.prepare(GenerationRequest(replace(CHAT, template_kwargs=kwargs))).initial_kind is kind
 
 
 def test_tag_in_a_message_opens_nothing(write_model: WriteModel) -> None:
     """A user may write about tags."""
-    renderer = renderer_of(load_tokenizer(write_model(thinking=True)))
+    renderer = renderer_of(load_tokenizer(write_model(thinking=True)), FACTS)
     chat = ChatPrompt(({"role": "user", "content": "what is <think>"},))
     assert renderer.prepare(GenerationRequest(chat)).initial_kind is TextKind.CONTENT
 
@@ -119,7 +102,7 @@ def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
         return original(text, **options)
 
     original, tokenizer._tokenizer.encode = tokenizer._tokenizer.encode, encode
-    renderer = renderer_of(tokenizer)
+    renderer = renderer_of(tokenizer, FACTS)
     with pytest.raises(ContextLengthExceeded, match=r"first 1600 are \d+ tokens.* 100 tokens"):
         renderer.prepare(GenerationRequest(prompt))
     assert max(tokenized) == 1600
@@ -152,7 +135,7 @@ def test_template_that_refuses_is_the_requests_fault(write_model: WriteModel) ->
     tokenizer = load_tokenizer(write_model())
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InvalidRequest, match="roles must alternate") as error:
-        renderer_of(tokenizer).prepare(GenerationRequest(CHAT))
+        renderer_of(tokenizer, FACTS).prepare(GenerationRequest(CHAT))
     assert error.value.param == "messages"
 
 
@@ -212,7 +195,7 @@ def test_answer_that_is_begun_inside_the_thinking_continues_it(
     write_model: WriteModel, begun: str, kind: TextKind
 ) -> None:
     """The text after an open tag is thinking, and what the client asked about tags is not."""
-    renderer = renderer_of(load_tokenizer(write_model(thinking=True)))
+    renderer = renderer_of(load_tokenizer(write_model(thinking=True)), FACTS)
     asked = {"role": "user", "content": "what is <think>"}
     chat = ChatPrompt((asked, {"role": "assistant", "content": begun}), continues=True)
     assert renderer.prepare(GenerationRequest(chat)).initial_kind is kind
@@ -223,7 +206,7 @@ def test_answer_that_a_template_begins_with_thinking_continues_it(write_model: W
     tokenizer = load_tokenizer(write_model(thinking=True))
     tokenizer.chat_template = "{% for message in messages %}<think>\n{{ message.content }}{% endfor %}"
     chat = ChatPrompt(({"role": "assistant", "content": "First I"},), continues=True)
-    assert renderer_of(tokenizer).prepare(GenerationRequest(chat)).initial_kind is TextKind.REASONING
+    assert renderer_of(tokenizer, FACTS).prepare(GenerationRequest(chat)).initial_kind is TextKind.REASONING
 
 
 def test_template_that_renders_a_lone_surrogate_is_refused(write_model: WriteModel) -> None:
@@ -231,7 +214,7 @@ def test_template_that_renders_a_lone_surrogate_is_refused(write_model: WriteMod
     tokenizer = load_tokenizer(write_model())
     tokenizer.chat_template = "{{ '\ud83d' }}"
     with pytest.raises(InvalidRequest, match=r"lone surrogate U\+D83D"):
-        renderer_of(tokenizer).prepare(GenerationRequest(CHAT))
+        renderer_of(tokenizer, FACTS).prepare(GenerationRequest(CHAT))
 
 
 def test_a_tokenizer_that_fails_at_a_text_is_said_to(tmp_path: Path) -> None:
@@ -243,7 +226,7 @@ def test_a_tokenizer_that_fails_at_a_text_is_said_to(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(document | {"pre_tokenizer": None}))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     tokenizer = load_tokenizer(folder)
-    renderer = renderer_of(tokenizer)
+    renderer = renderer_of(tokenizer, FACTS)
     assert renderer.prepare(GenerationRequest(TextPrompt("a"), max_tokens=1)).tokens == (0,)
     with pytest.raises(GenerationFailed, match=r"model 'tiny': its tokenizer fails at this text: .*WordPiece error"):
         renderer.prepare(GenerationRequest(TextPrompt("b" * 10), max_tokens=1))
