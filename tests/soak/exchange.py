@@ -15,6 +15,7 @@ SHORTAGES = frozenset({"queue_full", "queue_timeout", "load_timeout", "model_unl
 CLOUD_REFUSALS = frozenset({"cloud_disabled", "model_not_found"})
 # Longer than any deadline of the daemon's settings here: what takes longer hangs.
 HANG_S = 120.0
+HUNG = "hung"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ async def ask(session: aiohttp.ClientSession, case: Case, *, stream: bool, drop_
                 return _judge(case, "whole", _text((await response.json())["choices"][0]))
             return await _read_stream(case, response, drop_after)
     except TimeoutError:
-        return Outcome("hung", f"no end within {HANG_S:.0f} s: {case}")
+        return Outcome(HUNG, f"no end within {HANG_S:.0f} s: {case}")
     except (aiohttp.ClientError, ValueError, KeyError) as error:
         return Outcome("broken", f"{error!r}: {case}")
 

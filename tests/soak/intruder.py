@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +19,8 @@ _TIME = time.time
 
 
 def intrude() -> None:
-    """Slow down files of some folders, and have the clock jump as the file says."""
+    """Slow down files of some folders, have the clock jump as the file says, and tell all stacks at SIGUSR1."""
+    faulthandler.register(signal.SIGUSR1)
     clock = os.environ[CLOCK]
 
     def look(event: str, args: tuple[object, ...]) -> None:

@@ -19,6 +19,7 @@ import aiohttp
 
 from mlxctl.client import Client
 from mlxd.protocol.errors import ControlError
+from tests.soak.ending import Doing
 from tests.soak.exchange import HANG_S, SHORTAGES
 from tests.soak.intruder import set_clock
 from tests.support.model_folder import LLAMA_CONFIG, write_model
@@ -62,6 +63,7 @@ class Neighbors:
         self.ends: Counter[str] = Counter()
         self.failures: list[str] = []
         self.longest_s = 0.0
+        self.doing = Doing()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Have each kind come again and again, and leave nothing behind."""
@@ -80,7 +82,8 @@ class Neighbors:
 
     async def _repeat(self, kind: Kind, session: aiohttp.ClientSession, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await kind(session)
+            with self.doing.note(kind.__name__.strip("_").replace("_", " ")):
+                await kind(session)
             with_pause = asyncio.wait_for(stop.wait(), self._chance.uniform(0.2, 4))
             await asyncio.gather(with_pause, return_exceptions=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from mlxctl.client import Client
 from mlxd.protocol.errors import ControlError
+from tests.soak.ending import Doing
 
 COMMENT = "# what a person wrote"
 CONFIG = f"""\
@@ -57,6 +58,8 @@ NEUTRAL: Mapping[str, Any] = {
     "cloud.enabled": False,
 }
 
+_KEPT_FAILURES = 20
+
 
 class Steering:
     """One operator who is never content."""
@@ -71,6 +74,7 @@ class Steering:
         self.done: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.doing = Doing()
         self._actions: list[tuple[int, Callable[[Client], None]]] = [
             (10, self._set),
             (3, self._set_several),
@@ -98,7 +102,7 @@ class Steering:
                 except ControlError as error:
                     self.refused[f"{name}: {error.code}"] += 1
                     if error.code == "internal_error" or error.code.startswith("control."):
-                        self.failures.append(f"{name}: {error.code}: {error.message}")
+                        self._fail(f"{name}: {error.code}: {error.message}")
                 self.done[name] += 1
 
     def calm(self, client: Client) -> None:
@@ -164,7 +168,7 @@ class Steering:
                 raise
             self.refused[f"break by hand: {error.code}"] += 1
         else:
-            self.failures.append("a broken file was taken, or overwritten")
+            self._fail("a broken file was taken, or overwritten")
         finally:
             self._replace(text)
 
@@ -178,7 +182,12 @@ class Steering:
         return self._chance.choice(self._models)
 
     def _request(self, client: Client, operation: str, params: Mapping[str, Any]) -> None:
-        client.request(operation, params)
+        with self.doing.note(f"{operation} {params}"):
+            client.request(operation, params)
+
+    def _fail(self, words: str) -> None:
+        if len(self.failures) < _KEPT_FAILURES:
+            self.failures.append(words)
 
     def _replace(self, text: str) -> None:
         """Write as editors do, in one of the two ways."""

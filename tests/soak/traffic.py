@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from tests.soak.exchange import HANG_S, Case, ask, learn
+from tests.soak.ending import Doing
+from tests.soak.exchange import HANG_S, HUNG, Case, ask, learn
 from tests.support.upstream import PIECES
 
 # Most answers are short, so that many fit into the time; some outgrow their first grant of KV.
@@ -64,19 +65,24 @@ class Traffic:
     failures: list[str] = field(default_factory=list)
     n_failures: int = 0
     longest_s: float = 0.0
+    doing: Doing = field(default_factory=Doing)
 
     async def run(self, seed: int, workers: int) -> None:
         """Run the workers until `is_over`; each ends the request that it has begun."""
         await asyncio.gather(*(self._work(random.Random(f"{seed} worker {number}")) for number in range(workers)))
 
     async def ask_all(self) -> None:
-        """Ask every question once more, alone."""
+        """Ask every question once more, alone; after one that hangs no other is asked."""
         async with _session(self.url) as session:
             for case in self.cases:
-                if not case.is_cloud:
+                if case.is_cloud:
+                    continue
+                with self.doing.note(str(case)):
                     outcome = await ask(session, case, stream=True, drop_after=None)
-                    is_answer = outcome.kind == "streamed"
-                    self._count(outcome.kind, outcome.failure if is_answer else f"{outcome.kind} at the end: {case}")
+                is_answer = outcome.kind == "streamed"
+                self._count(outcome.kind, outcome.failure if is_answer else f"{outcome.kind} at the end: {case}")
+                if outcome.kind == HUNG:
+                    return
 
     async def _work(self, chance: random.Random) -> None:
         async with _session(self.url) as session:
@@ -85,7 +91,8 @@ class Traffic:
                 is_dropping = chance.random() < 0.2
                 drop_after = chance.choice((0, 0, 1, 3, 20)) if is_dropping else None
                 start_s = time.monotonic()
-                outcome = await ask(session, case, stream=chance.random() < 0.6, drop_after=drop_after)
+                with self.doing.note(f"{case.path} of {case.model}, {case.max_tokens} tokens"):
+                    outcome = await ask(session, case, stream=chance.random() < 0.6, drop_after=drop_after)
                 self.longest_s = max(self.longest_s, time.monotonic() - start_s)
                 self._count(outcome.kind, outcome.failure)
                 if outcome.kind[:1].isdigit():  # refused: clients come back, but not at once
