@@ -30,6 +30,8 @@ IDLE_SLICE_BYTES = 64_000_000
 
 # How models are decoded, by the files that they were loaded from: of this process, as another MLX may do otherwise.
 Checked = dict[Signature, Found]
+# The last ones; the signature of a model of many files takes some ten kB.
+MOST_CHECKED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,8 @@ class SlicedLoad:
         found = self._check.advance()
         if found is not None and key is not None:
             self._checked[key] = found
+            if len(self._checked) > MOST_CHECKED:
+                del self._checked[next(iter(self._checked))]
         return found
 
     def _new_check(self) -> DecodingCheck:

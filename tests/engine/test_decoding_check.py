@@ -15,7 +15,8 @@ from mlxd.engine.base import Decoding
 from mlxd.engine.decoding_check import DecodingCheck, Found, as_texts
 from mlxd.engine.device import Device
 from mlxd.engine.kv import CacheMaker
-from mlxd.engine.loader import Checked, SlicedLoad
+from mlxd.engine.loader import MOST_CHECKED, Checked, SlicedLoad
+from mlxd.engine.model_file import read_signature
 from mlxd.engine.source import read_model_files
 from mlxd.pool import ledger
 from mlxd.protocol.errors import LoadFailed
@@ -203,6 +204,19 @@ def test_files_are_checked_once(write_model: WriteModel, monkeypatch: pytest.Mon
     config.write_text(config.read_text() + " ")
     assert load() is Decoding.BATCHED
     assert len(runs) == 8
+
+
+def test_checks_of_many_models_are_forgotten(write_model: WriteModel) -> None:
+    """What was found of the last models is kept, and not of every one that there ever was."""
+    spec = load_spec(write_model())
+    found = Found(Decoding.ONE_BY_ONE, "as found")
+    checked: Checked = {((f"model-{number}", 0, 0),): found for number in range(MOST_CHECKED)}
+    load = SlicedLoad(spec, read_model_files(spec), None, checked)
+    while load.advance(2**62) is None:
+        pass
+    assert len(checked) == MOST_CHECKED
+    assert (("model-0", 0, 0),) not in checked
+    assert checked[read_signature(spec.path)].decoding is Decoding.BATCHED
 
 
 def test_streams_get_tokens_between_the_passes(write_model: WriteModel) -> None:
