@@ -1,8 +1,9 @@
-"""What survives a daemon that dies: that it died, and which load it died in. Owns `state.json`.
+"""Remembers across restarts that a daemon died, and which load it died in. Owns `state.json`.
 
-A load is noted on the disk before it begins and taken off when it has ended, well or not. A note that the next daemon
-finds is a load that killed the one before; after `MOST_CRASHES` such in a row the model is refused until somebody
-resets it or its files change, so that a daemon that is always started again does not die of one model for ever.
+A load is noted on the disk before it begins and taken off when it has ended, well or not. Of the notes that the next
+daemon finds, only loads that the engine was at work on count (`load_mark.py`): one that waited for its turn is not to
+blame. After `MOST_CRASHES` such in a row the model is refused until somebody resets it or its files change, so that a
+daemon that is always started again does not die of one model for ever.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 from mlxd.catalog import ModelEntry
 from mlxd.config.file import ConfigFile
 from mlxd.engine.base import Backend, BackendLimits, BackendMemory, Engine, LoadProgress, LoadSpec, SchedulingParams
+from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.units import count
 
@@ -69,12 +71,12 @@ class _State:
 class CrashLog:
     """The notes of this daemon, and what those of the ones before it say. Used on the event loop; writes elsewhere."""
 
-    def __init__(self, file: ConfigFile, boot_id: str, now: Callable[[], float] = time.time) -> None:
-        """Take the file, the name of this run, and the clock for what people read."""
+    def __init__(self, file: ConfigFile, marks: LoadMarks, now: Callable[[], float] = time.time) -> None:
+        """Take the file, the marks of this run, and the clock for what people read."""
         self._file = file
-        self._boot_id = boot_id
+        self.marks = marks
         self._now = now
-        self._state = _State(boot_id=boot_id)
+        self._state = _State(boot_id=marks.boot_id)
         self._version = 0
         self._saved = 0
         self._saving = asyncio.Lock()
@@ -83,19 +85,21 @@ class CrashLog:
     async def open(self) -> None:
         """Read what the daemon before left, and note that this one runs."""
         before = await asyncio.to_thread(self._read)
+        at_work = await asyncio.to_thread(self.marks.open, before.boot_id)
         now_ms = self._now_ms()
         self._state.crashed_loads = before.crashed_loads
         self._state.crashes_ms = before.crashes_ms[-_KEPT_CRASHES:]
         if before.boot_id is not None:
             self._state.crashes_ms.append(now_ms)
             _log.error("the daemon before this one died: it was killed, or crashed")
-            for model_id, files in before.loading.items():
-                self._count(model_id, files, now_ms)
+            for model_id in sorted(at_work & before.loading.keys()):
+                self._count(model_id, before.loading[model_id], now_ms)
         self._version += 1
         await self._save()
 
     async def close(self, *, has_failed: bool = False) -> None:
         """Note that this daemon ended, in order unless it *has_failed*; no load of it is to blame for anything."""
+        self.marks.close()
         if not has_failed:
             self._state.boot_id = None
         self._state.loading.clear()

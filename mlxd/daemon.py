@@ -48,6 +48,7 @@ from mlxd.heap import bound_heap
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
+from mlxd.load_mark import LoadMarks
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.metrics import Metrics
@@ -154,13 +155,14 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         secrets = Secrets(os.environ, options.home.root)
         router = Router(store, catalog.has, catalog.alias_target, secrets)
         boot_id = uuid.uuid4().hex
-        crashes = CrashLog(ConfigFile(options.home.state), boot_id)
+        crashes = CrashLog(ConfigFile(options.home.state), LoadMarks(options.home.loading, boot_id))
         await crashes.open()
         device = Device(
             loop,
             BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
             scheduling_params(settings),
             lambda error: _on_device_failed(requests, shutdown, error),
+            crashes.marks.working_on,
         )
         stack.push_async_callback(device.close)
         pool = Pool(

@@ -7,6 +7,8 @@ import dataclasses
 import errno
 import logging
 import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from mlxd.catalog import Catalog, ModelEntry
 from mlxd.config.file import ConfigFile, SystemCalls
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.engine.base import LoadSpec
+from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from tests.support.clock import FakeClock
 from tests.support.fake_backend import FakeBackend
@@ -29,6 +32,7 @@ class Boots:
         self.catalog = Catalog([home / "models"])
         self.now_s = 1_000_000.0
         self.number = 0
+        self.unfinished: list[AbstractContextManager[None]] = []
         for name in ("a", "b"):
             write_model(home / "models" / name)
         self.catalog.scan()
@@ -36,15 +40,24 @@ class Boots:
     async def boot(self, calls: SystemCalls | None = None) -> CrashLog:
         """Start the next daemon; the one before has died unless it was closed."""
         self.number += 1
-        log = CrashLog(ConfigFile(self.path, calls), f"boot-{self.number}", lambda: self.now_s)
+        marks = LoadMarks(self.path.with_name("loading.json"), f"boot-{self.number}")
+        log = CrashLog(ConfigFile(self.path, calls), marks, lambda: self.now_s)
         await log.open()
         return log
 
-    async def die_loading(self, *model_ids: str) -> None:
-        """Let a daemon begin loads and die in them."""
+    async def die_loading(self, *model_ids: str, waiting: Iterable[str] = (), reading: Iterable[str] = ()) -> None:
+        """Let a daemon begin loads and die: at work on some, while others wait or their folders are read."""
         log = await self.boot()
-        for model_id in model_ids:
+        for model_id in (*model_ids, *waiting, *reading):
             await log.begin_load(self.entry(model_id))
+        for model_id in (*model_ids, *reading):
+            self.work_on(log, model_id, on_device=model_id in model_ids)
+
+    def work_on(self, log: CrashLog, model_id: str, *, on_device: bool = True) -> None:
+        """Let a thread be at work on a load until the daemon dies."""
+        work = log.marks.working_on(model_id, on_device=on_device)
+        work.__enter__()
+        self.unfinished.append(work)
 
     def entry(self, model_id: str) -> ModelEntry:
         """Return a model as the disk has it now."""
@@ -94,6 +107,7 @@ async def test_a_load_that_ended_between_two_crashes_is_not_in_a_row(boots: Boot
     await log.begin_load(boots.entry("a"))
     log.end_load("a")
     await log.begin_load(boots.entry("a"))
+    boots.work_on(log, "a")
 
     assert (await boots.boot()).refusal(boots.entry("a")) is None
 
@@ -146,6 +160,7 @@ async def test_a_file_that_cannot_be_read_is_begun_anew(
     assert "is begun anew" in caplog.text
     assert log.status()["last_hour"] == 0
     await log.begin_load(boots.entry("a"))
+    boots.work_on(log, "a")
     assert (await boots.boot()).status()["loads"][0]["model"] == "a"
 
 
@@ -165,12 +180,74 @@ async def test_a_full_disk_stops_no_load(boots: Boots, caplog: pytest.LogCapture
     assert not boots.path.exists()
 
 
+def blamed(log: CrashLog) -> list[str]:
+    """Return the models on which a death is blamed."""
+    return [load["model"] for load in log.status()["loads"]]
+
+
 async def test_loads_side_by_side_are_all_noted(boots: Boots) -> None:
-    """Two loads that begin at once are both on the disk when they may begin; both are suspects."""
+    """Two loads that begin at once are both on the disk when they may begin."""
     log = await boots.boot()
     await asyncio.gather(log.begin_load(boots.entry("a")), log.begin_load(boots.entry("b")))
+    boots.work_on(log, "a", on_device=False)
+    boots.work_on(log, "b", on_device=False)
 
-    assert [load["model"] for load in (await boots.boot()).status()["loads"]] == ["a", "b"]
+    assert blamed(await boots.boot()) == ["a", "b"]
+
+
+async def test_a_load_that_waits_for_its_turn_is_not_to_blame(boots: Boots) -> None:
+    """Only the load that the device was at work on is a suspect; without one nobody is, though loads were begun."""
+    await boots.die_loading("a", waiting=["b"])
+    await boots.die_loading("a", waiting=["b"])
+    log = await boots.boot()
+    assert blamed(log) == ["a"]
+    assert log.refusal(boots.entry("b")) is None
+    assert log.refusal(boots.entry("a")) is not None
+
+    await log.reset("a")
+    await boots.die_loading(waiting=["a", "b"])
+    assert blamed(await boots.boot()) == []
+
+
+async def test_a_folder_that_is_being_read_counts_when_the_device_is_at_work_on_no_load(boots: Boots) -> None:
+    """A disk that hangs at every start is not blamed for another model; a tokenizer that kills the daemon is."""
+    await boots.die_loading("a", reading=["b"])
+    assert blamed(await boots.boot()) == ["a"]
+
+    await boots.die_loading(reading=["b"], waiting=["a"])
+    assert "b" in blamed(await boots.boot())
+
+
+async def test_work_that_is_over_is_no_mark(boots: Boots) -> None:
+    """Between two slices nothing is marked, and what a shorter mark leaves of a longer one is not read."""
+    log = await boots.boot()
+    for model_id in ("a", "b"):
+        await log.begin_load(boots.entry(model_id))
+    with log.marks.working_on("a", on_device=True):
+        boots.work_on(log, "b", on_device=False)
+
+    assert blamed(await boots.boot()) == ["b"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"boot_id": "boot-1"}', '{"boot_id": "boot-0", "on_device": ["a"], "reading": []}']
+)
+async def test_marks_of_another_run_or_that_are_cut_off_blame_nobody(boots: Boots, text: str) -> None:
+    """After a power cut the marks may be old, or half there: the daemon starts and holds nothing against a model."""
+    await boots.die_loading("a")
+    boots.path.with_name("loading.json").write_text(text)
+
+    log = await boots.boot()
+    assert blamed(log) == []
+    assert log.status()["last_hour"] == 1
+
+
+async def test_marks_that_cannot_be_written_stop_nothing(boots: Boots, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder in the place of the file is told in the log, and loads go on without marks."""
+    boots.path.with_name("loading.json").mkdir()
+    log = await boots.boot()
+    with log.marks.working_on("a", on_device=True):
+        assert "loading.json cannot be written: Is a directory" in caplog.text
 
 
 @pytest.mark.parametrize("error", [None, LoadFailed("bad magic")])

@@ -26,6 +26,8 @@ from mlxd.engine.base import (
     LoadProgress,
     LoadSpec,
     SchedulingParams,
+    WorkingOn,
+    unmarked,
 )
 from mlxd.engine.command import (
     Close,
@@ -72,19 +74,22 @@ class Device:
         limits: BackendLimits,
         scheduling: SchedulingParams,
         on_failed: Callable[[MlxdError], None] = lambda _: None,
+        working_on: WorkingOn = unmarked,
     ) -> None:
         """Start the device thread, which waits; everything is called on, and delivered to, *loop*.
 
         Should the thread fail, *on_failed* gets the error first, then all that runs ends with it, and every later
-        command is answered with it. A device does not recover from that: the process is to end.
+        command is answered with it. A device does not recover from that: the process is to end. *working_on* is entered
+        by the threads of the device while they work on a load.
         """
         self._loop = loop
         self._on_failed = on_failed
+        self._working_on = working_on
         self._inbox = Inbox()
         self._keys = itertools.count()
         self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
-        self._readers = FolderReaders(loop)
+        self._readers = FolderReaders(loop, working_on)
         self._processes = Processes()
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.
@@ -203,7 +208,15 @@ class Device:
             return
         self._hand_over([(command.reply, None)])
         try:
-            runner = Runner(self._inbox, self._hand_over, self._on_prompt_cache, self._on_failed, limits, scheduling)
+            runner = Runner(
+                self._inbox,
+                self._hand_over,
+                self._on_prompt_cache,
+                self._on_failed,
+                limits,
+                scheduling,
+                self._working_on,
+            )
             runner.run()
         except BaseException as error:  # noqa: BLE001 a bug in the run loop; models' failures do not get here
             _log.critical("the device thread failed", exc_info=error)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-from mlxd.engine.base import LoadSpec
+from mlxd.engine.base import LoadSpec, WorkingOn
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.fault import load_failure
 from mlxd.protocol.errors import MlxdError
@@ -27,9 +27,10 @@ _CLOSE_S = 1.0
 class FolderReaders:
     """The reads under way."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Deliver to *loop*, on which `read` is called."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, working_on: WorkingOn) -> None:
+        """Deliver to *loop*, on which `read` is called; the threads enter *working_on*."""
         self._loop = loop
+        self._working_on = working_on
         self._threads: set[threading.Thread] = set()
 
     async def run(self, read: Callable[[LoadSpec], T], spec: LoadSpec) -> T:
@@ -48,7 +49,8 @@ class FolderReaders:
 
     def _run(self, read: Callable[[LoadSpec], T], spec: LoadSpec, answer: asyncio.Future[T]) -> None:
         try:
-            settle = partial(answer.set_result, read(spec))
+            with self._working_on(spec.model_id, on_device=False):
+                settle = partial(answer.set_result, read(spec))
         except BaseException as error:  # noqa: BLE001 the thread ends here, and its caller waits
             settle = partial(answer.set_exception, _failure(spec, error))
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

@@ -32,6 +32,11 @@ class LoadQueue:
         """Whether a slice has anything to do."""
         return bool(self._loads)
 
+    @property
+    def next_id(self) -> str:
+        """The model of the load whose turn it is."""
+        return self._loads[0][0].spec.model_id
+
     def begin(self, command: Load, base: LoadedModel | None) -> None:
         """Add a load; *base* is what an adapter is put on."""
         self._loads.append((command, SlicedLoad(command.spec, command.files, base, self._checked)))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlxd.engine.base import BackendLimits, SchedulingParams
+from mlxd.engine.base import BackendLimits, SchedulingParams, WorkingOn
 from mlxd.engine.command import (
     Cancel,
     Close,
@@ -63,16 +63,18 @@ class Runner:
         on_failed: Callable[[MlxdError], None],
         limits: BackendLimits,
         scheduling: SchedulingParams,
+        working_on: WorkingOn,
     ) -> None:
         """Take commands from *inbox*, hand posts to *deliver*.
 
         *on_prompt_cache* gets (key, bytes) when they change. *on_failed* gets the error that ends the thread, before
-        the sequences get it.
+        the sequences get it. *working_on* is entered for each slice of a load.
         """
         self._inbox = inbox
         self._deliver = deliver
         self._on_prompt_cache = on_prompt_cache
         self._on_failed = on_failed
+        self._working_on = working_on
         self._limits = MemoryLimits(limits)
         self._posts: list[Post] = []
         self._models = ModelSet(scheduling, self._post)
@@ -103,9 +105,10 @@ class Runner:
         is_shared = self._models.is_decoding
         self._models.step()
         if self._loads.is_busy:
-            complete = self._loads.advance(is_shared=is_shared)
-            if complete is not None:
-                self._add(*complete)
+            with self._working_on(self._loads.next_id, on_device=True):
+                complete = self._loads.advance(is_shared=is_shared)
+                if complete is not None:
+                    self._add(*complete)
         self._post_prompt_caches()
         self._hand_over()
 

@@ -44,6 +44,11 @@ class Home:
         return self.root / "state.json"
 
     @property
+    def loading(self) -> Path:
+        """Which loads a daemon is at work on, for the next one, should it die."""
+        return self.root / "loading.json"
+
+    @property
     def cloud_day(self) -> Path:
         """What the cloud has cost today."""
         return self.root / "cloud-day.json"

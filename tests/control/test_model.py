@@ -11,6 +11,7 @@ from mlxd.catalog import Catalog
 from mlxd.config.file import ConfigFile
 from mlxd.crash import CrashLog
 from mlxd.engine.base import Decoding
+from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.control import Client, Plane, running_plane, until
@@ -323,10 +324,14 @@ async def test_a_model_that_killed_daemons_is_a_problem(home: Home) -> None:
     """`status` names it, with how often; a load by command gets the cause; a reset is kept on the disk."""
     write_model(home.models / "a")
     entry = next(entry for entry in read_catalog(home).entries() if entry.id == "a")
+    unfinished = []
     for number in range(2):
-        doomed = CrashLog(ConfigFile(home.state), f"boot {number}")
+        marks = LoadMarks(home.loading, f"boot {number}")
+        doomed = CrashLog(ConfigFile(home.state), marks)
         await doomed.open()
         await doomed.begin_load(entry)
+        unfinished.append(marks.working_on("a", on_device=True))
+        unfinished[-1].__enter__()
     async with running_plane(home) as plane, await plane.connect() as client:
         status = await client.ask("status")
         assert status["crashes"]["last_hour"] == 2

@@ -34,6 +34,7 @@ from mlxd.control.server import ControlServer
 from mlxd.control.trail import note_settings
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
+from mlxd.load_mark import LoadMarks
 from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol import framing
@@ -152,7 +153,7 @@ class Plane:
         self.catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
         self.bus = Bus()
         self.audit = AuditLog(home.audit, settings.audit, self.bus.publish)
-        self.crashes = CrashLog(ConfigFile(home.state), "boot-1")
+        self.crashes = CrashLog(ConfigFile(home.state), LoadMarks(home.loading, "boot-1"))
         self.pool = Pool(
             NotedBackend(self.backend, self.crashes, self.catalog.get),
             self.catalog,
