@@ -305,18 +305,20 @@ class Pool:
             timeout_s: how long; None takes `pool.drain_timeout`.
         """
         residents = self._state.residents
-        unloads = {model_id: residents[model_id].unloads for model_id in begun.model_ids}
+        moved = {
+            residents[model_id]: residents[model_id].unloads for model_id in begun.model_ids if model_id in residents
+        }
+
+        def is_busy(resident: Resident) -> bool:
+            if residents.get(resident.id) is not resident:  # it has left the disk, and was forgotten meanwhile
+                return False
+            if resident.id in begun.loading:
+                is_wanted = resident.id in self._state.settings.pool.preload
+                return is_wanted and resident.state not in {ModelState.READY, ModelState.FAILED}
+            return resident.is_leaving and resident.unloads == moved[resident]
 
         def busy() -> list[Resident]:
-            leaving = set(begun.model_ids) - set(begun.loading)
-            found = [
-                residents[model_id]
-                for model_id in leaving
-                if residents[model_id].is_leaving and residents[model_id].unloads == unloads[model_id]
-            ]
-            wanted = set(begun.loading) & set(self._state.settings.pool.preload)
-            ended = {ModelState.READY, ModelState.FAILED}
-            return found + [residents[model_id] for model_id in wanted if residents[model_id].state not in ended]
+            return [resident for resident in moved if is_busy(resident)]
 
         if timeout_s is None:
             timeout_s = self._state.settings.pool.drain_timeout

@@ -64,6 +64,43 @@ async def test_waiting_for_a_drain_ends_with_its_reason() -> None:
         assert len(stream.text) == 1500
 
 
+async def test_a_model_that_leaves_the_disk_is_waited_for_no_longer() -> None:
+    """What a change unloads and the disk then loses disturbs neither who waits for the rest nor any other request."""
+    async with world({"a": 40, "b": 40, "c": 10}) as w:
+        await w.load("a")
+        stream = w.send("b", tokens=300)
+        await w.advance(2)
+        begun = w.change({"pool": {"memory": 30 * MB}})
+        assert begun.model_ids == ("a", "b")
+        settled = w.task(w.pool.wait_settled(begun))
+        await w.advance(1)
+        assert (w.state("a"), w.state("b")) == ("unloaded", "draining")
+
+        del w.catalog.index["a"]
+        w.pool.rescan()
+        other = w.send("c")
+        await w.advance(10)
+        assert settled.result() == ()
+        assert len(stream.text) == 300
+        assert other.text
+        assert await w.pool.wait_settled(begun) == ()
+
+
+async def test_a_preload_that_leaves_the_disk_is_waited_for_no_longer() -> None:
+    """A change that would load it has come to its end."""
+    async with world({"a": 40}) as w:
+        begun = w.change({"pool": {"preload": ["a"]}})
+        assert begun.loading == ("a",)
+        settled = w.task(w.pool.wait_settled(begun))
+        await w.settle()
+        del w.catalog.index["a"]
+        w.pool.rescan()
+        await w.advance(10)
+        w.pool.rescan()
+        await w.settle()
+        assert settled.result() == ()
+
+
 async def test_a_drain_can_be_forced() -> None:
     """`--force` ends the streams of draining models with an error, and of no others."""
     async with world({"a": 40, "b": 40}) as w:
