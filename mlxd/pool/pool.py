@@ -305,17 +305,14 @@ class Pool:
             timeout_s: how long; None takes `pool.drain_timeout`.
         """
         residents = self._state.residents
-        moved = {
-            residents[model_id]: residents[model_id].unloads for model_id in begun.model_ids if model_id in residents
-        }
+        moved = {found: found.unloads for model_id in begun.model_ids if (found := residents.get(model_id))}
 
         def is_busy(resident: Resident) -> bool:
-            if residents.get(resident.id) is not resident:  # it has left the disk, and was forgotten meanwhile
-                return False
-            if resident.id in begun.loading:
-                is_wanted = resident.id in self._state.settings.pool.preload
-                return is_wanted and resident.state not in {ModelState.READY, ModelState.FAILED}
-            return resident.is_leaving and resident.unloads == moved[resident]
+            if resident.id not in begun.loading:
+                return resident.is_leaving and resident.unloads == moved[resident]
+            is_known = residents.get(resident.id) is resident  # else it has left the disk, and was forgotten
+            is_wanted = is_known and resident.id in self._state.settings.pool.preload
+            return is_wanted and resident.state not in {ModelState.READY, ModelState.FAILED}
 
         def busy() -> list[Resident]:
             return [resident for resident in moved if is_busy(resident)]
