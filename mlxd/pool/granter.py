@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from mlxd.pool import ledger, policy
@@ -25,6 +26,10 @@ from mlxd.protocol.units import show_bytes
 NOT_LOADED = frozenset({ModelState.UNLOADED, ModelState.QUEUED, ModelState.FAILED})
 
 
+# Keeps what fails in planning for a sequence, or for the load of a model, from the others.
+Contain = Callable[[Sequence | Resident], AbstractContextManager[None]]
+
+
 @dataclass(slots=True)
 class Claims:
     """What older demands have been promised in this round."""
@@ -37,12 +42,15 @@ class Claims:
 class Granter:
     """One round over everything that wants memory or a slot."""
 
-    def __init__(self, state: PoolState, runner: Runner, mover: Mover, wake_at: Callable[[float], None]) -> None:
-        """Take the parts, and how to be called again at a later time."""
+    def __init__(
+        self, state: PoolState, runner: Runner, mover: Mover, wake_at: Callable[[float], None], contain: Contain
+    ) -> None:
+        """Take the parts, how to be called again at a later time, and what keeps a fault with its model."""
         self._state = state
         self._runner = runner
         self._mover = mover
         self._wake_at = wake_at
+        self._contain = contain
 
     def enforce_limit(self) -> None:
         """Come within the limit and `max_models`, as far as busy models allow."""
@@ -58,20 +66,8 @@ class Granter:
         running = sorted(self._state.running, key=lambda sequence: sequence.age)
         claimed_bytes = 0
         for sequence in [sequence for sequence in running if sequence.wanted_tokens is not None]:
-            if sequence.wanted_tokens is None:  # paused for an older one in this very loop
-                continue
-            n_bytes = ledger.growth_bytes(sequence, sequence.wanted_tokens)
-            view = self._state.view()
-            if n_bytes <= max(0, view.free_bytes - claimed_bytes):
-                self._runner.grant(sequence)
-                continue
-            plan = policy.plan_growth(view, sequence.resident.id, sequence.age, n_bytes + claimed_bytes)
-            self._mover.carry_out(plan, f"making room for {sequence.resident.id}")
-            paused_bytes = self._pause_youngest(plan.pause_bytes, sequence.age)
-            if paused_bytes < plan.pause_bytes and sequence is running[0]:
-                self._runner.grant(sequence)  # over the limit: there is always progress
-            else:
-                claimed_bytes += n_bytes
+            with self._contain(sequence):
+                claimed_bytes += self._grow(sequence, claimed_bytes, is_oldest=sequence is running[0])
 
     def admit(self) -> None:
         """Resume, start and load by age, then go on with the preload list."""
@@ -79,14 +75,33 @@ class Granter:
         crowd = [sequence for resident in self._state.residents.values() for sequence in self._mark_crowd(resident)]
         # An adapter before its base: one that can never fit must not have a base loaded for it.
         for age, want in sorted(self._wants(), key=lambda item: (item[0], _is_whole(item[1]))):
-            if isinstance(want, Sequence):
-                self._admit_sequence(want, claims)
-            else:
-                self._admit_load(want, age, claims)
+            with self._contain(want):
+                if isinstance(want, Sequence):
+                    self._admit_sequence(want, claims)
+                else:
+                    self._admit_load(want, age, claims)
         for sequence in crowd:
-            self._admit_in_vacant_slot(sequence, claims)
+            with self._contain(sequence):
+                self._admit_in_vacant_slot(sequence, claims)
         self._preload(claims)
         self._return(claims)
+
+    def _grow(self, sequence: Sequence, claimed_bytes: int, *, is_oldest: bool) -> int:
+        """Answer a running sequence that nears its grant; return what it has been promised and does not have yet."""
+        if sequence.wanted_tokens is None:  # paused for an older one in this very round
+            return 0
+        n_bytes = ledger.growth_bytes(sequence, sequence.wanted_tokens)
+        view = self._state.view()
+        if n_bytes <= max(0, view.free_bytes - claimed_bytes):
+            self._runner.grant(sequence)
+            return 0
+        plan = policy.plan_growth(view, sequence.resident.id, sequence.age, n_bytes + claimed_bytes)
+        self._mover.carry_out(plan, f"making room for {sequence.resident.id}")
+        paused_bytes = self._pause_youngest(plan.pause_bytes, sequence.age)
+        if paused_bytes < plan.pause_bytes and is_oldest:
+            self._runner.grant(sequence)  # over the limit: there is always progress
+            return 0
+        return n_bytes
 
     def _pause_youngest(self, n_bytes: int, than: Age) -> int:
         """Pause sequences younger than *than*, youngest first, until *n_bytes* are coming; return how many are."""
@@ -247,7 +262,8 @@ class Granter:
             elif is_behind or state.is_draining:
                 state.deferred[model_id] = "it waits for other loads"
             else:
-                is_behind = self._preload_one(resident, place, claims)
+                with self._contain(resident):
+                    is_behind = self._preload_one(resident, place, claims)
 
     def _return(self, claims: Claims) -> None:
         """Load again what went for that, if there is still room and nothing else is on its way; else let it be."""
@@ -260,8 +276,9 @@ class Granter:
             if base is not None and base.state is not ModelState.READY and (base.is_returning or base.state in PRESENT):
                 continue  # after its base
             is_in_vain = state.is_draining or state.pressure is not None or resident.state is ModelState.FAILED
-            if is_preloaded or is_in_vain or not self._preload_one(resident, 0, claims):
-                resident.is_returning = False
+            with self._contain(resident):
+                if is_preloaded or is_in_vain or not self._preload_one(resident, 0, claims):
+                    resident.is_returning = False
 
     def _preload_one(self, resident: Resident, place: int, claims: Claims) -> bool:
         """Load it or make room for it; return False when there is none to be had."""

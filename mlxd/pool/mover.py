@@ -39,6 +39,7 @@ class Mover:
         base = resident.base
         if base is not None and base.state is not ModelState.READY:
             raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.value}")
+        spec = self._spec(resident)
         resident.loaded = Loaded(
             resident.entry,
             resident.context_limit,
@@ -57,7 +58,7 @@ class Mover:
         resident.load_total_bytes = resident.weights_bytes
         size = show_bytes(resident.weights_bytes)
         self._state.emit("model.loading", resident.id, f"loading {resident.id}, {size}")
-        self._begin_load(resident)
+        self._begin_load(resident, spec)
 
     def _spec(self, resident: Resident) -> LoadSpec:
         model = self._state.settings.models.get(resident.id)
@@ -149,7 +150,7 @@ class Mover:
     def follow(self, resident: Resident) -> None:
         """Take over what is under way with a model whose record is a copy of another."""
         if resident.state is ModelState.LOADING:
-            self._begin_load(resident)
+            self._begin_load(resident, self._spec(resident))
             if resident.is_aborting and resident.load is not None:
                 resident.load.cancel()
         elif resident.engine is not None and resident.state is ModelState.UNLOADING:
@@ -157,8 +158,7 @@ class Mover:
         elif resident.engine is not None and resident.trim_target_bytes is not None:
             self._begin_trim(resident, resident.engine, resident.trim_target_bytes)
 
-    def _begin_load(self, resident: Resident) -> None:
-        spec = self._spec(resident)
+    def _begin_load(self, resident: Resident, spec: LoadSpec) -> None:
         work = self._backend.load(spec, partial(self._on_progress, resident))
         resident.load = self._work.begin(work, partial(self._on_load_ended, resident, spec))
 
@@ -242,7 +242,12 @@ class Mover:
             if resident.is_wanted:
                 self._load_again(resident, error)
                 return
-        resident.enter(ModelState.FAILED)
+        self.fail(resident, error)
+
+    def fail(self, resident: Resident, error: MlxdError) -> None:
+        """Take it that the model cannot be loaded for now: those that wait for it get *error*, and a backoff begins."""
+        if resident.state is not ModelState.FAILED:
+            resident.enter(ModelState.FAILED)
         resident.is_second_try = False
         resident.error = error
         resident.failures += 1

@@ -32,7 +32,8 @@ class ModelState(Enum):
 TRANSITIONS: dict[ModelState, frozenset[ModelState]] = {
     # Failed at once: a model that must not be loaded.
     ModelState.UNLOADED: frozenset({ModelState.QUEUED, ModelState.LOADING, ModelState.FAILED}),
-    ModelState.QUEUED: frozenset({ModelState.UNLOADED, ModelState.LOADING}),
+    # Failed before it began: a fault in planning its load.
+    ModelState.QUEUED: frozenset({ModelState.UNLOADED, ModelState.LOADING, ModelState.FAILED}),
     ModelState.LOADING: frozenset(
         {ModelState.READY, ModelState.FAILED, ModelState.QUEUED, ModelState.UNLOADED}  # queued: tried once more
     ),

@@ -56,22 +56,23 @@ class Runner:
         engine = _engine(sequence)
         kv_tokens = sequence.first_grant_tokens
         was_paused = sequence.state is SequenceState.PAUSED
+        listener = partial(self.take, sequence)
+        if was_paused:
+            engine.resume(sequence.number, kv_tokens)
+        elif isinstance(sequence.prompt, PreparedInputs):
+            engine.embed(sequence.number, sequence.prompt, kv_tokens, listener)
+        else:
+            engine.submit(_submit(sequence, sequence.prompt, kv_tokens), listener)
         sequence.state = SequenceState.RUNNING
         sequence.granted_tokens = kv_tokens
         sequence.wanted_tokens = None
         sequence.ticket.started = True
         self._state.tell_not_waiting(sequence.ticket)
         if was_paused:
-            engine.resume(sequence.number, kv_tokens)
             self._state.emit("sequence.resumed", resident.id, f"{_words(sequence)} goes on")
-            return
-        resident.waiting.pop(sequence.number, None)
-        resident.active[sequence.number] = sequence
-        listener = partial(self.take, sequence)
-        if isinstance(sequence.prompt, PreparedInputs):
-            engine.embed(sequence.number, sequence.prompt, kv_tokens, listener)
         else:
-            engine.submit(_submit(sequence, sequence.prompt, kv_tokens), listener)
+            resident.waiting.pop(sequence.number, None)
+            resident.active[sequence.number] = sequence
 
     def grant(self, sequence: Sequence) -> None:
         """Give a running sequence the tokens that it asked for."""

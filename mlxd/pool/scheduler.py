@@ -6,14 +6,17 @@ Also the doors through which requests come and go. Slow work ends in `pump`; wha
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
 from mlxd.engine.vector import PreparedInputs
 from mlxd.pool import report
 from mlxd.pool.admission import refuse_if_full, retry_after_s
 from mlxd.pool.clock import Timer
-from mlxd.pool.granter import Granter
+from mlxd.pool.granter import NOT_LOADED, Granter
 from mlxd.pool.mover import Mover
 from mlxd.pool.policy import Rank
 from mlxd.pool.pressure import Pressure
@@ -25,6 +28,7 @@ from mlxd.pool.watch import Watch
 from mlxd.pool.work import Work
 from mlxd.protocol.errors import (
     Draining,
+    EngineError,
     LoadFailed,
     LoadTimeout,
     MlxdError,
@@ -35,6 +39,8 @@ from mlxd.protocol.errors import (
 
 # How much the newest lease counts in the mean service time.
 SERVICE_WEIGHT = 0.2
+
+_log = logging.getLogger(__name__)
 
 
 class Scheduler:
@@ -47,7 +53,7 @@ class Scheduler:
         self.mover = Mover(state, backend, work, self.pump)
         self.runner = Runner(state, self._pump_soon, self.mover.give_back)
         self.pressure = Pressure(state, self.mover, self._wake_at)
-        self._granter = Granter(state, self.runner, self.mover, self._wake_at)
+        self._granter = Granter(state, self.runner, self.mover, self._wake_at, self._contain)
         self.watch = Watch(state.clock)
         self._is_pumping = False
         self._is_due_again = False
@@ -209,10 +215,11 @@ class Scheduler:
         self.pressure.look()
         residents = list(self._state.residents.values())
         for resident in residents:
-            if resident.state is ModelState.DRAINING and not resident.is_held:
-                self.mover.unload(resident)
-            if resident.state is ModelState.READY:
-                self._grant_leases(resident)
+            with self._contain(resident):
+                if resident.state is ModelState.DRAINING and not resident.is_held:
+                    self.mover.unload(resident)
+                if resident.state is ModelState.READY:
+                    self._grant_leases(resident)
         self._expire_idle()
         self._reload_stale()
         self._granter.enforce_limit()
@@ -220,9 +227,29 @@ class Scheduler:
         self._granter.admit()
         self._granter.enforce_limit()  # what has started just now may be older than what went over the limit
         for resident in residents:
-            self._mark_queued(resident)
-            self._expire_waits(resident)
-            self._expire_load(resident)
+            with self._contain(resident):
+                self._mark_queued(resident)
+                self._expire_waits(resident)
+                self._expire_load(resident)
+
+    @contextmanager
+    def _contain(self, want: Sequence | Resident) -> Iterator[None]:
+        """Keep a fault in planning for one sequence or model from all others: only who waits for it gets an error."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001  (a mistake of ours about one model, and the round is everybody's)
+            model_id = want.resident.id if isinstance(want, Sequence) else want.id
+            _log.exception("planning for %s failed", model_id)
+            message = f"{model_id} cannot be planned for: a fault of the server, whose log has the cause"
+            if isinstance(want, Sequence):
+                self._is_due_again = True
+                self.runner.abort(want, EngineError(message))
+            elif want.state in NOT_LOADED:
+                self._is_due_again = True
+                self.mover.fail(want, LoadFailed(message))
+            else:
+                self._is_due_again |= want.is_wanted
+                want.fail_waiting(EngineError(message))
 
     def _grant_leases(self, resident: Resident) -> None:
         for ticket in resident.queue.values():
@@ -236,23 +263,25 @@ class Scheduler:
 
     def _expire_idle(self) -> None:
         for resident in self._state.present:
-            expiry_s = self._state.expiry_s(resident)
-            if self._state.clock.now() >= expiry_s:
-                self.mover.drain(resident, "idle for its keep_alive")
-            else:
-                self._wake_at(expiry_s)
+            with self._contain(resident):
+                expiry_s = self._state.expiry_s(resident)
+                if self._state.clock.now() >= expiry_s:
+                    self.mover.drain(resident, "idle for its keep_alive")
+                else:
+                    self._wake_at(expiry_s)
 
     def _reload_stale(self) -> None:
         """Let go of loaded models that are to take up other files or settings, so that they are loaded again."""
         for resident in self._state.present:
-            reason = self._state.stale_reason(resident) if resident.state is ModelState.READY else None
-            if reason is None:
-                continue
-            mode = self._state.reload_mode(resident)
-            if mode == "now" or (mode == "idle" and not resident.is_busy and not resident.is_wanted):
-                for returning in (resident, *resident.adapters.values()):
-                    returning.is_returning = returning.state is ModelState.READY
-                self.mover.drain(resident, f"it is loaded again: {reason}")
+            with self._contain(resident):
+                reason = self._state.stale_reason(resident) if resident.state is ModelState.READY else None
+                mode = self._state.reload_mode(resident)
+                if reason is None or mode == "next-load":
+                    continue
+                if mode == "now" or not (resident.is_busy or resident.is_wanted):
+                    for returning in (resident, *resident.adapters.values()):
+                        returning.is_returning = returning.state is ModelState.READY
+                    self.mover.drain(resident, f"it is loaded again: {reason}")
 
     def _mark_queued(self, resident: Resident) -> None:
         if resident.is_wanted and resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
@@ -267,8 +296,8 @@ class Scheduler:
         for ticket in list(resident.queue.values()):
             deadline_s = self._deadline_s(resident, ticket.since_s)
             if now >= deadline_s:
-                del resident.queue[ticket.number]
                 ticket.fail(self._timeout(resident, report.reason_waiting(self._state, ticket)))
+                del resident.queue[ticket.number]
                 self._is_due_again = True
             else:
                 self._wake_at(deadline_s)

@@ -6,6 +6,7 @@ end, when all requests have ended.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,6 +66,17 @@ class Invariants:
             promise.look_at_end()
 
 
+class FaultHandler(logging.Handler):
+    """Takes what the pool logs as its own fault: it keeps one from its callers, and no history may have any."""
+
+    def __init__(self, broken: list[AssertionError]) -> None:
+        super().__init__(logging.ERROR)
+        self._broken = broken
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._broken.append(AssertionError(self.format(record)))
+
+
 class WatchedWorld(World):
     """A world whose promises are looked at whenever something happens and whenever it is quiet."""
 
@@ -82,6 +94,8 @@ class WatchedWorld(World):
         self.pool._state._on_event = self._on_event
         self._is_watched = True
         self._broken: list[AssertionError] = []
+        self._faults = FaultHandler(self._broken)
+        logging.getLogger("mlxd.pool").addHandler(self._faults)
 
     def _on_event(self, happened: PoolEvent) -> None:
         self.events.append(happened)
@@ -102,4 +116,5 @@ class WatchedWorld(World):
     async def close(self) -> None:
         """End everything, which breaks every promise."""
         self._is_watched = False
+        logging.getLogger("mlxd.pool").removeHandler(self._faults)
         await super().close()
