@@ -13,13 +13,14 @@ from mlxctl.audit_filter import FilterVerb, read_filter, usage_error
 from mlxctl.audit_view import (
     format_change_line,
     format_changes,
+    format_request,
     format_request_line,
     format_requests,
     format_stats,
 )
 from mlxctl.call import Call, Document
-from mlxctl.verb import make_app
-from mlxd.protocol.errors import ControlError
+from mlxctl.verb import Verb, make_app
+from mlxd.protocol.errors import EXIT_NOT_FOUND, ControlError
 from mlxd.protocol.event import Gap
 from mlxd.protocol.units import count
 
@@ -29,6 +30,7 @@ _TOPIC = ["audit"]
 _SHOWN = 50
 _PAGE_ROWS = 1000
 
+Id = Annotated[str, typer.Argument(metavar="REQUEST", help="Request id, as `mlxctl audit list` shows it.")]
 Changes = Annotated[bool, typer.Option("--changes", help="Changes of settings and models instead of requests.")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Most rows.")]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Where the page before ended.")]
@@ -52,6 +54,21 @@ def list_rows(
     call.show(document, format_changes if changes else format_requests)
     if document["next"] is not None and not call.options.json:
         call.note(f"there are more: --cursor {document['next']}")
+
+
+@app.command("show", cls=Verb)
+def show(ctx: typer.Context, request: Id) -> None:
+    """All that the log has of one request; of each with this id, where a client has used it again."""
+    call = Call.of(ctx)
+    document = call.ask("audit.list", request=request)
+    if not document["requests"]:
+        raise ControlError(
+            f"the log has no request {request!r}; it gets its row when it ends",
+            exit_code=EXIT_NOT_FOUND,
+            code="not_found",
+            hint="mlxctl request list",
+        )
+    call.show(document, lambda shown: "\n\n".join(format_request(row) for row in shown["requests"]))
 
 
 @app.command("stats", cls=FilterVerb)

@@ -38,6 +38,40 @@ def format_requests(document: Document) -> str:
     )
 
 
+def format_request(row: Document) -> str:
+    """Return one ended request, a line for each thing that is known of it."""
+    cost, removed, attempts = row["cost_micro_usd"], row["noise_removed"], row["attempts"]
+    tokens = None if row["prompt_tokens"] is None else f"{row['prompt_tokens']} ({row['cached_tokens']} cached)"
+    tries = [f"{each['target']} {each['code'] or each['status']} {_show_ms(each['ms'])}" for each in attempts or ()]
+    return format_pairs(
+        [
+            ("request", row["request"]),
+            ("started", show_time(row["started_ms"])),
+            ("endpoint", row["endpoint"]),
+            ("model", row["model"]),
+            ("asked for", row["asked"]),
+            ("route", row["route"]),
+            ("target", row["target"]),
+            ("rule", row["rule"]),
+            ("reason", row["reason"]),
+            ("attempts", ", ".join(tries) or None),
+            ("status", " ".join(str(each) for each in (row["status"], row["code"], row["http_status"]) if each)),
+            ("prompt tokens", tokens),
+            ("noise removed", None if removed is None else _format_removed(removed)),
+            ("answer tokens", row["completion_tokens"]),
+            ("first token after", _show_ms(row["ttft_ms"])),
+            ("took", _show_ms(row["duration_ms"])),
+            ("tokens a second", row["tokens_per_s"]),
+            ("API key", row["key"]),
+            ("USD", None if cost is None else f"{cost / 1e6:.4f}"),
+        ]
+    )
+
+
+def _format_removed(removed: Mapping[str, int]) -> str:
+    return ", ".join(f"{count(pieces, 'piece')} by {rule}" for rule, pieces in removed.items())
+
+
 def format_changes(document: Document) -> str:
     """Return changes as a table."""
     if not document["changes"]:

@@ -159,6 +159,8 @@ def _names(place: _Place, kind: str, cap_s: float) -> Names:
         return []
     if verb == "chat" and place.positional:  # the prompt
         return []
+    if kind == "REQUEST" and place.path[0] == "audit":
+        kind = "ENDED"
     if kind == "ID":
         kind = _NOUN_KINDS.get(place.path[-2], "")
     taken = set(place.positional)

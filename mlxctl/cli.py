@@ -36,7 +36,10 @@ _VERBS = {
     "version": "mlxctl.daemon",
     "completion": "mlxctl.shell",
 }
-_NAMES = ("pool", "model", "preload", "request", "queue", "op", "cloud", "key", "apikey", "config", "audit", "service")
+_NAMES = (
+    *("pool", "model", "preload", "request", "queue", "op", "cache"),
+    *("cloud", "key", "apikey", "config", "audit", "service"),
+)
 _NOUNS = {name: f"mlxctl.{name}" for name in _NAMES}
 # What completion scripts call; see `shell.py`.
 _COMPLETE = "__complete"

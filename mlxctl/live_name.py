@@ -23,7 +23,8 @@ def ask_names(kind: str, verb: str, socket: Path, cap_s: float = CAP_S) -> Names
     """Return the names of this *kind* that make sense for the verb; none when the daemon does not answer in time.
 
     Args:
-        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, TARGET, APIKEY, KEY, GEN.
+        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, TARGET, APIKEY, KEY, GEN; or ENDED, a
+            request of the log.
         verb: the whole verb, such as `model unload`.
         socket: the control socket.
         cap_s: how long all of it may take.
@@ -65,6 +66,10 @@ def _read_requests(document: Map, _: str) -> Iterable[tuple[str, str]]:
     return [(request["id"], f"{request['model']}, {request['state']}") for request in document["requests"]]
 
 
+def _read_ended(document: Map, _: str) -> Iterable[tuple[str, str]]:
+    return [(row["request"], f"{row['model'] or 'no model'}, {row['status']}") for row in document["requests"]]
+
+
 def _read_rules(document: Map, _: str) -> Iterable[tuple[str, str]]:
     return [(rule["id"], f"{rule['mode']} {rule['match']}") for rule in document["rules"]]
 
@@ -99,6 +104,7 @@ _SOURCES: dict[str, tuple[str, Callable[[Map, str], Iterable[tuple[str, str]]]]]
     "MODEL": ("model.list", _read_models),
     "OP": ("op.list", _read_operations),
     "REQUEST": ("ps", _read_requests),
+    "ENDED": ("audit.list", _read_ended),
     "RULE": ("cloud.rule.list", _read_rules),
     "PROVIDER": ("cloud.provider.list", _read_providers),
     "APIKEY": ("apikey.list", _read_api_keys),

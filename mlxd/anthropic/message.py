@@ -1,4 +1,7 @@
-"""Anthropic's messages of blocks → the maps that a chat template wants. No word of a user is changed or left out."""
+"""Anthropic's messages of blocks → the maps that a chat template wants. No word of a user is changed or left out.
+
+What clients add for their own accounting is removed (`mlxd/http/noise.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxd.http import field
+from mlxd.http.noise import NoiseFilter
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
@@ -27,7 +31,7 @@ _OF_ROLE = {
 Message = Mapping[str, Any]
 
 
-def parse_system(value: Any, unknown: UnknownFields) -> tuple[Message, ...]:
+def parse_system(value: Any, unknown: UnknownFields, noise: NoiseFilter) -> tuple[Message, ...]:
     """Return the system message of a text or of text blocks; none where there is no text.
 
     Raises:
@@ -36,11 +40,11 @@ def parse_system(value: Any, unknown: UnknownFields) -> tuple[Message, ...]:
     """
     if value is None:
         return ()
-    text = _text("system", value, "system", unknown, "\n\n")
+    text = "\n\n".join(noise.keep("system", _texts("system", value, unknown), is_first=True))
     return ({"role": "system", "content": text},) if text else ()
 
 
-def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Message, ...]:
+def parse_messages(messages: list[Any], unknown: UnknownFields, noise: NoiseFilter) -> tuple[Message, ...]:
     """Return the messages; results of tools become messages of role `tool`, before the text that came with them.
 
     Raises:
@@ -58,13 +62,16 @@ def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Message
         if role == "assistant":
             parsed.append(_assistant(f"{path}.content", content, unknown))
         elif role == "user":
-            parsed += _user(f"{path}.content", content, unknown)
+            parsed += _user(f"{path}.content", content, unknown, noise)
         else:
-            parsed.append({"role": "system", "content": _text(f"{path}.content", content, "system", unknown)})
+            texts = _texts(f"{path}.content", content, unknown)
+            kept = noise.keep("system", texts)
+            if kept or not texts:
+                parsed.append({"role": "system", "content": "".join(kept)})
     return tuple(parsed)
 
 
-def _user(path: str, content: Any, unknown: UnknownFields) -> list[Message]:
+def _user(path: str, content: Any, unknown: UnknownFields, noise: NoiseFilter) -> list[Message]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     results: list[Message] = []
@@ -74,12 +81,13 @@ def _user(path: str, content: Any, unknown: UnknownFields) -> list[Message]:
             texts.append(field.string(f"{here}.text", block.get("text")))
         else:
             results.append(_result(here, block, unknown))
-    return [*results, {"role": "user", "content": "".join(texts)}] if texts else results
+    kept = noise.keep("user", texts, others=len(results))
+    return [*results, {"role": "user", "content": "".join(kept)}] if kept else results
 
 
 def _result(path: str, block: Mapping[str, Any], unknown: UnknownFields) -> Message:
     content = block.get("content")
-    text = "" if content is None else _text(f"{path}.content", content, "system", unknown)
+    text = "" if content is None else "".join(_texts(f"{path}.content", content, unknown))
     if block.get("is_error") is not None and field.boolean(f"{path}.is_error", block["is_error"]):
         text = f"Error: {text}"  # templates have no other place for it
     call_id = field.text(f"{path}.tool_use_id", block.get("tool_use_id"))
@@ -119,13 +127,14 @@ def _call(path: str, block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(path: str, content: Any, role: str, unknown: UnknownFields, between: str = "") -> str:
+def _texts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
+    """Return the texts of content that has nothing else."""
     if isinstance(content, str):
-        return content
+        return [content]
     if content == []:
-        return ""
-    blocks = _blocks(path, content, role, unknown)
-    return between.join(field.string(f"{here}.text", block.get("text")) for here, block in blocks)
+        return []
+    blocks = _blocks(path, content, "system", unknown)
+    return [field.string(f"{here}.text", block.get("text")) for here, block in blocks]
 
 
 def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[tuple[str, Mapping[str, Any]]]:

@@ -26,7 +26,7 @@ async def post_count_tokens(request: web.Request) -> web.StreamResponse:
 
 
 async def _message(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_message_body(local.take_body(), reject_unknown=local.reject_unknown)
+    parsed = parse_message_body(local.take_body(), local.noise, reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
     if parsed.stream:
         return await _stream(request, local, parsed)
@@ -34,7 +34,7 @@ async def _message(request: web.Request, local: Local) -> web.StreamResponse:
 
 
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_count_body(local.take_body(), reject_unknown=local.reject_unknown)
+    parsed = parse_count_body(local.take_body(), local.noise, reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
     async with generation(request, local.model) as held:
         prompt = await held.lease.prepare(parsed.request)

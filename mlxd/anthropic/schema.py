@@ -11,6 +11,7 @@ from mlxd.anthropic.tool import parse_tools
 from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
+from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
 from mlxd.http.unknown import UnknownFields
@@ -66,8 +67,8 @@ class ParsedBody:
     ignored: tuple[str, ...]  # names of fields that are not Anthropic's
 
 
-def parse_message_body(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
-    """Read the body of /v1/messages.
+def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: bool) -> ParsedBody:
+    """Read the body of /v1/messages, without the noise in it.
 
     Raises:
         UnsupportedParameter: a documented field, block or tool that this server does not act upon.
@@ -78,26 +79,28 @@ def parse_message_body(body: Mapping[str, Any], *, reject_unknown: bool) -> Pars
     for name in ("max_tokens", "messages"):
         if name not in values:
             raise InvalidRequest(f"{name} is required", param=name)
-    request = _request(values, unknown)
+    request = _request(values, unknown, noise)
     return ParsedBody(request, values.get("stream", False), unknown.names)
 
 
-def parse_count_body(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
+def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: bool) -> ParsedBody:
     """Read the body of /v1/messages/count_tokens; raises as `parse_message_body`."""
     unknown = UnknownFields(reject=reject_unknown)
     values = read(COUNT, body, unknown)
     if "messages" not in values:
         raise InvalidRequest("messages is required", param="messages")
-    return ParsedBody(_request(values, unknown), stream=False, ignored=unknown.names)
+    return ParsedBody(_request(values, unknown, noise), stream=False, ignored=unknown.names)
 
 
-def _request(values: Mapping[str, Any], unknown: UnknownFields) -> GenerationRequest:
+def _request(values: Mapping[str, Any], unknown: UnknownFields, noise: NoiseFilter) -> GenerationRequest:
     output = read(_OUTPUT_CONFIG, values.get("output_config", {}), unknown, "output_config")
     answer = None if "format" not in output else _answer_format(output["format"], unknown)
     rules = parse_tools(values, unknown, answer)
-    messages = (*parse_system(values.get("system"), unknown), *parse_messages(values["messages"], unknown))
+    given = values["messages"]
+    messages = (*parse_system(values.get("system"), unknown, noise), *parse_messages(given, unknown, noise))
+    require_messages(messages)
     kwargs, budget_tokens = _thinking(values, unknown)
-    prompt = ChatPrompt(messages, kwargs, rules.use, continues=messages[-1]["role"] == "assistant")
+    prompt = ChatPrompt(messages, kwargs, rules.use, continues=given[-1]["role"] == "assistant")
     return GenerationRequest(
         prompt,
         sampling_params(values),

@@ -74,6 +74,7 @@ class RequestRecord(_Record):
         tokens_per_s: of the answer, after its first token.
         key: id of the client's API key.
         cost_micro_usd: what the upstream's answer has cost, where its target has a price.
+        noise_removed: pieces that noise rules have removed from its prompt, by rule; None where there was nothing.
     """
 
     request: str
@@ -97,9 +98,10 @@ class RequestRecord(_Record):
     tokens_per_s: float | None = None
     key: str | None = None
     cost_micro_usd: int | None = None
+    noise_removed: Mapping[str, int] | None = None
 
     table: ClassVar[str] = "requests"
-    json_columns: ClassVar[frozenset[str]] = frozenset({"attempts"})
+    json_columns: ClassVar[frozenset[str]] = frozenset({"attempts", "noise_removed"})
 
 
 @dataclass(frozen=True, slots=True)

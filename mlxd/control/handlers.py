@@ -8,6 +8,7 @@ from types import MappingProxyType
 from mlxd.control import (
     apikey,
     audit,
+    cache,
     cloud,
     key,
     model,
@@ -101,6 +102,7 @@ HANDLERS: Mapping[str, Handler] = MappingProxyType(
         "preload.add": preload.add,
         "preload.remove": preload.remove,
         "preload.set": preload.set_all,
+        "cache.rules": cache.list_rules,
         "cloud.show": cloud.show,
         "cloud.enable": cloud.enable,
         "cloud.disable": cloud.disable,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,6 +86,7 @@ class Exchange:
     reason: str | None = None  # the local failure after which the cloud was asked
     attempts: list[Attempt] = field(default_factory=list)
     ignored: tuple[str, ...] = ()
+    noise_removed: Mapping[str, int] = field(default_factory=dict)  # rule → pieces, from a prompt of this machine
     on_first_token: Callable[[], None] | None = None
     clock: Callable[[], float] = time.monotonic
     first_token_at_s: float | None = None  # of that clock
@@ -111,6 +112,7 @@ class Exchange:
         """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
         self.route, self.model, self.rule, self.target = "cloud", route.model, route.rule_id, route.target
         self.reason = reason
+        self.noise_removed = {}  # a cloud is given all of it
         self.first_token_at_s = None  # of a local answer that came to nothing
 
     def note_answer(self, answer: Answer) -> None:

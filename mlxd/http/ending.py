@@ -56,6 +56,7 @@ def describe_end(
         tokens_per_s=_speed(usage, first_s, ended_s),
         key=None if exchange.api_key is None else exchange.api_key.name,
         cost_micro_usd=None if exchange.answer is None else exchange.answer.cost_micro_usd,
+        noise_removed=dict(exchange.noise_removed) or None,
     )
 
 

@@ -23,7 +23,7 @@ async def post_chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _chat(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_chat(local.take_body(), reject_unknown=local.reject_unknown)
+    parsed = parse_chat(local.take_body(), local.noise, reject_unknown=local.reject_unknown)
     request[EXCHANGE].ignored = parsed.ignored
     if parsed.stream:
         return await _stream(request, local, parsed)

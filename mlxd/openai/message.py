@@ -1,4 +1,7 @@
-"""Chat messages → the maps that a chat template wants. No word of a user is ever changed or left out."""
+"""Chat messages → the maps that a chat template wants. No word of a user is ever changed or left out.
+
+What clients add for their own accounting is removed (`mlxd/http/noise.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import orjson
 
 from mlxd.http import field
+from mlxd.http.noise import NoiseFilter
 from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
@@ -23,17 +27,20 @@ _ASSISTANT_REFUSED = ("refusal", "audio", "function_call", "annotations")
 _PART_KNOWN = frozenset({"type", "text", "prompt_cache_breakpoint"})
 
 
-def parse_messages(messages: list[Any], unknown: UnknownFields) -> tuple[Mapping[str, Any], ...]:
+def parse_messages(messages: list[Any], unknown: UnknownFields, noise: NoiseFilter) -> tuple[Mapping[str, Any], ...]:
     """Return the messages with text content; `developer` becomes `system`, the arguments of calls become objects.
 
     Raises:
         UnsupportedParameter: images, audio, files, calls of what is no function.
         InvalidRequest: a message without a known role or without content, a result without its call's id.
     """
-    return tuple(_parse_message(f"messages[{index}]", message, unknown) for index, message in enumerate(messages))
+    parsed = (_parse_message(index, message, unknown, noise) for index, message in enumerate(messages))
+    return tuple(message for message in parsed if message is not None)
 
 
-def _parse_message(path: str, message: Any, unknown: UnknownFields) -> Mapping[str, Any]:
+def _parse_message(index: int, message: Any, unknown: UnknownFields, noise: NoiseFilter) -> Mapping[str, Any] | None:
+    """Return a message; None where it was noise."""
+    path = f"messages[{index}]"
     field.mapping(path, message)
     role = message.get("role")
     if role == "function":
@@ -46,7 +53,11 @@ def _parse_message(path: str, message: Any, unknown: UnknownFields) -> Mapping[s
         parsed = _assistant(path, message, unknown)
     else:
         unknown.note(path, message, _TOOL_KNOWN if role == "tool" else _KNOWN)
-        parsed = {"role": _ROLES[role], "content": _content(f"{path}.content", message.get("content"), unknown)}
+        texts = _texts(f"{path}.content", message.get("content"), unknown)
+        kept = noise.keep(_ROLES[role], texts, is_first=index == 0)
+        if not kept:
+            return None
+        parsed = {"role": _ROLES[role], "content": "".join(kept)}
     if role == "tool":
         parsed["tool_call_id"] = field.text(f"{path}.tool_call_id", message.get("tool_call_id"))
     if message.get("name") is not None:
@@ -63,7 +74,7 @@ def _assistant(path: str, message: Mapping[str, Any], unknown: UnknownFields) ->
     content = message.get("content")
     parsed: dict[str, Any] = {"role": "assistant", "content": ""}
     if content is not None or not calls:
-        parsed["content"] = _content(f"{path}.content", content, unknown)
+        parsed["content"] = "".join(_texts(f"{path}.content", content, unknown))
     if calls:
         listed = enumerate(field.sequence(f"{path}.tool_calls", calls))
         parsed["tool_calls"] = [_call(f"{path}.tool_calls[{place}]", call, unknown) for place, call in listed]
@@ -102,13 +113,13 @@ def call_arguments(arguments: str) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-def _content(path: str, content: Any, unknown: UnknownFields) -> str:
+def _texts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
+    """Return the texts of the parts. They are joined with nothing in between, as templates that take parts do."""
     if isinstance(content, str):
-        return content
+        return [content]
     if not isinstance(content, list) or not content:
         raise field.wrong(path, content, "a text or a list of text parts")
-    # Joined with nothing in between, as chat templates that take parts do.
-    return "".join(_part(f"{path}[{index}]", part, unknown) for index, part in enumerate(content))
+    return [_part(f"{path}[{index}]", part, unknown) for index, part in enumerate(content)]
 
 
 def _part(path: str, part: Any, unknown: UnknownFields) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mlxd.http import field
+from mlxd.http.noise import NoiseFilter
 from mlxd.http.unknown import UnknownFields
 from mlxd.openai.message import call_arguments
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
@@ -55,8 +56,8 @@ def parse_input(value: Any, unknown: UnknownFields, find: Find) -> tuple[Item, .
     return tuple(_parse_item(f"input[{place}]", item, unknown, find) for place, item in enumerate(value))
 
 
-def messages_of(items: Iterable[Item], instructions: str | None) -> tuple[Mapping[str, Any], ...]:
-    """Return the messages of canonical items, as chat templates want them.
+def messages_of(items: Iterable[Item], instructions: str | None, noise: NoiseFilter) -> tuple[Mapping[str, Any], ...]:
+    """Return the messages of canonical items without noise, as chat templates want them.
 
     What an assistant thought, said and called in one turn is one message. *instructions* and system messages right
     after them are one, since many templates take only one and only as the first.
@@ -73,15 +74,18 @@ def messages_of(items: Iterable[Item], instructions: str | None) -> tuple[Mappin
         turn = None
         if item["type"] == "message":
             role = "system" if item["role"] == "developer" else item["role"]
-            messages.append({"role": role, "content": _text(item["content"])})
+            texts = [part["text"] for part in item["content"]]
+            kept = noise.keep(role, texts, is_first=instructions is None and not messages)
+            if kept or not texts:
+                messages.append({"role": role, "content": "".join(kept)})
         else:
             output = item["output"]
             result = {"role": "tool", "tool_call_id": item["call_id"]}
             result["content"] = output if isinstance(output, str) else _text(output)
             messages.append(result | ({"name": item["name"]} if "name" in item else {}))
-    if instructions is None:
+    leading = noise.keep("system", [] if instructions is None else [instructions], is_first=True)
+    if not leading:
         return tuple(messages)
-    leading = [instructions]
     while messages and messages[0]["role"] == "system":
         leading.append(messages.pop(0)["content"])
     return ({"role": "system", "content": "\n\n".join(leading)}, *messages)

@@ -11,6 +11,7 @@ import orjson
 from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
+from mlxd.http.noise import NoiseFilter
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
 from mlxd.http.unknown import UnknownFields
@@ -124,9 +125,11 @@ class ParsedResponse:
 
 
 def parse_response(
-    body: Mapping[str, Any], store: ResponseStore, owner: str | None, *, reject_unknown: bool
+    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, *, reject_unknown: bool
 ) -> ParsedResponse:
     """Read the body of /v1/responses, with what *store* has of *owner*'s conversation before it.
+
+    The prompt is without noise; the items that are kept and repeated are as they came.
 
     Raises:
         UnsupportedParameter: a documented field, item or tool that this server does not act upon.
@@ -140,26 +143,26 @@ def parse_response(
         if not stream:
             raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
         read(_STREAM_OPTIONS, values["stream_options"], unknown, "stream_options")
-    request, items = _request(values, unknown, store, owner)
+    request, items = _request(values, unknown, store, owner, noise)
     stores = values.get("store", True) and store.is_open
     repeated = {**_repeated(values, request), "store": stores}
     return ParsedResponse(request, stream, stores, items, values.get("previous_response_id"), repeated, unknown.names)
 
 
 def parse_input_count(
-    body: Mapping[str, Any], store: ResponseStore, owner: str | None, *, reject_unknown: bool
+    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, *, reject_unknown: bool
 ) -> tuple[GenerationRequest, tuple[str, ...]]:
     """Read the body of /v1/responses/input_tokens; return the request and the fields that are not OpenAI's.
 
     Raises as `parse_response`.
     """
     unknown = UnknownFields(reject=reject_unknown)
-    request, _ = _request(read(INPUT_COUNT, body, unknown), unknown, store, owner)
+    request, _ = _request(read(INPUT_COUNT, body, unknown), unknown, store, owner, noise)
     return request, unknown.names
 
 
 def _request(
-    values: Mapping[str, Any], unknown: UnknownFields, store: ResponseStore, owner: str | None
+    values: Mapping[str, Any], unknown: UnknownFields, store: ResponseStore, owner: str | None, noise: NoiseFilter
 ) -> tuple[GenerationRequest, tuple[Item, ...]]:
     """Return the request, and the items of its own input."""
     previous_id = values.get("previous_response_id")
@@ -170,7 +173,7 @@ def _request(
     rules = parse_tools(values, unknown, answer)
     items = parse_input(values.get("input", []), unknown, store.finder(owner))
     before = [] if previous_id is None else store.conversation(owner, previous_id)
-    messages = messages_of([*before, *items], values.get("instructions"))
+    messages = messages_of([*before, *items], values.get("instructions"), noise)
     if not messages:
         raise InvalidRequest("input holds no items, and there is nothing else to answer", param="input")
     request = GenerationRequest(

@@ -31,7 +31,11 @@ async def post_input_tokens(request: web.Request) -> web.StreamResponse:
 
 async def _response(request: web.Request, local: Local) -> web.StreamResponse:
     parsed = parse_response(
-        local.take_body(), request.app[RESPONSES], owner_of(request), reject_unknown=local.reject_unknown
+        local.take_body(),
+        request.app[RESPONSES],
+        owner_of(request),
+        local.noise,
+        reject_unknown=local.reject_unknown,
     )
     request[EXCHANGE].ignored = parsed.ignored
     events = ResponseEvents(
@@ -52,7 +56,11 @@ async def _response(request: web.Request, local: Local) -> web.StreamResponse:
 
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
     counted, request[EXCHANGE].ignored = parse_input_count(
-        local.take_body(), request.app[RESPONSES], owner_of(request), reject_unknown=local.reject_unknown
+        local.take_body(),
+        request.app[RESPONSES],
+        owner_of(request),
+        local.noise,
+        reject_unknown=local.reject_unknown,
     )
     async with generation(request, local.model) as held:
         prompt = await held.lease.prepare(counted)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from mlxd.http import field
+from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
 from mlxd.http.unknown import UnknownFields
@@ -90,8 +91,8 @@ class ParsedBody:
     echoes_only: bool = False  # ... and no answer is wanted
 
 
-def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
-    """Read the body of /v1/chat/completions.
+def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: bool) -> ParsedBody:
+    """Read the body of /v1/chat/completions, without the noise in it.
 
     Raises:
         UnsupportedParameter: a documented field at a value that this server does not act upon.
@@ -105,8 +106,10 @@ def parse_chat(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
     if "response_format" in values:
         answer = parse_response_format(values["response_format"], unknown)
     rules = parse_tools(values, unknown, answer)
+    messages = parse_messages(values["messages"], unknown, noise)
+    require_messages(messages)
     prompt = ChatPrompt(
-        parse_messages(values["messages"], unknown),
+        messages,
         values.get("chat_template_kwargs", {}),
         rules.use,
         values.get("reasoning_effort"),

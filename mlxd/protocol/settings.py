@@ -26,6 +26,7 @@ from mlxd.protocol.kind import (
     Text,
     TextList,
 )
+from mlxd.protocol.noise import RULE_NAMES
 from mlxd.protocol.row import group, keyed, row
 from mlxd.protocol.trigger import DEFAULT_TRIGGERS, TRIGGERS
 
@@ -104,6 +105,9 @@ class HttpSettings:
         Choice("ignore", "reject"),
         "ignore",
         "A body field that OpenAI does not define: ignored and named in a header, or refused.",
+    )
+    noise_rules_off: tuple[str, ...] = row(
+        TextList(choices=RULE_NAMES), [], "Noise rules that are off: what they remove from prompts stays in."
     )
     keepalive: float = row(
         Duration(minimum_s=1, maximum_s=60), "10s", "Longest silence in a stream before an SSE comment keeps it alive."

@@ -11,6 +11,7 @@ from anthropic.types import message_count_tokens_params, message_create_params
 from mlxd.anthropic.schema import COUNT, MESSAGES, parse_count_body, parse_message_body
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
+from mlxd.http.noise import NoiseFilter
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 HI = [{"role": "user", "content": "hi"}]
@@ -24,7 +25,7 @@ FUNCTION = {
 def parse(**fields: Any) -> GenerationRequest:
     """Parse a body with these fields."""
     body = {"model": "m", "max_tokens": 2000, "messages": HI} | fields
-    return parse_message_body(body, reject_unknown=False).request
+    return parse_message_body(body, NoiseFilter(), reject_unknown=False).request
 
 
 def prompt(**fields: Any) -> ChatPrompt:
@@ -179,12 +180,14 @@ def test_what_cannot_be_done_is_named(fields: dict[str, Any], param: str, code: 
 def test_unknown_fields_are_named() -> None:
     """Fields of other servers are ignored in the open."""
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi", "id": 1}], "top_a": 1}
-    assert parse_message_body(body, reject_unknown=False).ignored == ("top_a", "messages[0].id")
+    assert parse_message_body(body, NoiseFilter(), reject_unknown=False).ignored == ("top_a", "messages[0].id")
 
 
 def test_counting_needs_no_max_tokens() -> None:
     """It takes what bears on the prompt."""
-    counted = parse_count_body({"model": "m", "messages": HI, "tools": [TOOL]}, reject_unknown=True).request
+    counted = parse_count_body(
+        {"model": "m", "messages": HI, "tools": [TOOL]}, NoiseFilter(), reject_unknown=True
+    ).request
     assert counted.max_tokens is None
     with pytest.raises(UnsupportedParameter):
-        parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, reject_unknown=False)
+        parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, NoiseFilter(), reject_unknown=False)

@@ -101,6 +101,44 @@ def test_list(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     assert asked(fake) == {"model": "a", "since_ms": BEGUN_MS - 3_600_000, "limit": 1}
 
 
+def test_show(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that is known of a request, a line each, with what noise rules have removed from its prompt."""
+    removed = {"claude-billing-line": 1, "claude-tokens-left": 5}
+    row = {**GOOD_ROW, "prompt_tokens": 20_383, "cached_tokens": 18_822, "noise_removed": removed}
+    fake.answers["audit.list"] = {"requests": [row, BAD_ROW], "next": None}
+    assert main(["audit", "show", "r-1"]) == 0
+    assert asked(fake) == {"request": "r-1"}
+    good, bad = capsys.readouterr().out.split("\n\n")
+    assert good.splitlines() == [
+        "request:           r-1",
+        "started:           2023-11-14 22:13:20",
+        "endpoint:          messages",
+        "model:             a",
+        "asked for:         big",
+        "route:             local",
+        "status:            ok 200",
+        "prompt tokens:     20383 (18822 cached)",
+        "noise removed:     1 piece by claude-billing-line, 5 pieces by claude-tokens-left",
+        "answer tokens:     12",
+        "first token after: 40ms",
+        "took:              1.5s",
+        "tokens a second:   7.5",
+    ]
+    assert "attempts: p/b x 3ms" in bad
+    assert "noise" not in bad
+
+
+def test_show_of_none(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """A request without a row may run still."""
+    fake.answers["audit.list"] = {"requests": [], "next": None}
+    assert main(["audit", "show", "r-9"]) == 4
+    assert capsys.readouterr().err.splitlines() == [
+        "error: the log has no request 'r-9'; it gets its row when it ends",
+        "  try: mlxctl request list",
+        "  code: not_found",
+    ]
+
+
 def test_list_of_changes(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     """Who changed what, from what to what."""
     assert main(["audit", "list", "--changes"]) == 0

@@ -16,6 +16,7 @@ from openai.types.responses import (
 
 from mlxd.engine.base import ChatPrompt, SamplingParams
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
+from mlxd.http.noise import NoiseFilter
 from mlxd.http.table import Refused
 from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE, ParsedResponse, parse_response
 from mlxd.openai.response_store import ResponseStore
@@ -28,7 +29,7 @@ TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": 
 def response(**fields: Any) -> ParsedResponse:
     """Parse a body with these fields."""
     store = ResponseStore(lambda: settings_of().http)
-    return parse_response({"model": "m", "input": "hi"} | fields, store, None, reject_unknown=False)
+    return parse_response({"model": "m", "input": "hi"} | fields, store, None, NoiseFilter(), reject_unknown=False)
 
 
 def refusal(**fields: Any) -> MlxdError:

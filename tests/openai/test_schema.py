@@ -11,6 +11,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
 from mlxd.http.dispatch import model_of
+from mlxd.http.noise import NoiseFilter
 from mlxd.http.table import Habit, Refused, Works
 from mlxd.openai.schema import (
     CHAT,
@@ -26,7 +27,7 @@ HI = [{"role": "user", "content": "hi"}]
 
 def chat(**fields: Any) -> ParsedBody:
     """Parse a chat body with these fields."""
-    return parse_chat({"model": "m", "messages": HI} | fields, reject_unknown=False)
+    return parse_chat({"model": "m", "messages": HI} | fields, NoiseFilter(), reject_unknown=False)
 
 
 def completion(**fields: Any) -> ParsedBody:
@@ -251,14 +252,14 @@ def test_unknown_fields_are_named() -> None:
         "stream": True,
         "stream_options": {"z": 1},
     }
-    ignored = parse_chat(body, reject_unknown=False).ignored
+    ignored = parse_chat(body, NoiseFilter(), reject_unknown=False).ignored
     assert ignored == ("top_a", "messages[0].y", "messages[0].content[0].x", "stream_options.z")
 
 
 def test_unknown_fields_may_be_refused_with_the_nearest_name() -> None:
     """With http.unknown_fields = "reject" a typo is told what it may have meant."""
     with pytest.raises(InvalidRequest, match="'temprature'; the nearest is temperature") as refused:
-        parse_chat({"model": "m", "messages": HI, "temprature": 1}, reject_unknown=True)
+        parse_chat({"model": "m", "messages": HI, "temprature": 1}, NoiseFilter(), reject_unknown=True)
     assert refused.value.param == "temprature"
 
 

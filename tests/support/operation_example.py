@@ -36,6 +36,7 @@ RECORD = RequestRecord(
     tokens_per_s=50.0,
     key="k",
     cost_micro_usd=9,
+    noise_removed={"claude-billing-line": 1},
 )
 Example = tuple[str, Mapping[str, Any]]
 
@@ -53,6 +54,7 @@ SETTING_UP: tuple[Example, ...] = (
 EXAMPLES: tuple[Example, ...] = (
     ("ping", {}),
     ("daemon.show", {}),
+    ("cache.rules", {}),
     ("cloud.show", {}),
     ("cloud.provider.list", {}),
     ("cloud.rule.list", {}),

@@ -13,12 +13,26 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mlxd.protocol.errors import NotFound
-from mlxd.protocol.operations import apikey, audit, cloud, daemon, key, model, op, pool, queue, request, rule, settings
+from mlxd.protocol.operations import (
+    apikey,
+    audit,
+    cache,
+    cloud,
+    daemon,
+    key,
+    model,
+    op,
+    pool,
+    queue,
+    request,
+    rule,
+    settings,
+)
 from mlxd.protocol.operations.row import Operation, Param, ParamType, check_params
 
 __all__ = ["OPERATIONS", "Operation", "Param", "ParamType", "check_params", "find_operation"]
 
-_NOUNS = (daemon, pool, queue, settings, model, cloud, rule, key, apikey, op, request, audit)
+_NOUNS = (daemon, pool, queue, settings, model, cache, cloud, rule, key, apikey, op, request, audit)
 
 OPERATIONS: Mapping[str, Operation] = MappingProxyType({row.name: row for noun in _NOUNS for row in noun.TABLE})
 
