@@ -21,10 +21,16 @@ class Watch:
         self._waiting: list[tuple[Condition, asyncio.Future[None]]] = []
 
     def look(self) -> None:
-        """Wake the tasks whose condition holds now."""
+        """Wake the tasks whose condition holds now; a condition that fails is told to the task that waits for it."""
         for is_true, future in list(self._waiting):
-            if is_true():
-                _wake(future)
+            try:
+                holds = is_true()
+            except Exception as error:  # noqa: BLE001 whoever pumps, and all others that wait, have no part in it
+                if not future.done():
+                    future.set_exception(error)
+            else:
+                if holds:
+                    _wake(future)
 
     async def wait_until(self, is_true: Condition, timeout_s: float = math.inf) -> bool:
         """Wait until the condition holds, at most *timeout_s*; return whether it does."""
