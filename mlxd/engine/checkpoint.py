@@ -87,8 +87,8 @@ def places(text: str, marked_text: str) -> list[int]:
     return sorted(found)
 
 
-def checkpoints(encoding: Any, text_places: Sequence[int]) -> tuple[int, ...]:
-    """Return the token positions for places in a text, without those that are hardly apart.
+def positions(encoding: Any, text_places: Sequence[int]) -> tuple[int, ...]:
+    """Return the checkpoints for places in a text, in tokens, without those that are hardly apart.
 
     The last token before a place is left to what comes after it: before other text, it may become another token.
 
@@ -99,7 +99,12 @@ def checkpoints(encoding: Any, text_places: Sequence[int]) -> tuple[int, ...]:
     found = [0]
     for place in text_places:
         # Halving: `char_to_token` reads all tokens up to the place, 5 ms of 200,000.
-        after = bisect_right(range(len(encoding)), place, key=lambda token: encoding.token_to_chars(token)[1])
+        after = bisect_right(range(len(encoding)), place, key=lambda token: _end(encoding, token))
         if after - 1 - found[-1] >= _LEAST_APART:
             found.append(after - 1)
     return tuple(found[1:])
+
+
+def _end(encoding: Any, token: int) -> int:
+    span = encoding.token_to_chars(token)  # none of a special token that is not in the text
+    return 0 if span is None else int(span[1])

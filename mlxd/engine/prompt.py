@@ -16,7 +16,7 @@ from mlxd.engine.base import (
     TextKind,
     TextPrompt,
 )
-from mlxd.engine.checkpoint import checkpoints, marked_messages, places
+from mlxd.engine.checkpoint import marked_messages, places, positions
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
@@ -73,15 +73,15 @@ class PromptRenderer:
         match request.prompt:
             case ChatPrompt():
                 text, marked_text = self._render(request.prompt, is_given_up)
-                tokens, later = self._encode(text, field, places(text, marked_text), add_special_tokens=False)
+                tokens, checkpoints = self._encode(text, field, places(text, marked_text), add_special_tokens=False)
                 if self._tokenizer.has_thinking and self._ends_inside_thinking(text, request.prompt):
                     kind = TextKind.REASONING
             case TextPrompt(text=text):
                 bos = self._tokenizer.bos_token
                 add_special_tokens = bos is None or not text.startswith(bos)
-                tokens, later = self._encode(text, field, (), add_special_tokens=add_special_tokens)
+                tokens, checkpoints = self._encode(text, field, (), add_special_tokens=add_special_tokens)
             case _:
-                tokens, later = list(request.prompt.tokens), ()
+                tokens, checkpoints = list(request.prompt.tokens), ()
         self._check_range(tokens)
         max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
         if request.max_tokens is None and request.default_max_tokens is not None:
@@ -90,7 +90,7 @@ class PromptRenderer:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint, is_given_up)
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
-        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, later)
+        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, checkpoints)
 
     def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> tuple[str, str]:
         """Return the text, and the one with marks in it, which is empty where there is none."""
@@ -205,8 +205,8 @@ class PromptRenderer:
             if not text_places or not self._maps_characters:
                 return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)), ()
             batch = self._tokenizer._tokenizer(text, add_special_tokens=add_special_tokens)  # noqa: SLF001
-            later = () if batch.encodings is None else checkpoints(batch.encodings[0], text_places)
-            return list(batch["input_ids"]), later
+            checkpoints = () if batch.encodings is None else positions(batch.encodings[0], text_places)
+            return list(batch["input_ids"]), checkpoints
 
     def _check_range(self, tokens: list[int]) -> None:
         wrong = foreign_token(tokens, self._facts.vocab_size)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import ByT5Tokenizer
 
 from mlxd.engine.base import GenerationRequest, TextPrompt, TokenPrompt
-from mlxd.engine.checkpoint import MARK, marked_messages, places
+from mlxd.engine.checkpoint import MARK, marked_messages, places, positions
 from mlxd.engine.process import Bounds, Processes
 from mlxd.engine.tool import ToolUse
 from tests.support.chat_template import CHATML, REAL
@@ -254,6 +256,20 @@ def test_place_counts_where_one_side_of_it_is_the_same(text: str, marked: str, e
     assert places(text.replace("-", MARK), marked.replace("-", MARK)) == expected
 
 
+@pytest.mark.parametrize("dropped", ["", "\x00\x00\x00"])
+def test_place_is_found_among_tokens_that_are_in_no_text(dropped: str) -> None:
+    """Special tokens that the tokenizer adds have no place, and neither have characters that it drops."""
+    words = Tokenizer(models.WordLevel({"<s>": 0, **{f"w{number}": number + 1 for number in range(30)}}))
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    text = "".join(f"w{number}{dropped} " for number in range(30))
+    encoding = words.encode(text)
+    assert len(encoding.ids) == 31
+    w10 = text.index("w10")
+    assert positions(encoding, [0, w10 - 1, w10, w10 + 1, text.index("w20"), len(text)]) == (10, 20, 30)
+
+
 def test_python_that_renders_is_asked_for_places_too() -> None:
     """A renderer of mlx-lm or transformers is called once more; one that refuses marks gives none."""
     tokenizer = with_template(byte_level(), CHATML)
@@ -274,11 +290,20 @@ def test_python_that_renders_is_asked_for_places_too() -> None:
         tokenizer._chat_template = None
 
 
-def test_tokenizer_that_says_no_places_gives_none() -> None:
-    """One of Python, or one that changes a text before it encodes it: its tokens are what counts."""
-    ours = with_template(byte_level(), CHATML)._tokenizer
-    newlines = NewlineTokenizer(tokenizer_object=ours._tokenizer, chat_template=CHATML, eos_token="</s>")
-    tokenizer = TokenizerWrapper(newlines)
+def newlines() -> TokenizerWrapper:
+    """Return a tokenizer that changes a text before it encodes it."""
+    return TokenizerWrapper(NewlineTokenizer(tokenizer_object=byte_level()._tokenizer._tokenizer, eos_token="</s>"))
+
+
+def in_python() -> TokenizerWrapper:
+    """Return a tokenizer that is no part of the `tokenizers` library."""
+    return TokenizerWrapper(ByT5Tokenizer())
+
+
+@pytest.mark.parametrize("made", [newlines, in_python])
+def test_tokenizer_that_says_no_places_gives_none(made: Callable[[], TokenizerWrapper]) -> None:
+    """Its tokens are what counts."""
+    tokenizer = with_template(made(), CHATML)
     prompt = prepare(renderer_of(tokenizer), (SYSTEM, Q1, A1, Q2))
     assert prompt.tokens == text_tokens(tokenizer, SYSTEM, Q1, A1, Q2)
     assert prompt.checkpoints == ()
