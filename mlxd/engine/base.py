@@ -137,6 +137,7 @@ class Submit:
     logprobs: int | None = None
     scores_prompt: bool = False
     thinking_budget: int | None = None
+    checkpoint_bytes: int = 0  # what may be kept of it for the prompt cache, until it ends or pauses
 
 
 class FinishReason(Enum):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from mlx_lm.sample_utils import greedy_sampler
 from mlxd.engine.base import Decoding, FinishReason
 from mlxd.engine.batch import change_layers, extend, split, take
 from mlxd.engine.decoder import ChunkTokens, Decoder, Entry, Kept, Made, Prefilled
-from mlxd.engine.kv import CacheMaker, cut_to_length
+from mlxd.engine.kv import CacheMaker, Snapshot, cut_to_length
 from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, PREFILL_ROWS, length_class
 
 # Freed buffers pile up as caches grow; mlx-lm gives them back as often.
@@ -73,6 +74,7 @@ class BatchDecoder:
         self._lanes: dict[int, _Lane] = {}
         self._groups: dict[int, Any] = {}  # GenerationBatch
         self._homes: dict[int, int] = {}  # by uid, the group that a row belongs to
+        self._cuts: dict[int, set[int]] = {}  # by uid, after how many tokens a step of its prompt must end
         self._steps = 0
 
     def insert(self, entry: Entry) -> int:
@@ -83,8 +85,17 @@ class BatchDecoder:
             raise ValueError(f"expected at least one token to make, got {entry.max_tokens}")
         uid = next(self._uids)
         self._homes[uid] = self._home(uid, entry.kv_tokens)
+        self._cuts[uid] = set(entry.cuts)
         self._waiting.append(_Waiting(uid, entry, list(entry.tokens[entry.known :])))
         return uid
+
+    def add_cut(self, uid: int, tokens: int) -> None:
+        """Let a step end after so many tokens."""
+        self._cuts[uid].add(tokens)
+
+    def snapshot(self, uid: int) -> Snapshot:
+        """Return a copy of what cannot be cut of the KV of a row."""
+        return self._snapshot(*self._find(uid))
 
     def step(self, chunk_tokens: ChunkTokens) -> tuple[list[Prefilled], list[Made]]:
         """Make a token for every row whose prompt is done, and process a chunk in every lane."""
@@ -137,7 +148,7 @@ class BatchDecoder:
                 group.filter(staying)
         self._drop_empty()
         for uid in leaving:
-            del self._homes[uid]
+            del self._homes[uid], self._cuts[uid]
         return kept
 
     def close(self) -> None:
@@ -158,6 +169,10 @@ class BatchDecoder:
         """Return a copy of the KV of one row."""
         cache: list[Any] = batch.extract_cache(index)
         return cache
+
+    def _snapshot(self, batch: Any, index: int) -> Snapshot:
+        """Return a copy of what cannot be cut of the KV of one row."""
+        return self._caches.snapshot(batch.prompt_cache, index)
 
     def _generate(self, batch: Any, last_tokens: list[list[int]]) -> Any:
         """Turn a batch of prompts into one that makes tokens; its first step is in flight then."""
@@ -215,13 +230,20 @@ class BatchDecoder:
 
     def _process(self, lane: _Lane, chunk_tokens: ChunkTokens) -> list[Prefilled]:
         """Process the next chunk of all prompts of a lane but for their last tokens."""
-        remaining = [len(rest) - 1 for rest in lane.rests]
+        remaining = [
+            min(len(rest) - 1, self._until_cut(uid, len(tokens)))
+            for rest, uid, tokens in zip(lane.rests, lane.batch.uids, lane.batch.tokens, strict=True)
+        ]
         most = chunk_tokens(remaining)
         chunks = [rest[: min(most, left)] for rest, left in zip(lane.rests, remaining, strict=True)]
         self._prefill(lane.batch, chunks)
         lane.rests = [rest[len(chunk) :] for rest, chunk in zip(lane.rests, chunks, strict=True)]
         lane.done = [done + len(chunk) for done, chunk in zip(lane.done, chunks, strict=True)]
         return [Prefilled(uid, done, is_done=False) for uid, done in zip(lane.batch.uids, lane.done, strict=True)]
+
+    def _until_cut(self, uid: int, done: int) -> int:
+        """Return how many tokens lie before the next cut of a row that has *done* so many."""
+        return min((cut - done for cut in self._cuts[uid] if cut > done), default=sys.maxsize)
 
     def _prefill(self, batch: Any, chunks: list[list[int]]) -> None:
         """Take chunks of all prompts of *batch* through the model, padded to the longest on the right."""
@@ -289,7 +311,7 @@ class BatchDecoder:
         end = _ENDS[response.finish_reason]
         kept = None
         if end is not None:
-            del self._homes[response.uid]
+            del self._homes[response.uid], self._cuts[response.uid]
             kept = Kept(response.prompt_cache, list(response.all_tokens))
         return Made(response.uid, (response.token,), (response.logprobs,), end, kept)
 
@@ -326,6 +348,9 @@ class OneByOneDecoder(BatchDecoder):
     def _extracted(self, batch: Any, index: int) -> list[Any]:  # noqa: ARG002 there is one row
         cache: list[Any] = copy.deepcopy(batch.prompt_cache)
         return cache
+
+    def _snapshot(self, batch: Any, index: int) -> Snapshot:  # noqa: ARG002 there is one row
+        return self._caches.snapshot(batch.prompt_cache)
 
     def _generate(self, batch: Any, last_tokens: list[list[int]]) -> Any:
         return _SingleGeneration(

@@ -6,11 +6,12 @@ An exception from `step`, `extract` or `remove` leaves it in an unknown state: c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlxd.engine.base import FinishReason
+from mlxd.engine.kv import Snapshot
 
 # Given what prompts that are processed side by side still need, returns the most tokens of each in the next step.
 ChunkTokens = Callable[[list[int]], int]
@@ -36,6 +37,7 @@ class Entry:
         max_tokens: how many to make, at least 1.
         sampler: takes logprobs [rows, vocabulary], float32, and returns a token per row.
         processors: each takes all tokens so far and logits [1, vocabulary], float32, and returns the logits.
+        cuts: how many tokens are to be in its KV at the end of some step, which `Decoder.snapshot` may look at.
     """
 
     tokens: Sequence[int]
@@ -45,6 +47,7 @@ class Entry:
     max_tokens: int
     sampler: Any
     processors: Sequence[Any] = ()
+    cuts: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,12 @@ class Decoder(Protocol):
 
     def grant(self, uid: int, kv_tokens: int) -> None:
         """Let a row hold more tokens; a uid that is not in is ignored."""
+
+    def add_cut(self, uid: int, tokens: int) -> None:
+        """Add one of `Entry.cuts` to a prompt that has not come so far."""
+
+    def snapshot(self, uid: int) -> Snapshot:
+        """Return a copy of what the layers of a row that has KV keep and that cannot be cut."""
 
     def extract(self, uid: int) -> Kept:
         """Return a copy of the KV of a row that has some."""

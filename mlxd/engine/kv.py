@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList, ChunkedKVCache, make_prompt_cache
+from mlx.utils import tree_map
+from mlx_lm.models.cache import (
+    ArraysCache,
+    CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
 from mlxd.engine.kv_shape import KV_STEP_TOKENS, KvShape
+from mlxd.engine.memory import is_gpu
+
+# What the layers of a sequence keep that cannot be cut, with arrays of their own; None for those that can.
+Snapshot = tuple[Any, ...]
+_PAGE_BYTES = 16_384
+# They keep one entry per token and overwrite none.
+_SLICEABLE = (KVCache, QuantizedKVCache, ConcatenateKVCache)
 
 
 class CacheMaker:
@@ -28,6 +47,52 @@ class CacheMaker:
         """Return an empty, unbatched cache per layer."""
         cache: list[Any] = make_prompt_cache(self._model)
         return [_Chunked(part.chunk_size) if type(part) is ChunkedKVCache else part for part in cache]
+
+    @cached_property
+    def _sliceable(self) -> tuple[bool, ...]:
+        return tuple(type(part) in _SLICEABLE for part in leaves(self.make()))
+
+    @property
+    def has_states(self) -> bool:
+        """Whether some layers keep what cannot be cut: a window or a state."""
+        return not all(self._sliceable)
+
+    def slices(self, cache: list[Any], start: int, end: int) -> list[Any]:
+        """Return a copy of the KV of some tokens out of an unbatched cache; None for layers that cannot be cut."""
+        return [
+            _slice(part, start, end) if is_sliceable else None
+            for part, is_sliceable in zip(leaves(cache), self._sliceable, strict=True)
+        ]
+
+    def snapshot(self, cache: list[Any], row: int | None = None) -> Snapshot:
+        """Return a copy of what cannot be cut: of an unbatched cache, or of one *row* of a batch."""
+        return tuple(
+            None if is_sliceable else _detached(copy.deepcopy(part) if row is None else part.extract(row))
+            for part, is_sliceable in zip(leaves(cache), self._sliceable, strict=True)
+        )
+
+    def assemble(self, runs: Sequence[tuple[list[Any], int]], snapshot: Snapshot | None) -> list[Any]:
+        """Return an unbatched cache out of slices, in order and each with how many of its tokens, and a snapshot.
+
+        What can be cut is not evaluated: what it is merged into copies it.
+        """
+        parts = []
+        for index, (part, is_sliceable) in enumerate(zip(leaves(self.make()), self._sliceable, strict=True)):
+            if is_sliceable:
+                pieces = [(slices[index], tokens) for slices, tokens in runs]
+                if all(piece is not None for piece, _ in pieces):
+                    part.keys, part.values = (
+                        _joined([(piece[which], tokens) for piece, tokens in pieces]) for which in (0, 1)
+                    )
+                    part.offset = sum(tokens for _, tokens in pieces)
+                parts.append(part)
+            elif snapshot is not None:
+                parts.append(copy.deepcopy(snapshot[index]))
+        return _restored(self.make(), iter(parts))
+
+    def cut(self, cache: list[Any], snapshot: Snapshot | None, tokens: int) -> list[Any]:
+        """Return an unbatched cache of its first *tokens*; *snapshot* is what cannot be cut, of so many."""
+        return self.assemble([(self.slices(cache, 0, tokens), tokens)], snapshot)
 
     def probe(self) -> tuple[KvShape, int]:
         """Return the shape of the model's KV, and the size of its vocabulary (the logits' last axis).
@@ -64,6 +129,67 @@ def leaves(cache: list[Any]) -> Iterator[Any]:
             yield from leaves(part.caches)
         else:
             yield part
+
+
+def _restored(cache: list[Any], parts: Iterator[Any]) -> list[Any]:
+    """Return *cache* with *parts* for its leaves."""
+    made = []
+    for layer in cache:
+        if isinstance(layer, CacheList):
+            layer.caches = tuple(_restored(list(layer.caches), parts))
+            made.append(layer)
+        else:
+            made.append(next(parts))
+    return made
+
+
+def _slice(part: Any, start: int, end: int) -> tuple[Any, Any] | None:
+    if part.keys is None:
+        return None
+    keys, values = (
+        tree_map(lambda array: mx.contiguous(array[..., start:end, :]), arrays) for arrays in (part.keys, part.values)
+    )
+    return keys, values
+
+
+def _joined(pieces: list[tuple[Any, int]]) -> Any:
+    """Return the first tokens of each piece, one after the other; a quantized piece is several arrays."""
+    cut = [tree_map(lambda array, n=tokens: array[..., :n, :], piece) for piece, tokens in pieces]
+    return cut[0] if len(cut) == 1 else tree_map(lambda *arrays: mx.concatenate(list(arrays), axis=-2), *cut)
+
+
+def _detached(part: Any) -> Any:
+    """Give a cache arrays of its own; a window keeps no more than it looks at."""
+    if isinstance(part, RotatingKVCache) and part.keys is not None and part.keep == 0:
+        kept = part.size()
+        part.keys, part.values = (
+            part._temporal_order(array)[..., -kept:, :]  # noqa: SLF001 as mlx-lm's own merge does
+            for array in (part.keys, part.values)
+        )
+        part._idx = kept  # noqa: SLF001
+    for name, value in vars(part).items():
+        if isinstance(value, mx.array):
+            setattr(part, name, mx.contiguous(value))
+        elif isinstance(value, list):
+            setattr(part, name, [mx.contiguous(item) if isinstance(item, mx.array) else item for item in value])
+    return part
+
+
+def arrays_of(item: Any) -> Iterator[mx.array]:
+    """Return the arrays in slices or a snapshot."""
+    if isinstance(item, mx.array):
+        yield item
+    elif isinstance(item, tuple | list):
+        for part in item:
+            yield from arrays_of(part)
+    elif hasattr(item, "__dict__"):
+        yield from arrays_of(list(vars(item).values()))
+
+
+def allocated_bytes(item: Any) -> int:
+    """Return the memory that slices or a snapshot take; a GPU hands out what is larger than a page in whole pages."""
+    page = _PAGE_BYTES if is_gpu() else 1
+    return sum(array.nbytes if array.nbytes <= page else -(-array.nbytes // page) * page for array in arrays_of(item))
 
 
 def detach(cache: list[Any]) -> None:

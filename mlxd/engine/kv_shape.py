@@ -59,6 +59,11 @@ class KvShape:
         """Whether some layers keep no more than the last tokens."""
         return any(cap is not None for _, cap in self.groups)
 
+    def checkpoint_bytes(self, tokens: int) -> int:
+        """Return what a checkpoint after *tokens* holds: of layers with a window or a state, which cannot be cut."""
+        windows = sum(per_token * min(tokens, cap) for per_token, cap in self.groups if cap is not None)
+        return min(windows + self.fixed_bytes, _MOST_BYTES)
+
     def prefill_bytes(self, tokens: int) -> int:
         """Return what one sequence of *tokens* holds beyond that while its prompt is processed.
 

@@ -228,7 +228,7 @@ class ModelSet:
             change(model.prompts)
         except BaseException as error:  # noqa: BLE001 the model's fault
             _log.error("the prompt cache of %s failed, and is empty now", model.model_id, exc_info=error)
-            model.prompts = PromptCache(limit_bytes)
+            model.prompts.clear(limit_bytes)
         mx.clear_cache()
 
     def _parts(self) -> Iterator[tuple[int, Part]]:

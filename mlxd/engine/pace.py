@@ -5,7 +5,9 @@ What the device thread decides by measured times, it decides here: that changes 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 
 from mlxd.engine.base import SchedulingParams
 
@@ -33,6 +35,35 @@ class PrefillPace:
         self._most_tokens = self._device_tokens if most is None else most
         self._target_s = params.target_gap_ms / 1000
         self._shared_tokens = min(self._shared_tokens, self._most_tokens)
+
+    @contextmanager
+    def step(
+        self, *, is_prefilling: bool, decoding: bool, others: bool, most: int | None
+    ) -> Iterator[Callable[[list[int]], int]]:
+        """Time a step of a decoder, and give out what tells it how many tokens of each prompt to process.
+
+        Args:
+            is_prefilling: whether there is a prompt in it.
+            decoding: whether a row of this model waits for its token.
+            others: whether one of another model does.
+            most: tokens of a prompt in one step, whatever the pace.
+        """
+        whole_chunks: list[int] = []
+
+        def chunk_tokens(remaining: list[int]) -> int:
+            tokens = self.step_tokens(remaining, others_decode=decoding or others)
+            tokens = tokens if most is None else min(tokens, most)
+            if max(remaining) >= tokens:  # a shorter one does not tell how long a step takes
+                whole_chunks.append(tokens)
+            return tokens
+
+        started_s = time.perf_counter()
+        yield chunk_tokens
+        elapsed_s = time.perf_counter() - started_s
+        if not is_prefilling:
+            self.record_decode(elapsed_s)
+        elif whole_chunks:
+            self.record_prefill(max(whole_chunks), elapsed_s, decoding=decoding)
 
     def step_tokens(self, remaining: list[int], *, others_decode: bool) -> int:
         """Return the most tokens of each prompt in the next step; *remaining* has what each of them still needs."""

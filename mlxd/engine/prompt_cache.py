@@ -1,112 +1,336 @@
-"""The prompt cache of one model: mlx-lm's `LRUPromptCache`, bounded in bytes. Used on the device thread only."""
+"""The prompt cache of one model: KV of past sequences by their tokens. Used on the device thread only; see DESIGN.md.
+
+Sequences that begin alike share what they have in common: a tree of runs of tokens. Layers that keep an entry per token
+(`KVCache` and its like) lie in the runs in slices, so that any beginning of a stored sequence can be continued. What
+the other layers keep (a window, a state) cannot be cut: it is stored whole at checkpoints, and only these can be
+continued. A model without such layers has no checkpoints, and needs none.
+"""
 
 from __future__ import annotations
 
+import heapq
+import math
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from mlx_lm.models.cache import (
-    LRUPromptCache,
-    PromptTrie,
-    PromptTrieResult,
-    can_trim_prompt_cache,
-    trim_prompt_cache,
-)
+import mlx.core as mx
 
-from mlxd.engine.kv import cut_to_length, detach
+from mlxd.engine.kv import CacheMaker, Snapshot, allocated_bytes, arrays_of
 
-# `LRUPromptCache` is keyed by model; here every model has one of its own.
-_MODEL = 0
-# Bytes are the bound; mlx-lm's own default is 10 entries.
-_MOST_ENTRIES = 1_000_000
+# What is evicted at once, and may be kept in vain when a sequence parts from the middle of it.
+_RUN_TOKENS = 2048
+# A use counts half as much after so long.
+_HALF_LIFE_S = 1800.0
+# So many uses that have not faded make a checkpoint one that several conversations begin with.
+_SHARED_USES = 1.5
+_TOKEN_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of a prompt.
+
+    Attributes:
+        cache: unbatched, with arrays of its own where the model changes them; None where nothing is known.
+        known: how many tokens are in it; at least one of the prompt is left over.
+        shared: how many tokens a stored sequence begins with too; what comes after parts the two.
+    """
+
+    cache: list[Any] | None
+    known: int
+    shared: int
+
+
+@dataclass(slots=True)
+class _Heat:
+    """How often something was used, lately."""
+
+    uses: float
+    at_s: float
+
+    def now(self, now_s: float) -> float:
+        return self.uses * math.exp2((self.at_s - now_s) / _HALF_LIFE_S)
+
+    def add(self, now_s: float) -> None:
+        self.uses, self.at_s = self.now(now_s) + 1, now_s
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """Some tokens of a sequence, and what the layers that can be cut keep of them."""
+
+    parent: _Run | None
+    start: int  # tokens before it
+    key: bytes  # its tokens
+    parts: list[Any]  # by layer: its arrays; None where only a checkpoint has them
+    n_bytes: int
+    heat: _Heat
+    children: dict[tuple[int, bytes], _Run] = field(default_factory=dict)  # by where they begin, and their first token
+    checkpoints: dict[int, _Checkpoint] = field(default_factory=dict)  # by how many tokens are in them
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.key) // _TOKEN_BYTES
+
+
+@dataclass(slots=True, eq=False)
+class _Checkpoint:
+    """What the layers that cannot be cut keep after some tokens."""
+
+    run: _Run
+    end: int
+    snapshot: Snapshot
+    n_bytes: int
+    heat: _Heat
 
 
 class PromptCache:
     """KV of past sequences by their tokens."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """Keep at most *max_bytes*; 0 keeps nothing."""
-        self._cache = LRUPromptCache(max_size=_MOST_ENTRIES, max_bytes=max_bytes)
-        self._cache._trie = _Trie()  # noqa: SLF001 the class has no other way in
+    def __init__(self, caches: CacheMaker, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Keep at most *max_bytes* of a model's KV; 0 keeps nothing."""
+        self._caches = caches
+        self._clock = clock
+        self.too_large = 0  # sequences that were not kept because they alone are more than `max_bytes`
+        self.clear(max_bytes)
 
-    @property
-    def max_bytes(self) -> int:
-        """The bound."""
-        return int(self._cache.max_bytes)
+    def clear(self, max_bytes: int) -> None:
+        """Let go of everything, whatever state it is in, and keep at most *max_bytes* from now on."""
+        self.max_bytes = max_bytes
+        self.stored_bytes = 0
+        self._root = _Run(None, 0, b"", [], 0, _Heat(0, 0))
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of KV in it."""
-        return int(self._cache.nbytes)
+    def fetch(self, tokens: Sequence[int]) -> Found:
+        """Return the KV of the longest beginning of *tokens* that can be continued."""
+        key = _key(tokens)
+        path = self._walk(key)
+        if not path:
+            return Found(None, 0, 0)
+        shared = path[-1][1]
+        most = min(shared, len(tokens) - 1)
+        now_s = self._clock()
+        checkpoint = None
+        if self._caches.has_states:
+            checkpoint = self._last_checkpoint(path, most)
+            if checkpoint is None:
+                return Found(None, 0, shared)
+            most = checkpoint.end
+            checkpoint.heat.add(now_s)
+        if most == 0:
+            return Found(None, 0, shared)
+        slices = []
+        for run, agreed in path:
+            if run.start < most:
+                run.heat.add(now_s)
+                slices.append((run.parts, min(agreed, most) - run.start))
+        snapshot = None if checkpoint is None else checkpoint.snapshot
+        return Found(self._caches.assemble(slices, snapshot), most, shared)
 
-    def fetch(self, tokens: list[int]) -> tuple[list[Any] | None, int]:
-        """Return a copy of the KV of the longest known prefix, and its length; at least one token is left over."""
-        cache, rest = self._cache.fetch_nearest_cache(_MODEL, tokens)
-        if cache is None:
-            return None, 0
-        if not rest:  # known to its last token: the model needs one to go on from
-            if not can_trim_prompt_cache(cache) or len(tokens) == 1:
-                return None, 0
-            trim_prompt_cache(cache, 1)
-            return cache, len(tokens) - 1
-        return cache, len(tokens) - len(rest)
+    def has_checkpoint(self, tokens: Sequence[int], end: int) -> bool:
+        """Whether the first *end* of *tokens* can be continued."""
+        path = self._walk(_key(tokens[:end]))
+        if not path or path[-1][1] < end:
+            return False
+        return not self._caches.has_states or self._last_checkpoint(path, end, least=end) is not None
 
-    def store(self, tokens: list[int], cache: list[Any]) -> None:
-        """Keep the KV of *tokens* if it fits the bound; the least recently stored make room."""
-        cut_to_length(cache)
-        cache_bytes = sum(part.nbytes for part in cache)
-        if not tokens or cache_bytes > self._cache.max_bytes:
+    def store(self, tokens: Sequence[int], cache: list[Any], snapshots: Mapping[int, Snapshot] | None = None) -> None:
+        """Keep the KV of *tokens* if it fits the bound; what is worth the least makes room.
+
+        Args:
+            tokens: all that are in *cache*.
+            cache: unbatched; its arrays are copied.
+            snapshots: what was kept on the way, by how many tokens were in the cache then.
+        """
+        if not tokens:
             return
-        detach(cache)
-        self._cache.insert_cache(_MODEL, list(tokens), cache)
+        key = _key(tokens)
+        path = self._walk(key)
+        now_s = self._clock()
+        before = path[-1][1] if path else 0
+        parent = path[-1][0] if path else self._root
+        chain = list(self._new_runs(parent, before, key, cache, now_s))
+        runs = [run for run, _ in path] + chain
+        checkpoints = list(self._new_checkpoints(runs, len(tokens), cache, snapshots or {}, now_s))
+        new_bytes = sum(run.n_bytes for run in chain) + sum(checkpoint.n_bytes for checkpoint in checkpoints)
+        if not chain and not checkpoints:
+            return
+        if new_bytes + sum(run.n_bytes for run, _ in path) > self.max_bytes:
+            self.too_large += 1
+            return
+        self._evict(self.max_bytes - new_bytes, spared=set(runs))
+        if self.stored_bytes + new_bytes > self.max_bytes:  # it would only take the place of its own beginning
+            self.too_large += 1
+            return
+        for run in chain:
+            mx.eval(run.parts)
+            if run.parent is not None:
+                run.parent.children[run.start, run.key[:_TOKEN_BYTES]] = run
+        for checkpoint in checkpoints:
+            mx.eval(list(arrays_of(checkpoint.snapshot)))
+            checkpoint.run.checkpoints[checkpoint.end] = checkpoint
+        self.stored_bytes += new_bytes
 
     def set_limit(self, max_bytes: int) -> None:
         """Bound it from now on, and shrink it when it is over."""
-        self._cache.max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self.trim(max_bytes)
 
     def trim(self, max_bytes: int) -> None:
         """Shrink it to *max_bytes* once."""
-        self._cache.trim_to(n_bytes=max_bytes)
+        self._evict(max_bytes)
 
+    # Search
 
-class _Trie(PromptTrie):  # type: ignore[misc]
-    """mlx-lm's trie with a search in linear time.
+    def _walk(self, key: bytes) -> list[tuple[_Run, int]]:
+        """Return the runs that *key* begins with, each with how many tokens agree up to and in it."""
+        path: list[tuple[_Run, int]] = []
+        run, at = self._root, 0
+        while True:
+            child = run.children.get((at, key[at * _TOKEN_BYTES : (at + 1) * _TOKEN_BYTES]))
+            if child is None:
+                return path
+            at += _common(child.key, key[at * _TOKEN_BYTES : child.end * _TOKEN_BYTES])
+            path.append((child, at))
+            run = child
 
-    The original copies a list for each token that a stored sequence runs past the match: 0.9 s at 32k tokens.
-    """
-
-    def search(self, model: Any, tokens: list[int]) -> PromptTrieResult:
-        """Return what the original returns."""
-        node = self._trie.get(model, {})
-        matched = 0
-        shorter = 0
-        for token in tokens:
-            if token not in node:
+    def _last_checkpoint(self, path: list[tuple[_Run, int]], most: int, least: int = 1) -> _Checkpoint | None:
+        for run, agreed in reversed(path):
+            ends = [end for end in run.checkpoints if least <= end <= min(most, agreed)]
+            if ends:
+                return run.checkpoints[max(ends)]
+            if run.start < least:
                 break
-            node = node[token]
-            matched += 1
-            if "__value__" in node:
-                shorter = matched
-        if matched == 0:
-            return PromptTrieResult(model, None, None, None, 0)
-        if shorter == len(tokens):
-            return PromptTrieResult(model, tokens, None, None, 0)
-        longer = tokens[:matched] + _shortest_extension(node)
-        return PromptTrieResult(model, None, tokens[:shorter] if shorter else None, longer, matched)
+        return None
+
+    # Growth
+
+    def _new_runs(self, parent: _Run, start: int, key: bytes, cache: list[Any], now_s: float) -> Iterator[_Run]:
+        end = len(key) // _TOKEN_BYTES
+        for begin in range(start, end, _RUN_TOKENS):
+            stop = min(begin + _RUN_TOKENS, end)
+            parts = self._caches.slices(cache, begin, stop)
+            tokens = key[begin * _TOKEN_BYTES : stop * _TOKEN_BYTES]
+            n_bytes = allocated_bytes(parts) + len(tokens)
+            parent = _Run(parent, begin, tokens, parts, n_bytes, _Heat(1, now_s))
+            yield parent
+
+    def _new_checkpoints(
+        self,
+        runs: list[_Run],
+        end: int,
+        cache: list[Any],
+        snapshots: Mapping[int, Snapshot],
+        now_s: float,
+    ) -> Iterator[_Checkpoint]:
+        if not self._caches.has_states:
+            return
+        for at, snapshot in {**snapshots, end: None}.items():
+            run = next(run for run in reversed(runs) if run.start < at)
+            if at not in run.checkpoints:
+                kept = self._caches.snapshot(cache) if snapshot is None else snapshot
+                yield _Checkpoint(run, at, kept, allocated_bytes(kept), _Heat(1, now_s))
+
+    # Eviction
+
+    def _evict(self, max_bytes: int, spared: set[_Run] = frozenset()) -> None:  # type: ignore[assignment]
+        """Let go of what is worth the least until *max_bytes* are left; of *spared* runs only their checkpoints."""
+        if self.stored_bytes <= max_bytes:
+            return
+        now_s = self._clock()
+        order = [(self._worth(item, now_s), number, item) for number, item in enumerate(self._evictable(spared))]
+        heapq.heapify(order)
+        number = len(order)
+        while order and self.stored_bytes > max(0, max_bytes):
+            worth, _, item = heapq.heappop(order)
+            now_worth = self._worth(item, now_s)
+            if now_worth > worth:  # what it leaned on has gone
+                heapq.heappush(order, (now_worth, number, item))
+                number += 1
+                continue
+            for parent in self._drop(item, spared):
+                heapq.heappush(order, (self._worth(parent, now_s), number, parent))
+                number += 1
+
+    def _evictable(self, spared: set[_Run]) -> Iterator[_Run | _Checkpoint]:
+        """Return the checkpoints, or, of a model that has none, the ends of sequences."""
+        for run in self._runs():
+            if self._caches.has_states:
+                yield from run.checkpoints.values()
+            elif not run.children and run not in spared:
+                yield run
+
+    def _worth(self, item: _Run | _Checkpoint, now_s: float) -> tuple[bool, float]:
+        """Return what an item is worth to keep: tokens that it saves, by how often it was used lately, per byte.
+
+        What several conversations begin with is worth more than all that only one of them needs.
+        """
+        uses = item.heat.now(now_s)
+        saved = len(item.key) // _TOKEN_BYTES if isinstance(item, _Run) else item.end - _checkpoint_before(item)
+        is_shared = isinstance(item, _Checkpoint) and uses - 1 >= _SHARED_USES
+        return is_shared, saved * uses / max(1, item.n_bytes)
+
+    def _drop(self, item: _Run | _Checkpoint, spared: set[_Run]) -> Iterable[_Run]:
+        """Remove an item and the runs that only it needed; return the run that has become evictable."""
+        if isinstance(item, _Checkpoint):
+            del item.run.checkpoints[item.end]
+            self.stored_bytes -= item.n_bytes
+            run: _Run | None = item.run
+        else:
+            run = item.parent
+            self._unlink(item)
+            if not (run is None or run is self._root or run.children or run in spared):
+                return [run]
+            return []
+        while run is not None and run.parent is not None and not run.children and not run.checkpoints:
+            if run in spared:
+                break
+            above = run.parent
+            self._unlink(run)
+            run = above
+        return []
+
+    def _unlink(self, run: _Run) -> None:
+        if run.parent is not None:
+            del run.parent.children[run.start, run.key[:_TOKEN_BYTES]]
+        self.stored_bytes -= run.n_bytes
+
+    def _runs(self) -> Iterator[_Run]:
+        below = list(self._root.children.values())
+        while below:
+            run = below.pop()
+            yield run
+            below += run.children.values()
 
 
-def _shortest_extension(root: dict[Any, Any]) -> list[int]:
-    """Return the fewest tokens that lead from *root* to a stored sequence."""
-    level: list[tuple[dict[Any, Any], Any]] = [(root, None)]
-    while level:
-        below = []
-        for node, path in level:
-            if "__value__" in node:
-                tokens: list[int] = []
-                while path is not None:
-                    token, path = path  # noqa: PLW2901 walks up to the root
-                    tokens.append(token)
-                return tokens[::-1]
-            below += [(child, (token, path)) for token, child in node.items()]
-        level = below
-    return []
+def _checkpoint_before(checkpoint: _Checkpoint) -> int:
+    """Return how many tokens the nearest checkpoint has that it goes on from; 0 without one."""
+    run: _Run | None = checkpoint.run
+    limit = checkpoint.end
+    while run is not None:
+        ends = [end for end in run.checkpoints if end < limit]
+        if ends:
+            return max(ends)
+        limit, run = run.start + 1, run.parent
+    return 0
+
+
+def _key(tokens: Sequence[int]) -> bytes:
+    return array("I", tokens).tobytes()
+
+
+def _common(stored: bytes, key: bytes) -> int:
+    """Return how many tokens agree at the beginning."""
+    length = min(len(stored), len(key))
+    if stored[:length] == key[:length]:
+        return length // _TOKEN_BYTES
+    low, high = 0, length  # the first bytes that differ lie between
+    while high - low > 1:
+        middle = (low + high) // 2
+        if stored[low:middle] == key[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low // _TOKEN_BYTES

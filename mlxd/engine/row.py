@@ -8,6 +8,7 @@ from typing import Any
 
 from mlxd.engine.base import Delta, Listener, Submit, TextKind, Usage
 from mlxd.engine.grammar import Grammar, GrammarProcessor
+from mlxd.engine.kv import Snapshot
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.output import Output
 from mlxd.engine.thinking import ThinkingBudget
@@ -22,7 +23,7 @@ NO_UID = -1  # no row of a decoder has it
 class Phase(Enum):
     """Where a row is."""
 
-    HELD = "held"  # another row processes the same prompt for it
+    HELD = "held"  # another row processes what their prompts have in common
     SCORING = "scoring"  # its prompt is read for its logprobs
     PREFILL = "prefill"
     DECODE = "decode"
@@ -39,6 +40,7 @@ class Row:
     sampler: Any
     processors: list[Any]  # the grammar's is not among them
     kv_tokens: int  # the grant
+    checkpoint_bytes: int  # and what it may keep for the prompt cache, until it pauses
     tokens: list[int]  # prompt and generated
     phase: Phase = Phase.PREFILL
     uid: int = NO_UID  # the decoder's name for it
@@ -46,6 +48,10 @@ class Row:
     cached_tokens: int = 0  # of the prompt, at its first prefill
     inserted_tokens: int = 0  # whose KV it came into the batch with
     prefilled_tokens: int = 0
+    leader: Row | None = None  # while it is held: the row that it waits for,
+    awaited: int = 0  # and for how many tokens
+    checkpoints: set[int] = field(default_factory=set)  # after how many tokens its KV is to be kept,
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)  # and what has been
     grammar: GrammarProcessor | None = None  # of its present stay in the batch
     unreported: list[TokenLogprob] = field(default_factory=list)  # of tokens whose text has not come out
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # once they have been posted
@@ -120,6 +126,11 @@ class Row:
             self.unreported.clear()
         return Delta(self.sequence_id, piece.text, piece.kind, self.generated, logprobs, piece.calls)
 
+    def hold(self, leader: Row, awaited: int) -> None:
+        """Wait until *leader* has processed so many tokens."""
+        self.phase = Phase.HELD
+        self.leader, self.awaited = leader, awaited
+
     def set_grant(self, kv_tokens: int) -> None:
         """Let it grow to *kv_tokens*."""
         self.kv_tokens = kv_tokens
@@ -141,17 +152,11 @@ class Row:
 class Rows(dict[int, Row]):
     """All rows of one model by sequence id, oldest first."""
 
-    def is_led(self, row: Row) -> bool:
-        """Whether a row before it processes the same prompt, and has more to do than its last token."""
-        return any(
-            other.submit.prompt is row.submit.prompt
-            and other.submit.scores_prompt == row.submit.scores_prompt
-            and other.is_fresh
-            and (other.phase is Phase.SCORING or (other.phase is Phase.PREFILL and other.unprocessed_tokens > 1))
-            for other in self.values()
-            if other is not row
-        )
+    def scorer_of(self, row: Row) -> Row | None:
+        """Return a row that reads the same prompt for its logprobs, for *row* to wait for."""
+        same = (other for other in self.values() if other is not row and other.submit.prompt is row.submit.prompt)
+        return next((other for other in same if other.phase is Phase.SCORING), None)
 
     def held_by(self, leader: Row) -> list[Row]:
-        """Return the rows that wait for *leader* to process their prompt."""
-        return [row for row in self.values() if row.phase is Phase.HELD and row.submit.prompt is leader.submit.prompt]
+        """Return the rows that wait for *leader*."""
+        return [row for row in self.values() if row.phase is Phase.HELD and row.leader is leader]

@@ -1,7 +1,7 @@
 """A text model on the device thread: its decoder, its rows, its prompt cache.
 
 Every row is in the batch, or paused and without KV, or waits for the KV of its prompt: the prompt is read for its
-logprobs first, or another row with the same prompt processes it for both. A row leaves the batch before the step that
+logprobs first, or another row processes what both have in common. A row leaves the batch before the step that
 would take its KV over its grant, which the pool has reserved. A token that the decoder returned is in the KV; the one
 after it is being computed already, and is computed again when a row comes back.
 """
@@ -9,7 +9,6 @@ after it is being computed already, and is computed again when a row comes back.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,6 +35,7 @@ from mlxd.engine.memory import is_gpu
 from mlxd.engine.output import Markup
 from mlxd.engine.pace import PrefillPace
 from mlxd.engine.prompt_cache import PromptCache
+from mlxd.engine.reuse import Reuse, Source
 from mlxd.engine.row import NO_UID, Phase, Row, Rows
 from mlxd.engine.sampling import SamplerCache, SeededSampler, logits_processors
 from mlxd.engine.scoring import PromptScorer, Scores
@@ -63,7 +63,7 @@ class TextModel:
         """Take a model whose weights are in memory."""
         tokenizer = loaded.tokenizer
         self.model_id = loaded.model_id
-        self.prompts = PromptCache(prompt_cache_limit_bytes)
+        self.prompts = PromptCache(loaded.caches, prompt_cache_limit_bytes)
         self._loaded = loaded
         self._post = post
         self._pace = PrefillPace(scheduling, _GPU_PREFILL_TOKENS if is_gpu() else _CPU_PREFILL_TOKENS)
@@ -73,6 +73,7 @@ class TextModel:
         newline = tokenizer.encode("\n", add_special_tokens=False)
         self._samplers = SamplerCache(loaded.facts.vocab_size, [*newline, *self._eos_tokens])
         self._rows = Rows()
+        self._reuse = Reuse(loaded.caches, loaded.facts.kv, self.prompts, self._rows)
         self._batch: dict[int, Row] = {}  # by uid: the ones that the decoder has
         self._scorers: dict[int, PromptScorer] = {}  # by sequence id; the oldest is read first
         self._decoder = self._make_decoder()
@@ -165,24 +166,11 @@ class TextModel:
         prefilling = [row.unprocessed_tokens for row in self._batch.values() if row.phase is Phase.PREFILL]
         # A row whose prompt is done but for its last token waits for its first token as others do for their next.
         decoding = sum(tokens > 1 for tokens in prefilling) < len(self._batch)
-        whole_chunks: list[int] = []
-
-        def chunk_tokens(remaining: list[int]) -> int:
-            tokens = self._pace.step_tokens(remaining, others_decode=decoding or others_decode)
-            if self._loaded.facts.kv.has_window:
-                tokens = min(tokens, WINDOW_PREFILL_TOKENS)
-            if max(remaining) >= tokens:  # a shorter one does not tell how long a step takes
-                whole_chunks.append(tokens)
-            return tokens
-
-        started_s = time.perf_counter()
-        events = self._decoder.step(chunk_tokens)
-        elapsed_s = time.perf_counter() - started_s
-        if not prefilling:
-            self._pace.record_decode(elapsed_s)
-        elif whole_chunks:
-            self._pace.record_prefill(max(whole_chunks), elapsed_s, decoding=decoding)
-        return events
+        most = WINDOW_PREFILL_TOKENS if self._loaded.facts.kv.has_window else None
+        with self._pace.step(
+            is_prefilling=bool(prefilling), decoding=decoding, others=others_decode, most=most
+        ) as pace:
+            return self._decoder.step(pace)
 
     def fail_batch(self, error: MlxdError) -> None:
         """End the sequences in the batch with *error* and begin a fresh one, whatever state the old one is in."""
@@ -190,6 +178,8 @@ class TextModel:
         self._batch.clear()  # the fresh one counts its uids from the beginning, and rows that were held enter it below
         self._decoder.close()
         self._decoder = self._make_decoder()
+        for row in failed:
+            row.phase = Phase.PAUSED  # nothing can be taken out of the old one
         for row in failed:
             self._forget(row)
             self._post(row.listener, Failed(row.sequence_id, error))
@@ -217,6 +207,7 @@ class TextModel:
             sampler=self._samplers.row_sampler(submit.sampling),
             processors=logits_processors(submit.sampling, len(prompt.tokens)),
             kv_tokens=submit.kv_tokens,
+            checkpoint_bytes=submit.checkpoint_bytes,
             tokens=list(prompt.tokens),
         )
 
@@ -225,17 +216,28 @@ class TextModel:
         row.set_grant(kv_tokens)
         if len(row.tokens) >= kv_tokens:  # no token fits
             self._pause(row)
-        elif row.is_fresh and self._rows.is_led(row):
-            row.phase = Phase.HELD
         elif row.submit.scores_prompt and not row.is_scored:
-            self._begin_scoring(row)
+            scorer = self._rows.scorer_of(row)
+            if scorer is None:
+                self._begin_scoring(row)
+            else:
+                row.hold(scorer, len(row.tokens) - 1)
         else:
-            try:
-                cache, known = self.prompts.fetch(row.tokens)
-            except Exception as error:  # noqa: BLE001 the engine's edge: nothing was touched
-                self._fail(row, error)
-                return
-            self._insert(row, cache, known)
+            self._begin_prompt(row)
+
+    def _begin_prompt(self, row: Row, offer: Source | None = None) -> None:
+        """Let *row* process what is not known of its prompt, or wait for a row that does."""
+        try:
+            source = self._reuse.find(row, self._decoder, offer)
+        except Exception as error:  # noqa: BLE001 the engine's edge: nothing was touched
+            self._fail(row, error)
+            return
+        if source.leader is not None:
+            row.hold(source.leader, source.awaited)
+            self._decoder.add_cut(source.leader.uid, source.awaited)
+            return
+        row.checkpoints = self._reuse.plan_checkpoints(row, source)
+        self._insert(row, source.cache, source.known)
 
     def _insert(self, row: Row, cache: list[Any] | None, known: int) -> None:
         """Put *row* into the batch with the KV of its first *known* tokens."""
@@ -249,6 +251,7 @@ class TextModel:
                     max_tokens=row.remaining_tokens,
                     sampler=row.sampler,
                     processors=row.enter_batch(self._loaded.tokenizer),
+                    cuts=row.checkpoints,
                 )
             )
         except Exception as error:  # noqa: BLE001 the engine's edge: refused before the batch was touched
@@ -261,13 +264,18 @@ class TextModel:
             row.cached_tokens = known
             self._post(row.listener, Prefilling(row.sequence_id, known, len(row.tokens)))
 
-    def _hand_on(self, leader: Row, cache: list[Any]) -> None:
-        """Let those in that waited for the KV of *leader*'s prompt, all but its last token; merging copies it."""
-        for row in self._rows.held_by(leader):
-            if leader.is_scored and not row.is_scored:
-                self._post_scores(row, leader.prompt_logprobs)
-            self._insert(row, cache, len(row.tokens) - 1)
-            row.cached_tokens = leader.cached_tokens
+    def _hand_on(self, leader: Row) -> None:
+        """Let those go on that waited for what *leader* has processed by now."""
+        known = leader.prefilled_tokens
+        waiting = [row for row in self._rows.held_by(leader) if row.awaited == known]
+        if not waiting:
+            return
+        offer = Source(known, known, self._decoder.extract(leader.uid).cache)
+        for row in waiting:
+            row.leader = None
+            self._begin_prompt(row, offer)
+            if row.submit.prompt is leader.submit.prompt:
+                row.cached_tokens = leader.cached_tokens
 
     def _begin_scoring(self, row: Row) -> None:
         try:
@@ -292,7 +300,11 @@ class TextModel:
             self._post_scores(row, tuple(scorer.logprobs))
             self._insert(row, scorer.cache, len(row.tokens) - 1)
             row.cached_tokens = 0
-            self._hand_on(row, scorer.cache)
+            for other in self._rows.held_by(row):
+                other.leader = None
+                self._post_scores(other, row.prompt_logprobs)
+                self._insert(other, scorer.cache, len(other.tokens) - 1)
+                other.cached_tokens = 0
 
     def _post_scores(self, row: Row, logprobs: tuple[TokenLogprob, ...]) -> None:
         row.prompt_logprobs = logprobs
@@ -307,8 +319,8 @@ class TextModel:
             row.prefilled_tokens = done
             if row.is_fresh:
                 self._post(row.listener, Prefilling(row.sequence_id, done, len(row.tokens)))
-        if row.unprocessed_tokens == 1 and self._rows.held_by(row):
-            self._hand_on(row, self._decoder.extract(row.uid).cache)
+        self._reuse.keep(row, self._decoder)
+        self._hand_on(row)
 
     def _on_made(self, made: Made, stopped: list[Row]) -> None:
         """Hand out what new tokens made known; rows to take out because of a stop string go to *stopped*."""
@@ -359,21 +371,24 @@ class TextModel:
         self._batch.pop(row.uid, None)
         row.uid = NO_UID  # the next decoder gives this one to another row
         self._scorers.pop(row.sequence_id, None)
-        led = self._rows.held_by(row) if row.phase in {Phase.SCORING, Phase.PREFILL} else []
+        row.snapshots.clear()
+        row.checkpoint_bytes = 0
+        row.leader = None
+        led = self._rows.held_by(row)
         row.phase = Phase.PAUSED
         for other in led:
+            other.leader = None
             self._enter(other, other.kv_tokens)
 
     def _finish(self, row: Row, reason: FinishReason, kept: Kept | None) -> None:
         """End *row*, which is out of the batch; *kept* is its KV."""
         try:
             deltas = row.flush()
-            # KV that came out of the prompt cache and went no further is still in there.
-            if kept is not None and len(kept.tokens) > row.inserted_tokens:
-                self.prompts.store(kept.tokens, kept.cache)
         except Exception as error:  # noqa: BLE001 as above
             self._fail(row, error)
             return
+        if kept is not None:
+            self._reuse.store(row, kept)
         self._post_all(row, deltas)
         if reason is FinishReason.LENGTH and row.output.stopped:
             reason = FinishReason.STOP

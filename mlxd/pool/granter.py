@@ -155,8 +155,9 @@ class Granter:
         resident = sequence.resident
         has_slot = resident.slots_taken < self._state.settings.engine.max_sequences
         n_bytes = ledger.admission_bytes(resident, sequence.first_grant_tokens)
-        if has_slot and _may_start(sequence) and n_bytes <= max(0, self._state.free_bytes - claims.bytes):
-            self._runner.start(sequence)
+        free_bytes = max(0, self._state.free_bytes - claims.bytes)
+        if has_slot and _may_start(sequence) and n_bytes <= free_bytes:
+            self._start(sequence, min(self._wanted_checkpoint_bytes(sequence), free_bytes - n_bytes))
 
     def _admit_sequence(self, sequence: Sequence, claims: Claims) -> None:
         resident = sequence.resident
@@ -166,12 +167,33 @@ class Granter:
         n_bytes = ledger.admission_bytes(resident, tokens)
         if sequence.is_second_try and sequence.state is SequenceState.WAITING and self._state.is_freeing:
             claims.bytes += n_bytes
-        elif n_bytes <= max(0, self._state.free_bytes - claims.bytes):
-            self._runner.start(sequence)
+            return
+        free_bytes = self._state.free_bytes - claims.bytes
+        checkpoint_bytes = self._checkpoint_bytes(sequence, free_bytes - n_bytes, claims)
+        if n_bytes + checkpoint_bytes <= max(0, free_bytes):
+            self._start(sequence, checkpoint_bytes)
         elif resident.state is ModelState.READY or sequence.state is SequenceState.PAUSED:
-            self._make_room_for(sequence, claims)
+            self._make_room_for(sequence, claims, checkpoint_bytes)
 
-    def _make_room_for(self, sequence: Sequence, claims: Claims) -> None:
+    def _start(self, sequence: Sequence, checkpoint_bytes: int) -> None:
+        sequence.checkpoint_bytes = checkpoint_bytes
+        self._runner.start(sequence)
+
+    def _wanted_checkpoint_bytes(self, sequence: Sequence) -> int:
+        return sequence.wanted_checkpoint_bytes if self._state.settings.engine.prompt_cache > 0 else 0
+
+    def _checkpoint_bytes(self, sequence: Sequence, spare_bytes: int, claims: Claims) -> int:
+        """Return how much a sequence may keep on its way: what is spare, and what prompt caches can give back."""
+        wanted_bytes = self._wanted_checkpoint_bytes(sequence)
+        if wanted_bytes > spare_bytes and not claims.is_blocked:
+            for resident in self._state.present:
+                tokens = sequence.first_grant_tokens if resident is sequence.resident else 0
+                spare_bytes += ledger.trimmable_bytes(resident, tokens)
+                if resident.trim_target_bytes is not None:
+                    spare_bytes += ledger.held_bytes(resident) - ledger.settled_bytes(resident)
+        return max(0, min(wanted_bytes, spare_bytes))
+
+    def _make_room_for(self, sequence: Sequence, claims: Claims, checkpoint_bytes: int) -> None:
         """Have others give way for a sequence that does not fit, or let it wait with what it was promised."""
         resident = sequence.resident
         tokens = sequence.first_grant_tokens
@@ -180,6 +202,7 @@ class Granter:
         if claims.is_blocked and not sequence.is_fresh and not may_overrun:
             return
         demand = self._demand(resident, sequence.age, sequence.since_s, claims, tokens)
+        demand = dataclasses.replace(demand, bytes=demand.bytes + checkpoint_bytes)
         plan = policy.plan_room(self._state.view(age=sequence.age, target=resident, tokens=tokens), demand)
         if plan.outcome is Outcome.NEVER and sequence.state is SequenceState.WAITING:
             sequence.fail(self._does_not_fit(resident, tokens))

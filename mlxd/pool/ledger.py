@@ -3,11 +3,12 @@
 A loaded model reserves weights + margin + max(KV + prompt cache, KV of one short sequence). The last part lets every
 loaded model run one sequence at any time; the prompt cache may fill it meanwhile, as it can be trimmed on demand.
 A finished row's KV may move into the prompt cache without the sum growing: it was reserved with at least as many bytes.
+What it keeps on its way, for prompts that continue from there, is reserved beside its KV (`checkpoint_bytes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from mlxd.engine.kv_shape import KV_STEP_TOKENS
@@ -63,7 +64,9 @@ def footprint(resident: Resident) -> Footprint:
     """Return what is reserved for the model now."""
     if resident.state not in PRESENT:
         return Footprint()
-    return _footprint(resident, _grants(resident), resident.prompt_cache_bytes, _left(resident))
+    return _footprint(
+        resident, resident.active.values(), _grants(resident), resident.prompt_cache_bytes, _left(resident)
+    )
 
 
 def held_bytes(resident: Resident) -> int:
@@ -80,21 +83,21 @@ def settled_bytes(resident: Resident, *, without: Collection[Sequence] = ()) -> 
     """
     if resident.state not in PRESENT or resident.is_going:
         return 0
-    grants = [
-        sequence.granted_tokens
+    staying = [
+        sequence
         for sequence in resident.active.values()
         if sequence.state is SequenceState.RUNNING and sequence not in without
     ]
+    grants = [sequence.granted_tokens for sequence in staying]
     cache_bytes = resident.prompt_cache_bytes
     if resident.trim_target_bytes is not None:
         cache_bytes = min(cache_bytes, resident.trim_target_bytes)
-    return _footprint(resident, grants, cache_bytes).total_bytes
+    return _footprint(resident, staying, grants, cache_bytes).total_bytes
 
 
 def admission_bytes(resident: Resident, tokens: int) -> int:
     """Return by how much the reservation grows when a sequence gets *tokens*; 0 when the least KV covers it."""
-    grown = _footprint(resident, [*_grants(resident), tokens], resident.prompt_cache_bytes, _left(resident))
-    return grown.total_bytes - held_bytes(resident)
+    return _with_grants(resident, [*_grants(resident), tokens], _left(resident)) - held_bytes(resident)
 
 
 def pausable_bytes(resident: Resident, than: Age | None) -> int:
@@ -113,7 +116,7 @@ def growth_bytes(sequence: Sequence, tokens: int) -> int:
     resident = sequence.resident
     grants = [*_grants(resident, without=sequence), tokens]
     left = [*_left(resident), sequence.granted_tokens]
-    return _footprint(resident, grants, resident.prompt_cache_bytes, left).total_bytes - held_bytes(resident)
+    return _with_grants(resident, grants, left) - held_bytes(resident)
 
 
 def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
@@ -127,8 +130,9 @@ def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
     cache_bytes = resident.prompt_cache_bytes
     least = min(resident.untrimmable_bytes, cache_bytes)
     left = _left(resident)
-    full = _footprint(resident, grants, cache_bytes, left).total_bytes
-    return full - _footprint(resident, grants, least, left).total_bytes
+    rows = resident.active.values()
+    full = _footprint(resident, rows, grants, cache_bytes, left).total_bytes
+    return full - _footprint(resident, rows, grants, least, left).total_bytes
 
 
 def free_buffers_bytes(limit_bytes: int) -> int:
@@ -148,9 +152,20 @@ def _left(resident: Resident) -> list[int]:
     return [sequence.left_tokens for sequence in resident.active.values() if sequence.left_tokens > 0]
 
 
-def _footprint(resident: Resident, grants: list[int], cache_bytes: int, left: Collection[int] = ()) -> Footprint:
+def _with_grants(resident: Resident, grants: list[int], left: Collection[int]) -> int:
+    return _footprint(resident, resident.active.values(), grants, resident.prompt_cache_bytes, left).total_bytes
+
+
+def _footprint(
+    resident: Resident,
+    rows: Iterable[Sequence],
+    grants: list[int],
+    cache_bytes: int,
+    left: Collection[int] = (),
+) -> Footprint:
     weights = resident.weights_bytes
     rows_bytes = resident.kv.batch_bytes(grants, left=left, is_padded=resident.is_padded)
+    rows_bytes += sum(sequence.checkpoint_bytes for sequence in rows)
     return Footprint(
         weights_bytes=weights,
         margin_bytes=margin_bytes(weights),

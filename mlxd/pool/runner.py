@@ -187,6 +187,7 @@ def _submit(sequence: Sequence, prompt: PreparedPrompt, kv_tokens: int) -> Submi
         request.logprobs,
         request.scores_prompt,
         request.thinking_budget,
+        sequence.checkpoint_bytes,
     )
 
 

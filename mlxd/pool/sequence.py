@@ -116,6 +116,7 @@ class Sequence:
     state: SequenceState = SequenceState.WAITING
     completion_tokens: int = 0  # as the engine has told
     granted_tokens: int = 0  # what the ledger holds for it; 0 when the device holds nothing
+    checkpoint_bytes: int = 0  # what it may keep for the prompt cache beside that
     left_tokens: int = 0  # its grant before that, until the device has shown that it knows the new one; else 0
     wanted_tokens: int | None = None  # asked for by KvLow and not granted yet
     is_scored: bool = False  # its reader has the logprobs of the prompt
@@ -139,6 +140,16 @@ class Sequence:
         return self.prompt.final_tokens
 
     @property
+    def wanted_checkpoint_bytes(self) -> int:
+        """What it would keep for the prompt cache on its way, where the layers of its model cannot be cut."""
+        prompt = self.prompt
+        if self.state is not SequenceState.WAITING or not isinstance(prompt, PreparedPrompt):
+            return 0
+        # One where it parts from what is known, and three in a text that says nothing of its ends.
+        checkpoints = 1 + (len(prompt.checkpoints) or 3)
+        return checkpoints * self.resident.kv.checkpoint_bytes(prompt.prefill_tokens)
+
+    @property
     def first_grant_tokens(self) -> int:
         """What to grant when it starts or resumes."""
         return min(self.tokens + STEP_TOKENS, self.final_tokens)
@@ -160,6 +171,7 @@ class Sequence:
     def hold_nothing(self) -> None:
         """Note that the device holds nothing of it."""
         self.granted_tokens = 0
+        self.checkpoint_bytes = 0
         self.left_tokens = 0
         self.wanted_tokens = None
 

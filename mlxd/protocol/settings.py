@@ -197,7 +197,11 @@ class EngineSettings:
         "30ms",
         "Longest pause that a prefill aims to put between two tokens of running streams.",
     )
-    prompt_cache: int = row(Bytes(0, 2**50), "1GiB", "Largest prompt cache of one model; 0B keeps none.")
+    prompt_cache: int = row(
+        Bytes(0, 2**50, most="auto"),
+        "auto",
+        "Largest prompt cache of one model; auto takes what is free under pool.memory, 0B keeps none.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

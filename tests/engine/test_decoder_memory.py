@@ -122,7 +122,7 @@ def test_a_stored_row_keeps_no_batch(model_type: str) -> None:
     mx.eval(model.parameters())
     caches = CacheMaker(model)
     decoder = make_decoder(model, caches, [], Decoding.BATCHED)
-    prompts = PromptCache(10**9)
+    prompts = PromptCache(caches, 10**9)
     settle()
     before_bytes = mx.get_active_memory()
     for number in range(8):

@@ -1,165 +1,370 @@
-"""`engine.prompt_cache`: prefixes found, bounded, with a search that is mlx-lm's in less time."""
+"""The prompt cache: beginnings found and shared, bounded in bytes, and what is worth the least makes room."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import gc
 import random
+from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import pytest
-from mlx_lm.models.cache import KVCache, PromptTrie, RotatingKVCache
+from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlxd.engine.kv import CacheMaker
-from mlxd.engine.prompt_cache import PromptCache, _Trie
+from mlxd.engine.kv import CacheMaker, Snapshot, leaves
+from mlxd.engine.prompt_cache import PromptCache
 from tests.engine.bench import WriteModel
+from tests.support.clock import FakeClock
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_architecture import ARCHITECTURES, make_model
 
-TOKEN_BYTES = 2 * 4  # one head of size 1, float32
+# One head of size 1, float32, and the token itself.
+TOKEN_BYTES = 2 * 4 + 4
+STATE_BYTES = 400
 
 
-def kv(tokens: int) -> list[KVCache]:
-    """Return the KV of so many tokens, exactly as large."""
+def maker(*parts: Any) -> CacheMaker:
+    """Return what makes caches of these kinds."""
+    return CacheMaker(SimpleNamespace(make_cache=lambda: [part() for part in parts]))
+
+
+PLAIN = maker(KVCache)
+MIXED = maker(KVCache, lambda: ArraysCache(1))
+
+
+def kv(tokens: list[int]) -> KVCache:
+    """Return KV that tells which tokens it is of."""
     cache = KVCache()
-    cache.keys = cache.values = mx.zeros((1, 1, tokens, 1))
-    cache.offset = tokens
-    return [cache]
+    cache.keys = mx.array(tokens, dtype=mx.float32).reshape(1, 1, -1, 1)
+    cache.values = -cache.keys
+    cache.offset = len(tokens)
+    return cache
+
+
+def state(tokens: list[int]) -> ArraysCache:
+    """Return a state that tells after which tokens it was."""
+    cache = ArraysCache(1)
+    cache.cache = [mx.full((1, STATE_BYTES // 4), float(sum(tokens)))]
+    return cache
+
+
+def snapshot(tokens: list[int]) -> Snapshot:
+    """Return what a row keeps on its way."""
+    return (None, state(tokens))
+
+
+def read(cache: list[Any] | None) -> list[int]:
+    """Return the tokens that KV is of."""
+    assert cache is not None
+    keys, values = cache[0].keys_and_values()
+    assert mx.array_equal(keys, -values)
+    return [int(number) for number in keys.reshape(-1).tolist()]
 
 
 @pytest.fixture
-def cache() -> PromptCache:
-    """Room for 20 tokens."""
-    return PromptCache(20 * TOKEN_BYTES)
+def clock() -> FakeClock:
+    """Time that does not pass by itself."""
+    return FakeClock()
+
+
+@pytest.fixture
+def cache(clock: FakeClock) -> PromptCache:
+    """A plain one with room for 20 tokens."""
+    return PromptCache(PLAIN, 20 * TOKEN_BYTES, clock.now)
+
+
+@pytest.fixture
+def mixed(clock: FakeClock) -> PromptCache:
+    """One of a model with a state, with room for five checkpoints."""
+    return PromptCache(MIXED, 5 * STATE_BYTES + 30 * TOKEN_BYTES, clock.now)
 
 
 def test_longest_prefix_is_found(cache: PromptCache) -> None:
     """Of a longer prompt the known beginning comes back."""
-    cache.store([1, 2, 3], kv(3))
-    found, known = cache.fetch([1, 2, 3, 4, 5])
-    assert known == 3
-    assert found is not None
-    assert found[0].offset == 3
-    assert cache.fetch([9, 1, 2, 3]) == (None, 0)
+    cache.store([1, 2, 3], [kv([1, 2, 3])])
+    found = cache.fetch([1, 2, 3, 4, 5])
+    assert (found.known, found.shared, read(found.cache)) == (3, 3, [1, 2, 3])
+    assert cache.fetch([9, 1, 2, 3]).known == 0
 
 
 def test_common_beginning_is_cut_out(cache: PromptCache) -> None:
     """A stored sequence that goes on differently serves as far as it agrees."""
-    cache.store([1, 2, 3, 4, 5], kv(5))
-    found, known = cache.fetch([1, 2, 3, 9])
-    assert known == 3
-    assert found is not None
-    assert found[0].offset == 3
+    cache.store([1, 2, 3, 4, 5], [kv([1, 2, 3, 4, 5])])
+    found = cache.fetch([1, 2, 3, 9])
+    assert (found.known, read(found.cache)) == (3, [1, 2, 3])
 
 
 @pytest.mark.parametrize("stored", [3, 5])
 def test_one_token_is_left_over(cache: PromptCache, stored: int) -> None:
     """A prompt that is known to its end is cut by a token, which the model goes on from."""
-    cache.store(list(range(stored)), kv(stored))
-    found, known = cache.fetch([0, 1, 2])
-    assert known == 2
-    assert found is not None
-    assert found[0].offset == 2
+    cache.store(list(range(stored)), [kv(list(range(stored)))])
+    found = cache.fetch([0, 1, 2])
+    assert (found.known, found.shared, read(found.cache)) == (2, 3, [0, 1])
 
 
 def test_known_single_token_is_no_hit(cache: PromptCache) -> None:
     """Nothing would be left of it."""
-    cache.store([1], kv(1))
-    assert cache.fetch([1]) == (None, 0)
+    cache.store([1], [kv([1])])
+    assert cache.fetch([1]).cache is None
 
 
-def test_cache_that_cannot_be_cut_serves_whole_prefixes_only() -> None:
-    """A window that has gone round cannot go back: exact hits and diverging ones are none."""
-    cache = PromptCache(10**6)
-    window = RotatingKVCache(max_size=2)
-    window.update_and_fetch(mx.zeros((1, 1, 3, 1)), mx.zeros((1, 1, 3, 1)))
-    cache.store([1, 2, 3], [window])
-    assert cache.fetch([1, 2, 3]) == (None, 0)
-    assert cache.fetch([1, 2, 9]) == (None, 0)
-    assert cache.fetch([1, 2, 3, 4])[1] == 3
+def test_what_sequences_have_in_common_is_kept_once(cache: PromptCache) -> None:
+    """Branches take the bytes of their own tokens only, wherever they part."""
+    cache.store([1, 2, 3, 4], [kv([1, 2, 3, 4])])
+    cache.store([1, 2, 9], [kv([1, 2, 9])])
+    cache.store([1, 2, 3, 4, 5], [kv([1, 2, 3, 4, 5])])
+    cache.store([1, 2, 9, 8], [kv([1, 2, 9, 8])])
+    assert cache.stored_bytes == 7 * TOKEN_BYTES
+    for tokens in ([1, 2, 3, 4, 5], [1, 2, 9, 8]):
+        assert read(cache.fetch([*tokens, 0]).cache) == tokens
 
 
-def test_fetched_kv_is_a_copy(cache: PromptCache) -> None:
+def test_a_state_serves_at_checkpoints_only(mixed: PromptCache) -> None:
+    """A state cannot go back: what continues from another place begins anew, or at the checkpoint before."""
+    tokens = [1, 2, 3, 4, 5, 6]
+    mixed.store(tokens, [kv(tokens), state(tokens)], {2: snapshot([1, 2])})
+    assert [mixed.fetch([*tokens[:end], 9, 9]).known for end in (1, 2, 3, 5, 6)] == [0, 2, 2, 2, 6]
+    assert mixed.fetch(tokens).known == 2
+    found = mixed.fetch([1, 2, 3, 9])
+    assert found.shared == 3
+    assert found.cache is not None
+    assert read(found.cache) == [1, 2]
+    assert found.cache[1].cache[0][0, 0].item() == 3
+
+
+def test_checkpoints_of_known_tokens_are_added(mixed: PromptCache) -> None:
+    """A sequence that parts from a stored one leaves its checkpoint in the part that both have."""
+    mixed.store([1, 2, 3, 4], [kv([1, 2, 3, 4]), state([1, 2, 3, 4])])
+    mixed.store([1, 2, 3, 5], [kv([1, 2, 3, 5]), state([1, 2, 3, 5])], {2: snapshot([1, 2])})
+    assert mixed.fetch([1, 2, 7]).known == 2
+    assert mixed.stored_bytes == 5 * TOKEN_BYTES + 3 * STATE_BYTES
+
+
+def test_fetched_kv_is_a_copy(mixed: PromptCache) -> None:
     """What a row does to its KV does not reach the stored one."""
-    cache.store([1, 2, 3], kv(3))
-    found, _ = cache.fetch([1, 2, 3, 4])
+    mixed.store([1, 2, 3], [kv([1, 2, 3]), state([1, 2, 3])])
+    found = mixed.fetch([1, 2, 3, 4]).cache
     assert found is not None
-    found[0].trim(3)
-    again, known = cache.fetch([1, 2, 3, 4])
+    found[0].keys[..., :] = 9.0
+    found[0].update_and_fetch(mx.ones((1, 1, 1, 1)), mx.ones((1, 1, 1, 1)))
+    found[1].cache[0][..., :] = 9.0
+    again = mixed.fetch([1, 2, 3, 4]).cache
+    assert read(again) == [1, 2, 3]
     assert again is not None
-    assert (again[0].offset, known) == (3, 3)
+    assert again[1].cache[0][0, 0].item() == 6
 
 
-def test_oldest_makes_room(cache: PromptCache) -> None:
-    """The bound is in bytes, and an entry over it is not kept at all."""
-    cache.store([1] * 10, kv(10))
-    cache.store([2] * 10, kv(10))
-    cache.store([3] * 5, kv(5))
-    assert cache.stored_bytes == 15 * TOKEN_BYTES
-    assert [cache.fetch([token] * 11)[1] for token in (1, 2, 3)] == [0, 10, 5]
-    cache.store([4] * 21, kv(21))
-    assert cache.stored_bytes == 15 * TOKEN_BYTES
-
-
-def test_stored_tokens_are_a_copy(cache: PromptCache) -> None:
-    """mlx-lm goes on with the lists it hands out."""
-    tokens = [1, 2, 3]
-    cache.store(tokens, kv(3))
+def test_stored_kv_is_a_copy(mixed: PromptCache) -> None:
+    """mlx-lm goes on with what it hands out."""
+    tokens, layers = [1, 2, 3], [kv([1, 2, 3]), state([1, 2, 3])]
+    mixed.store(tokens, layers)
     tokens.append(4)
-    cache.set_limit(0)
-    assert cache.stored_bytes == 0
+    layers[0].keys[..., :] = 9.0
+    layers[1].cache[0][..., :] = 9.0
+    found = mixed.fetch([1, 2, 3, 4]).cache
+    assert found is not None
+    assert read(found) == [1, 2, 3]
+    assert found[1].cache[0][0, 0].item() == 6
 
 
-def test_extended_sequence_replaces_its_beginning(cache: PromptCache) -> None:
-    """A conversation has one entry, not one per turn."""
-    cache.store([1, 2, 3], kv(3))
-    cache.store([1, 2, 3, 4], kv(4))
-    assert cache.stored_bytes == 4 * TOKEN_BYTES
+def test_oldest_makes_room(cache: PromptCache, clock: FakeClock) -> None:
+    """The bound is in bytes; of what was used as often, the oldest goes."""
+    for token in (1, 2):
+        cache.store([token] * 10, [kv([token] * 10)])
+        clock.move(1)
+    cache.store([3] * 5, [kv([3] * 5)])
+    assert cache.stored_bytes == 15 * TOKEN_BYTES
+    assert [cache.fetch([token] * 11).known for token in (1, 2, 3)] == [0, 10, 5]
 
 
-def test_limit_shrinks_at_once_and_trim_does_not_bind(cache: PromptCache) -> None:
+def test_a_hit_keeps(cache: PromptCache, clock: FakeClock) -> None:
+    """What was used lately stays, though it was stored first."""
+    for token in (1, 2):
+        cache.store([token] * 10, [kv([token] * 10)])
+        clock.move(1)
+    cache.fetch([1] * 11)
+    cache.store([3] * 5, [kv([3] * 5)])
+    assert [cache.fetch([token] * 11).known for token in (1, 2, 3)] == [10, 0, 5]
+
+
+def test_what_is_too_large_is_counted_and_drives_nothing_out(cache: PromptCache) -> None:
+    """An entry over the bound is not kept at all."""
+    cache.store([1] * 10, [kv([1] * 10)])
+    cache.store([4] * 21, [kv([4] * 21)])
+    cache.store([1] * 10 + [4] * 11, [kv([1] * 10 + [4] * 11)])
+    assert (cache.too_large, cache.stored_bytes) == (2, 10 * TOKEN_BYTES)
+    cache.store([4] * 20, [kv([4] * 20)])
+    assert (cache.too_large, cache.fetch([4] * 21).known) == (2, 20)
+
+
+def test_tails_go_before_the_head_that_they_share(cache: PromptCache, clock: FakeClock) -> None:
+    """However old it is, what other sequences begin with stays as long as one of them does."""
+    cache.store([1] * 5, [kv([1] * 5)])
+    for token in range(2, 8):
+        clock.move(100_000)
+        tokens = [1] * 5 + [token] * 5
+        cache.store(tokens, [kv(tokens)])
+    assert cache.stored_bytes == 20 * TOKEN_BYTES
+    assert [cache.fetch([1] * 5 + [token] * 6).known for token in range(2, 8)] == [5, 5, 5, 10, 10, 10]
+
+
+def test_a_shared_checkpoint_outlives_those_of_one_conversation(mixed: PromptCache, clock: FakeClock) -> None:
+    """A short head that several conversations begin with stays when long and fresh conversations pass by."""
+    head = [1, 2]
+    for question in (3, 4, 5):
+        tokens = [*head, question]
+        mixed.store(tokens, [kv(tokens), state(tokens)], {2: snapshot(head)})
+        assert mixed.fetch([*head, 9]).known == 2
+    clock.move(60)
+    for number in range(6):
+        tokens = [20 + number] * 12
+        mixed.store(tokens, [kv(tokens), state(tokens)])
+        clock.move(60)
+    assert mixed.fetch([*head, 9]).known == 2
+    clock.move(86_400)  # another day, other heads
+    for number in range(6):
+        tokens = [40 + number] * 12
+        mixed.store(tokens, [kv(tokens), state(tokens)])
+        clock.move(60)
+    assert mixed.fetch([*head, 9]).known == 0
+
+
+def test_limit_shrinks_at_once_and_trim_does_not_bind(cache: PromptCache, clock: FakeClock) -> None:
     """`trim` is for once, `set_limit` from now on."""
-    cache.store([1] * 10, kv(10))
-    cache.store([2] * 10, kv(10))
+    for token in (1, 2):
+        cache.store([token] * 10, [kv([token] * 10)])
+        clock.move(1)
     cache.trim(10 * TOKEN_BYTES)
     assert cache.stored_bytes == 10 * TOKEN_BYTES
-    cache.store([3] * 10, kv(10))
+    cache.store([3] * 10, [kv([3] * 10)])
     assert cache.stored_bytes == 20 * TOKEN_BYTES
     cache.set_limit(5 * TOKEN_BYTES)
-    cache.store([4] * 6, kv(6))
+    cache.store([4] * 6, [kv([4] * 6)])
+    assert (cache.stored_bytes, cache.too_large) == (0, 1)
+
+
+def test_nothing_is_kept_where_nothing_may_be(mixed: PromptCache) -> None:
+    """0 is a bound."""
+    mixed.set_limit(0)
+    mixed.store([1], [kv([1]), state([1])])
+    assert mixed.stored_bytes == 0
+
+
+def test_an_empty_sequence_is_no_entry(cache: PromptCache) -> None:
+    """A row that ends before its first step has no KV."""
+    cache.store([], [KVCache()])
     assert cache.stored_bytes == 0
 
 
-def test_stored_view_lets_its_batch_go() -> None:
-    """KV cut out of a batch does not keep the batch in memory."""
-    before = mx.get_active_memory()
-    batch = mx.zeros((1, 1, 1_000_000, 1))
-    mx.eval(batch)
-    entry = KVCache()
-    entry.keys = entry.values = mx.contiguous(batch[:, :, :100])
-    entry.offset = 100
-    cache = PromptCache(10**6)
-    cache.store(list(range(100)), [entry])
-    del batch
-    assert mx.get_active_memory() - before < 10_000
+def test_a_window_keeps_what_it_looks_at(clock: FakeClock) -> None:
+    """A kept window has gone round, has its last tokens in order, and goes on as the one it was taken from."""
+    windows = maker(lambda: RotatingKVCache(max_size=4))
+    cache = PromptCache(windows, 10**6, clock.now)
+    window = RotatingKVCache(max_size=4)
+    for chunk in ([0, 1, 2], [3, 4, 5, 6, 7, 8], [9], [10]):
+        part = mx.array(chunk, dtype=mx.float32).reshape(1, 1, -1, 1)
+        window.update_and_fetch(part, part)
+    cache.store(list(range(11)), [window])
+    assert cache.stored_bytes == 2 * 4 * 4 + 11 * 4
+    found = cache.fetch(list(range(12))).cache
+    assert found is not None
+    assert found[0].keys.reshape(-1).tolist() == [7, 8, 9, 10]
+    more = mx.full((1, 1, 1, 1), 11.0)
+    kept, original = found[0].update_and_fetch(more, more)[0], window.update_and_fetch(more, more)[0]
+    assert sorted(kept.reshape(-1).tolist()) == sorted(original.reshape(-1).tolist()) == [8, 9, 10, 11]
+    assert found[0].offset == window.offset
 
 
-def test_search_agrees_with_mlx_lm() -> None:
-    """On random sequences the linear search finds what the original finds."""
+def test_lists_of_caches_and_quantized_ones(clock: FakeClock) -> None:
+    """Every kind of cache goes in and comes out as it was, whatever it is nested in."""
+    kinds = maker(lambda: CacheList(KVCache(), ArraysCache(1)), lambda: QuantizedKVCache(group_size=32, bits=8))
+    cache = PromptCache(kinds, 10**6, clock.now)
+    tokens = [1, 2, 3, 4]
+    quantized = QuantizedKVCache(group_size=32, bits=8)
+    numbers = mx.random.normal((1, 1, 4, 32))
+    quantized.update_and_fetch(numbers, numbers)
+    layers = [CacheList(kv(tokens), state(tokens)), quantized]
+    cache.store(tokens, layers)
+    found = cache.fetch([*tokens, 5]).cache
+    assert found is not None
+    plain, still, packed = leaves(found)
+    assert read([plain]) == tokens
+    assert still.cache[0][0, 0].item() == 10
+    assert packed.offset == 4
+    for got, expected in zip(packed.keys, quantized.keys, strict=True):
+        assert mx.array_equal(got, expected[..., :4, :])
+
+
+def test_long_sequences_are_cut_back_piece_by_piece(clock: FakeClock) -> None:
+    """When room is needed, a long sequence loses its end and keeps its beginning."""
+    cache = PromptCache(PLAIN, 10_000 * TOKEN_BYTES, clock.now)
+    tokens = [number % 7 for number in range(10_000)]
+    cache.store(tokens, [kv(tokens)])
+    clock.move(1)
+    cache.store([9] * 100, [kv([9] * 100)])
+    known = cache.fetch(tokens).known
+    assert 7_000 < known < 10_000
+    assert cache.fetch([9] * 101).known == 100
+    assert cache.stored_bytes == (known + 100) * TOKEN_BYTES
+
+
+def test_random_sequences_are_found_as_far_as_they_agree(clock: FakeClock) -> None:
+    """Against a plain list of all that was stored: the longest common beginning, with the right KV in it."""
     rng = random.Random(1)
-    for _ in range(300):
-        ours, theirs = _Trie(), PromptTrie()
-        for _ in range(rng.randrange(6)):
-            tokens = [rng.randrange(3) for _ in range(rng.randrange(2, 8))]
-            ours.add(0, tokens, "value")
-            theirs.add(0, tokens, "value")
-        query = [rng.randrange(3) for _ in range(rng.randrange(2, 8))]
-        got, expected = ours.search(0, query), theirs.search(0, copy.copy(query))
-        assert (got.exact, got.common_prefix) == (expected.exact, expected.common_prefix)
-        assert got.shorter == expected.shorter
-        assert got.longer is None or len(got.longer) == len(expected.longer)
-        assert (got.longer is None) == (expected.longer is None)
+    for _ in range(60):
+        cache = PromptCache(PLAIN, 10**6, clock.now)
+        stored: list[list[int]] = []
+        for _ in range(rng.randrange(1, 9)):
+            tokens = [rng.randrange(3) for _ in range(rng.randrange(1, 9))]
+            cache.store(tokens, [kv(tokens)])
+            stored.append(tokens)
+        query = [rng.randrange(3) for _ in range(rng.randrange(2, 9))]
+        found = cache.fetch(query)
+        shared = max(agreement(query, tokens) for tokens in stored)
+        assert (found.shared, found.known) == (shared, min(shared, len(query) - 1))
+        if found.known:
+            assert read(found.cache) == query[: found.known]
+
+
+def agreement(one: list[int], other: list[int]) -> int:
+    """Return how many tokens agree at the beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((number for number, (left, right) in enumerate(pairs) if left != right), min(len(one), len(other)))
+
+
+def test_bytes_are_the_memory_held(clock: FakeClock) -> None:
+    """Through random stores, hits and evictions the count equals what MLX holds, and is never over the bound."""
+    rng = random.Random(2)
+    gc.collect()
+    mx.synchronize()
+    limit_bytes = mx.set_cache_limit(0)  # a buffer that is used again may be larger than what it is used for
+    mx.clear_cache()
+    base_bytes = mx.get_active_memory()
+    bound_bytes = 30 * STATE_BYTES
+    cache = PromptCache(MIXED, bound_bytes, clock.now)
+    for _ in range(200):
+        tokens = [rng.randrange(2) for _ in range(rng.randrange(2, 12))]
+        ends = rng.sample(range(1, len(tokens)), rng.randrange(len(tokens)))
+        cache.store(tokens, [kv(tokens), state(tokens)], {end: snapshot(tokens[:end]) for end in ends})
+        found = cache.fetch([*tokens, 7])
+        if found.cache is not None:
+            assert read(found.cache) == tokens[: found.known]
+            assert found.cache[1].cache[0][0, 0].item() == sum(tokens[: found.known])
+        clock.move(rng.random())
+        if rng.random() < 0.1:
+            cache.trim(rng.randrange(bound_bytes))
+        assert cache.stored_bytes <= bound_bytes
+    del found
+    gc.collect()
+    mx.synchronize()
+    held_bytes = mx.get_active_memory() - base_bytes
+    # MLX shares a buffer that is up to 16 kB larger than what is used of it; the tokens are no arrays.
+    assert held_bytes == pytest.approx(cache.stored_bytes, rel=0.1)
+    cache.trim(0)
+    assert cache.stored_bytes == 0
+    assert mx.get_active_memory() == base_bytes
+    mx.set_cache_limit(limit_bytes)
 
 
 def test_kept_states_do_not_hold_their_batch(write_model: WriteModel) -> None:

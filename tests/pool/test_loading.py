@@ -410,7 +410,7 @@ async def test_p8_all_loads_take_the_same_path() -> None:
         await w.load("b")
         await w.run(w.answer("c"))
 
-        assert [engine.prompt_cache_limit_bytes for engine in w.backend.engines] == [2**30] * 3
+        assert [engine.prompt_cache_limit_bytes for engine in w.backend.engines] == [2**50] * 3
         assert w.kinds("a") == w.kinds("b") == w.kinds("c") == ["loading", "loaded"]
 
 

@@ -89,13 +89,24 @@ class SteppedModel:
         logprobs: int | None = None,
         scores_prompt: bool = False,
         thinking_budget: int | None = None,
+        checkpoint_bytes: int = 10**9,
     ) -> Recorder:
         """Submit a sequence; without *kv_tokens* its grant holds all of it."""
         if isinstance(prompt, str):
             prompt = self.prompt(prompt, max_tokens)
         recorder = Recorder(next(self._ids))
         grant = len(prompt.tokens) + prompt.max_tokens if kv_tokens is None else kv_tokens
-        submit = Submit(recorder.sequence_id, prompt, sampling, stop, grant, logprobs, scores_prompt, thinking_budget)
+        submit = Submit(
+            recorder.sequence_id,
+            prompt,
+            sampling,
+            stop,
+            grant,
+            logprobs,
+            scores_prompt,
+            thinking_budget,
+            checkpoint_bytes,
+        )
         self.model.submit(submit, recorder)
         return recorder
 

@@ -21,13 +21,16 @@ MAXIMUM_MEMORY_BYTES = 2**50
 
 @dataclass(frozen=True, slots=True)
 class Bytes:
-    """A size within bounds."""
+    """A size within bounds; `most` is the word that stands for the greatest."""
 
     minimum: int
     maximum: int
+    most: str | None = None
 
     def parse(self, value: Any, machine: Machine) -> int:  # noqa: ARG002
         """Return the bytes."""
+        if self.most is not None and value == self.most:
+            return self.maximum
         if isinstance(value, bool) or not isinstance(value, (str, int)):
             raise reject(value, self.describe())
         try:
@@ -46,12 +49,14 @@ class Bytes:
 
     def describe(self) -> str:
         """Return the bounds in words."""
-        return f"a size from {units.format_bytes(self.minimum)} to {units.format_bytes(self.maximum)}"
+        words = f"a size from {units.format_bytes(self.minimum)} to {units.format_bytes(self.maximum)}"
+        return words if self.most is None else f"{words}, or {self.most!r}"
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema."""
         number = {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
-        return {"anyOf": [number, {"type": "string", "pattern": _SIZE}]}
+        words = [] if self.most is None else [{"const": self.most}]
+        return {"anyOf": [number, {"type": "string", "pattern": _SIZE}, *words]}
 
 
 @dataclass(frozen=True, slots=True)
