@@ -98,6 +98,7 @@ REFUSED: list[tuple[kind.Kind[Any], Any, str]] = [
     (kind.TextList(), ["a", 1], "a list of texts"),
     (kind.TextList(), 7, "a list of texts"),
     (kind.TextList(), ["a", "b", "a"], "'a' stands in the list twice"),
+    (kind.TextList(("a", "b")), ["a", "c"], "'c' is not one of a, b"),
     (kind.URL(), "ftp://host/v1", "https://host/v1"),
     (kind.URL(), "host/v1", "https://host/v1"),
     (kind.URL(), "https://", "https://host/v1"),

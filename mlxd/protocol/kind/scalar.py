@@ -229,7 +229,7 @@ class TextList:
             raise ValueError(msg)
         strange = [item for item in items if self.choices and item not in self.choices]
         if strange:
-            raise reject(strange[0], self.describe())
+            raise reject(strange[0], f"one of {', '.join(self.choices)}")
         return tuple(items)
 
     def to_toml(self, value: Any) -> Any:
