@@ -92,6 +92,6 @@ def _outlook_lines(document: Mapping[str, Any]) -> Iterator[str]:
     if document.get("waiting"):
         yield f"waiting: {document['waiting']}"
     if document.get("drain_after_s") is not None:
-        yield f"what drains for it begins to after {show_duration(document['drain_after_s'])}"
+        yield f"busy models begin to drain after {show_duration(document['drain_after_s'])}"
     if document.get("over_limit"):
         yield f"over limit: {document['over_limit']}"

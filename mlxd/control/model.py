@@ -81,19 +81,21 @@ def _sampling(model: ModelSettings) -> dict[str, float]:
 
 
 async def load(context: ControlContext, request: Request) -> Reply:
-    """Begin to load a model; what refuses it at once is answered at once."""
+    """Begin to load a model, and say what goes for it; what refuses it at once is answered at once."""
     model_id = context.catalog.resolve(request.params["model"]).id
     resident = _residents(context).get(model_id)
     if resident is not None and resident.state == "ready":
         return {"model": model_id, "state": "ready"}
+    planned = show_plan(context.pool.plan_load(model_id, force=request.force))
     if request.dry:
-        return {"model": model_id, "dry_run": True, **show_plan(context.pool.plan_load(model_id, force=request.force))}
+        return {"model": model_id, "dry_run": True, **planned}
 
     async def run() -> Mapping[str, Any]:
         await context.pool.load(model_id, force=request.force)
         return {"model": model_id, "state": "ready"}
 
-    return {"model": model_id, "loading": [model_id], **await begin(context, "model.load", model_id, run)}
+    begun = await begin(context, "model.load", model_id, run)
+    return {"model": model_id, **planned, "loading": [model_id], **begun}
 
 
 async def unload(context: ControlContext, request: Request) -> Reply:

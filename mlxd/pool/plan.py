@@ -44,7 +44,8 @@ def plan_load(state: PoolState, model_id: str, *, force: bool = False) -> PoolPl
     """Return what `model load` would do.
 
     Where busy models block the load, `waiting` says so, and `draining` names those that would have to drain after
-    `drain_after_s`.
+    `drain_after_s`. `evicting_later` also names what goes when those have drained, or when a load by force has taken
+    the pool over its limit.
 
     Raises:
         ModelNotFound, DoesNotFit, Draining: as the load would.
@@ -55,18 +56,25 @@ def plan_load(state: PoolState, model_id: str, *, force: bool = False) -> PoolPl
     error = ticket.granted.exception() if ticket.granted.done() else None
     if isinstance(error, MlxdError):
         raise error
-    if ticket.granted.done():
-        return begun
-    waiting = report.reason_waiting(rehearsal.state, ticket)
+    waiting = None if ticket.granted.done() else report.reason_waiting(rehearsal.state, ticket)
     patience_s = rehearsal.state.settings.pool.evict_patience
-    rehearsal.let_pass(patience_s)
-    known = {model.id for model in begun.draining}
-    drains = tuple(model for model in _draining(state, rehearsal) if model.id not in known)
+    if waiting is not None:
+        rehearsal.let_pass(patience_s)
+    draining = {model.id: model for model in _draining(state, rehearsal)}
+    while rehearsal.let_drain():
+        draining = {model.id: model for model in _draining(state, rehearsal)} | draining
+    known = {victim.id for victim in begun.evicting} | draining.keys()
+    later = [victim for model_id, victim in _evicted(state, rehearsal).items() if model_id not in known]
+    is_patient = waiting is not None and draining.keys() > {model.id for model in begun.draining}
     return dataclasses.replace(
         begun,
+        draining=tuple(draining.values()),
+        aborting=tuple(_aborting(state, rehearsal)),
+        evicting_later=tuple(later),
+        deferred=tuple(_deferred(rehearsal.state)),
+        over_limit=report.over_limit(rehearsal.state),
         waiting=waiting,
-        draining=(*begun.draining, *drains),
-        drain_after_s=patience_s if drains else None,
+        drain_after_s=patience_s if is_patient else None,
     )
 
 
@@ -77,7 +85,6 @@ def _finish(live: PoolState, rehearsal: Rehearsal) -> PoolPlan:
     rehearsal.finish()
     evicted = _evicted(live, rehearsal)
     drained = {model.id for model in draining}  # a base goes when its adapters have gone, which takes no request's end
-    waiting = (report.preload_status(copy, model_id) for model_id in copy.settings.pool.preload)
     return PoolPlan(
         evicting=tuple(victim for model_id, victim in evicted.items() if model_id in begun or model_id in drained),
         draining=tuple(model for model in draining if model.id not in evicted),
@@ -85,11 +92,7 @@ def _finish(live: PoolState, rehearsal: Rehearsal) -> PoolPlan:
         evicting_later=tuple(victim for model_id, victim in evicted.items() if model_id not in {*begun, *drained}),
         trimming=tuple(_trimmed(live, copy, evicted)),
         loading=tuple(dict.fromkeys(str(event.model_id) for event in rehearsal.happened("model.loading"))),
-        deferred=tuple(
-            DeferredModel(model.id, model.reason)
-            for model in waiting
-            if model.state in {"deferred", "failed"} and model.reason is not None and not copy.is_dismissed(model.id)
-        ),
+        deferred=tuple(_deferred(copy)),
         limit_bytes=copy.settings.pool.memory,
         reserved_bytes=live.held_bytes,
         over_limit=report.over_limit(copy),
@@ -100,11 +103,11 @@ def _finish(live: PoolState, rehearsal: Rehearsal) -> PoolPlan:
 
 
 def _evicted(live: PoolState, rehearsal: Rehearsal) -> dict[str, Victim]:
-    """Return the models that were ready and go, in order."""
-    was_ready = {resident.id for resident in live.present if resident.state is ModelState.READY}
+    """Return the models that were ready, or being loaded, and go, in order."""
+    was_there = {resident.id for resident in live.present if resident.state in {ModelState.READY, ModelState.LOADING}}
     evicted: dict[str, Victim] = {}
     for event in rehearsal.happened("model.evicting"):
-        if event.model_id in was_ready:
+        if event.model_id in was_there:
             evicted.setdefault(event.model_id, Victim(event.model_id, event.data["bytes"]))
     return evicted
 
@@ -120,13 +123,23 @@ def _draining(live: PoolState, rehearsal: Rehearsal) -> list[DrainingModel]:
 
 
 def _aborting(live: PoolState, rehearsal: Rehearsal) -> list[Victim]:
-    """Return the loads that are told to end and were not before."""
-    before = {resident.id for resident in live.present if resident.is_aborting}
+    """Return the loads that are told to end, or have ended so, and were not before."""
+    ended = {event.model_id for event in rehearsal.happened("model.load_aborted")}
+    ended |= {resident.id for resident in rehearsal.state.present if resident.is_aborting}
     return [
         Victim(resident.id, live.held_bytes_of(resident.id))
-        for resident in rehearsal.state.present
-        if resident.is_aborting and resident.id not in before
+        for resident in live.present
+        if resident.state is ModelState.LOADING and not resident.is_aborting and resident.id in ended
     ]
+
+
+def _deferred(copy: PoolState) -> Iterable[DeferredModel]:
+    """Yield the preloads that have to wait."""
+    for model_id in copy.settings.pool.preload:
+        model = report.preload_status(copy, model_id)
+        is_out = model.state in {"deferred", "failed"} and not copy.is_dismissed(model_id)
+        if is_out and model.reason is not None:
+            yield DeferredModel(model_id, model.reason)
 
 
 def _trimmed(live: PoolState, copy: PoolState, evicted: Iterable[str]) -> Iterable[Victim]:

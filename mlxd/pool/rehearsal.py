@@ -36,10 +36,11 @@ from mlxd.pool import ledger
 from mlxd.pool.clock import Timer
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.meter import TokenMeter
-from mlxd.pool.resident import Resident
+from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import EventBuffer, Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
+from mlxd.protocol.errors import RequestCancelled
 
 T = TypeVar("T")
 
@@ -81,6 +82,14 @@ class Rehearsal:
         self._clock.move(seconds)
         self.scheduler.pump()
         self.finish()
+
+    def let_drain(self) -> bool:
+        """Let the requests end that hold draining models, then finish again; return False when there are none."""
+        draining = [resident for resident in self.state.present if resident.state is ModelState.DRAINING]
+        for resident in draining:
+            self.scheduler.revoke(resident, RequestCancelled("its model drains, and it has ended"))
+        self.finish()
+        return bool(draining)
 
     def happened(self, kind: str) -> list[PoolEvent]:
         """Return the events of one kind, in order."""

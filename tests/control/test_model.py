@@ -96,6 +96,27 @@ async def test_a_load_that_cannot_begin_is_refused_at_once(plane: Plane, client:
     assert (operation["state"], plane.state("a")) == ("done", "ready")
 
 
+async def test_a_load_by_force_names_its_victims(plane: Plane, client: Client) -> None:
+    """The reply, and the dry run before it, name the idle model that goes and the busy one with its requests."""
+    await client.ask("settings.set", changes={"pool.memory": "5MB", "pool.evict_patience": "0s"})
+    for model in ("a", "b"):
+        await load(client, model)
+    plane.backend.models["org/c"] = replace(DEFAULT_FACTS, weights_bytes=50_000_000)
+    plane.pool._state.resident("org/c").facts = plane.backend.models["org/c"]
+    assert (await client.refused("model.load", model="org/c"))["code"] == "does_not_fit"
+    async with plane.pool.lease("b", request_id="r"):
+        planned = await client.ask("model.load", {"dry": True}, model="org/c", force=True)
+        assert (plane.state("a"), plane.state("b")) == ("ready", "ready")
+        reply = await client.ask("model.load", model="org/c", force=True)
+        for said in (planned, reply):
+            assert [victim["id"] for victim in said["evicting"]] == ["a"]
+            assert [(model["id"], model["requests"]) for model in said["draining"]] == [("b", 1)]
+            assert said["over_limit"] == "org/c is loaded by force"
+        assert reply["loading"] == ["org/c"]
+    assert (await client.wait(reply["op"]))["state"] == "done"
+    assert (plane.state("a"), plane.state("b")) == ("unloaded", "unloaded")
+
+
 async def test_a_load_can_be_given_up(plane: Plane, client: Client) -> None:
     """Its operation ends as cancelled."""
     plane.backend.hold_loads(hold=True)

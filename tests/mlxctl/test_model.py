@@ -84,3 +84,32 @@ def test_rescan_says_what_came_and_went(fake: FakeControl, capsys: pytest.Captur
     """A line for each, and the count."""
     assert main(["model", "rescan"]) == 0
     assert capsys.readouterr().out.splitlines() == ["added org/m", "removed old", "1 model on this disk"]
+
+
+def test_a_load_says_what_goes_for_it(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --force too, each victim is a line of its own, and a busy one has the number of its requests."""
+    fake.answers["model.load"] = {
+        "model": "huge",
+        "loading": ["huge"],
+        "evicting": [{"id": "idle", "bytes": 10**9}],
+        "draining": [{"id": "busy", "requests": 2, "bytes": 2 * 10**9}],
+        "aborting": [{"id": "begun", "bytes": 10**9}],
+        "evicting_later": [{"id": "kept", "bytes": 3 * 10**9}],
+        "waiting": "needs 90.0 GB, 2.0 GB free",
+        "drain_after_s": 30.0,
+        "over_limit": "huge is loaded by force",
+        "op": "op-1",
+    }
+    assert main(["model", "load", "huge", "--force"]) == 0
+    assert fake.asked("model.load") == [{"model": "huge", "force": True}]
+    assert capsys.readouterr().out.splitlines() == [
+        "evicting idle: 1.0 GB (0.9 GiB)",
+        "stopping the load of begun: 1.0 GB (0.9 GiB)",
+        "then evicting kept: 3.0 GB (2.8 GiB)",
+        "draining busy: 2.0 GB (1.9 GiB), 2 requests to end",
+        "loading huge",
+        "waiting: needs 90.0 GB, 2.0 GB free",
+        "busy models begin to drain after 30s",
+        "over limit: huge is loaded by force",
+        "op-1 goes on: mlxctl op wait op-1",
+    ]

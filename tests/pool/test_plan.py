@@ -152,6 +152,30 @@ async def test_a_load_that_busy_models_block_says_so() -> None:
         assert planned.drain_after_s == 30
 
 
+@pytest.mark.parametrize("kept_tokens", [0, 9000])
+@pytest.mark.parametrize("size_mb", [60, 85, 500])
+async def test_all_that_goes_for_a_load_by_force_is_named(size_mb: int, kept_tokens: int) -> None:
+    """Idle models, one that still loads, a busy one, and a preloaded one when the load is over the limit."""
+    models = {"idle": 15, "busy": 15, "kept": 15, "slow": 15, "huge": size_mb}
+    async with world(models, {"pool": {"preload": ["kept"]}}) as w:
+        await w.advance(2)
+        await w.load("idle")
+        w.send("busy", tokens=9000)
+        if kept_tokens:
+            w.send("kept", tokens=kept_tokens)
+        await w.advance(1)
+        w.task(w.pool.load("slow"))
+        await w.advance(0.3)
+        planned = w.pool.plan_load("huge", force=True)
+        named = {victim.id for victim in (*planned.evicting, *planned.evicting_later)}
+        named |= {model.id for model in planned.draining}
+        await w.run(w.pool.load("huge", force=True))
+        assert w.state("huge") == "ready"
+        gone = {str(event.model_id) for event in w.events if event.kind in {"model.draining", "model.evicting"}}
+        assert named == gone
+        assert planned.drain_after_s == (None if size_mb == 60 else 30)
+
+
 async def test_loads_that_a_command_aborts_are_named() -> None:
     """A lowered limit and an unload say which loads they end, as they then do; an operation waits until they have."""
     async with world({"a": 30, "b": 40, "a+x": 2}, {"pool": {"memory": 120 * MB}}) as w:
