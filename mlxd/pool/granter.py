@@ -384,7 +384,7 @@ def _reason_base(base: Resident) -> str:
     """Return why an adapter's load does not start while its base is not ready."""
     if base.state in PRESENT:
         return f"its base {base.id} is {base.state.value}"
-    if base.state is ModelState.FAILED and base.error is not None:
+    if base.state is ModelState.FAILED and base.error is not None and not base.is_wanted:  # else it is tried again
         return f"its base could not be loaded: {base.error.message}"
     return f"its base {base.id} waits for room" if base.blocked_reason is None else base.blocked_reason
 

@@ -134,6 +134,26 @@ async def test_a_base_that_fails_to_load_fails_its_adapters() -> None:
         assert not w.pool.reset("a")
 
 
+async def test_an_old_failure_is_not_why_a_base_waits_for_room() -> None:
+    """After the backoff an adapter waits for what its base waits for, and not for what it failed of before."""
+    async with world(MODELS) as w:
+        w.backend.fail_load("a", LoadFailed("bad magic"))
+        failed = w.send("a+x")
+        await w.advance(2)
+        assert isinstance(failed.error, LoadFailed)
+        for seed, model_id in enumerate(("b", "big")):
+            w.send(model_id, tokens=9000, seed=seed)
+        await w.advance(10)
+        w.send("a+x", seed=1)
+        await w.settle()
+        reasons = {wait.model: wait.reason for wait in w.pool.status().queue}
+        assert reasons["a+x"] == "its base a waits for room"
+        w.send("a", seed=2)
+        await w.settle()
+        reasons = {wait.model: wait.reason for wait in w.pool.status().queue}
+        assert "big has 1 request" in reasons["a+x"]
+
+
 async def test_a_preloaded_adapter_waits_for_the_backoff_of_its_base() -> None:
     """The base is not loaded again and again for the list; a refused one is not loaded at all."""
     async with world(MODELS, {"pool": {"preload": ["a+x"]}}) as w:

@@ -427,6 +427,37 @@ async def reload_beneath(w: World, asked: str = "a", **changes: Any) -> asyncio.
     return reader
 
 
+async def test_a_prepared_prompt_holds_its_model_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a second prompt is made ready beside a sequence that only waits, a drain ends at once and not some time."""
+    async with world({"a": 30, "b": 60}) as w:
+        w.send("b", tokens=9000)
+        await w.load("a")
+        long = GenerationRequest(TextPrompt("x" * 5000), max_tokens=5)
+        async with w.pool.lease("a", request_id="r") as lease:
+            first = w.task(read(lease, long, await lease.prepare(long)))
+            await w.settle()
+            engine = w.backend.engines[-1]
+            is_prepared = asyncio.Event()
+            prepare = engine.prepare
+
+            async def prepare_slowly(request: GenerationRequest) -> PreparedPrompt:
+                await is_prepared.wait()
+                return await prepare(request)
+
+            monkeypatch.setattr(engine, "prepare", prepare_slowly)
+            second = w.task(lease.prepare(REQUEST))
+            await w.settle()
+            w.change({"pool": {"memory": 70 * MB}})
+            await w.settle()
+            assert w.state("a") == "draining"
+
+            is_prepared.set()
+            await w.settle()
+            assert w.state("a") == "unloading"
+            assert second.result().tokens == tuple(map(ord, "hello"))
+            assert not first.done()
+
+
 async def test_a_prompt_does_not_outlive_its_models_files() -> None:
     """A reload from other files beneath a request that waits ends it: its tokens may mean other words."""
     async with world({"a": 30, "b": 60}) as w:

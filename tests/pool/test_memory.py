@@ -107,6 +107,21 @@ async def test_growth_evicts_idle_models_before_it_pauses() -> None:
         assert all(len(stream.text) == 4000 for stream in streams)
 
 
+async def test_sequences_that_grow_at_once_are_given_room_for_all_of_them() -> None:
+    """What an older one is promised is not counted for a younger one: an idle model goes for each of them."""
+    grows = facts(10 * MB, per_token=3000)
+    async with world({"a": grows, "d": grows, "b": 1, "c": 1}, {"pool": {"memory": 43 * MB}}) as w:
+        await w.load("b", "c", "a", "d")
+        clients = [w.send(model_id, prompt="x" * 1000, tokens=3000) for model_id in "ad"]
+        await w.settle()
+        while "evicting" not in w.kinds("b"):
+            w.clock.run_next()
+            await w.settle()
+        assert (w.state("b"), w.state("c")) == ("unloading", "unloading")
+        await w.advance(60)
+        assert all(len(client.text) == 3000 for client in clients)
+
+
 async def test_the_youngest_pauses_and_the_oldest_goes_on() -> None:
     """Under pressure the youngest stream gives its KV back; it ends whole after the older one."""
     async with world({"a": 60}, {"pool": {"memory": FLOOR_BYTES + 4 * MB + STEP_KV_BYTES}}) as w:
