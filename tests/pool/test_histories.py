@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from mlxd.engine.base import EngineFacts
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.protocol.errors import (
     DoesNotFit,
@@ -87,11 +88,16 @@ def histories(
     return st.lists(drawn.map(lambda pair: (pair[0], *pair[1])), min_size=20, max_size=60)
 
 
+def made_up(name: str, megabytes: int) -> EngineFacts:
+    """Return the facts of a model; what a sequence of b keeps cannot be cut, so that it has checkpoints."""
+    return facts(megabytes * MB, per_token=3000, state_bytes=400_000 if name == "b" else 0)
+
+
 class Watched(WatchedWorld):
     """Three models of which about two fit, and one that never does."""
 
     def __init__(self, tally: Tally, sizes_mb: Mapping[str, int] = SIZES_MB) -> None:
-        models = {name: facts(size * MB, per_token=3000) for name, size in sizes_mb.items()}
+        models = {name: made_up(name, size) for name, size in sizes_mb.items()}
         super().__init__(models, DOCUMENT, tally=tally)
         self.entries = dict(self.catalog.index)
         self.backend.pass_tokens = 60
@@ -222,7 +228,7 @@ class History:
 
     def do_estimate(self, model_id: str, megabytes: int) -> None:
         if model_id in self.world.catalog.index:
-            self.world.catalog.index[model_id] = entry(model_id, facts(megabytes * MB, per_token=3000))
+            self.world.catalog.index[model_id] = entry(model_id, made_up(model_id, megabytes))
             self.world.pool.rescan()
 
     async def do_shutdown(self, timeout_s: float) -> None:

@@ -103,6 +103,7 @@ class FakeEngine:
             batches[length_class(granted)].append(tokens)
         kv = self._facts.kv
         rows_bytes = sum(kv.batch_bytes([max(lengths)] * len(lengths)) for lengths in batches.values())
+        rows_bytes += sum(row.checkpoint_bytes for row in self._rows.values() if row.prefilled)
         return self.weights_bytes + rows_bytes + self.prompt_cache_bytes
 
     @property
@@ -142,7 +143,7 @@ class FakeEngine:
 
         def run(posts: list[Post]) -> None:
             start = answer_start(submit.prompt.tokens, submit.sampling.seed)
-            self._rows[submit.sequence_id] = Row(submit, listener, submit.kv_tokens, start)
+            self._rows[submit.sequence_id] = Row(submit, listener, submit.kv_tokens, submit.checkpoint_bytes, start)
 
         self._post(run)
 
@@ -278,6 +279,7 @@ class FakeEngine:
 
     def _pause(self, row: Row, posts: list[Post]) -> None:
         row.paused = True
+        row.checkpoint_bytes = 0
         posts.append((row.listener, Paused(row.submit.sequence_id, row.tokens)))
 
     def _finish(self, row: Row, reason: FinishReason, posts: list[Post]) -> None:
@@ -297,7 +299,7 @@ class FakeEngine:
 
     def _keep(self, row: Row) -> None:
         """Move the row's KV into the prompt cache if it fits its bound."""
-        row_bytes = self._facts.kv.bytes_for(row.tokens)
+        row_bytes = self._facts.kv.bytes_for(row.tokens) + row.checkpoint_bytes
         if row_bytes <= self._cache_limit_bytes:
             self._cache.pop(row.submit.prompt.tokens, None)
             self.shrink_cache(self._cache_limit_bytes - row_bytes)

@@ -38,6 +38,7 @@ class Row:
     submit: Submit
     listener: Listener
     granted_tokens: int
+    checkpoint_bytes: int  # all that it may keep, and does
     start: int  # of its answer
     generated: int = 0
     prefilled: bool = False

@@ -40,11 +40,13 @@ TURNS = 12
 T = TypeVar("T")
 
 
-def facts(weights_bytes: int, *, context_length: int = 16384, per_token: int = KV_BYTES_PER_TOKEN) -> EngineFacts:
-    """Return the facts of a made-up model."""
+def facts(
+    weights_bytes: int, *, context_length: int = 16384, per_token: int = KV_BYTES_PER_TOKEN, state_bytes: int = 0
+) -> EngineFacts:
+    """Return the facts of a made-up model, whose sequences hold *state_bytes* whatever their length."""
     return EngineFacts(
         weights_bytes=weights_bytes,
-        kv=KvShape(groups=((per_token, None),)),
+        kv=KvShape(groups=((per_token, None),), fixed_bytes=state_bytes),
         context_length=context_length,
         vocab_size=DEFAULT_FACTS.vocab_size,
         has_thinking=False,
