@@ -1,11 +1,12 @@
 """The models on disk and their names: ids, aliases, adapters. The one owner of what a name stands for.
 
-Must not import mlx or aiohttp. `scan` blocks (it reads small files), so the daemon runs it on a worker thread; the
-index is swapped in one assignment, so that readers on the event loop see either the old or the new one.
+Must not import mlx or aiohttp. `scan` blocks (it reads small files). The daemon has `rescan`, which reads on a worker
+thread and changes the index on the event loop: between two awaits a reader sees one index.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import logging
@@ -84,6 +85,13 @@ class Catalog:
     def scan(self) -> None:
         """Read all roots again. Blocks; never raises for what it finds on disk."""
         self._index = self._read(self._roots, self._adapters)
+
+    async def rescan(self) -> None:
+        """Read all roots again on a worker thread; never raises for what it finds on disk."""
+        roots, adapters = self._roots, self._adapters
+        index = await asyncio.to_thread(self._read, roots, adapters)
+        if (roots, adapters) == (self._roots, self._adapters):  # else others have been searched and adopted meanwhile
+            self._index = index
 
     def prepare(self, roots: Sequence[Path], adapters: Mapping[str, Path]) -> Prepared:
         """Read these roots and adapters, for `adopt`. Blocks, changes nothing."""

@@ -232,7 +232,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         stack.push_async_callback(control.close)
         await control.start(listening.socket)
         stack.push_async_callback(operations.close)
-        await asyncio.to_thread(catalog.scan)
+        await catalog.rescan()
         _refuse_deadly(pool, catalog, crashes)
         stack.push_async_callback(http.close)
         await http.start()

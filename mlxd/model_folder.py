@@ -118,10 +118,10 @@ def read_adapter(adapter_id: str, folder: Path, source: str, base_id: str, base:
     """Return the entry of an adapter on the model *base_id*, which is *base* if it is on this disk."""
     weights_bytes = 0
     files: Files = {}
-    if folder.is_dir():
+    try:
         files = _list_files(folder)
         weights_bytes, problem = _read_adapter_weights(folder, files)
-    else:
+    except (FileNotFoundError, NotADirectoryError):
         problem = f"there is no folder {folder}"
     if problem is None:
         problem = _base_problem(base_id, base)
@@ -193,6 +193,8 @@ def _read_adapter_weights(folder: Path, files: Files) -> tuple[int, str | None]:
         return sum(tensor.n_bytes for tensor in read_tensors(folder / ADAPTER_FILE)), problem
     except BadFile as error:
         return 0, problem or str(error)
+    except OSError as error:
+        return 0, problem or f"{ADAPTER_FILE} cannot be read: {error.strerror}"
 
 
 def _list_files(folder: Path) -> Files:
@@ -271,7 +273,8 @@ def _read_weights(folder: Path, files: Files, kind: str) -> tuple[list[Tensor], 
     except BadFile as error:
         problem = str(error)
     except OSError as error:
-        problem = f"the weights cannot be read: {error}"
+        name = "what holds the weights" if error.filename is None else Path(error.filename).name
+        problem = f"{name} cannot be read: {error.strerror}"
     return tensors, problem
 
 

@@ -38,7 +38,7 @@ def find_folders(root: Path) -> Iterator[tuple[str, Path]]:
 
 def is_adapter(folder: Path) -> bool:
     """Tell a folder of LoRA weights from one of a whole model; fused models keep the config of their adapter."""
-    return not _probe(folder / CONFIG_FILE, _is_file)
+    return _probe(folder / ADAPTER_CONFIG_FILE, _is_file) and not _probe(folder / CONFIG_FILE, _is_file)
 
 
 def is_hub_snapshot(folder: Path) -> bool:
@@ -101,7 +101,12 @@ def _snapshots(folder: Path) -> dict[str, Path]:
 
 def _refs(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield (ref, commit) of the files under `refs`, which may lie deeper (`refs/pr/1`)."""
-    for file in sorted(file for pattern in _REFS for file in folder.glob(pattern)):
+    try:
+        files = sorted(file for pattern in _REFS for file in folder.glob(pattern))
+    except OSError as error:  # `glob` fails where a folder goes away after it was found
+        _log.warning("skipped the refs %s: %s", folder, error)
+        return
+    for file in files:
         try:
             if file.is_file() and file.name.isprintable():
                 with open_regular(file) as reader:

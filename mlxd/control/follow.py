@@ -118,7 +118,7 @@ class CatalogFollower:
 
     async def rescan(self) -> None:
         """Look at the disk again, and tell the pool."""
-        await asyncio.to_thread(self._catalog.scan)
+        await self._catalog.rescan()
         self._pool.rescan()
 
     async def _search(self, settings: Settings) -> None:

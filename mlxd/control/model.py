@@ -163,7 +163,7 @@ async def rescan(context: ControlContext, request: Request) -> Reply:  # noqa: A
 
 
 async def _rescan(context: ControlContext) -> None:
-    await asyncio.to_thread(context.catalog.scan)
+    await context.catalog.rescan()
     context.pool.rescan()
 
 
@@ -220,11 +220,11 @@ def _check_unused(context: ControlContext, entry: ModelEntry) -> None:
 
 def _empty_trash(root: Path, parent: Path) -> None:
     """Delete what was hidden, also by a deletion that did not come to its end, and a folder that is empty now."""
-    for trash in root.glob(f"{_TRASH_PREFIX}*"):
-        if trash.is_symlink():
-            trash.unlink()
-        else:
-            shutil.rmtree(trash, ignore_errors=True)
-    if parent != root:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # what cannot be deleted now is found again by the next removal
+        for trash in root.glob(f"{_TRASH_PREFIX}*"):
+            if trash.is_symlink():
+                trash.unlink(missing_ok=True)
+            else:
+                shutil.rmtree(trash, ignore_errors=True)
+        if parent != root:
             parent.rmdir()

@@ -1,5 +1,6 @@
 """`model.*`, `preload.*` and `catalog.rescan` over the socket."""
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,8 @@ from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.control import Client, Plane, running_plane, until
 from tests.support.fake_backend import DEFAULT_FACTS
-from tests.support.model_folder import write_model
+from tests.support.model_folder import write_model, write_repository
+from tests.support.vanish import Vanishing
 
 
 async def load(client: Client, model: str) -> None:
@@ -373,3 +375,17 @@ def read_catalog(home: Home) -> Catalog:
     catalog = Catalog([home.models], home.models)
     catalog.scan()
     return catalog
+
+
+async def test_a_rescan_by_command_outlives_what_goes_away(plane: Plane, client: Client) -> None:
+    """`catalog.rescan` is answered with what is left, at whichever look a repository of the cache went."""
+    folder = plane.home.models / "models--o--h"
+    for place in itertools.count():
+        write_repository(folder)
+        vanishing = Vanishing(folder, place)
+        with vanishing.armed():
+            reply = await client.ask("catalog.rescan")
+        assert reply["models"] >= 3
+        if not vanishing.is_gone:
+            break
+    assert place > 20

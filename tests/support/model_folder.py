@@ -45,3 +45,12 @@ def write_model(folder: Path, config: Mapping[str, Any] = LLAMA_CONFIG) -> Path:
     (folder / "config.json").write_text(json.dumps(dict(config)))
     write_safetensors(folder / "model.safetensors")
     return folder
+
+
+def write_repository(folder: Path) -> None:
+    """Write a repository of the Hugging Face cache with two snapshots and their refs."""
+    for commit in ("abc", "def"):
+        write_model(folder / "snapshots" / commit)
+    (folder / "refs" / "pr").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    (folder / "refs" / "pr" / "1").write_text("def")
