@@ -7,27 +7,33 @@ import logging
 import re
 import uuid
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, HttpVersion11, hdrs, web
 from aiohttp.typedefs import Handler
 
 import mlxd
 from mlxd.http import errors
+from mlxd.http.connection import LastAnswer
 from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
 from mlxd.http.door import caller_of
 from mlxd.http.ending import describe_end
 from mlxd.http.guard import cors_headers
-from mlxd.protocol.errors import MlxdError
+from mlxd.protocol.errors import MalformedRequest, MlxdError
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 # nginx's status for a client that closed the connection; it is only ever logged.
 _CLIENT_GONE = 499
+# The parser reads 0.9 and 2.0 too, and an answer claims the version of its request.
+_VERSIONS = frozenset({HttpVersion10, HttpVersion11})
 _METHODS = frozenset({hdrs.METH_GET, hdrs.METH_POST, hdrs.METH_DELETE, hdrs.METH_OPTIONS, hdrs.METH_HEAD})
 
 
 @web.middleware
 async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every request, whatever happens, in the envelope."""
+    if request.version not in _VERSIONS:
+        words = "HTTP/{}.{} is not served, only HTTP/1.1 and HTTP/1.0".format(*request.version)
+        return LastAnswer(MalformedRequest(words, data={"status": 505}), errors.dialect_of(request))
     given = request.headers.get("x-request-id", "")
     context = request.app[CONTEXT]
     clock = context.clock

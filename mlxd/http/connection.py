@@ -33,13 +33,12 @@ class Connection(web.RequestHandler):
         """Return the answer to what could not be parsed, or whose answer failed beside the boundary."""
         if not isinstance(exc, HttpProcessingError):
             super().handle_error(request, status, exc, message)  # which logs it
-            return _Last(errors.internal_error(), errors.dialect_of(request))
+            return LastAnswer(errors.internal_error(), errors.dialect_of(request))
         self.logger.info("a connection was refused, it sent no valid HTTP: %s", type(exc).__name__)
         caller = caller_of(request)
         begun = b"" if caller is None else caller.begun
-        words = begun.split(b"\r\n", 1)[0].split(b" ")
-        path = words[1].decode("latin-1") if len(words) > 1 else ""
-        return _Last(_refusal(exc, has_line=b"\n" in begun), errors.dialect_of_path(path))
+        path = begun.partition(b" ")[2].decode("latin-1")  # and what comes after it
+        return LastAnswer(_refusal(exc, has_line=b"\n" in begun), errors.dialect_of_path(path))
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -48,14 +47,15 @@ class Connection(web.RequestHandler):
         if isinstance(resp, web.HTTPException):
             expected = request.headers.get("Expect", "")[:_SHOWN_CHARACTERS]
             error = MalformedRequest(f"nobody here can meet the Expect of {expected!r}", data={"status": resp.status})
-            resp = _Last(error, errors.dialect_of(request))
+            resp = LastAnswer(error, errors.dialect_of(request))
         return await super().finish_response(request, resp, start_time)
 
 
-class _Last(web.StreamResponse):
+class LastAnswer(web.StreamResponse):
     """The last answer on a connection. It is written whole: what was no request has no version to answer in."""
 
     def __init__(self, error: MlxdError, dialect: errors.Dialect) -> None:
+        """Take what it says, and in whose envelope."""
         super().__init__(status=errors.status_of(error))
         self.force_close()
         self._raw = errors.render_raw(error, dialect)

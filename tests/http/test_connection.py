@@ -37,6 +37,8 @@ REFUSED = [
     ("request line", b"GET / private HTTP/1.1\r\n\r\n", 400, ""),
     ("no Host", b"GET /health HTTP/1.1\r\n\r\n", 400, "Host"),
     ("two Hosts", b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: a\r\n\r\n", 400, "Host"),
+    ("HTTP/0.9", b"GET /health\r\n\r\n", 505, "HTTP/0.9 is not served, only HTTP/1.1"),
+    ("HTTP/2.0", b"GET /health HTTP/2.0\r\nHost: localhost\r\n\r\n", 505, "HTTP/2.0 is not served"),
     ("Content-Length", post(b"Content-Length: -1\r\n"), 400, "Content-Length"),
     ("many headers", post(b"".join(b"X-%d: private\r\n" % number for number in range(200))), 431, "Too many headers"),
     ("long header", post(b"X: " + b"private" * 2000 + b"\r\n"), 431, "8190 bytes"),
@@ -63,12 +65,23 @@ async def test_what_is_no_request_is_answered_in_the_envelope(
     assert "Traceback" not in caplog.text
 
 
-@pytest.mark.parametrize("headers", [b"Content-Length: x\r\n", b"Expect: x\r\nContent-Length: 0\r\n"])
-async def test_the_envelope_is_that_of_the_path(headers: bytes) -> None:
-    """Also where only the first line could be read."""
+MESSAGES = "/v1/messages"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        post(b"Content-Length: x\r\n", path=MESSAGES),
+        post(b"Expect: x\r\nContent-Length: 0\r\n", path=MESSAGES),
+        b"GET /v1/messages HTTP/2.0\r\nHost: localhost\r\n\r\n",
+        b"GET /v1/messages\xff\r\n\r\n",
+    ],
+)
+async def test_the_envelope_is_that_of_the_path(sent: bytes) -> None:
+    """Also where only the first line, or a part of it, could be read."""
     async with serving(ScriptedPool(end())) as served:
-        _, body = await said(served, post(headers, path="/v1/messages"))
-    assert (body["type"], body["error"]["type"]) == ("error", "invalid_request_error")
+        _, body = await said(served, sent)
+    assert (body["type"], body["error"]["code"]) == ("error", "malformed_request")
 
 
 @pytest.mark.parametrize("encoding", [b"deflate", b"gzip"])
