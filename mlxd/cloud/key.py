@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.cloud.own_thread import Result, in_own_thread
+from mlxd.own_thread import Result, in_own_thread
 from mlxd.protocol.errors import CommitFailed, InvalidValue, NotFound
 
 SERVICE = "mlxd"
@@ -157,7 +157,7 @@ async def _waited(work: Callable[[], Result], name: str) -> Result:
     """Return what *work* does with a keychain, which may ask a person or never answer."""
     try:
         async with asyncio.timeout(_LIMIT_S):
-            return await in_own_thread(work)
+            return await in_own_thread(work, "mlxd-secret")
     except TimeoutError:
         raise CommitFailed(
             f"the keychain did not answer within {_LIMIT_S:g} s; whether the key {name!r} is kept is not known",

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from mlxd.cloud.own_thread import in_own_thread
+from mlxd.own_thread import in_own_thread
 from mlxd.protocol.errors import SecretMissing
 
 # A key is a line; what is longer is another file.
@@ -47,7 +47,7 @@ class Secrets:
         found = (provider_id, kind, place)
         reading = self._reading.get(found)
         if reading is None:
-            reading = self._reading[found] = in_own_thread(lambda: self._read_slow(*found))
+            reading = self._reading[found] = in_own_thread(lambda: self._read_slow(*found), "mlxd-secret")
             reading.add_done_callback(lambda _: self._reading.pop(found, None))
         within_s = self._limit_s if limit_s is None else limit_s
         try:

@@ -89,7 +89,7 @@ class Device:
         self._keys = itertools.count()
         self._engines: dict[int, LoadedEngine] = {}
         self._files: dict[int, ModelFiles] = {}  # of the loaded models, for their adapters
-        self._readers = FolderReaders(loop, working_on)
+        self._readers = FolderReaders(working_on)
         self._processes = Processes()
         # A daemon thread, so that a process that forgets `close` still gets to `atexit`, which ends it in order: MLX
         # aborts a process that exits around a thread of its own.

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from mlxd.cloud.key import Keys
-from mlxd.cloud.own_thread import in_own_thread
 from mlxd.cloud.secret import Secrets
 from mlxd.protocol.errors import CommitFailed, SecretMissing
 from tests.support.keychain import MemoryKeychain, memory_keychain
@@ -86,25 +85,6 @@ async def test_the_mode_is_that_of_what_is_read(tmp_path: Path) -> None:
         await Secrets({}, tmp_path).read("far", {"file": str(key)})
     key.chmod(0o600)
     assert await Secrets({}, tmp_path).read("far", {"file": str(key)}) == "sk-1"
-
-
-async def test_an_error_nobody_waits_for_is_nobodys_trouble() -> None:
-    """The future takes it, without a word in the log."""
-    begun, may_fail = threading.Event(), threading.Event()
-
-    def work() -> None:
-        begun.set()
-        may_fail.wait()
-        raise SecretMissing("x")
-
-    future = in_own_thread(work)
-    await asyncio.to_thread(begun.wait)
-    waiting = asyncio.ensure_future(asyncio.shield(future))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    may_fail.set()
-    with pytest.raises(SecretMissing):
-        await future
 
 
 async def test_what_a_killed_daemon_left_of_a_key_is_in_nobodys_way(tmp_path: Path) -> None:
