@@ -222,7 +222,7 @@ def _section_end(statements: Sequence[Statement], header: int) -> int:
         end += 1
     if end < len(statements):
         end = _lead_start(statements, end)
-    while end > header + 1 and statements[end - 1].kind is StatementKind.BLANK:
+    while end and statements[end - 1].kind is StatementKind.BLANK:
         end -= 1
     return end
 
@@ -230,7 +230,7 @@ def _section_end(statements: Sequence[Statement], header: int) -> int:
 def _lead_start(statements: Sequence[Statement], header: int) -> int:
     """Return where the block of comments right above a header begins."""
     start = header
-    while start > 0 and statements[start - 1].kind is StatementKind.COMMENT:
+    while start and statements[start - 1].kind is StatementKind.COMMENT:
         start -= 1
     return start
 

@@ -103,6 +103,15 @@ def test_exactly_half_is_enough_and_less_is_not() -> None:
         assert state(breakers) is expected
 
 
+def test_what_is_older_than_a_minute_is_shown_no_more() -> None:
+    """Also where nobody has asked since."""
+    clock = FakeClock()
+    breakers = Breakers(clock.now)
+    attempt(breakers, failed=True)
+    clock.move(WINDOW_S)
+    assert breakers.list() == ()
+
+
 def test_what_began_before_it_opened_says_nothing_any_more() -> None:
     """A late answer neither closes it, nor opens it for longer, nor frees the probe's place."""
     clock = FakeClock()

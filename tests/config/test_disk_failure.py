@@ -235,10 +235,15 @@ async def test_an_edit_that_would_do_damage_is_refused(make: MakeStore, monkeypa
     assert_untouched(fixture)
 
 
-@pytest.mark.parametrize("persist", [True, False])
-async def test_a_generation_whose_history_is_lost_keeps_its_number(make: MakeStore, *, persist: bool) -> None:
+@pytest.mark.parametrize(
+    ("text", "persist", "next_start"), [(TEXT, True, 3), (TEXT, False, 3), (None, True, 3), (None, False, 2)]
+)
+async def test_a_generation_whose_history_is_lost_keeps_its_number(
+    make: MakeStore, text: str | None, next_start: int, *, persist: bool
+) -> None:
     """Where the history takes no new file, the number is still noted in place: no later start gives it away again."""
-    history = make(TEXT).path.parent / "history"
+    first = make(text)
+    begun, history = first.store.generation, first.path.parent / "history"
 
     def open_old_ones(path: str, flags: int, mode: int) -> int:
         if Path(path).parent == history and not Path(path).exists():
@@ -250,10 +255,10 @@ async def test_a_generation_whose_history_is_lost_keeps_its_number(make: MakeSto
     fixture = make(calls=calls)
     for memory in ("1GB", "60%"):  # and back: the file is what the history has last
         await fixture.set("pool.memory", memory, persist=persist)
-    assert fixture.store.generation == 3
+    assert fixture.store.generation == begun + 2
     assert synced[-1] == (history / "last-generation").stat().st_ino
-    assert [path.name for path in history.glob("[23].*")] == []
-    assert make().store.generation == 3
+    assert [path.name for path in history.glob(f"[{begun + 1}{begun + 2}].*")] == []
+    assert make().store.generation == next_start
 
 
 async def test_a_rejected_file_is_on_the_disk_before_it_is_replaced(make: MakeStore) -> None:

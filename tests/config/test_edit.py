@@ -95,6 +95,8 @@ def test_a_new_keyed_table_joins_its_siblings() -> None:
     ("text", "path", "value", "wanted"),
     [
         ("", ("a", "b"), 1, "[a]\nb = 1\n"),
+        ("[a]\nx = 1\n\n", ("b",), 2, "b = 2\n[a]\nx = 1\n\n"),
+        ("\n\n[a]\nx = 1\n", ("b",), 2, "b = 2\n\n\n[a]\nx = 1\n"),
         ("x = 1", ("a", "b"), 1, "x = 1\n\n[a]\nb = 1\n"),
         ("[a.b]\nx = 1\n", ("a", "y"), 2, "[a]\ny = 2\n\n[a.b]\nx = 1\n"),
         ("[a]\nx = 1\n[c]\n", ("a", "b", "y"), 2, "[a]\nx = 1\n\n[a.b]\ny = 2\n\n[c]\n"),
