@@ -12,7 +12,7 @@ import pytest
 
 from mlxd.config import Terms, draft
 from mlxd.config.edit import CannotEditError
-from mlxd.config.file import SystemCalls
+from mlxd.config.file import ConfigFile, SystemCalls
 from mlxd.protocol.errors import (
     CommitFailed,
     Conflict,
@@ -53,6 +53,19 @@ async def test_a_failing_system_call_leaves_old_or_new_never_both(make: MakeStor
     assert (await fixture.set("pool.max_models", 2)).warnings == []
     assert tomllib.loads(fixture.path.read_text())["pool"]["max_models"] == 2
     assert not fixture.problem
+
+
+def test_a_file_that_cannot_take_the_place_of_another_is_removed(tmp_path: Path) -> None:
+    """The folder is as it was."""
+
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(errno.EACCES, f"{source} to {target}")
+
+    path = tmp_path / "apikeys.json"
+    path.write_bytes(b"old")
+    with pytest.raises(PermissionError):
+        ConfigFile(path, SystemCalls(replace=refuse)).replace(b"new")
+    assert {kept.name: kept.read_bytes() for kept in tmp_path.iterdir()} == {"apikeys.json": b"old"}
 
 
 async def test_the_system_calls_of_a_commit_are_those_of_the_table(make: MakeStore) -> None:

@@ -169,6 +169,21 @@ async def test_an_overlay_that_an_owner_no_longer_takes_does_not_spoil_an_edit(m
     assert (fixture.store.current.pool.memory, fixture.store.current.pool.preload) == (16 * 10**9, ())
 
 
+def needs_max_models(settings: Settings) -> None:
+    """Refuse two settings that do not go together."""
+    if settings.pool.policy == "lfu" and settings.pool.max_models is None:
+        raise InvalidValue("lfu needs max_models", param="pool.policy")
+
+
+async def test_an_overlay_that_no_daemon_could_start_with_does_not_spoil_an_edit(make: MakeStore) -> None:
+    """What the person took away was what the runtime-only value went with, so it gives way."""
+    fixture = make(TEXT + "max_models = 3\n", validate=needs_max_models)
+    await over(fixture, "pool.policy", "lfu")
+    fixture.path.write_text(TEXT)
+    await fixture.store.reload(Terms("file"))
+    assert (fixture.store.current.pool.max_models, fixture.store.current.pool.policy) == (None, "lru")
+
+
 async def test_an_overlay_is_checked_like_any_commit(make: MakeStore) -> None:
     """Refusals, dry runs, generations: nothing is different because nothing is written."""
     fixture = make(TEXT)
@@ -187,12 +202,7 @@ async def test_an_overlay_is_checked_like_any_commit(make: MakeStore) -> None:
 
 async def test_saved_settings_must_stand_without_the_overlay(make: MakeStore) -> None:
     """What would be no valid file at the next start is refused now."""
-
-    def validate(settings: Settings) -> None:
-        if settings.pool.policy == "lfu" and settings.pool.max_models is None:
-            raise InvalidValue("lfu needs max_models", param="pool.policy")
-
-    fixture = make(TEXT, validate=validate)
+    fixture = make(TEXT, validate=needs_max_models)
     await over(fixture, "pool.max_models", 3)
     with pytest.raises(InvalidValue, match="lfu needs"):
         await fixture.set("pool.policy", "lfu")
