@@ -17,7 +17,7 @@ from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, FileMissin
 # An editor that truncates and writes is done within this; only a file that was edited is looked at twice.
 SETTLE_S = 0.05
 _LOOKS = 40
-_REMEDIES = {
+_REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: "free some disk space",
     errno.EDQUOT: "free some disk space",
     errno.EROFS: "make the disk writable, it is read-only",
@@ -105,7 +105,7 @@ class Disk:
         try:
             yield
         except OSError as error:
-            remedy = _REMEDIES.get(error.errno or 0, f"check owner and mode of {self.file.target.parent}")
+            remedy = _REMEDIES.get(error.errno, f"check owner and mode of {self.file.target.parent}")
             raise CommitFailed(
                 f"{self.file.path} could not be written: {error.strerror or error}; nothing was changed",
                 hint=remedy + _RUNTIME_ONLY,

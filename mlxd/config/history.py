@@ -152,9 +152,9 @@ class History:
         versions = self.generations()
         for old in versions[:-KEPT_VERSIONS]:
             _remove(self._version(old))
+        kept = versions[-KEPT_VERSIONS:]
         records = self._numbers(".json")
-        oldest = versions[-KEPT_VERSIONS:][0] if versions else 0
-        doomed = {number for number in records if number < oldest} | set(records[:-_KEPT_RECORDS])
+        doomed = {number for number in records if kept and number < min(kept)} | set(records[:-_KEPT_RECORDS])
         for old in doomed:
             _remove(self._folder / f"{old}.json")
 

@@ -14,7 +14,7 @@ from mlxd.engine.base import Prefilling
 from mlxd.protocol.errors import DoesNotFit, GenerationFailed, LoadFailed, QueueFull, QueueTimeout
 from tests.support.clock import FakeClock
 from tests.support.control import until
-from tests.support.http_server import Served, serving
+from tests.support.http_server import CREATED_S, Served, serving
 from tests.support.scripted_pool import ScriptedPool, Step, end, say
 from tests.support.two_upstreams import two_upstreams
 
@@ -134,7 +134,7 @@ async def test_each_way_of_failing_has_its_row(name: str, stream: bool) -> None:
     shown = {name: getattr(row, name) for name in expected} | {"attempts": attempts}
     assert shown == dict(expected)
     assert (row.request, row.http_status) == (headers["x-request-id"], status)
-    assert (row.asked, row.endpoint) == ("big", "chat/completions")
+    assert (row.asked, row.endpoint, row.started_ms) == ("big", "chat/completions", CREATED_S * 1000)
     assert "secret" not in json.dumps(row.describe())
 
 

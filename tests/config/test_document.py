@@ -1,5 +1,6 @@
 """From the bytes of a settings file to a snapshot, with the place of every mistake; and what two files differ in."""
 
+import itertools
 import re
 import tomllib
 from typing import Any
@@ -65,6 +66,13 @@ def test_the_default_file_has_every_setting_with_its_default() -> None:
         for part in path:
             node = node.get("ORG/NAME" if path[0] == "models" and part == "*" else "ID" if part == "*" else part, {})
         assert node == ({} if row.default is None else row.default)
+
+
+def test_the_default_file_sets_its_settings_apart() -> None:
+    """No setting's help stands right below the one before it."""
+    lines = render_default().splitlines()
+    after = [below for line, below in itertools.pairwise(lines) if re.match(r"# \w+ = ", line)]
+    assert [line for line in after if line not in ("", "#") and not re.match(r'#     "', line)] == []
 
 
 def rows_and_tables() -> set[tuple[str, ...]]:

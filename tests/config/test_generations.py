@@ -10,6 +10,7 @@ import pytest
 
 from mlxd.config import Terms
 from mlxd.config.file import SystemCalls
+from mlxd.config.history import History
 from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, NotFound
 from tests.support.settings import TEXT, Faults, MakeStore, assert_untouched
 
@@ -233,6 +234,15 @@ async def test_rejected_files_are_kept_up_to_a_number(make: MakeStore, tmp_path:
         await fixture.store.rollback(1, TERMS)
     kept = [path.read_text().splitlines()[-1] for path in (tmp_path / "history").glob("rejected-*")]
     assert sorted(kept) == sorted(f"# {number}" for number in range(2, 12))
+
+
+def test_rejected_files_of_one_generation_stand_side_by_side(tmp_path: Path) -> None:
+    """Each once, with a number from the second on."""
+    history = History(tmp_path / "history")
+    names = [history.keep_rejected(3, data).name for data in (b"a", b"b", b"a", b"b", b"c")]
+    second = "rejected-3-2.toml"
+    assert names == ["rejected-3.toml", second, "rejected-3.toml", second, "rejected-3-3.toml"]
+    assert (tmp_path / "history" / second).read_bytes() == b"b"
 
 
 def count_open_files() -> int:

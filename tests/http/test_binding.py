@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from mlxd.control.context import HttpState
-from mlxd.http.guard import is_allowed_host
+from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
+from mlxd.http.guard import guard, is_allowed_host
 from mlxd.http.server import HttpServer, ServerStatus
-from mlxd.protocol.errors import InvalidValue
+from mlxd.protocol.errors import Forbidden, InvalidValue
 from mlxd.protocol.paths import Home
 from mlxd.protocol.table import SettingProblem
 from tests.support.clock import FakeClock
 from tests.support.control import CONFIG, running_plane
-from tests.support.http_server import settings_of
+from tests.support.http_server import serving, settings_of
+from tests.support.scripted_pool import ScriptedPool, end
 
 OPEN = {"http": {"host": "0.0.0.0", "port": 0}}
 
@@ -80,6 +84,28 @@ def test_the_address_that_is_listened_on_is_an_allowed_host() -> None:
     assert is_allowed_host("10.1.2.3:6593", (), at)
     assert not is_allowed_host("10.1.2.4:6593", (), at)
     assert not is_allowed_host("rebound.example", (), at)
+
+
+async def test_whoever_came_to_an_address_of_the_network_needs_a_key() -> None:
+    """It may be the Host, and probes are answered there."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    async with serving(ScriptedPool(end())) as served:
+        app = web.Application()
+        app[CONTEXT] = served.context
+
+        async def came_to(address: str, path: str) -> web.StreamResponse:
+            transport = SimpleNamespace(get_extra_info=lambda name: (address, 6593) if name == "sockname" else None)
+            request = make_mocked_request("GET", path, {"Host": f"{address}:6593"}, app=app, transport=transport)
+            request[EXCHANGE] = Exchange("r")
+            return await guard(request, answer)
+
+        with pytest.raises(Forbidden, match=r"there is no API key, and 10\.1\.2\.3 is not loopback"):
+            await came_to("10.1.2.3", "/v1/models")
+        assert (await came_to("10.1.2.3", "/health")).status == 200
+        assert (await came_to("127.0.0.5", "/v1/models")).status == 200
 
 
 async def test_the_last_key_stays_while_the_server_is_open_to_others(tmp_path: Path) -> None:

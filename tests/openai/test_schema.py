@@ -182,7 +182,7 @@ def test_a_bad_value_is_refused_with_its_bounds(name: str, value: Any, words: st
         assert refused.value.code == "invalid_request"
 
 
-@pytest.mark.parametrize(("value", "stop"), [("a", ("a",)), (["a", "b"], ("a", "b")), ([], ()), (None, ())])
+@pytest.mark.parametrize(("value", "stop"), [("a", ("a",)), ([*"abcd"], (*"abcd",)), ([], ()), (None, ())])
 def test_stop_is_a_text_or_a_list(value: Any, stop: tuple[str, ...]) -> None:
     """A text, up to four texts, or nothing."""
     assert only(chat(stop=value)).stop == stop

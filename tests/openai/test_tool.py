@@ -89,6 +89,8 @@ def test_a_document_may_stand_in_place_of_calls() -> None:
     _, call = rules(tools=[tool()], response_format=schema, tool_choice="required")
     _, document = rules(response_format=schema)
     assert (json.loads(either.schema), call.schema) == (SCHEMA, None)
+    _, strict = rules(tools=[tool(strict=True)], response_format=schema)
+    assert (either.field, call.field, strict.field) == ("response_format", "tool_choice", "tools")
     assert document == JsonConstraint(json.dumps(SCHEMA, separators=(",", ":")))
 
 
@@ -126,6 +128,15 @@ def test_what_is_malformed_is_named(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         rules(**fields)
     assert refused.value.param == param
+
+
+def test_many_tools_are_taken_and_a_name_twice_is_told() -> None:
+    """Up to 128; the error says which name it is."""
+    use, _ = rules(tools=[tool(f"t{number}") for number in range(128)])
+    assert use is not None
+    assert len(use.tools) == 128
+    with pytest.raises(InvalidRequest, match="two functions named 't1'"):
+        rules(tools=[tool("t0"), tool("t1"), tool("t1"), tool("t2")])
 
 
 @pytest.mark.parametrize("kind", ["custom", "web_search", "mcp"])
