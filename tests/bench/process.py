@@ -63,11 +63,11 @@ class Worker:
 
 
 @contextlib.contextmanager
-def running_mlx_lm_server(folder: Path, log: Path) -> Iterator[tuple[int, int]]:
+def running_mlx_lm_server(folder: Path, log: Path, *options: str) -> Iterator[tuple[int, int]]:
     """Run `mlx_lm.server` on a model folder and yield its port and process id."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port)]
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(folder), "--port", str(port), *options]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--log-level", "WARNING"],
