@@ -47,7 +47,6 @@ class PromptRenderer:
         self._facts = facts
         self._grammars = grammars
         self._processes = processes
-        self._maps_characters = has_plain_encode(tokenizer)
 
     @property
     def grammars(self) -> Grammars:
@@ -202,7 +201,7 @@ class PromptRenderer:
                     param=field,
                 )
         with tokenizing(self._model_id):
-            if not text_places or not self._maps_characters:
+            if not text_places or not has_plain_encode(self._tokenizer):
                 return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)), ()
             batch = self._tokenizer._tokenizer(text, add_special_tokens=add_special_tokens)  # noqa: SLF001
             checkpoints = () if batch.encodings is None else positions(batch.encodings[0], text_places)
@@ -251,8 +250,9 @@ def has_plain_encode(tokenizer: Any) -> bool:
     """Whether its `encode` gives the tokens of a call, which also says where they are in the text."""
     from transformers import PreTrainedTokenizerBase  # as above
 
-    kind, plain = type(tokenizer._tokenizer), PreTrainedTokenizerBase  # noqa: SLF001
-    return kind.encode is plain.encode and kind.__call__ is plain.__call__
+    inner = tokenizer._tokenizer  # noqa: SLF001
+    is_inherited = type(inner).__call__ is PreTrainedTokenizerBase.__call__
+    return is_inherited and getattr(inner.encode, "__func__", None) is PreTrainedTokenizerBase.encode
 
 
 def foreign_token(tokens: Sequence[int], vocab_size: int) -> int | None:
