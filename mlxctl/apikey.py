@@ -42,7 +42,7 @@ def create(ctx: typer.Context, name: NewName, models: Models = None, rate: Rate 
         raise ControlError(
             f"the key {name!r} was made, and lost with the connection that it was sent over: it is kept as a hash",
             code="apikey.lost",
-            hint=f"mlxctl apikey revoke {name} | mlxctl apikey create {name}",
+            hint=f"mlxctl apikey revoke {name}\nmlxctl apikey create {name}",
         )
     call.note("note: this is the only time that the key is shown")
     call.show(document, lambda shown: str(shown["key"]))

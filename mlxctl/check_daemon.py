@@ -112,7 +112,7 @@ def _check_http(status: Document) -> Iterator[Finding]:
                 "http",
                 f"listens on {http['url']}, and a request to it failed: {trouble}",
                 why="clients on this machine have no other way in",
-                hint="mlxctl logs --level warning | mlxctl restart",
+                hint="mlxctl logs --level warning\nmlxctl restart",
             )
     elif http["problem"] is None:
         yield warn("http", "is not listening yet", hint="mlxctl status")

@@ -134,7 +134,7 @@ def check_socket(home: Home, path: Path) -> Iterator[Finding]:
             "socket",
             f"{shown} was left behind by a daemon that was killed or has crashed",
             why="the next start replaces it",
-            hint="mlxctl logs --level warning | mlxctl start",
+            hint="mlxctl logs --level warning\nmlxctl start",
         )
     else:
         yield ok("socket", f"{shown}, mode {_mode(found)}")

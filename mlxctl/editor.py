@@ -84,7 +84,7 @@ def _editor() -> list[str]:
             "there is no editor: neither VISUAL nor EDITOR is set, and this is no terminal",
             exit_code=EXIT_USAGE,
             code="editor.missing",
-            hint="EDITOR=COMMAND mlxctl config edit | mlxctl config apply FILE",
+            hint="EDITOR=COMMAND mlxctl config edit\nmlxctl config apply FILE",
         )
     return [_FALLBACK]
 

@@ -77,7 +77,7 @@ def _lines(document: Mapping[str, Any]) -> Iterator[str]:
     for finding in document["findings"]:
         yield f"{finding['verdict']:<4}  {finding['check']:<{width}}  {finding['what']}"
         for name, word in (("why", ""), ("try", "try: ")):
-            if name in finding:
-                yield f"{'':<4}  {'':<{width}}  {word}{finding[name]}"
+            for line in finding.get(name, "").splitlines():
+                yield f"{'':<4}  {'':<{width}}  {word}{line}"
     sums = document["sums"]
     yield f"\n{len(document['findings'])} checks: {sums['ok']} ok, {sums['warn']} to look at, {sums['fail']} failed"

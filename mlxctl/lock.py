@@ -86,7 +86,7 @@ def _deaf(home: Home, socket: Path, holder: Holder) -> ControlError:
         " deleted: it makes a new one within seconds",
         exit_code=EXIT_UNREACHABLE,
         code="daemon.no_socket",
-        hint="the same again in some seconds | mlxctl stop, which ends that process",
+        hint="the same again in some seconds\nmlxctl stop, which ends that process",
     )
 
 
@@ -95,5 +95,5 @@ def _homeless(home: Home, pid: int) -> ControlError:
         f"a daemon (pid {pid}) runs whose home {home.root} is gone: moved away, deleted or unmounted",
         exit_code=EXIT_UNREACHABLE,
         code="daemon.home_gone",
-        hint=f"put {home.root} back, and it goes on | mlxctl stop, which ends that process",
+        hint=f"put {home.root} back, and it continues\nmlxctl stop, which ends that process",
     )

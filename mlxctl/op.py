@@ -95,7 +95,7 @@ def _format(document: Document) -> str:
             ("phase", _format_phase(document)),
             ("took" if ended_ms is not None else "runs for", show_duration(end_s - document["started_at_ms"] / 1000)),
             ("error", None if error is None else error["msg"]),
-            ("try", None if error is None else error.get("hint")),
+            *(("try", way) for way in (() if error is None else error.get("hint", "").splitlines())),
         ]
     )
 

@@ -53,11 +53,9 @@ def print_note(text: str) -> None:
 def format_error(error: MlxdError) -> str:
     """Return what happened, why, the next command and the code, each on a line of its own."""
     what, *why = error.message.splitlines() or [""]
-    lines = [f"error: {what}", *(f"  {line.strip()}" for line in why)]
-    if error.hint is not None:
-        lines.append(f"  try: {error.hint}")
-    lines.append(f"  code: {error.code}")
-    return "\n".join(lines)
+    reasons = (f"  {line.strip()}" for line in why)
+    ways = (f"  try: {way}" for way in error.ways)
+    return "\n".join([f"error: {what}", *reasons, *ways, f"  code: {error.code}"])
 
 
 def describe_error(error: MlxdError) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def simulate(ctx: typer.Context, load: Load = None, memory: Memory = None, max_m
             "name a model to load, or a memory limit or a number of models",
             exit_code=EXIT_USAGE,
             code="usage",
-            hint="mlxctl pool simulate --load MODEL | --memory SIZE | --max-models N",
+            hint="mlxctl pool simulate --load MODEL\nmlxctl pool simulate --memory SIZE --max-models N",
         )
     call = Call.of(ctx)
     call.show(call.ask("pool.simulate", load=load, memory=memory, max_models=max_models), format_simulation)
@@ -59,7 +59,10 @@ def evict(ctx: typer.Context, model: Victim = None, idle: Idle = False) -> None:
     """Let a model go, or all idle ones, as if another needed the memory: what waits for it is loaded again."""
     if (model is None) != idle:
         raise ControlError(
-            "name a model, or say --idle", exit_code=EXIT_USAGE, code="usage", hint="mlxctl pool evict MODEL | --idle"
+            "name a model, or say --idle",
+            exit_code=EXIT_USAGE,
+            code="usage",
+            hint="mlxctl pool evict MODEL\nmlxctl pool evict --idle",
         )
     call = Call.of(ctx)
     call.show(call.change("pool.evict", model=model), format_evicted)

@@ -115,7 +115,7 @@ class Repl:
         if error.param in self._conversation.parameters:
             return f"/set {error.param} {DEFAULT}, or another value; then /retry"
         again = "/retry asks again" if not answer.content else "what came stays in the conversation; /retry asks again"
-        return again if error.hint is None else f"{error.hint}; {again}"
+        return again if error.hint is None else f"{error.hint}\n{again}"
 
     def _note_end(self, answer: Answer) -> None:
         if answer.finish_reason == "length":

@@ -34,7 +34,7 @@ def wait_for(call: Call, client: Client, document: Mapping[str, Any], wait_s: fl
         shown = _follow(client, op, wait_s, line)
     except KeyboardInterrupt:
         line.clear()
-        output.print_note(f"detached: {op} goes on\n  try: mlxctl op wait {op} | mlxctl op cancel {op}")
+        output.print_note(f"detached: {op} goes on\n  try: mlxctl op wait {op}\n  try: mlxctl op cancel {op}")
         if call.options.json:
             output.print_json({**document, "detached": True})
         raise typer.Exit(EXIT_INTERRUPTED) from None
@@ -45,7 +45,7 @@ def wait_for(call: Call, client: Client, document: Mapping[str, Any], wait_s: fl
             f"{describe_operation(shown)} did not end within {format_duration(wait_s)}; it goes on",
             exit_code=EXIT_WAIT_TIMEOUT,
             code="op.wait_timeout",
-            hint=f"mlxctl op wait {op} | mlxctl op cancel {op}",
+            hint=f"mlxctl op wait {op}\nmlxctl op cancel {op}",
             data={"operation": shown},
         )
     if isinstance(shown.get("error"), Mapping):

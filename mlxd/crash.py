@@ -137,7 +137,7 @@ class CrashLog:
         return LoadFailed(
             f"{entry.id} is not loaded: the daemon died while it loaded it, {count(crashed.times, 'time')} in a row;"
             " it is tried again when its files change or it is reset",
-            hint=f"mlxctl logs | mlxctl model reset {entry.id}",
+            hint=f"mlxctl logs\nmlxctl model reset {entry.id}",
             data={"crashes": crashed.times, "last_at_ms": crashed.at_ms},
         )
 

@@ -99,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _refuse(error: MlxdError) -> int:
     """Say why there will be no daemon, as mlxctl words it; return the exit status."""
-    lines = [f"error: {error.message}", None if error.hint is None else f"  try: {error.hint}", f"  code: {error.code}"]
-    sys.stderr.write("".join(f"{line}\n" for line in lines if line is not None))
+    lines = [f"error: {error.message}", *(f"  try: {way}" for way in error.ways), f"  code: {error.code}"]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     return error.exit_code
 
 

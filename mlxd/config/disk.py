@@ -24,7 +24,7 @@ _REMEDIES: dict[int | None, str] = {
     errno.EBUSY: "the file is a mount point; mount its folder instead",
     errno.EFBIG: "take out what is not needed",
 }
-_RUNTIME_ONLY = " | the same with --runtime-only, until the next start"
+_RUNTIME_ONLY = "\nthe same with --runtime-only, until the next start"
 _log = logging.getLogger(__name__)
 
 

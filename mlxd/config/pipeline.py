@@ -277,7 +277,7 @@ class Pipeline:
         if kept:
             problem.data["rollback"] = kept[-1]
             ways.append(f"mlxctl config rollback {kept[-1]}")
-        problem.hint = " | ".join(ways)
+        problem.hint = "\n".join(ways)
 
     def report(self, error: Exception) -> None:
         """Have a failure that nobody has foreseen in `problem`, until the file is read again with success."""
@@ -285,7 +285,7 @@ class Pipeline:
         self._set_problem(
             FileInvalid(
                 f"{self._name} cannot be applied: this failed inside of mlxd ({kind}), and its log has the details",
-                hint="mlxctl logs --level error | mlxctl config reload",
+                hint="mlxctl logs --level error\nmlxctl config reload",
             )
         )
 

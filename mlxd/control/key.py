@@ -76,7 +76,7 @@ async def remove(context: ControlContext, request: Request) -> Reply:
     if users and not request.force:
         raise InUse(
             f"key {key.name!r} is used by {', '.join(users)}",
-            hint=f"mlxctl cloud provider set {users[0]} --auth none | --force",
+            hint=f"mlxctl cloud provider set {users[0]} --auth none\nthe same with --force",
             param="name",
             data={"providers": users},
         )

@@ -126,7 +126,7 @@ async def remove(context: ControlContext, request: Request) -> Reply:
         if users and not request.params.get("cascade", False):
             raise InUse(
                 f"provider {provider_id!r} is used by {', '.join(users)}",
-                hint=f"mlxctl cloud provider remove {provider_id} --cascade | mlxctl cloud rule remove {users[0]}",
+                hint=f"mlxctl cloud provider remove {provider_id} --cascade\nmlxctl cloud rule remove {users[0]}",
                 param="id",
                 data={"rules": users},
             )

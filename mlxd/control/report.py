@@ -68,7 +68,7 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
         yield "the daemon is shutting down: what runs may end, new requests are refused"
     if store.problem is not None:
         in_force = "the defaults hold" if store.has_booted_invalid else "the settings before hold"
-        yield f"{store.problem.message}; {in_force} until it is fixed: {store.problem.hint}"
+        yield f"{store.problem.message}; {in_force} until it is fixed: {', or '.join(store.problem.ways)}"
     yield from store.unapplied
     if http.problem is not None:
         yield http.problem

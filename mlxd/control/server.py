@@ -83,7 +83,7 @@ class ControlServer:
             work = connection.refuse(
                 ProtocolError(
                     f"all {MAX_CONNECTIONS} control connections have requests or subscriptions in flight",
-                    hint="end an `mlxctl top`, `events`, `logs -f` or `--wait` that still runs | "
+                    hint="end an `mlxctl top`, `events`, `logs -f` or `--wait` that still runs\n"
                     f"kill {self._context.info.pid}, which ends the daemon once running requests have ended",
                     code="control.too_many_connections",
                 )

@@ -53,7 +53,7 @@ async def apply(context: ControlContext, request: Request) -> Reply:
         raise FileInvalid(
             error.message,
             param=error.param,
-            hint=f"{error.hint} | the same with --force, which keeps the file that is not valid aside",
+            hint=f"{error.hint}\nthe same with --force, which keeps the file that is not valid aside",
             data=error.data,
         ) from None
     return answer(context, request, result)

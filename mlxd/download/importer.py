@@ -108,7 +108,7 @@ def _refuse_taken(models: Path, model_id: str, file: Path) -> None:
     if taken is not None:
         raise AlreadyThere(
             f"there is a model {taken} already: {models / taken}",
-            hint=f"mlxctl model import {file} --name OTHER | mlxctl model remove {taken}",
+            hint=f"mlxctl model import {file} --name OTHER\nmlxctl model remove {taken}",
             data={"path": str(models / taken)},
         )
 

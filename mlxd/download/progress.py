@@ -150,8 +150,8 @@ class PlainReporter:
     def error(self, error: MlxdError) -> None:
         """Show what happened, what to do next, and the code."""
         self._line(f"error: {error.message}")
-        if error.hint is not None:
-            self._line(f"  try: {error.hint}")
+        for way in error.ways:
+            self._line(f"  try: {way}")
         self._line(f"  code: {error.code}")
 
     def _line(self, text: str) -> None:

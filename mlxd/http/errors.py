@@ -67,7 +67,7 @@ def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: st
 
 def detail(error: MlxdError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any]:
     """Return what stands under `error` in the envelope."""
-    message = error.message if error.hint is None else f"{error.message}. Try: {error.hint}"
+    message = error.message if error.hint is None else f"{error.message}. Try: {'; or: '.join(error.ways)}"
     # What a client sent as a header or a path may be no UTF-8, and then no JSON.
     message = message.encode(errors="backslashreplace").decode()
     tried = {"attempts": error.data["attempts"]} if "attempts" in error.data else {}

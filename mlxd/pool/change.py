@@ -55,7 +55,7 @@ def check_evict(state: PoolState, resident: Resident, *, force: bool) -> bool:
     if rank is Rank.PRELOADED:
         raise InUse(
             f"{resident.id} is in pool.preload and would be loaded again",
-            hint=f"mlxctl preload remove {resident.id} | mlxctl model unload {resident.id}",
+            hint=f"mlxctl preload remove {resident.id}\nmlxctl model unload {resident.id}",
         )
     requests = resident.holders + len(resident.waiting)
     if requests and not force:
@@ -104,7 +104,7 @@ def _judge_memory(new: Settings, usable_bytes: int) -> Iterable[InsufficientCapa
     if new.pool.memory > usable_bytes:
         yield InsufficientCapacity(
             f"memory limit {show_bytes(new.pool.memory)} is above the usable memory, {show_bytes(usable_bytes)}",
-            hint="mlxctl pool set-memory auto | --force (the machine may swap, or end the server)",
+            hint="mlxctl pool set-memory auto\nthe same with --force: the machine may swap, or end the server",
             param="pool.memory",
             code="pool.memory_exceeds_usable",
             data={"limit_bytes": new.pool.memory, "usable_bytes": usable_bytes},
@@ -119,8 +119,8 @@ def _judge_pins(state: PoolState, new: Settings) -> Iterable[InsufficientCapacit
         yield InsufficientCapacity(
             f"memory limit {show_bytes(new.pool.memory)} is below the pinned models: {_sum(sizes)}",
             hint=(
-                f"mlxctl model unpin {next(iter(sizes))} | mlxctl pool set-memory {total_bytes}B"
-                " | --force (keeps pins, blocks other loads)"
+                f"mlxctl model unpin {next(iter(sizes))}\nmlxctl pool set-memory {total_bytes}B"
+                "\nthe same with --force, which blocks other loads"
             ),
             param="pool.memory",
             code="pool.pinned_exceeds_limit",
@@ -130,7 +130,7 @@ def _judge_pins(state: PoolState, new: Settings) -> Iterable[InsufficientCapacit
     if new.pool.max_models is not None and len(pinned) > new.pool.max_models:
         yield InsufficientCapacity(
             f"pool.max_models {new.pool.max_models} is below the {len(pinned)} pinned models: {', '.join(pinned)}",
-            hint=f"mlxctl model unpin {next(iter(sizes))} | --force (keeps pins, blocks other loads)",
+            hint=f"mlxctl model unpin {next(iter(sizes))}\nthe same with --force, which blocks other loads",
             param="pool.max_models",
             code="pool.pinned_exceeds_limit",
             data=data,
@@ -144,7 +144,7 @@ def _judge_preload(state: PoolState, new: Settings) -> Iterable[InsufficientCapa
     if total_bytes > new.pool.memory:
         yield InsufficientCapacity(
             f"memory limit {show_bytes(new.pool.memory)} is below the preloaded and pinned models: {_sum(sizes)}",
-            hint=f"mlxctl pool set-memory {total_bytes}B | a shorter list | --force (defers what does not fit)",
+            hint=f"mlxctl pool set-memory {total_bytes}B\na shorter list\nthe same with --force, which defers the rest",
             param="pool.preload",
             code="pool.preload_exceeds_limit",
             data=data,
@@ -153,7 +153,7 @@ def _judge_preload(state: PoolState, new: Settings) -> Iterable[InsufficientCapa
     if new.pool.max_models is not None and len(kept) > new.pool.max_models:
         yield InsufficientCapacity(
             f"pool.max_models {new.pool.max_models} is below the {len(kept)} preloaded and pinned models",
-            hint="mlxctl pool set-max-models N | a shorter list | --force (defers what does not fit)",
+            hint="mlxctl pool set-max-models N\na shorter list\nthe same with --force, which defers the rest",
             param="pool.preload",
             code="pool.preload_exceeds_limit",
             data=data,

@@ -371,7 +371,7 @@ class Granter:
             message += f"; pool.max_models is {view.max_models}"
         return DoesNotFit(
             message,
-            hint=f"mlxctl pool set-memory SIZE | mlxctl model load {resident.id} --force (when the estimate is wrong)",
+            hint=f"mlxctl pool set-memory SIZE\nmlxctl model load {resident.id} --force, when the estimate is wrong",
             data={"need_bytes": need_bytes, "limit_bytes": view.limit_bytes},
         )
 

@@ -91,7 +91,7 @@ async def test_a_provider_in_use_is_not_removed(client: Client) -> None:
     await client.ask("cloud.rule.add", id="big", match="x", mode="always", to=["p/x"])
     error = await client.refused("cloud.provider.remove", id="p")
     assert "is used by big" in error["msg"]
-    assert error["hint"] == "mlxctl cloud provider remove p --cascade | mlxctl cloud rule remove big"
+    assert error["hint"] == "mlxctl cloud provider remove p --cascade\nmlxctl cloud rule remove big"
 
 
 async def test_enable_and_disable(plane: Plane, client: Client) -> None:

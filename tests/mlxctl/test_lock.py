@@ -47,7 +47,8 @@ def test_no_verb_says_that_no_daemon_runs_beside_one(
     assert capsys.readouterr().err.splitlines() == [
         f"error: the daemon (pid {deaf.pid}) of {home.root} runs, and does not listen at {home.socket}",
         "  it is starting or ending, or its socket was deleted: it makes a new one within seconds",
-        "  try: the same again in some seconds | mlxctl stop, which ends that process",
+        "  try: the same again in some seconds",
+        "  try: mlxctl stop, which ends that process",
         "  code: daemon.no_socket",
     ]
 

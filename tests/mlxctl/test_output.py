@@ -82,14 +82,15 @@ def test_error_golden() -> None:
     """An error says what, why with numbers, the next command and a stable code, each on its line."""
     error = ControlError(
         "memory limit 32.0 GB (29.8 GiB) is below the pinned models\npinned: a 22.8 GiB + b 11.9 GiB = 34.7 GiB",
-        hint="mlxctl model unpin b | --force",
+        hint="mlxctl model unpin b\nthe same with --force",
         code="pool.pinned_exceeds_limit",
     )
 
     assert output.format_error(error).splitlines() == [
         "error: memory limit 32.0 GB (29.8 GiB) is below the pinned models",
         "  pinned: a 22.8 GiB + b 11.9 GiB = 34.7 GiB",
-        "  try: mlxctl model unpin b | --force",
+        "  try: mlxctl model unpin b",
+        "  try: the same with --force",
         "  code: pool.pinned_exceeds_limit",
     ]
 

@@ -238,7 +238,7 @@ def test_daemon_that_is_gone(own_home: None) -> None:
             first.close()
             said = chat.ask("Hello")
             assert "error: no daemon is running" in said
-            assert "try: mlxctl start; /retry asks again" in said
+            assert "try: mlxctl start\n  try: /retry asks again" in said.replace("\r\n", "\n")
             with running_openai() as moved:
                 moved.answer, moved.models = say("Here again"), [TINY]
                 with FakeControl(socket, http=moved.url):

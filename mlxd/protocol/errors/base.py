@@ -42,8 +42,9 @@ class MlxdError(Exception):
         retry_after_s: float | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        """Take what happened, with the numbers; *hint* is the next command, *param* the field or setting at fault.
+        """Take what happened, with the numbers; *param* is the field or setting at fault.
 
+        *hint* is the next command, or a line for each of several ways.
         *data* holds plain values for clients that branch on them, *code* is for classes that serve several.
         """
         # A message may quote what a client sent, and that may be long: nobody reads it, and a log keeps it.
@@ -55,6 +56,11 @@ class MlxdError(Exception):
             self.code = code  # type: ignore[misc]
         self.retry_after_s = retry_after_s
         self.data = data if data is not None else {}
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What may be done next: the lines of the hint."""
+        return () if self.hint is None else tuple(self.hint.splitlines())
 
     def to_wire(self) -> dict[str, Any]:
         """Return the control plane's `e` map: {code, msg, exit, hint?, field?, data?}."""
