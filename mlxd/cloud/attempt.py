@@ -9,8 +9,8 @@ from mlxd.protocol.errors import CloudError, MlxdError, UpstreamError
 
 # The key was refused, or the account behind it is empty.
 REFUSED_KEY = frozenset({401, 402, 403})
-# Statuses after which another target may do better.
-_NEXT = frozenset({404, 408, 409, 425, 429, *range(500, 600)})
+# Statuses, beside those of the target's own failures, after which another one may do better.
+_NEXT = frozenset({404, 408, 409, 425, 429})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def may_go_on(error: MlxdError | None) -> bool:
     """Return whether the next target may do better."""
     if isinstance(error, UpstreamError):
         status = status_of(error)
-        return status is None or status in _NEXT
+        return status is None or status in _NEXT or status >= 500
     return True
 
 

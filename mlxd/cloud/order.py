@@ -23,8 +23,9 @@ def move(rules: Sequence[Rule], moved: Rule, place: int) -> dict[str, int]:
     after = rules[place] if place < len(rules) else None
     lowest = moved.priority if after is None else after.priority
     for priority in _candidates(moved, before, after):
-        order = replace(moved, priority=priority).order
-        if (before is None or before.order < order) and (after is None or order < after.order):
+        three = (before, replace(moved, priority=priority), after)
+        orders = [rule.order for rule in three if rule is not None]
+        if orders == sorted(orders):
             return {} if priority == moved.priority else {moved.id: priority}
     # No number lies between the two: all that come first go up together.
     raised = {rule.id: rule.priority + _ROOM for rule in rules[:place]}

@@ -112,6 +112,17 @@ def test_what_is_older_than_a_minute_is_shown_no_more() -> None:
     assert breakers.list() == ()
 
 
+def test_what_is_older_than_a_minute_opens_nothing() -> None:
+    """The failure that would be the last one of many is the first of its minute."""
+    clock = FakeClock()
+    breakers = Breakers(clock.now)
+    for _ in range(LEAST_FAILURES - 1):
+        attempt(breakers, failed=True)
+    clock.move(WINDOW_S)
+    attempt(breakers, failed=True)
+    assert state(breakers) is BreakerState.CLOSED
+
+
 def test_what_began_before_it_opened_says_nothing_any_more() -> None:
     """A late answer neither closes it, nor opens it for longer, nor frees the probe's place."""
     clock = FakeClock()

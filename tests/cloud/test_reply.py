@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from mlxd.cloud.connection import Reply
-from mlxd.cloud.protocol.base import whole
+from mlxd.cloud.protocol.anthropic import Anthropic
+from mlxd.cloud.protocol.base import Usage, whole
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.upstream import most_tokens
@@ -85,6 +86,12 @@ async def test_the_first_error_of_a_stream_is_the_one_that_is_told() -> None:
     assert answer.failed == "boom"
 
 
+@pytest.mark.parametrize(("status", "told"), [(302, None), (400, 400), (599, 599), (600, None)])
+def test_an_error_has_the_status_of_one(status: int, told: int | None) -> None:
+    """A client is not told of a redirect, nor of a number that is no status."""
+    assert reply(status=status).failure(b"").data.get("status") == told
+
+
 def test_a_pause_without_end_is_a_day() -> None:
     """Digits that no number holds are not infinity."""
     assert reply(status=429, **{"Retry-After": "9" * 5000}).retry_after_s == 86_400
@@ -116,6 +123,15 @@ async def test_an_error_with_a_status_of_success_is_an_error() -> None:
 def test_all_answers_to_a_request_are_reserved(endpoint: str, body: dict[str, Any], tokens: int) -> None:
     """One for each prompt and choice, and none where a model says nothing."""
     assert most_tokens(endpoint, body | {"max_tokens": 10}) == tokens
+
+
+def test_the_usage_of_an_anthropic_stream_comes_in_two_parts() -> None:
+    """The prompt's is told at its start; an end that tells it again is right, one alone has what it says."""
+    begun = Anthropic().usage_of({"message": {"usage": {"input_tokens": 7, "cache_read_input_tokens": 2}}}, None)
+    assert begun == Usage(9, 2, 0)
+    assert Anthropic().usage_of({"usage": {"output_tokens": 5}}, begun) == Usage(9, 2, 5)
+    assert Anthropic().usage_of({"usage": {"input_tokens": 8, "output_tokens": 5}}, begun) == Usage(8, 0, 5)
+    assert Anthropic().usage_of({"usage": {"output_tokens": 5}}, None) == Usage(0, 0, 5)
 
 
 @pytest.mark.parametrize(

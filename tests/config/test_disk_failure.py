@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.config import Terms, draft
+from mlxd.config import Terms, draft, file
 from mlxd.config.edit import CannotEditError
 from mlxd.config.file import ConfigFile, SystemCalls
 from mlxd.protocol.errors import (
@@ -66,6 +67,15 @@ def test_a_file_that_cannot_take_the_place_of_another_is_removed(tmp_path: Path)
     with pytest.raises(PermissionError):
         ConfigFile(path, SystemCalls(replace=refuse)).replace(b"new")
     assert {kept.name: kept.read_bytes() for kept in tmp_path.iterdir()} == {"apikeys.json": b"old"}
+
+
+def test_a_disk_with_a_cache_of_its_own_is_asked_to_empty_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has a call for that: `fsync` alone leaves the data in the disk's cache."""
+    asked: list[int] = []
+    monkeypatch.setattr(file, "_FULL_FSYNC", 51)
+    monkeypatch.setattr(fcntl, "fcntl", lambda _, command: asked.append(command))
+    ConfigFile(tmp_path / "apikeys.json").replace(b"new")
+    assert asked == [51, 51]  # the file and its folder
 
 
 async def test_the_system_calls_of_a_commit_are_those_of_the_table(make: MakeStore) -> None:

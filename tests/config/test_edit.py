@@ -136,6 +136,7 @@ def test_lists_too_long_for_a_line_get_one_per_element() -> None:
     assert format_value(names).count("\n") == 6
     assert format_value(names[:2]).count("\n") == 0
     assert tomllib.loads("x = " + format_value(names)) == {"x": names}
+    assert [format_value(["x" * characters]).count("\n") for characters in (96, 97)] == [0, 2]  # of 100 and of 101
 
 
 def test_what_cannot_be_edited_safely_is_refused() -> None:

@@ -118,6 +118,19 @@ def test_the_document_is_served(url: str) -> None:
         assert json.load(response) == DOCUMENT
 
 
+def test_the_statuses_are_those_that_a_route_can_have() -> None:
+    """A probe needs no key, an answer may fail in every way."""
+    shown = {
+        (method, path): [int(status) for status in operation["responses"]]
+        for path, methods in DOCUMENT["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert shown["get", "/health"] == [200, 400, 403, 500, 503]
+    assert shown["get", "/v1/models/{id}"] == [200, 400, 401, 403, 404, 500, 503]
+    answered = [200, 400, 401, 403, 404, 408, 413, 415, 429, 499, 500, 502, 503, 504, 507]
+    assert [shown["post", path] for path in TABLES] == [answered for _ in TABLES]
+
+
 def test_every_route_is_described() -> None:
     """With a sentence, and a body where it reads one."""
     described = {f"{method.upper()} {path}" for path, methods in DOCUMENT["paths"].items() for method in methods}
@@ -151,6 +164,15 @@ def test_every_field_that_works_has_a_schema(path: str) -> None:
         if isinstance(treatment, Works) and not isinstance(treatment.check, field.Described)
     ]
     assert bare == []
+
+
+@pytest.mark.parametrize("path", TABLES)
+def test_null_is_as_good_as_nothing(path: str) -> None:
+    """But for fields that must be there, where the document says anything of them."""
+    body = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    allows = {name: jsonschema.Draft202012Validator(shown).is_valid(None) for name, shown in body["properties"].items()}
+    told = {name: name not in body["required"] for name in allows if body["properties"][name]}
+    assert {name: allows[name] for name in told} == told
 
 
 @pytest.mark.parametrize("path", TABLES)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from mlxd.audit import RequestStatus
 from tests.support.clock import FakeClock
 from tests.support.control import until
 from tests.support.http_server import serving
@@ -25,7 +26,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(is_stream: bool, is_cancel
     """Neither an answer nor the error after it waits for such a client for ever: its connection goes."""
     clock = FakeClock()
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": is_stream}).encode()
-    async with serving(ScriptedPool(say("a", LONG)), socket_clock=clock) as served:
+    async with serving(ScriptedPool([*say("a", LONG), *end()]), socket_clock=clock) as served:
         host, _, port = served.url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(
@@ -45,6 +46,8 @@ async def test_a_client_that_reads_nothing_is_cut_off(is_stream: bool, is_cancel
             await asyncio.sleep(0)  # an aborted transport closes its socket a turn later
         writer.close()
         await writer.wait_closed()
+        await until(lambda: served.rows != [])
+    assert [(row.status, row.http_status) for row in served.rows] == [(RequestStatus.CANCELLED, 200)]
 
 
 async def test_only_silence_is_kept_alive() -> None:

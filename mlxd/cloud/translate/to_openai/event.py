@@ -28,7 +28,7 @@ class Events:
         self._blocks = 0
         self._open: str | None = None  # the kind of the block that is open: text, thinking or tool_use
         self._calls: dict[int, str] = {}  # the id of each call by its index in the chat
-        self._current = -1  # the index of the last call
+        self._current = 0  # the index of the last call
         self._finish_reason: Any = None
         self._has_refused = False
         self._usage: Any = None
@@ -95,7 +95,7 @@ class Events:
         function = call.get("function")
         function = function if isinstance(function, dict) else {}
         index = call.get("index")
-        index = index if isinstance(index, int) else max(self._current, 0)
+        index = index if isinstance(index, int) else self._current
         given_id, name = word(call, "id"), word(function, "name")
         if given_id and name and self._calls.get(index, given_id) != given_id:
             index = len(self._calls)  # some servers give every call the same index

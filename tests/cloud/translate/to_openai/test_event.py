@@ -118,6 +118,19 @@ def test_calls_of_servers_that_number_them_all_alike() -> None:
     assert start["id"].startswith("toolu_")
 
 
+def test_a_piece_without_an_index_belongs_to_the_call_before_it() -> None:
+    """And to the first one where there is none."""
+
+    def bare(arguments: str, name: str | None = None) -> dict[str, Any]:
+        (call,) = piece(0, arguments, None if name is None else f"id-{name}", name)["tool_calls"]
+        return {"tool_calls": [{key: value for key, value in call.items() if key != "index"}]}
+
+    events = stream(bare('{"a"', "x"), piece(0, ":1}"), piece(1, "{", "b", "y"), bare("}"))
+    said = [event["delta"]["partial_json"] for event in events if event["type"] == "content_block_delta"]
+    assert said == ['{"a"', ":1}", "{", "}"]
+    assert [event["index"] for event in events if event["type"] == "content_block_delta"] == [0, 0, 1, 1]
+
+
 def test_mixed_calls_are_no_answer() -> None:
     """A message's blocks come one after the other."""
     with pytest.raises(StreamInterrupted, match="mixed"):
