@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -152,17 +152,17 @@ class Caller(asyncio.Protocol):
     def _ask(self) -> None:
         self._transport.write(_INTERIM)
         loop = asyncio.get_running_loop()
-        self._asking = loop.call_later(0, self._look, (_ANSWER_S, _ASK_S))
+        self._asking = loop.call_later(0, self._look, iter((_ANSWER_S, _ASK_S)))
 
-    def _look(self, pauses_s: tuple[float, ...]) -> None:
+    def _look(self, pauses_s: Iterator[float]) -> None:
         """Close the connection when the client's side has answered that nobody is there; else ask again."""
         connected: socket.socket = self._transport.get_extra_info("socket")
         if connected.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._transport.abort()
-        elif not pauses_s:
+        elif (pause_s := next(pauses_s, None)) is None:
             self._ask()
         else:
-            self._asking = asyncio.get_running_loop().call_later(pauses_s[0], self._look, pauses_s[1:])
+            self._asking = asyncio.get_running_loop().call_later(pause_s, self._look, pauses_s)
 
     def _stop_asking(self) -> None:
         if self._asking is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ class Body:
         self._chunks = list(chunks)
 
     async def readany(self) -> bytes:
+        for _ in range(3):
+            await asyncio.sleep(0)  # the loop sees that the next chunk has yet to come
         return self._chunks.pop(0) if self._chunks else b""
 
     async def iter_any(self) -> AsyncIterator[bytes]:
@@ -76,6 +79,13 @@ async def test_an_error_that_is_null_does_not_end_a_stream() -> None:
     assert await said(reply(*pieces)) == b"".join(pieces)
     failed = [chunk % b"Hel", b'data: {"id":"x","error":{"message":"boom"}}\n\n']
     assert await said(reply(*failed)) == b"".join(failed)
+
+
+async def test_pieces_may_be_waited_for() -> None:
+    """Each has its own time, which begins when it is asked for."""
+    chunk = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n'
+    pieces = [chunk % b"Hel", chunk % b"lo", b"data: [DONE]\n\n"]
+    assert await said(reply(*pieces, kind="text/event-stream")) == b"".join(pieces)
 
 
 async def test_the_first_error_of_a_stream_is_the_one_that_is_told() -> None:

@@ -127,6 +127,23 @@ async def test_a_client_that_has_closed_its_side_gets_its_answer(stream: bool) -
     assert (b"[DONE]" in answer) == stream
 
 
+async def test_so_does_one_that_closes_its_side_while_it_waits() -> None:
+    """It is asked whether it is still there, and told."""
+    gate = asyncio.Event()
+    pool = ScriptedPool([gate, *say("hello"), *end()])
+    async with serving(pool) as served:
+        reader, writer = await connected(served)
+        writer.write(chat())
+        await until(lambda: pool.active_generations == 1)
+        writer.write_eof()
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        gate.set()
+        answer = await everything(reader)
+        writer.close()
+    assert b"HTTP/1.1 200 OK" in answer
+    assert b"hello" in answer
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

@@ -124,8 +124,8 @@ def test_all_sampling_fields_arrive() -> None:
         "seed": -(2**63),
     }
     for parse in (chat, completion):
-        sampling = only(parse(**fields, logit_bias={"7": -100, "3": 2.5})).sampling
-        assert sampling == SamplingParams(**fields, logit_bias=((3, 2.5), (7, -100.0)))
+        sampling = only(parse(**fields, logit_bias={"7": -100, "3": 2.5, str(2**31 - 1): 1})).sampling
+        assert sampling == SamplingParams(**fields, logit_bias=((3, 2.5), (7, -100.0), (2**31 - 1, 1.0)))
 
 
 @pytest.mark.parametrize(
