@@ -144,12 +144,12 @@ def _grants(resident: Resident, without: Sequence | None = None) -> list[int]:
     return [
         sequence.granted_tokens
         for sequence in resident.active.values()
-        if sequence.granted_tokens > 0 and sequence is not without
+        if sequence.granted_tokens and sequence is not without
     ]
 
 
 def _left(resident: Resident) -> list[int]:
-    return [sequence.left_tokens for sequence in resident.active.values() if sequence.left_tokens > 0]
+    return [sequence.left_tokens for sequence in resident.active.values() if sequence.left_tokens]
 
 
 def _with_grants(resident: Resident, grants: list[int], left: Collection[int]) -> int:

@@ -67,3 +67,12 @@ async def text_of(client: Client) -> str:
 def counts(w: World) -> dict[str, int]:
     """Return the tokens of each model."""
     return {model.id: model.completion_tokens for model in w.pool.status().models}
+
+
+def test_as_many_tokens_as_the_next_second_is_old() -> None:
+    """Tokens are counted in the second in which they were made, however many the second before has."""
+    meter = TokenMeter()
+    meter.add(6, 5.0)
+    meter.add(1, 6.0)
+
+    assert meter.per_s(10.0) == 1 / 4

@@ -232,6 +232,20 @@ async def test_prompt_caches_give_way_before_models() -> None:
         assert "evicting" not in w.kinds("a")
 
 
+async def test_a_dry_run_lets_a_trim_that_is_under_way_end() -> None:
+    """A load that waits for nothing but that begins in the dry run as it soon will."""
+    async with world({"a": 40, "b": 40}, {"pool": {"memory": 89 * MB}}) as w:
+        await w.run(w.answer("a", prompt="x" * 6000))
+        w.task(w.pool.load("b"))
+        await w.settle()
+        assert w.state("b") == "queued"
+        assert w.pool._state.residents["a"].trim_target_bytes is not None
+
+        planned = w.pool.plan_load("b")
+
+        assert (planned.loading, planned.waiting) == (("b",), None)
+
+
 async def test_the_order_in_which_memory_is_given_back() -> None:
     """First the caches of those that stay, then idle models by the policy, then busy ones, which drain."""
     async with world({"a": 30, "b": 30, "c": 20}, {"pool": {"memory": 110 * MB}}) as w:
@@ -296,6 +310,13 @@ async def test_an_estimate_adds_up_and_asks_the_policy() -> None:
         assert w.pool.estimate("b", 16_000, 8).fits == "never"
         loaded = w.pool.estimate("a")
         assert (loaded.weights_confidence, loaded.context_tokens, loaded.fits) == ("measured", 4096, "fits")
+
+
+async def test_an_estimate_counts_a_loaded_model_and_an_adapter_for_no_model_more() -> None:
+    """With as many models as may be, what is there fits, an adapter on it too, and another model only in its place."""
+    async with world({"a": 20, "a+x": 2, "b": 20}, {"pool": {"max_models": 1}}) as w:
+        await w.load("a")
+        assert [w.pool.estimate(model_id).fits for model_id in ("a", "a+x", "b")] == ["fits", "fits", "freeing"]
 
 
 async def test_a_sequence_that_ends_is_in_nobodys_way() -> None:
