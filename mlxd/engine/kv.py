@@ -66,10 +66,12 @@ class CacheMaker:
 
     def snapshot(self, cache: list[Any], row: int | None = None) -> Snapshot:
         """Return a copy of what cannot be cut: of an unbatched cache, or of one *row* of a batch."""
-        return tuple(
+        made = tuple(
             None if is_sliceable else _detached(copy.deepcopy(part) if row is None else part.extract(row))
             for part, is_sliceable in zip(leaves(cache), self._sliceable, strict=True)
         )
+        mx.eval(list(arrays_of(made)))  # until then it keeps the whole batch in memory, which is copied as it changes
+        return made
 
     def assemble(self, runs: Sequence[tuple[list[Any], int]], snapshot: Snapshot | None) -> list[Any]:
         """Return an unbatched cache out of slices, in order and each with how many of its tokens, and a snapshot.

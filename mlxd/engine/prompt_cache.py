@@ -18,7 +18,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxd.engine.kv import CacheMaker, Snapshot, allocated_bytes, arrays_of
+from mlxd.engine.kv import CacheMaker, Snapshot, allocated_bytes
 
 # What is evicted at once, and may be kept in vain when a sequence parts from the middle of it.
 _RUN_TOKENS = 2048
@@ -129,13 +129,6 @@ class PromptCache:
         snapshot = None if checkpoint is None else checkpoint.snapshot
         return Found(self._caches.assemble(slices, snapshot), most, shared)
 
-    def has_checkpoint(self, tokens: Sequence[int], end: int) -> bool:
-        """Whether the first *end* of *tokens* can be continued."""
-        path = self._walk(_key(tokens[:end]))
-        if not path or path[-1][1] < end:
-            return False
-        return not self._caches.has_states or self._last_checkpoint(path, end, least=end) is not None
-
     def store(self, tokens: Sequence[int], cache: list[Any], snapshots: Mapping[int, Snapshot] | None = None) -> None:
         """Keep the KV of *tokens* if it fits the bound; what is worth the least makes room.
 
@@ -144,7 +137,7 @@ class PromptCache:
             cache: unbatched; its arrays are copied.
             snapshots: what was kept on the way, by how many tokens were in the cache then.
         """
-        if not tokens:
+        if not tokens or self.max_bytes == 0:
             return
         key = _key(tokens)
         path = self._walk(key)
@@ -169,7 +162,6 @@ class PromptCache:
             if run.parent is not None:
                 run.parent.children[run.start, run.key[:_TOKEN_BYTES]] = run
         for checkpoint in checkpoints:
-            mx.eval(list(arrays_of(checkpoint.snapshot)))
             checkpoint.run.checkpoints[checkpoint.end] = checkpoint
         self.stored_bytes += new_bytes
 
@@ -196,13 +188,11 @@ class PromptCache:
             path.append((child, at))
             run = child
 
-    def _last_checkpoint(self, path: list[tuple[_Run, int]], most: int, least: int = 1) -> _Checkpoint | None:
+    def _last_checkpoint(self, path: list[tuple[_Run, int]], most: int) -> _Checkpoint | None:
         for run, agreed in reversed(path):
-            ends = [end for end in run.checkpoints if least <= end <= min(most, agreed)]
+            ends = [end for end in run.checkpoints if end <= min(most, agreed)]
             if ends:
                 return run.checkpoints[max(ends)]
-            if run.start < least:
-                break
         return None
 
     # Growth

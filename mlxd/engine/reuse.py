@@ -103,7 +103,7 @@ class Reuse:
             ends = [*ends, source.shared]  # here another one has parted from it
         planned: list[int] = []
         for end in sorted({min(end, len(row.tokens) - 1) for end in ends}, reverse=True):
-            if end > source.known and (not planned or planned[-1] - end >= _LEAST_APART):
+            if end - source.known >= _LEAST_APART and (not planned or planned[-1] - end >= _LEAST_APART):
                 planned.append(end)
         # The end of the prompt serves the next turn, its head the next conversation.
         ordered = planned[:1] + planned[:0:-1]

@@ -51,7 +51,7 @@ def state(tokens: list[int]) -> ArraysCache:
 
 def snapshot(tokens: list[int]) -> Snapshot:
     """Return what a row keeps on its way."""
-    return (None, state(tokens))
+    return MIXED.snapshot([kv(tokens), state(tokens)])
 
 
 def read(cache: list[Any] | None) -> list[int]:
