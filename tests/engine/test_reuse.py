@@ -50,6 +50,7 @@ def load(write_model: WriteModel) -> Load:
 
     @cache
     def make(model_type: str) -> LoadedModel:
+        mx.random.seed(7)
         model = make_model(ARCHITECTURES[model_type])
         mx.eval(model.parameters())
         kv, vocab_size = CacheMaker(model).probe()
@@ -180,6 +181,7 @@ def test_a_running_row_gives_what_it_has(model_type: str, load: Load, cold: Any)
     stepped = SteppedModel(load(model_type), prompt_cache_bytes=PLENTY, prefill_step_tokens=64)
     first = stepped.start(prompt(SYSTEM, QUESTION, max_tokens=40))
     while not first.deltas:
+        assert not first.has_ended
         stepped.step()
     asked = prompt(SYSTEM, words(9, 50))
     second = stepped.start(asked, logprobs=0)
@@ -204,6 +206,7 @@ def test_whoever_waits_for_a_head_goes_on_without_its_leader(end: str, load: Loa
     else:
         stepped.model.fail_batch(GenerationFailed("the step failed"))
     while not follower.has_ended:
+        assert stepped.model.is_busy
         stepped.step()
     check_answer("qwen3_next", follower, cold("qwen3_next", asked))
 
