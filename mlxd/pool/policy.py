@@ -339,7 +339,7 @@ class _Choice:
         trims = []
         for candidate in sorted(self.rest, key=lambda candidate: candidate.released_s):
             freed_bytes = min(short_bytes, candidate.trimmable_bytes)
-            if freed_bytes > 0:
+            if freed_bytes:
                 trims.append(Trim(candidate.model_id, freed_bytes))
                 short_bytes -= freed_bytes
         return Plan(

@@ -117,6 +117,23 @@ async def test_an_older_sequence_that_lacks_memory_keeps_no_slot_empty() -> None
         assert not big.done()
 
 
+async def test_a_sequence_starts_when_a_smaller_prompt_cache_leaves_room_for_it() -> None:
+    """Behind an older one that is blocked it waits while its model's cache fills what the model holds anyway."""
+    async with quick_world({"pool": {"preload": ["a", "b"], "memory": 81 * MB}}) as w:
+        await w.run(w.answer("a", prompt="x" * 1200))
+        w.send("b", prompt="hi", tokens=900)
+        await w.advance(1)
+        w.send("b", prompt="x" * 3500, tokens=1500)
+        client = w.send("a", prompt="hi", tokens=5)
+        await w.advance(1)
+        assert not client.done
+
+        w.change({"engine": {"prompt_cache": 0}})
+        await w.advance(1)
+
+        assert client.done
+
+
 @settings(max_examples=25)
 @given(
     slots=st.integers(1, 4),

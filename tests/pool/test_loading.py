@@ -387,6 +387,21 @@ async def test_files_that_change_during_a_load_do_not_change_its_reservation() -
         assert w.state("b") == "ready"
 
 
+async def test_a_reset_begins_the_backoff_anew() -> None:
+    """After it the next failure counts as the first, and there is nothing more to reset."""
+    async with world({"a": 30}) as w:
+        for _ in range(2):
+            w.backend.fail_load("a", BROKEN)
+            w.task(w.pool.load("a")).add_done_callback(lambda task: task.exception())
+            await w.advance(2)
+        assert (w.pool.reset("a"), w.pool.reset("a")) == (True, False)
+        w.backend.fail_load("a", BROKEN)
+        w.send("a")
+        await w.advance(2)
+        failed = [event for event in w.events if event.kind == "model.load_failed"]
+        assert [event.data["retry_in_s"] for event in failed] == [5, 10, 5]
+
+
 async def test_new_files_end_the_backoff() -> None:
     """A model that was pulled again is tried again without waiting; one that is only estimated otherwise is not."""
     async with world({"a": 30}) as w:

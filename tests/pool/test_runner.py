@@ -61,6 +61,28 @@ async def test_the_rows_that_a_longer_one_leaves_stay_padded_until_it_has_moved(
         assert long.state is SequenceState.RUNNING
 
 
+async def test_what_waits_for_memory_gets_it_when_a_longer_row_has_moved() -> None:
+    """A request starts as soon as the rows beside it are not padded any more, without another event."""
+    async with world({"a": 30}) as w:
+        w.send("a", prompt="x" * 6700, tokens=2000)
+        await w.advance(2)
+        w.send("a", prompt="x" * 20, tokens=3000)
+        await w.advance(2)
+        resident = w.pool._state.residents["a"]
+        long = min(resident.active.values(), key=lambda sequence: sequence.age)
+        while long.granted_tokens <= 8192:
+            await w.advance(0.01)
+        w.change({"pool": {"memory": w.pool._state.held_bytes + 4 * MB}})
+        waiting = w.send("a", prompt="x" * 900, tokens=5)
+        await w.advance(0.5)
+        assert long.left_tokens > 0
+        assert not waiting.done
+        while long.left_tokens > 0:
+            await w.advance(0.01)
+        await w.advance(0.2)
+        assert waiting.done
+
+
 async def test_a_row_that_paused_itself_while_it_was_told_to_pauses_once() -> None:
     """The pool's pause and the row's own cross: one `Paused` comes, and the stream goes on with one resume."""
     async with world({"a": 30}) as w:
