@@ -169,7 +169,9 @@ class Granter:
             claims.bytes += n_bytes
             return
         free_bytes = self._state.free_bytes - claims.bytes
-        checkpoint_bytes = self._checkpoint_bytes(sequence, free_bytes - n_bytes, claims)
+        # What needs no memory waits for none: it keeps as much as is free.
+        may_trim = n_bytes > 0 and not claims.is_blocked
+        checkpoint_bytes = self._checkpoint_bytes(sequence, max(0, free_bytes) - n_bytes, may_trim=may_trim)
         if n_bytes + checkpoint_bytes <= max(0, free_bytes):
             self._start(sequence, checkpoint_bytes)
         elif resident.state is ModelState.READY or sequence.state is SequenceState.PAUSED:
@@ -182,10 +184,10 @@ class Granter:
     def _wanted_checkpoint_bytes(self, sequence: Sequence) -> int:
         return sequence.wanted_checkpoint_bytes if self._state.settings.engine.prompt_cache > 0 else 0
 
-    def _checkpoint_bytes(self, sequence: Sequence, spare_bytes: int, claims: Claims) -> int:
+    def _checkpoint_bytes(self, sequence: Sequence, spare_bytes: int, *, may_trim: bool) -> int:
         """Return how much a sequence may keep on its way: what is spare, and what prompt caches can give back."""
         wanted_bytes = self._wanted_checkpoint_bytes(sequence)
-        if wanted_bytes > spare_bytes and not claims.is_blocked:
+        if wanted_bytes > spare_bytes and may_trim:
             for resident in self._state.present:
                 tokens = sequence.first_grant_tokens if resident is sequence.resident else 0
                 spare_bytes += ledger.trimmable_bytes(resident, tokens)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxd.pool.resident import PRESENT, ModelState
-from mlxd.protocol.errors import ModelNotFound
+from mlxd.protocol.errors import ModelNotFound, ModelUnloaded
 from tests.pool.test_histories import CHANGES, LOAD, History, Watched, histories, thorough
 from tests.support.tally import Tally
 
@@ -63,12 +63,14 @@ class AdapterHistory(History):
         self._change_models({name: {"pin": name in chosen} for name in NAMES})
 
     def do_context(self, model_id: str, tokens: int) -> None:
+        self.may_end_with.add(ModelUnloaded)  # a prompt that was made ready for another context
         self._change_models({model_id: {"context_length": tokens}})
 
     def do_mode(self, model_id: str, mode: str) -> None:
         self._change_models({model_id: {"reload": mode}})
 
     def do_files(self, model_id: str, version: int) -> None:
+        self.may_end_with.add(ModelUnloaded)  # a prompt that was made ready for other files
         index = self.world.catalog.index
         if model_id in index:
             index[model_id] = dataclasses.replace(index[model_id], signature=(("weights", version, 0),))

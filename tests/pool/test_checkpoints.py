@@ -85,3 +85,17 @@ async def test_old_prompts_make_room_for_new_checkpoints(hybrid: EngineFacts) ->
             assert submitted_bytes(w) == [CHECKPOINTS * STATE_BYTES]
             await w.run(stream.task)
         assert not [event for event in w.events if event.kind == "model.unloaded"]
+
+
+async def test_a_row_that_needs_no_memory_waits_for_no_checkpoints(hybrid: EngineFacts) -> None:
+    """It starts at once with what is free for them, and no prompt cache of another model is trimmed first."""
+    async with world({"a": hybrid, "b": 20}) as w:
+        await w.load("a")
+        await w.run(w.answer("b", prompt="x" * 8000))
+        spare = 1 * MB
+        w.change({"pool": {"memory": w.pool.status().memory.reserved_bytes + spare}})
+        w.send("a", tokens=100)
+        await w.settle()
+        (sequence,) = w.pool._state.residents["a"].active.values()
+        assert 0 < sequence.checkpoint_bytes <= spare
+        assert w.pool._state.residents["b"].trim_target_bytes is None
