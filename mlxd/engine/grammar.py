@@ -248,11 +248,7 @@ class _Stage(Enum):
 
 
 class GrammarProcessor:
-    """Masks the logits of one row. Called on the device thread, once for each token; never raises.
-
-    `failure` says what went wrong inside of it: the row's owner looks, because an exception would cost other rows
-    their tokens.
-    """
+    """Masks the logits of one row. Called on the device thread, once for each token."""
 
     def __init__(self, grammar: Grammar, matcher: Any, *, is_thinking: bool) -> None:
         """Made by `Grammar.processor` only, which gives it a matcher of its own."""
@@ -266,25 +262,33 @@ class GrammarProcessor:
             self._stage = _Stage.THINKING
         elif len(grammar.think_start) == 1:  # a longer tag cannot be told from an answer at its first token
             self._stage = _Stage.OPENING
-        self.failure: MlxdError | None = None
 
     def __call__(self, context: mx.array, logits: mx.array) -> mx.array:
         """Return *logits* [1, vocabulary] without the tokens that may not come next.
 
         *context* are all tokens so far; the last one is new, but at the first call.
+
+        Raises:
+            InvalidRequest: the answer has come to where the grammar is too large.
+            GenerationFailed: the grammar has another fault.
         """
         try:
             if self._is_first:
                 self._is_first = False
             else:
                 self.take(cast("int", context[-1].item()))
-            return logits if self.failure is not None else self._masked(logits)
-        except Exception as error:  # noqa: BLE001  (see above)
-            self.failure = GenerationFailed(f"the grammar of the answer failed: {in_words(error)}")
-            return logits
+            return self._masked(logits)
+        except MlxdError:
+            raise
+        except Exception as error:
+            raise GenerationFailed(f"the grammar of the answer failed: {in_words(error)}") from error
 
     def take(self, token: int) -> None:
-        """Go on after *token*."""
+        """Go on after *token*.
+
+        Raises:
+            InvalidRequest: as above.
+        """
         if self._stage is _Stage.THINKING:
             self._tail = [*self._tail, token][-len(self._grammar.think_end) :]
             if tuple(self._tail) == self._grammar.think_end:
@@ -297,7 +301,7 @@ class GrammarProcessor:
             self._stage = _Stage.BOUND
         self._grammar.count_token()
         if not self._matcher.is_stopped() and not self._matcher.consume_token(token):
-            self._note_limit()
+            raise self._limit()
 
     def _masked(self, logits: mx.array) -> mx.array:
         if self._stage is _Stage.THINKING:
@@ -305,8 +309,7 @@ class GrammarProcessor:
         has_ended = self._matcher.is_stopped()
         allowed = np.frombuffer(self._matcher.compute_logit_bias(), np.uint8) > 0
         if not has_ended and self._matcher.is_error():
-            self._note_limit()
-            return logits
+            raise self._limit()
         if self._stage is _Stage.OPENING:
             allowed = allowed.copy()
             allowed[self._grammar.think_start[0]] = True
@@ -314,10 +317,10 @@ class GrammarProcessor:
             return logits  # the end token has been drawn: this step's token is thrown away
         return mx.where(mx.array(allowed), logits, -mx.inf)
 
-    def _note_limit(self) -> None:
-        """Note that the answer has come to where the grammar is too large; all other faults of it were found before."""
+    def _limit(self) -> InvalidRequest:
+        """Return what refuses an answer that the grammar is too large for; all other faults of it were found before."""
         reason = self._matcher.get_error().split("<state>", 1)[0].strip()
         field = self._grammar.field
-        self.failure = InvalidRequest(
+        return InvalidRequest(
             f"{field}: the answer cannot be bound any further: {reason}", hint="send a smaller schema", param=field
         )

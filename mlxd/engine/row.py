@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from mlxd.engine.base import Delta, Listener, Submit, TextKind, Usage
-from mlxd.engine.grammar import Grammar, GrammarProcessor
+from mlxd.engine.grammar import Grammar
 from mlxd.engine.kv import Snapshot
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.output import Output
+from mlxd.engine.sampling import Guard
 from mlxd.engine.thinking import ThinkingBudget
 from mlxd.engine.tool_reader import Piece
 
@@ -52,7 +54,7 @@ class Row:
     awaited: int = 0  # and for how many tokens
     checkpoints: set[int] = field(default_factory=set)  # after how many tokens its KV is to be kept,
     snapshots: dict[int, Snapshot] = field(default_factory=dict)  # and what has been
-    grammar: GrammarProcessor | None = None  # of its present stay in the batch
+    guards: list[Guard] = field(default_factory=list)  # the processors of its present stay in the batch
     unreported: list[TokenLogprob] = field(default_factory=list)  # of tokens whose text has not come out
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # once they have been posted
     is_low_posted: bool = False  # for this grant
@@ -93,18 +95,28 @@ class Row:
         """Whether nothing has been generated for it."""
         return self.generated == 0
 
-    def enter_batch(self, tokenizer: Any) -> list[Any]:
-        """Return the logits processors for a stay in the batch that begins now."""
+    @property
+    def failure(self) -> Exception | None:
+        """What its sampler or one of its processors has raised."""
+        guards = [self.sampler, *self.guards] if isinstance(self.sampler, Guard) else self.guards
+        return next((guard.failure for guard in guards if guard.failure is not None), None)
+
+    def enter_batch(self, tokenizer: Any) -> Sequence[Any]:
+        """Return the logits processors for a stay in the batch that begins now.
+
+        Raises:
+            InvalidRequest: the grammar is too large for what has been generated.
+        """
         prompt, budget_tokens = self.submit.prompt, self.submit.thinking_budget
         generated = self.tokens[self.prompt_tokens :]
         is_thinking = prompt.initial_kind is TextKind.REASONING
         processors = list(self.processors)
         if isinstance(prompt.grammar, Grammar):
-            self.grammar = prompt.grammar.processor(generated, is_thinking=is_thinking)
-            processors.append(self.grammar)
+            processors.append(prompt.grammar.processor(generated, is_thinking=is_thinking))
         if budget_tokens is not None and tokenizer.has_thinking:
             processors.append(ThinkingBudget(tokenizer, budget_tokens, generated, is_thinking=is_thinking))
-        return processors
+        self.guards = [Guard(processor, lambda _, logits: logits) for processor in processors]
+        return self.guards
 
     def push(self, token: int, logprob: TokenLogprob | None) -> list[Delta]:
         """Return what *token* makes known; its logprob goes out with the text that it is in."""

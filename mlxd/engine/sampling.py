@@ -1,8 +1,7 @@
 """Samplers and logits processors for the rows of a batch; runs on the device thread.
 
 A batch samples in one call only when its rows hold the *same* sampler object, hence the cache by parameters. A row
-with a seed has an object of its own. Nothing in here may raise while a batch runs (mlx-lm would lose rows without a
-word), so `prompt.check_sampling` refuses beforehand whatever mlx-lm's functions refuse.
+with a seed has an object of its own. `prompt.check_sampling` refuses beforehand whatever mlx-lm's functions refuse.
 """
 
 from __future__ import annotations
@@ -38,6 +37,28 @@ _WHOLE_ANSWER = 2**31
 _MASK_64 = 2**64 - 1
 
 
+class Guard:
+    """A sampler or a logits processor that never raises: in a step of a batch that would cost every row its tokens.
+
+    `failure` is what it has raised. The rows that hold it look, and fail: what it returns from then on is no choice.
+    """
+
+    def __init__(self, call: Callable[..., mx.array], instead: Callable[..., mx.array]) -> None:
+        """Call *call*, and *instead* once that has failed."""
+        self._call = call
+        self._instead = instead
+        self.failure: Exception | None = None
+
+    def __call__(self, *arguments: mx.array) -> mx.array:
+        """Return what is chosen."""
+        if self.failure is None:
+            try:
+                return self._call(*arguments)
+            except Exception as error:  # noqa: BLE001 the owner of its rows tells what it means
+                self.failure = error
+        return self._instead(*arguments)
+
+
 class Sampler:
     """Chooses the next token of every row that has these parameters and no seed."""
 
@@ -69,14 +90,10 @@ class Sampler:
 class SeededSampler:
     """Chooses the tokens of one row; the n-th choice depends on the seed and on n, whatever else is in the batch."""
 
-    def __init__(self, sampler: Sampler, seed: int) -> None:
-        """Draw from what *sampler* scores."""
+    def __init__(self, sampler: Sampler, seed: int, drawn: int) -> None:
+        """Draw from what *sampler* scores, after *drawn* choices."""
         self._sampler = sampler
         self._base = _mixed(seed & _MASK_64)
-        self._drawn = 0
-
-    def seek(self, drawn: int) -> None:
-        """Go on after *drawn* choices; a batch draws one more than it hands out."""
         self._drawn = drawn
 
     def __call__(self, logprobs: mx.array) -> mx.array:
@@ -95,10 +112,10 @@ class SamplerCache:
         """Take the size of the logits and the tokens that XTC never removes."""
         self._vocab_size = vocab_size
         self._xtc_exempt = xtc_exempt
-        self._shared: WeakValueDictionary[SamplingParams, Sampler] = WeakValueDictionary()
+        self._shared: WeakValueDictionary[SamplingParams, Guard] = WeakValueDictionary()
 
-    def row_sampler(self, params: SamplingParams) -> RowSampler:
-        """Return what a row with *params* samples with."""
+    def row_sampler(self, params: SamplingParams, drawn: int = 0) -> RowSampler:
+        """Return what a row with *params* samples with that has *drawn* tokens."""
         # mlx-lm takes top_p 0 for "off"; here it is a value, and keeps the most likely token only.
         if params.temperature < _GREEDY_BELOW or params.top_p == 0:
             return greedy_sampler  # type: ignore[no-any-return]
@@ -110,10 +127,13 @@ class SamplerCache:
             xtc_probability=params.xtc_probability,
             xtc_threshold=params.xtc_threshold,
         )
-        sampler = self._shared.get(key)
-        if sampler is None:
-            sampler = self._shared[key] = Sampler(key, self._vocab_size, self._xtc_exempt)
-        return sampler if params.seed is None else SeededSampler(sampler, params.seed)
+        sampler = Sampler(key, self._vocab_size, self._xtc_exempt)
+        if params.seed is not None:
+            return Guard(SeededSampler(sampler, params.seed, drawn), greedy_sampler)
+        shared = self._shared.get(key)
+        if shared is None or shared.failure is not None:
+            shared = self._shared[key] = Guard(sampler, greedy_sampler)
+        return shared
 
 
 def logits_processors(params: SamplingParams, prompt_tokens: int) -> list[LogitsProcessor]:

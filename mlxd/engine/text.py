@@ -37,7 +37,7 @@ from mlxd.engine.pace import PrefillPace
 from mlxd.engine.prompt_cache import PromptCache
 from mlxd.engine.reuse import Reuse, Source
 from mlxd.engine.row import NO_UID, Phase, Row, Rows
-from mlxd.engine.sampling import SamplerCache, SeededSampler, logits_processors
+from mlxd.engine.sampling import SamplerCache, logits_processors
 from mlxd.engine.scoring import PromptScorer, Scores
 from mlxd.protocol.errors import MlxdError
 
@@ -123,8 +123,7 @@ class TextModel:
         """Go on with a paused sequence."""
         row = self._rows.get(sequence_id)
         if row is not None and row.phase is Phase.PAUSED:
-            if isinstance(row.sampler, SeededSampler):
-                row.sampler.seek(row.generated)
+            row.sampler = self._samplers.row_sampler(row.submit.sampling, row.generated)
             self._enter(row, kv_tokens)
 
     def cancel(self, sequence_id: int) -> None:
@@ -160,6 +159,9 @@ class TextModel:
             kept = self._decoder.remove([row.uid for row in stopped], keep=True)
             for row in stopped:
                 self._finish(row, FinishReason.STOP, kept.get(row.uid))
+        for row, failure in [(row, row.failure) for row in self._batch.values()]:
+            if failure is not None:  # of the token that is being computed: a row that ends before it is whole
+                self._fail(row, failure)
 
     def _next(self, *, others_decode: bool) -> tuple[list[Prefilled], list[Made]]:
         """Run the decoder's step at the pace of the prefills."""
@@ -331,9 +333,6 @@ class TextModel:
             end = made.end if left == 0 else None
             row.tokens.append(token)
             row.generated += 1
-            if row.grammar is not None and row.grammar.failure is not None:
-                self._fail(row, row.grammar.failure)
-                return
             if end is FinishReason.STOP:  # the token is no text
                 break
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -272,6 +273,61 @@ def test_failing_text_fails_one_row(stepped: SteppedModel) -> None:
     assert isinstance(sequence.error, GenerationFailed)
     assert "KeyError" in sequence.error.message
     assert other.text() == expected
+
+
+@pytest.mark.parametrize("first_failing_token", [0, 4])
+@pytest.mark.parametrize(
+    ("sampling", "broken"),
+    [
+        (SamplingParams(temperature=0, logit_bias=((70, 1.0),)), "processor"),
+        (SamplingParams(seed=4), "sampler of its own"),
+        (SamplingParams(temperature=0.5), "shared sampler"),
+    ],
+)
+def test_failing_choice_fails_one_row(
+    stepped: SteppedModel, sampling: SamplingParams, broken: str, first_failing_token: int
+) -> None:
+    """A row whose sampler or logits processor raises fails with that, from the first token on too, and no other row."""
+    params = SamplingParams(seed=9, presence_penalty=0.5)
+    expected = stepped.say("Bye", params, max_tokens=30).text()
+    other = stepped.start("Bye", params, max_tokens=30)
+    stepped.step(3)
+    sequence = stepped.start("Hello", sampling)
+    row = stepped.model._rows[sequence.sequence_id]
+    guard = row.guards[0] if broken == "processor" else row.sampler
+    choose, calls = guard._call, itertools.count()
+
+    def fail(*arguments: mx.array) -> mx.array:
+        if next(calls) == first_failing_token:
+            raise IndexError("no such token")
+        return choose(*arguments)
+
+    guard._call = fail
+    stepped.run(sequence, other)
+    assert sequence.error.message == "model 'tiny' failed while answering: IndexError: no such token"
+    assert sum(len(delta.text) > 0 for delta in sequence.deltas) <= first_failing_token
+    assert (other.text(), other.usage.completion_tokens) == (expected, 30)
+    assert stepped.say("Hello", sampling).reason is FinishReason.LENGTH
+
+
+def test_failure_after_the_last_token_is_none(stepped: SteppedModel) -> None:
+    """The token after the last is computed and thrown away, whatever became of it."""
+    sampling = SamplingParams(seed=4)
+    expected = stepped.say("Hello", sampling, max_tokens=3)
+    sequence = stepped.start("Hello", sampling, max_tokens=3)
+    guard = stepped.model._rows[sequence.sequence_id].sampler
+    choose, calls = guard._call, itertools.count()
+
+    def fail(logprobs: mx.array) -> mx.array:
+        if next(calls) == 3:
+            raise IndexError("no such token")
+        chosen: mx.array = choose(logprobs)
+        return chosen
+
+    guard._call = fail
+    stepped.run(sequence)
+    assert isinstance(guard.failure, IndexError)
+    assert (sequence.text(), sequence.reason) == (expected.text(), FinishReason.LENGTH)
 
 
 def test_refused_insert_fails_one_row(stepped: SteppedModel) -> None:
