@@ -18,13 +18,16 @@ _MOST_COPIED_BYTES = 8_000_000
 
 
 def change_layers(layers: list[Any], change: Callable[[int, Any], Any]) -> None:
-    """Change the cache of each layer, which copies it, so that few layers exist twice at a time."""
+    """Change the cache of each layer, which copies it, so that few layers exist twice at a time.
+
+    *change* gets the number of the layer and its cache, and returns the cache that it has moved rows to, if any.
+    """
     pending: list[Any] = []
     pending_bytes = 0
     for index, layer in enumerate(layers):
         made = change(index, layer)
         pending.append((layer.state, None if made is None else made.state))
-        pending_bytes += layer.nbytes
+        pending_bytes += layer.nbytes + (0 if made is None else made.nbytes)
         if pending_bytes > _MOST_COPIED_BYTES:
             mx.eval(pending)
             pending, pending_bytes = [], 0

@@ -11,6 +11,7 @@ import pytest
 from mlx_lm.sample_utils import greedy_sampler
 
 from mlxd.engine.base import Decoding
+from mlxd.engine.batch import split
 from mlxd.engine.batch_decoder import make_decoder
 from mlxd.engine.decoder import Decoder, Entry
 from mlxd.engine.kv import CacheMaker
@@ -113,6 +114,26 @@ def test_no_peak_when_a_row_is_removed_or_grows(rows: Measured) -> None:
     rows.decoder.grant(uids[1], 9000)
     rows.run(2)
     assert rows.peak_bytes <= rows.reserved_bytes + WORKSPACE_BYTES
+
+
+def test_few_layers_are_copied_at_a_time_when_most_rows_leave_a_prefill_batch(rows: Measured) -> None:
+    """Rows that part from one that has just begun take most of the KV with them, and that is what is copied."""
+    for _ in range(3):
+        rows.start(480)
+    rows.run(4)
+    rows.start(490)
+    rows.run(1, chunk=32)
+    (lane,) = rows.decoder._lanes.values()  # type: ignore[attr-defined]
+    settle()
+    held_bytes = mx.get_active_memory()
+    mx.reset_peak_memory()
+    taken = split(lane.batch, [0, 1, 2], [3])
+    mx.eval([layer.state for layer in taken.prompt_cache])
+    assert [layer.offset.tolist() for layer in taken.prompt_cache] == [[416] * 3] * LAYERS
+    copied_bytes = sum(layer.nbytes for layer in taken.prompt_cache)
+    assert copied_bytes > 30 * MOST_COPIED_BYTES
+    # One layer is as large as two or three times what is copied at least, and the next one is made beside it.
+    assert mx.get_peak_memory() - held_bytes < 10 * MOST_COPIED_BYTES
 
 
 @pytest.mark.parametrize("model_type", ["mamba2", "gpt_oss", "falcon_h1"])
