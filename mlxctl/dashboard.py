@@ -18,6 +18,7 @@ _PARTS = (
     ("weights_bytes", "#", "weights"),
     ("kv_bytes", "=", "KV"),
     ("prompt_cache_bytes", "+", "prompt caches"),
+    ("grammar_bytes", "*", "grammars"),
     ("loading_bytes", "~", "loading"),
     ("margin_bytes", "-", "margin"),
 )
@@ -58,7 +59,7 @@ def render_bar(memory: Map, columns: int) -> str:
 def _sign_at(place_bytes: float, memory: Map) -> str:
     end = 0
     for key, sign, _ in _PARTS:
-        end += memory[key]
+        end += memory.get(key, 0)  # an older daemon has fewer parts
         if place_bytes < end:
             return sign
     return _OTHER if place_bytes < memory["reserved_bytes"] else "."
@@ -84,9 +85,9 @@ def _render_head(document: Map, columns: int) -> Iterator[Line]:
 def _memory_words(memory: Map) -> Iterator[str]:
     yield f"{_short(memory['reserved_bytes'])} of {_short(memory['limit_bytes'])}"
     for key, sign, name in _PARTS:
-        if memory[key]:
+        if memory.get(key):
             yield f"{sign} {name} {_short(memory[key])}"
-    other_bytes = memory["reserved_bytes"] - sum(memory[key] for key, _, _ in _PARTS)
+    other_bytes = memory["reserved_bytes"] - sum(memory.get(key, 0) for key, _, _ in _PARTS)
     if other_bytes > 0:  # a part that a newer daemon has
         yield f"{_OTHER} other {_short(other_bytes)}"
     yield f". free {_short(memory['free_bytes'])}"

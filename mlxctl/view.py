@@ -64,6 +64,7 @@ def format_pool(document: Map) -> str:
                 ("  weights", show_size(memory["weights_bytes"])),
                 ("  KV", show_size(memory["kv_bytes"])),
                 ("  prompt caches", show_size(memory["prompt_cache_bytes"])),
+                ("  grammars", show_size(memory.get("grammar_bytes", 0))),
                 ("  loading", show_size(memory["loading_bytes"])),
                 ("  margin", show_size(memory["margin_bytes"])),
                 ("free", show_size(memory["free_bytes"])),
@@ -100,7 +101,7 @@ def _format_device(device: Map | None) -> list[tuple[str, str | None]]:
 def _format_ledger(models: Iterable[Map]) -> str:
     """Return what is reserved for each model, a row each; the last column adds up to the pool's sum."""
     return format_table(
-        ["MODEL", "WEIGHTS", "FROM", "KV", "KV FROM", "PROMPT CACHE", "MARGIN", "RESERVED"],
+        ["MODEL", "WEIGHTS", "FROM", "KV", "KV FROM", "PROMPT CACHE", "GRAMMARS", "MARGIN", "RESERVED"],
         [
             (
                 model["id"],
@@ -109,6 +110,7 @@ def _format_ledger(models: Iterable[Map]) -> str:
                 show_size(model["kv_bytes"]),
                 model["kv_confidence"],
                 show_size(model["prompt_cache_bytes"]),
+                show_size(model.get("grammar_bytes", 0)),
                 show_size(model["margin_bytes"]),
                 show_size(model["reserved_bytes"]),
             )
@@ -238,7 +240,8 @@ def memory_bytes(model: Map) -> int:
     """Return what a resident holds; one that is not loaded holds nothing, whatever its files say."""
     if model["state"] in {"unloaded", "queued", "failed"}:
         return 0
-    return int(model["weights_bytes"] + model["kv_bytes"] + model["prompt_cache_bytes"])
+    cached_bytes = model["prompt_cache_bytes"] + model.get("grammar_bytes", 0)
+    return int(model["weights_bytes"] + model["kv_bytes"] + cached_bytes)
 
 
 def expiry(model: Map) -> str | None:

@@ -122,7 +122,7 @@ async def unload(context: ControlContext, request: Request) -> Reply:
     on_it = [model for model in residents.values() if model.base == model_id and model.state in {"ready", "loading"}]
     shown: dict[str, list[dict[str, Any]]] = {}
     for model in (*on_it, resident):
-        held_bytes = model.weights_bytes + model.kv_bytes + model.prompt_cache_bytes
+        held_bytes = model.weights_bytes + model.kv_bytes + model.prompt_cache_bytes + model.grammar_bytes
         if model.state == "loading":
             shown.setdefault("aborting", []).append({"id": model.id, "bytes": model.reserved_bytes})
         elif model.leases:

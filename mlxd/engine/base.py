@@ -274,6 +274,10 @@ class Engine(Protocol):
         Compiled grammars count too: like cached prompts they are kept for later requests, and given back by a trim.
         """
 
+    @property
+    def grammar_bytes(self) -> int:
+        """Bytes of compiled grammars, a part of `prompt_cache_bytes`; those of running answers count as well."""
+
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render and tokenize off the event loop; a rendering ends when the awaiting task is cancelled.
 

@@ -78,7 +78,12 @@ class LoadedEngine:
     @property
     def prompt_cache_bytes(self) -> int:
         """Bytes in the prompt cache, as of the last posted pass, and those of compiled grammars."""
-        return self._prompt_cache_bytes + self._grammar_bytes
+        return self._prompt_cache_bytes + self.grammar_bytes
+
+    @property
+    def grammar_bytes(self) -> int:
+        """Bytes of compiled grammars."""
+        return 0 if self._renderer is None else self._renderer.grammars.held_bytes
 
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render, tokenize and check on a worker thread; raises as `base.Engine.prepare` says."""
@@ -130,9 +135,9 @@ class LoadedEngine:
         """Shrink the caches once, grammars first, as they are made again sooner; return the bytes left."""
         if self._renderer is not None:
             self._renderer.grammars.trim(max(0, max_bytes - self._prompt_cache_bytes))
-        kv_bytes = max(0, max_bytes - self._grammar_bytes)
+        kv_bytes = max(0, max_bytes - self.grammar_bytes)
         left_bytes: int = await self._inbox.ask(lambda reply: TrimPromptCache(self.key, kv_bytes, reply))
-        return left_bytes + self._grammar_bytes
+        return left_bytes + self.grammar_bytes
 
     def close(self) -> None:
         """End the work that goes on and forget the grammars; nobody waits for the threads."""
@@ -141,10 +146,6 @@ class LoadedEngine:
             self._renderer.grammars.trim(0)
         self._workers.shutdown(wait=False)
         self._grammar_workers.shutdown(wait=False)
-
-    @property
-    def _grammar_bytes(self) -> int:
-        return 0 if self._renderer is None else self._renderer.grammars.held_bytes
 
     async def _on(self, workers: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         if self._is_closed:  # unloaded by force while the request was on its way here

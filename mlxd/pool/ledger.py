@@ -34,11 +34,12 @@ class Footprint:
     margin_bytes: int = 0
     kv_bytes: int = 0
     prompt_cache_bytes: int = 0
+    grammar_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """The sum."""
-        return self.weights_bytes + self.margin_bytes + self.kv_bytes + self.prompt_cache_bytes
+        return self.weights_bytes + self.margin_bytes + self.kv_bytes + self.prompt_cache_bytes + self.grammar_bytes
 
 
 def margin_bytes(weights_bytes: int) -> int:
@@ -166,9 +167,11 @@ def _footprint(
     weights = resident.weights_bytes
     rows_bytes = resident.kv.batch_bytes(grants, left=left, is_padded=resident.is_padded)
     rows_bytes += sum(sequence.checkpoint_bytes for sequence in rows)
+    grammar_bytes = min(resident.grammar_bytes, cache_bytes)
     return Footprint(
         weights_bytes=weights,
         margin_bytes=margin_bytes(weights),
         kv_bytes=max(rows_bytes, short_sequence_bytes(resident) - cache_bytes),
-        prompt_cache_bytes=cache_bytes,
+        prompt_cache_bytes=cache_bytes - grammar_bytes,
+        grammar_bytes=grammar_bytes,
     )

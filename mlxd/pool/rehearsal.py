@@ -245,6 +245,7 @@ class _Engine:
     def __init__(self, model_id: str, facts: EngineFacts, cached_bytes: int) -> None:
         self.model_id = model_id
         self.facts = facts
+        self.grammar_bytes = 0  # what a trim frees is one sum
         self.prompt_cache_bytes = cached_bytes
 
     async def prepare(self, request: GenerationRequest) -> NoReturn:

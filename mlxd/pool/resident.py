@@ -165,6 +165,11 @@ class Resident:
         return 0 if self.engine is None else self.engine.prompt_cache_bytes
 
     @property
+    def grammar_bytes(self) -> int:
+        """The part of `prompt_cache_bytes` that compiled grammars take."""
+        return 0 if self.engine is None else self.engine.grammar_bytes
+
+    @property
     def holders(self) -> int:
         """How many requests keep it loaded; one that went away counts until the device has ended its sequences."""
         tickets = {ticket for ticket in self.held.values() if ticket.holds}

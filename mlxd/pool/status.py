@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MemoryStatus:
-    """The ledger: `reserved_bytes` is the sum of weights, KV, prompt caches, loads in progress and margins."""
+    """The ledger: `reserved_bytes` is the sum of weights, KV, prompt caches, grammars, loads and margins."""
 
     limit_bytes: int
     reserved_bytes: int
     weights_bytes: int  # of loaded models
     kv_bytes: int  # reserved for sequences, with the least that keeps each loaded model able to run one
     prompt_cache_bytes: int
+    grammar_bytes: int  # compiled for structured output and tools
     loading_bytes: int  # all that loads in progress have reserved
     margin_bytes: int  # workspace of loaded models
     pinned_bytes: int  # the part of `reserved_bytes` that belongs to pinned models
@@ -46,6 +47,7 @@ class ModelStatus:
     kv_confidence: str  # of the KV per token: measured, header (a config that is understood) or guess
     kv_bytes: int
     prompt_cache_bytes: int
+    grammar_bytes: int  # compiled for structured output and tools
     margin_bytes: int
     reserved_bytes: int  # all that the ledger holds for it; over all models these add up to the pool's
     context_length: int | None

@@ -129,7 +129,7 @@ async def test_pool_show_is_the_pools_snapshot(plane: Plane, client: Client) -> 
     await client.wait((await client.ask("model.load", model="a"))["op"])
     shown = await client.ask("pool.show")
     memory = shown["memory"]
-    parts = ("weights_bytes", "kv_bytes", "prompt_cache_bytes", "loading_bytes", "margin_bytes")
+    parts = ("weights_bytes", "kv_bytes", "prompt_cache_bytes", "grammar_bytes", "loading_bytes", "margin_bytes")
     assert memory["reserved_bytes"] == sum(memory[part] for part in parts)
     assert shown["models"][0]["id"] == "a"
 

@@ -85,10 +85,10 @@ async def test_client_that_leaves_ends_its_rendering(device: Device, write_model
 async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engine) -> None:
     """The pool sees them beside the cached prompts, and a trim returns them."""
     prompt = await engine.prepare(GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}')))
-    assert engine.prompt_cache_bytes > 100_000
+    assert engine.prompt_cache_bytes == engine.grammar_bytes > 100_000
     assert await engine.trim_prompt_cache(0) > 0  # an answer may still follow it
     del prompt
-    assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes) == (0, 0)
+    assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes, engine.grammar_bytes) == (0, 0, 0)
 
 
 async def let_go(engine: LoadedEngine) -> None:

@@ -40,9 +40,10 @@ DOCUMENT = status_document(
 BEFORE = status_document(uptime_ms=7_382_000, requests=[request("req-1", completion_tokens=1134)])
 PAGE = [
     "mlxd 0.1.0, up 2h3m, pid 4711, http://127.0.0.1:6593",
-    "memory   [########################################==++-...............]  75 %",
+    "memory   [########################################==+*-...............]  75 %",
     "         18.0 GB of 24.0 GB, # weights 16.0 GB, = KV 1.0 GB,",
-    "         + prompt caches 500.0 MB, - margin 500.0 MB, . free 6.0 GB",
+    "         + prompt caches 400.0 MB, * grammars 100.0 MB, - margin 500.0 MB,",
+    "         . free 6.0 GB",
     "work     41.3 tokens/s, 2 of 3 requests answering, 1 waiting,",
     "         12,345 tokens since the start",
     "problem: port 6593 is taken; mlxctl config set http.port 6594",
@@ -66,7 +67,8 @@ NARROW = [
     "memory   [#################=-......]  75 %",
     "         18.0 GB of 24.0 GB,",
     "         # weights 16.0 GB, = KV 1.0 GB,",
-    "         + prompt caches 500.0 MB,",
+    "         + prompt caches 400.0 MB,",
+    "         * grammars 100.0 MB,",
     "         - margin 500.0 MB, . free 6.0 GB",
     "work     0.0 tokens/s,",
     "         0 of 0 requests answering,",
@@ -108,7 +110,7 @@ def test_low_page() -> None:
     document = {**DOCUMENT, "requests": [request(f"req-{number}") for number in range(20, 60)], "problems": []}
     lines = texts(document, BEFORE, 79, 24)
     assert len(lines) == 24
-    assert lines[-1] == "... 35 more"
+    assert lines[-1] == "... 36 more"
     assert any(line.startswith("busy") for line in lines)
 
 
@@ -145,24 +147,33 @@ def test_memory_of_a_newer_daemon() -> None:
     """A part of the memory that this version does not know is shown as such, not as free."""
     lines = texts(status_document(memory={"weights_bytes": 4 * GB}), None, 120, None)
     assert lines[1].count("?") == 30
-    assert "? other 12.0 GB" in lines[2]
+    assert any("? other 12.0 GB" in line for line in lines[2:4])
+
+
+def test_memory_of_an_older_daemon() -> None:
+    """A part of the memory that an older daemon does not tell apart is left out."""
+    document = status_document(memory={"prompt_cache_bytes": GB // 2})
+    del document["pool"]["memory"]["grammar_bytes"]
+    page = texts(document, None, 120, None)
+    assert "grammars" not in "".join(page)
+    assert "==++-" in page[1]
 
 
 @settings(max_examples=50)
 @given(
-    parts=st.lists(st.integers(0, 10**12), min_size=5, max_size=5),
+    parts=st.lists(st.integers(0, 10**12), min_size=6, max_size=6),
     limit=st.integers(0, 10**13),
     columns=st.integers(1, 200),
 )
 def test_bar_is_true(parts: list[int], limit: int, columns: int) -> None:
     """Of any memory and width, the bar has its width, and each sign the share that its part has, to a cell."""
-    keys = ["weights_bytes", "kv_bytes", "prompt_cache_bytes", "loading_bytes", "margin_bytes"]
+    keys = ["weights_bytes", "kv_bytes", "prompt_cache_bytes", "grammar_bytes", "loading_bytes", "margin_bytes"]
     reserved = sum(parts)
     memory = {**dict(zip(keys, parts, strict=True)), "reserved_bytes": reserved, "limit_bytes": limit}
     bar = render_bar(memory, columns)
     assert len(bar) == columns
     scale = max(reserved, limit, 1)
-    for sign, part in zip("#=+~-", parts, strict=True):
+    for sign, part in zip("#=+*~-", parts, strict=True):
         assert abs(bar.count(sign) - part / scale * columns) <= 1 + ("|" in bar)
 
 

@@ -38,7 +38,8 @@ POOL_LINES = [
     "reserved:        18.0 GB (16.8 GiB)",
     "  weights:       16.0 GB (14.9 GiB)",
     "  KV:            1.0 GB (0.9 GiB)",
-    "  prompt caches: 500.0 MB (476.8 MiB)",
+    "  prompt caches: 400.0 MB (381.5 MiB)",
+    "  grammars:      100.0 MB (95.4 MiB)",
     "  loading:       0 B",
     "  margin:        500.0 MB (476.8 MiB)",
     "free:            6.0 GB (5.6 GiB)",
@@ -128,6 +129,15 @@ def test_status_golden() -> None:
 def test_pool_golden() -> None:
     """The ledger, what the limit is, and who waits for what."""
     assert view.format_pool({**POOL, "models": [], "queue": [WAIT]}).splitlines() == POOL_LINES
+
+
+def test_the_ledger_of_each_model_names_all_its_parts() -> None:
+    """Grammars have a column beside the prompt cache, and count as memory of the model."""
+    parts = {"kv_confidence": "measured", "margin_bytes": 0, "prompt_cache_bytes": GB // 2, "grammar_bytes": GB // 4}
+    model = model_document(reserved_bytes=17 * GB + 3 * GB // 4, **parts)
+    heads, row = view.format_pool({**POOL, "models": [model], "queue": []}).split("\n\n")[-1].splitlines()
+    assert heads[row.index("250.0 MB") :].split()[:2] == ["GRAMMARS", "MARGIN"]
+    assert view.memory_bytes(model) == 17 * GB + 3 * GB // 4
 
 
 def test_queue_golden() -> None:

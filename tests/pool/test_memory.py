@@ -95,6 +95,26 @@ async def test_growth_trims_the_prompt_cache_first() -> None:
         assert pauses(w) == 0
 
 
+async def test_grammars_are_a_part_of_their_own_and_go_before_prompts() -> None:
+    """Status tells them from cached prompts, the sums stay, and a trim of their size leaves the prompts alone."""
+    async with world({"a": 60, "b": 20}) as w:
+        await w.run(w.answer("a", prompt="x" * 2000))
+        before = w.pool.status().memory
+        w.backend.engines[0].grammar_bytes = 30 * MB
+        model, memory = w.model("a"), w.pool.status().memory
+        assert model is not None
+        assert (model.grammar_bytes, memory.grammar_bytes) == (30 * MB, 30 * MB)
+        assert memory.prompt_cache_bytes == before.prompt_cache_bytes > 0
+        assert memory.reserved_bytes == sum(
+            (memory.weights_bytes, memory.kv_bytes, before.prompt_cache_bytes, 30 * MB, memory.margin_bytes)
+        )
+        w.change({"pool": {"memory": memory.reserved_bytes - 5 * MB}})
+        await w.advance(1)
+        memory = w.pool.status().memory
+        assert memory.prompt_cache_bytes == before.prompt_cache_bytes
+        assert memory.grammar_bytes == 25 * MB
+
+
 async def test_growth_evicts_idle_models_before_it_pauses() -> None:
     """An idle model goes before any stream has to pause."""
     async with world({"a": 30, "b": 60}) as w:

@@ -57,6 +57,7 @@ class FakeEngine:
         self._jobs: dict[int, fake_embedding.Job] = {}
         self._cache: dict[tuple[int, ...], int] = {}  # prompt → bytes, least recently used first
         self._cache_limit_bytes = spec.prompt_cache_limit_bytes
+        self.grammar_bytes = 0  # as if so much had been compiled
         self.closed = False
 
     @property
@@ -69,7 +70,7 @@ class FakeEngine:
 
     @property
     def prompt_cache_bytes(self) -> int:
-        return sum(self._cache.values())
+        return sum(self._cache.values()) + self.grammar_bytes
 
     # What the fake backend and the tests look at
 
@@ -214,7 +215,8 @@ class FakeEngine:
     # The device's side
 
     def shrink_cache(self, max_bytes: int) -> int:
-        """Drop entries, least recently used first, until they fit; return the bytes left."""
+        """Drop grammars, then entries, least recently used first, until they fit; return the bytes left."""
+        self.grammar_bytes = max(0, min(self.grammar_bytes, max_bytes - sum(self._cache.values())))
         while self._cache and self.prompt_cache_bytes > max_bytes:
             del self._cache[next(iter(self._cache))]
         return self.prompt_cache_bytes

@@ -45,7 +45,8 @@ class P12Truth(Promise):
         shown = {model.id: model for model in status.models}
         for engine in backend.engines:
             model = shown[engine.model_id]
-            assert (model.weights_bytes, model.prompt_cache_bytes, model.running, model.paused) == (
+            cached_bytes = model.prompt_cache_bytes + model.grammar_bytes
+            assert (model.weights_bytes, cached_bytes, model.running, model.paused) == (
                 engine.weights_bytes,
                 engine.prompt_cache_bytes,
                 0,
@@ -53,8 +54,9 @@ class P12Truth(Promise):
             ), "P12: status and device differ"
             assert engine.sequences == 0, "P12: the device runs something for nobody"
         memory = status.memory
-        parts = (memory.weights_bytes, memory.kv_bytes, memory.prompt_cache_bytes, memory.margin_bytes)
-        assert memory.reserved_bytes == sum(parts) + memory.loading_bytes, "P12: the ledger does not add up"
+        parts = (memory.weights_bytes, memory.kv_bytes, memory.prompt_cache_bytes, memory.grammar_bytes)
+        rest_bytes = memory.loading_bytes + memory.margin_bytes
+        assert memory.reserved_bytes == sum(parts) + rest_bytes, "P12: the ledger does not add up"
         assert backend.running == 0
 
     def look_when_empty(self) -> None:
