@@ -82,20 +82,22 @@ async def test_client_that_leaves_ends_its_rendering(device: Device, write_model
     assert (await bad.prepare(GenerationRequest(TextPrompt("Hi")))).tokens
 
 
-async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engine) -> None:
-    """The pool sees them beside the cached prompts, and a trim returns them."""
-    prompt = await engine.prepare(GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}')))
-    assert engine.prompt_cache_bytes == engine.grammar_bytes > 100_000
-    assert await engine.trim_prompt_cache(0) > 0  # an answer may still follow it
-    del prompt
-    assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes, engine.grammar_bytes) == (0, 0, 0)
-
-
 async def let_go(engine: LoadedEngine) -> None:
     """Return when each worker has other work: it holds what it has made until then."""
     together = threading.Barrier(_GRAMMAR_WORKERS)
     loop, workers = asyncio.get_running_loop(), engine._grammar_workers
     await asyncio.gather(*(loop.run_in_executor(workers, together.wait) for _ in range(_GRAMMAR_WORKERS)))
+
+
+async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engine) -> None:
+    """The pool sees them beside the cached prompts, and a trim returns them."""
+    assert isinstance(engine, LoadedEngine)
+    prompt = await engine.prepare(GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}')))
+    assert engine.prompt_cache_bytes == engine.grammar_bytes > 100_000
+    assert await engine.trim_prompt_cache(0) > 0  # an answer may still follow it
+    del prompt
+    await let_go(engine)
+    assert (await engine.trim_prompt_cache(0), engine.prompt_cache_bytes, engine.grammar_bytes) == (0, 0, 0)
 
 
 async def test_grammars_go_before_cached_prompts_and_with_the_model(device: Device, engine: Engine) -> None:
