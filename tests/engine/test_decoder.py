@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -307,6 +307,15 @@ def test_what_cannot_continue_is_refused(run: Run, known: int, max_tokens: int) 
     run.finish([uid])
 
 
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """Run without `mx.compile`: for each new shape of its arguments, a compiled function keeps constants for good."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.mark.usefixtures("uncompiled")
 def test_close_frees_everything(run: Run) -> None:
     """Nothing is held after `close`, not even by whoever holds the decoder."""
     mx.synchronize()
