@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +16,9 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 
-from mlxd.engine import load_queue, loader, placed
-from mlxd.engine.base import SamplingParams
+from mlxd.engine import load_queue, loader, placed, source
+from mlxd.engine.base import LoadSpec, SamplingParams
+from mlxd.engine.command import ModelFiles
 from mlxd.engine.device import Device
 from mlxd.engine.fault import in_words
 from mlxd.engine.kv import CacheMaker
@@ -251,24 +253,33 @@ def _hide(file: Any, n_bytes: int) -> int:
 async def test_loads_take_turns(device: Device, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small model is ready long before a large one whose load began first."""
     monkeypatch.setattr(load_queue, "IDLE_SLICE_BYTES", 2_000)
-    small_bytes = load_now(write_model(layers=1)).facts.weights_bytes
-    at: dict[str, int] = {}
-    both = asyncio.Event()
+    both_are_read = threading.Barrier(2)
+    read = source.read_model_files
 
-    def watch(name: str) -> Callable[[int, int], None]:
-        def on_progress(done: int, total: int) -> None:
-            at[name] = done
-            if len(at) == 2:
-                both.set()
+    def read_together(spec: LoadSpec) -> ModelFiles:
+        files = read(spec)
+        both_are_read.wait(timeout=60)
+        return files
 
-        return on_progress
+    small_model, large_model = write_model(layers=1), write_model(layers=12)
+    small_bytes = load_now(small_model).facts.weights_bytes
+    monkeypatch.setattr(source, "read_model_files", read_together)
+    large_bytes = 0
+    seen: list[tuple[int, int]] = []  # how far the small one was, and the large one then, since both have begun
 
-    large = asyncio.ensure_future(device.load(load_spec(write_model(layers=12), model_id="large"), watch("large")))
-    small = asyncio.ensure_future(device.load(load_spec(write_model(layers=1), model_id="small"), watch("small")))
-    await both.wait()
-    begun_bytes = at["large"]
-    await small
-    assert abs(at["large"] - begun_bytes - small_bytes) < 0.2 * small_bytes
+    def watch_large(done: int, total: int) -> None:
+        nonlocal large_bytes
+        large_bytes = done
+
+    def watch_small(done: int, total: int) -> None:
+        if large_bytes > 0:
+            seen.append((done, large_bytes))
+
+    large = asyncio.ensure_future(device.load(load_spec(large_model, model_id="large"), watch_large))
+    await device.load(load_spec(small_model, model_id="small"), watch_small)
+    (small_begun, large_begun), (small_ended, large_ended) = seen[0], seen[-1]
+    assert large_ended - large_begun == pytest.approx(small_ended - small_begun, abs=0.1 * small_bytes)
+    assert small_ended - small_begun > 0.5 * small_bytes
     assert (await large).model_id == "large"
 
 
