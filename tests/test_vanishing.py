@@ -13,7 +13,7 @@ import pytest
 
 from mlxd.catalog import Catalog
 from mlxd.engine.base import LoadSpec
-from mlxd.engine.folder_reader import check_adapter, read_files
+from mlxd.engine.folder_reader import read_adapter, read_files
 from mlxd.protocol.errors import LoadFailed
 from tests.support.model_folder import LLAMA_CONFIG, write_model, write_repository, write_safetensors
 from tests.support.tiny_model import write_tiny_model
@@ -155,7 +155,7 @@ def test_an_adapter_whose_files_go_away_fails_with_a_name(tmp_path: Path) -> Non
         spec = LoadSpec("m", tmp_path, context_length=None, prompt_cache_limit_bytes=0, adapter_path=folder)
         with vanishing.armed():
             try:
-                check_adapter(spec)
+                read_adapter(spec)
             except LoadFailed as error:
                 fates.append(error.message)
         if not vanishing.is_gone:

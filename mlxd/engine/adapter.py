@@ -19,8 +19,8 @@ from mlxd.protocol.units import count
 _OWN_LEAVES = frozenset({"lora_a", "lora_b", "m"})
 
 
-def put_adapter_on(base: Any, path: Path) -> tuple[Any, list[mx.array]]:
-    """Return a model with the adapter in folder *path*, and the arrays that are not *base*'s; nothing is read yet.
+def put_adapter_on(base: Any, path: Path) -> tuple[Any, dict[str, mx.array]]:
+    """Return a model with the adapter in folder *path*, and the parameters that are not *base*'s; nothing is read yet.
 
     Args:
         base: an `mlx.nn.Module` whose weights are in memory. It is not changed: the copy has modules of its own around
@@ -52,7 +52,7 @@ def put_adapter_on(base: Any, path: Path) -> tuple[Any, list[mx.array]]:
             f"{path / ADAPTER_FILE} lacks {len(missing)} of the {count(len(own), 'tensor')} that {ADAPTER_CONFIG_FILE}"
             f" asks for, {missing[0]} among them"
         )
-    return model, list(own.values())
+    return model, own
 
 
 def _parameters(model: Any) -> list[tuple[str, mx.array]]:

@@ -32,7 +32,7 @@ class ModelFiles:
     vocabulary: Vocabulary
     pooling: Pooling | None  # of its hidden states; None: in no way that is known
     is_pooling_assumed: bool  # neither a setting nor the folder names it
-    tensors: Mapping[str, tuple[Path, Tensor]]  # in its files, but for names that are in several of them
+    tensors: Mapping[str, tuple[Path, Tensor]]  # in its files (an adapter: in its own), but for names in several
     signature: Signature
 
 

@@ -45,7 +45,7 @@ from mlxd.engine.command import (
     WarmUp,
 )
 from mlxd.engine.fault import in_words
-from mlxd.engine.folder_reader import FolderReaders, check_adapter, read_files
+from mlxd.engine.folder_reader import FolderReaders, read_adapter, read_files
 from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
@@ -108,8 +108,8 @@ class Device:
         if base is None:
             files = await self._readers.run(read_files, spec)
         else:
-            await self._readers.run(check_adapter, spec)
-            files = self._files_of(spec, base)
+            tensors = await self._readers.run(read_adapter, spec)
+            files = dataclasses.replace(self._files_of(spec, base), tensors=tensors)
             if spec.pooling is not None:  # its own, not its base's
                 files = dataclasses.replace(files, pooling=spec.pooling, is_pooling_assumed=False)
         key = next(self._keys)

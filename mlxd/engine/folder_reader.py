@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from mlxd.engine.base import LoadSpec, WorkingOn
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.fault import load_failure
+from mlxd.engine.safetensors_header import Tensor
 from mlxd.own_thread import in_own_thread, join_own_threads
 from mlxd.protocol.errors import MlxdError
 
@@ -55,12 +57,12 @@ def read_files(spec: LoadSpec) -> ModelFiles:
     return source.read_model_files(spec)
 
 
-def check_adapter(spec: LoadSpec) -> None:
-    """Look at an adapter's folder.
+def read_adapter(spec: LoadSpec) -> Mapping[str, tuple[Path, Tensor]]:
+    """Look at an adapter's folder, and return where its tensors are.
 
     Raises:
         LoadFailed: something is missing or damaged.
     """
     from mlxd.engine import source
 
-    source.check_adapter(spec)
+    return source.read_adapter(spec)

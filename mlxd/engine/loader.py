@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import mlx.core as mx
@@ -146,16 +146,13 @@ class SlicedLoad:
     def _open(self) -> list[_Weight]:
         """Build the model around arrays that are not read yet; return the ones that it does not share with a base."""
         if self._base is not None and self._spec.adapter_path is not None:
-            self._model, arrays = put_adapter_on(self._base.model, self._spec.adapter_path)
+            self._model, own = put_adapter_on(self._base.model, self._spec.adapter_path)
             self._base = None
-            return [_Weight(array, []) for array in arrays]
-        tensors: dict[int, tuple[str, mx.array]] = {}
-        self._model = self._open_encoder() if self._spec.is_encoder else _open_model(self._files.path, tensors)
-        weights: dict[int, _Weight] = {}  # a layer that is used in two places has its arrays once
-        for name, array in cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters())):
-            tensor, _ = tensors.get(id(array), (None, array))
-            weights.setdefault(id(array), _Weight(array, [], tensor)).names.append(name)
-        return list(weights.values())
+            return _weights(own.items(), {id(array): name for name, array in own.items()})
+        noted = _Noted()
+        self._model = _open_encoder(self._files, noted) if self._spec.is_encoder else _open_model(self._files, noted)
+        parameters = cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters()))
+        return _weights(parameters, {id(array): name for name, array in noted.tensors.items()})
 
     def _check_decoding(self) -> Found | None:
         """Go on with finding out how the model may be decoded, one pass; return it when it is known."""
@@ -194,13 +191,6 @@ class SlicedLoad:
         )
         return LoadedModel(self._spec.model_id, self._model, tokenizer, self._files.vocabulary, facts)
 
-    def _open_encoder(self) -> Any:
-        from mlx_embeddings.utils import load_model as load_encoder  # an extra; a worker has imported it
-
-        # ModernBERT pools by itself.
-        pooling = {"classifier_pooling": "cls" if self._files.pooling is Pooling.FIRST else "mean"}
-        return load_encoder(self._files.path, lazy=True, model_config=pooling, path_to_repo=str(self._files.path))
-
     def _measured_encoder(self) -> LoadedModel:
         files = self._files
         encoder = Encoder(self._model, Pooling.MEAN if files.pooling is None else files.pooling)
@@ -224,28 +214,64 @@ class SlicedLoad:
         return VectorFacts(width, pooling, shorter, self._files.is_pooling_assumed)
 
 
-def _open_model(path: Path, tensors: dict[int, tuple[str, mx.array]]) -> Any:
-    """Build a text model around arrays that are not read yet; put what the files hold into *tensors*, by identity.
+class _Noted:
+    """What the files of a model hold, noted as its library hands it to `sanitize`, which passes most of it on as it is.
 
-    mlx-lm hands these arrays to the model's `sanitize`, which passes most of them on as they are.
+    The arrays are kept as well: an id is only theirs while they live.
     """
 
-    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
-        model_class, arguments_class = _get_classes(config=config)
+    def __init__(self) -> None:
+        self.tensors: dict[str, mx.array] = {}
+
+    def watch(self, model_class: Any) -> Callable[[Any], Any]:
+        """Return what makes a *model_class* whose tensors are noted."""
 
         def build(arguments: Any) -> Any:
             model = model_class(arguments)
             sanitize = getattr(model, "sanitize", None)
 
             def note(weights: dict[str, mx.array]) -> dict[str, mx.array]:
-                tensors.update({id(array): (name, array) for name, array in weights.items()})
+                self.tensors.update(weights)
                 return weights if sanitize is None else cast("dict[str, mx.array]", sanitize(weights))
 
             model.sanitize = note
             return model
 
-        return build, arguments_class
+        return build
 
-    model = load_model(path, lazy=True, get_model_classes=classes)[0]
+
+def _open_model(files: ModelFiles, noted: _Noted) -> Any:
+    """Build a text model around arrays that are not read yet."""
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        model_class, arguments_class = _get_classes(config=config)
+        return noted.watch(model_class), arguments_class
+
+    model = load_model(files.path, lazy=True, get_model_classes=classes)[0]
     del model.sanitize
     return model
+
+
+def _open_encoder(files: ModelFiles, noted: _Noted) -> Any:
+    """Build an encoder around arrays that are not read yet."""
+    from mlx_embeddings import utils  # an extra; a worker has imported it
+
+    def classes(config: dict[str, Any]) -> tuple[Any, ...]:
+        model_class, *others = utils._get_classes(config=config)  # noqa: SLF001 as mlx-lm's, which it was copied from
+        return noted.watch(model_class), *others
+
+    # ModernBERT pools by itself.
+    pooling = {"classifier_pooling": "cls" if files.pooling is Pooling.FIRST else "mean"}
+    model = utils.load_model(
+        files.path, lazy=True, model_config=pooling, get_model_classes=classes, path_to_repo=str(files.path)
+    )
+    del model.sanitize
+    return model
+
+
+def _weights(parameters: Iterable[tuple[str, mx.array]], tensors: dict[int, str]) -> list[_Weight]:
+    """Return what is to be read for *parameters*; *tensors* are names of those in the files, by identity."""
+    weights: dict[int, _Weight] = {}  # a layer that is used in two places has its arrays once
+    for name, array in parameters:
+        weights.setdefault(id(array), _Weight(array, [], tensors.get(id(array)))).names.append(name)
+    return list(weights.values())

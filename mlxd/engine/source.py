@@ -80,8 +80,8 @@ def _read_tokenizer(spec: LoadSpec, config: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def check_adapter(spec: LoadSpec) -> None:
-    """Look at the files of an adapter, which the device thread is going to read.
+def read_adapter(spec: LoadSpec) -> dict[str, tuple[Path, Tensor]]:
+    """Look at the files of an adapter, and return where its tensors are, for the device thread to read.
 
     Raises:
         LoadFailed: something is missing or damaged.
@@ -90,11 +90,13 @@ def check_adapter(spec: LoadSpec) -> None:
         raise ValueError(f"{spec.model_id} is no adapter")
     with _reading(spec, spec.adapter_path):
         check_folder(spec.adapter_path)
-        read_tensors(spec.adapter_path / ADAPTER_FILE)
+        path = spec.adapter_path / ADAPTER_FILE
+        tensors = {tensor.name: (path, tensor) for tensor in read_tensors(path)}
         # Its number of layers may be more than its base has: the last ones are meant.
         problem = parts_problem(read_object(spec.adapter_path / ADAPTER_CONFIG_FILE), MOST_PARTS)
         if problem is not None:
             raise BadFile(problem)
+        return tensors
 
 
 def context_length(spec: LoadSpec, files: ModelFiles, model: Any) -> int:

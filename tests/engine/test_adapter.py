@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.utils import load_adapters
 
 from mlxd.engine.base import Engine, LoadSpec
 from mlxd.engine.device import Device
+from mlxd.engine.loader import SlicedLoad
+from mlxd.engine.source import read_adapter, read_model_files
 from mlxd.protocol.errors import LoadFailed
 from tests.engine.bench import WriteModel, load_spec
 from tests.support.adapter import write_adapter
@@ -153,6 +158,23 @@ async def test_an_adapter_of_a_base_that_has_gone(device: Device, write_model: W
         await loading
     with pytest.raises(LoadFailed, match="unloaded meanwhile"):
         await load(device, adapter_spec(model, tmp_path / "a", base))
+
+
+def test_an_adapter_is_read_in_slices(write_model: WriteModel, tmp_path: Path) -> None:
+    """No slice is larger than it may be, and the arrays are those of the file; the base's are not read again."""
+    model = write_model()
+    write_adapter(tmp_path / "a", model, rank=16)
+    spec = load_spec(model, adapter_path=tmp_path / "a")
+    files = dataclasses.replace(read_model_files(spec), tensors=read_adapter(spec))
+    load = SlicedLoad(spec, files, load_now(model))
+    done = [0]
+    while load.advance(1_000) is None:
+        done.append(load.done_bytes)
+    assert max(after - before for before, after in itertools.pairwise(done)) == 1_000  # the largest array has 4 kB
+    stored = cast("dict[str, mx.array]", mx.load(str(tmp_path / "a" / "adapters.safetensors")))
+    assert done[-1] == sum(array.nbytes for array in stored.values())
+    parameters: dict[str, Any] = dict(tree_flatten(load._model.parameters()))
+    assert all(mx.array_equal(parameters[name], array) for name, array in stored.items())
 
 
 def test_the_copy_is_out_of_training_mode(write_model: WriteModel, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 import sys
@@ -13,13 +14,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
 from mlxd.engine.base import Engine
 from mlxd.engine.device import Device
 from mlxd.engine.hidden import Encoder
+from mlxd.engine.loader import SlicedLoad
+from mlxd.engine.source import read_model_files
 from mlxd.engine.vector import EmbeddingRequest, Pooling
 from mlxd.protocol.errors import InvalidRequest, LoadFailed
 from tests.engine.bench import WriteModel, load_spec
@@ -198,6 +201,26 @@ async def test_encoders_of_every_type(device: Device, tmp_path: Path, model_type
     await vectors(engine, "a" * (engine.facts.context_length - 2))
     grown = (await device.memory()).peak_bytes - before.active_bytes
     assert grown <= engine.facts.kv.bytes_for(engine.facts.context_length)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "xlm-roberta", "modernbert"])
+async def test_an_encoder_is_read_in_slices(tmp_path: Path, model_type: str) -> None:
+    """No slice is larger than it may be, and the arrays are those that a whole load has."""
+    from mlx_embeddings.utils import load_model as load_encoder
+
+    folder = write_tiny_encoder(tmp_path / model_type, model_type)
+    spec = load_spec(folder, is_encoder=True)
+    load = SlicedLoad(spec, await asyncio.to_thread(read_model_files, spec))
+    load.advance(3_000)
+    done = [0]
+    while done[-1] < load.total_bytes:
+        load.advance(3_000)
+        done.append(load.done_bytes)
+    assert max(after - before for before, after in itertools.pairwise(done)) == 3_000  # the largest array has 32 kB
+    whole = dict(tree_flatten(load_encoder(folder, path_to_repo=str(folder)).parameters()))
+    read = dict(tree_flatten(load._model.parameters()))
+    assert whole.keys() == read.keys()
+    assert all(mx.array_equal(read[name], array) for name, array in whole.items())
 
 
 def test_pooling_decides_what_an_encoder_makes(tmp_path: Path) -> None:
