@@ -170,7 +170,8 @@ def format_models(document: Map) -> str:
 
 def format_model(document: Map) -> str:
     """Return `mlxctl model show`: all that is known, a line each."""
-    return format_pairs((_label(name), _show(name, value)) for name, value in document.items())
+    shown = {**document, "prompts_too_large": _too_large(document.get("prompts_too_large", 0))}
+    return format_pairs((_label(name), _show(name, value)) for name, value in shown.items())
 
 
 def _format_memory(pool: Map) -> str:
@@ -257,8 +258,15 @@ def note(model: Map) -> str | None:
         return f"{100 * model['load_done_bytes'] // model['load_total_bytes']} % loaded"
     paused = f"{count(model['paused'], 'sequence')} paused" if model["paused"] else None
     stale = f"stale, {model['stale']}" if model.get("stale") else None
-    notes = [model.get("last_error") or model.get("reason"), stale, paused, _marks(model)]
+    too_large = _too_large(model.get("prompts_too_large", 0))
+    notes = [model.get("last_error") or model.get("reason"), stale, paused, too_large, _marks(model)]
     return "; ".join(note for note in notes if note) or None
+
+
+def _too_large(prompts: int) -> str | None:
+    """Return what to do about prompts that the prompt cache could not keep; None without any."""
+    verb = "was" if prompts == 1 else "were"
+    return f"{count(prompts, 'prompt')} {verb} too large to keep: raise engine.prompt_cache" if prompts else None
 
 
 def _names_and_marks(model: Map) -> str | None:

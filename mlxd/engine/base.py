@@ -278,6 +278,10 @@ class Engine(Protocol):
     def grammar_bytes(self) -> int:
         """Bytes of compiled grammars, a part of `prompt_cache_bytes`; those of running answers count as well."""
 
+    @property
+    def prompts_too_large(self) -> int:
+        """How many prompts were not kept since the load because each alone is more than the prompt cache may hold."""
+
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render and tokenize off the event loop; a rendering ends when the awaiting task is cancelled.
 

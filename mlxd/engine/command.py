@@ -37,6 +37,14 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptCacheUse:
+    """What the device thread says of the prompt cache of a model."""
+
+    stored_bytes: int = 0
+    too_large: int = 0  # prompts that were not kept because each alone is more than the cache may hold
+
+
+@dataclass(frozen=True, slots=True)
 class WarmUp:
     """Import mlx-lm now."""
 

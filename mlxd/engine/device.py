@@ -35,6 +35,7 @@ from mlxd.engine.command import (
     Load,
     ModelFiles,
     Post,
+    PromptCacheUse,
     ReadMemory,
     SetLimits,
     SetScheduling,
@@ -248,7 +249,7 @@ class Device:
                 # Its type only: a value may hold the text of an answer.
                 _log.exception("a listener failed on a %s", type(value).__name__)
 
-    def _on_prompt_cache(self, key_bytes: tuple[int, int]) -> None:
-        key, stored_bytes = key_bytes
+    def _on_prompt_cache(self, key_use: tuple[int, PromptCacheUse]) -> None:
+        key, use = key_use
         if key in self._engines:
-            self._engines[key]._on_prompt_cache(stored_bytes)  # noqa: SLF001 its other half
+            self._engines[key]._on_prompt_cache(use)  # noqa: SLF001 its other half

@@ -14,6 +14,7 @@ from mlxd.engine.command import (
     Cancel,
     Grant,
     Pause,
+    PromptCacheUse,
     Resume,
     SetPromptCacheLimit,
     Start,
@@ -63,7 +64,7 @@ class LoadedEngine:
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="mlxd-prompt")
         self._grammar_workers = ThreadPoolExecutor(_GRAMMAR_WORKERS, thread_name_prefix="mlxd-grammar")
         self._is_closed = False
-        self._prompt_cache_bytes = 0
+        self._prompt_cache = PromptCacheUse()
 
     @property
     def model_id(self) -> str:
@@ -78,12 +79,17 @@ class LoadedEngine:
     @property
     def prompt_cache_bytes(self) -> int:
         """Bytes in the prompt cache, as of the last posted pass, and those of compiled grammars."""
-        return self._prompt_cache_bytes + self.grammar_bytes
+        return self._prompt_cache.stored_bytes + self.grammar_bytes
 
     @property
     def grammar_bytes(self) -> int:
         """Bytes of compiled grammars."""
         return 0 if self._renderer is None else self._renderer.grammars.held_bytes
+
+    @property
+    def prompts_too_large(self) -> int:
+        """How many prompts were not kept, as of the last posted pass."""
+        return self._prompt_cache.too_large
 
     async def prepare(self, request: GenerationRequest) -> PreparedPrompt:
         """Render, tokenize and check on a worker thread; raises as `base.Engine.prepare` says."""
@@ -134,7 +140,7 @@ class LoadedEngine:
     async def trim_prompt_cache(self, max_bytes: int) -> int:
         """Shrink the caches once, grammars first, as they are made again sooner; return the bytes left."""
         if self._renderer is not None:
-            self._renderer.grammars.trim(max(0, max_bytes - self._prompt_cache_bytes))
+            self._renderer.grammars.trim(max(0, max_bytes - self._prompt_cache.stored_bytes))
         kv_bytes = max(0, max_bytes - self.grammar_bytes)
         left_bytes: int = await self._inbox.ask(lambda reply: TrimPromptCache(self.key, kv_bytes, reply))
         return left_bytes + self.grammar_bytes
@@ -152,5 +158,5 @@ class LoadedEngine:
             raise RequestCancelled(f"model '{self._model_id}' was unloaded")
         return await asyncio.get_running_loop().run_in_executor(workers, work)
 
-    def _on_prompt_cache(self, stored_bytes: int) -> None:
-        self._prompt_cache_bytes = stored_bytes
+    def _on_prompt_cache(self, use: PromptCacheUse) -> None:
+        self._prompt_cache = use

@@ -16,7 +16,17 @@ from collections.abc import Callable, Iterator
 import mlx.core as mx
 
 from mlxd.engine.base import Failed, Finished, Listener, SchedulingParams, SequenceEvent
-from mlxd.engine.command import Cancel, Grant, Pause, Post, Resume, SequenceCommand, Start, StartEmbedding
+from mlxd.engine.command import (
+    Cancel,
+    Grant,
+    Pause,
+    Post,
+    PromptCacheUse,
+    Resume,
+    SequenceCommand,
+    Start,
+    StartEmbedding,
+)
 from mlxd.engine.embedding import Embedder
 from mlxd.engine.fault import generation_failure
 from mlxd.engine.hidden import TextForward
@@ -59,9 +69,10 @@ class ModelSet:
         model = self._texts.get(key)
         return None if model is None else model.loaded
 
-    def prompt_cache_bytes(self) -> dict[int, int]:
-        """Return the bytes in each prompt cache, by key."""
-        return {key: model.prompts.stored_bytes for key, model in self._texts.items()}
+    def prompt_caches(self) -> dict[int, PromptCacheUse]:
+        """Return what there is to say of each prompt cache, by key."""
+        texts = self._texts.items()
+        return {key: PromptCacheUse(model.prompts.stored_bytes, model.prompts.too_large) for key, model in texts}
 
     def add(self, key: int, loaded: LoadedModel, prompt_cache_limit_bytes: int) -> None:
         """Take a model whose weights are in memory."""

@@ -25,6 +25,7 @@ from mlxd.engine.command import (
     Load,
     Pause,
     Post,
+    PromptCacheUse,
     ReadMemory,
     Resume,
     SetLimits,
@@ -59,7 +60,7 @@ class Runner:
         self,
         inbox: Inbox,
         deliver: Callable[[list[Post]], None],
-        on_prompt_cache: Callable[[tuple[int, int]], None],
+        on_prompt_cache: Callable[[tuple[int, PromptCacheUse]], None],
         on_failed: Callable[[MlxdError], None],
         limits: BackendLimits,
         scheduling: SchedulingParams,
@@ -67,8 +68,8 @@ class Runner:
     ) -> None:
         """Take commands from *inbox*, hand posts to *deliver*.
 
-        *on_prompt_cache* gets (key, bytes) when they change. *on_failed* gets the error that ends the thread, before
-        the sequences get it. *working_on* is entered for each slice of a load.
+        *on_prompt_cache* gets (key, use) when a prompt cache changes. *on_failed* gets the error that ends the thread,
+        before the sequences get it. *working_on* is entered for each slice of a load.
         """
         self._inbox = inbox
         self._deliver = deliver
@@ -79,7 +80,7 @@ class Runner:
         self._posts: list[Post] = []
         self._models = ModelSet(scheduling, self._post)
         self._loads = LoadQueue(self._post, free_or_log)
-        self._cache_bytes: dict[int, int] = {}  # as posted
+        self._prompt_caches: dict[int, PromptCacheUse] = {}  # as posted
         self._open = True
 
     def run(self) -> None:
@@ -191,11 +192,12 @@ class Runner:
         self._posts.append(post)
 
     def _post_prompt_caches(self) -> None:
-        """Post the sizes of changed prompt caches, before the other posts of this pass."""
-        sizes = self._models.prompt_cache_bytes()
-        changed = [(key, size) for key, size in sizes.items() if size != self._cache_bytes.get(key, 0)]
+        """Post what has changed of prompt caches, before the other posts of this pass."""
+        caches = self._models.prompt_caches()
+        nothing = PromptCacheUse()
+        changed = [(key, use) for key, use in caches.items() if use != self._prompt_caches.get(key, nothing)]
         self._posts[:0] = [(self._on_prompt_cache, change) for change in changed]
-        self._cache_bytes = sizes
+        self._prompt_caches = caches
 
     def _hand_over(self) -> None:
         """Hand this pass's posts to the event loop."""

@@ -246,6 +246,7 @@ class _Engine:
         self.model_id = model_id
         self.facts = facts
         self.grammar_bytes = 0  # what a trim frees is one sum
+        self.prompts_too_large = 0
         self.prompt_cache_bytes = cached_bytes
 
     async def prepare(self, request: GenerationRequest) -> NoReturn:

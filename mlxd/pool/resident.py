@@ -170,6 +170,11 @@ class Resident:
         return 0 if self.engine is None else self.engine.grammar_bytes
 
     @property
+    def prompts_too_large(self) -> int:
+        """How many prompts its engine could not keep."""
+        return 0 if self.engine is None else self.engine.prompts_too_large
+
+    @property
     def holders(self) -> int:
         """How many requests keep it loaded; one that went away counts until the device has ended its sequences."""
         tickets = {ticket for ticket in self.held.values() if ticket.holds}

@@ -69,6 +69,7 @@ class ModelStatus:
     decoding: str | None = None  # as the check at the last load found: batched, single prefill or one by one
     decoding_reason: str | None = None
     pooling: str | None = None  # of its vectors: mean, first or last, and whether that is a guess
+    prompts_too_large: int = 0  # not kept since the load: each alone is more than engine.prompt_cache
     stale: str | None = None  # in what it differs from what a load would make of it now
 
 

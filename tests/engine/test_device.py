@@ -302,6 +302,16 @@ async def test_prompt_cache_size_is_known_when_the_end_is(engine: Engine) -> Non
     assert seen == [(engine.facts.kv.groups[0][0] + 4) * 36]  # a token of the index takes 4 bytes
 
 
+async def test_prompts_that_are_too_large_to_keep_are_told(device: Device, write_model: WriteModel) -> None:
+    """A prompt that its bound lets nobody keep is counted from its end on; one that is let in is not."""
+    engine = await device.load(load_spec(write_model(), prompt_cache_limit_bytes=20_000), lambda done, total: None)
+    counts = []
+    for question in ("a", "x" * 500, "y" * 500):
+        await start(engine, await prepare(engine, question, max_tokens=1)).ended()
+        counts.append((engine.prompts_too_large, engine.prompt_cache_bytes > 0))
+    assert counts == [(0, True), (1, True), (2, True)]
+
+
 async def test_load_that_is_cancelled_at_its_end_leaves_nothing(
     device: Device, write_model: WriteModel, baseline_bytes: int
 ) -> None:

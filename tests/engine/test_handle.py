@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.engine.base import ChatPrompt, Engine, GenerationRequest, TextPrompt
+from mlxd.engine.command import PromptCacheUse
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.engine.device import Device
 from mlxd.engine.handle import _GRAMMAR_WORKERS, LoadedEngine
@@ -103,7 +104,7 @@ async def test_grammars_are_among_what_a_model_keeps_and_gives_back(engine: Engi
 async def test_grammars_go_before_cached_prompts_and_with_the_model(device: Device, engine: Engine) -> None:
     """A trim that leaves room for the prompts takes nothing of them; an unload forgets all grammars."""
     assert isinstance(engine, LoadedEngine)
-    engine._on_prompt_cache(10**6)  # as the device thread would say it
+    engine._on_prompt_cache(PromptCacheUse(10**6))  # as the device thread would say it
     request = GenerationRequest(TextPrompt("Hi"), constraint=JsonConstraint('{"const": 1}'))
     await engine.prepare(request)
     assert engine.prompt_cache_bytes > 10**6 + 50_000

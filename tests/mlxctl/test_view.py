@@ -192,6 +192,19 @@ def test_model_shows_all_that_is_known() -> None:
     ]
 
 
+def test_prompts_that_are_too_large_to_keep() -> None:
+    """A model says how many there were and what to do, where there were some."""
+    words = "2 prompts were too large to keep: raise engine.prompt_cache"
+    assert view.note(model_document(prompts_too_large=2, pinned=True)) == f"{words}; pinned"
+    assert view.note(model_document(prompts_too_large=0)) is None
+    one = {"id": "tiny", "prompts_too_large": 1}
+    assert view.format_model(one).splitlines() == [
+        "id:                tiny",
+        "prompts too large: 1 prompt was too large to keep: raise engine.prompt_cache",
+    ]
+    assert view.format_model({**one, "prompts_too_large": 0}) == "id: tiny"
+
+
 def test_what_is_not_loaded_holds_nothing() -> None:
     """A model whose load failed has weights on the disk, not in memory."""
     assert view.memory_bytes(model_document()) == 17 * GB

@@ -115,6 +115,21 @@ async def test_grammars_are_a_part_of_their_own_and_go_before_prompts() -> None:
         assert memory.grammar_bytes == 25 * MB
 
 
+async def test_prompts_that_are_too_large_to_keep_are_told_until_the_unload() -> None:
+    """Status has the count of each model, and 0 of one that is not loaded."""
+    async with world({"a": 60}, {"models": {"a": {"pin": True}}}) as w:
+        for count in (0, 3):
+            await w.load("a")
+            w.backend.engines[0].prompts_too_large = count
+            model = w.model("a")
+            assert model is not None
+            assert model.prompts_too_large == count
+        await w.run(w.pool.unload("a"))
+        model = w.model("a")
+        assert model is not None
+        assert model.prompts_too_large == 0
+
+
 async def test_growth_evicts_idle_models_before_it_pauses() -> None:
     """An idle model goes before any stream has to pause."""
     async with world({"a": 30, "b": 60}) as w:

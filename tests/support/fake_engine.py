@@ -58,6 +58,7 @@ class FakeEngine:
         self._cache: dict[tuple[int, ...], int] = {}  # prompt → bytes, least recently used first
         self._cache_limit_bytes = spec.prompt_cache_limit_bytes
         self.grammar_bytes = 0  # as if so much had been compiled
+        self.prompts_too_large = 0
         self.closed = False
 
     @property

@@ -44,6 +44,7 @@ def model_document(**more: Any) -> dict[str, Any]:
         "load_done_bytes": 0,
         "load_total_bytes": 0,
         "last_error": None,
+        "prompts_too_large": 0,
         **more,
     }
 
