@@ -16,7 +16,7 @@ from mlxd.engine.batch_decoder import make_decoder
 from mlxd.engine.decoder import Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.kv import CacheMaker, detach
 from mlxd.engine.sampling import SamplerCache
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
+from tests.support.tiny_architecture import ARCHITECTURES, LLAMA4, make_model
 
 # Attention with windows, in chunks, without either; states; states beside attention.
 CASES = (
@@ -33,39 +33,12 @@ PROMPTS = ([3, 4, 5], [9], list(range(20, 90)), [50, 40] * 60, [11] * 300)
 FAR_TOKENS = 9000
 
 
-def _llama4() -> Any:
-    from mlx_lm.models import llama4
-
-    text = {
-        "attention_bias": False,
-        "attention_chunk_size": 64,
-        "head_dim": 16,
-        "hidden_size": 64,
-        "interleave_moe_layer_step": 2,
-        "intermediate_size": 32,
-        "intermediate_size_mlp": 64,
-        "max_position_embeddings": 4096,
-        "model_type": "llama4_text",
-        "num_attention_heads": 4,
-        "num_experts_per_tok": 1,
-        "num_hidden_layers": 4,
-        "num_key_value_heads": 2,
-        "num_local_experts": 2,
-        "rms_norm_eps": 1e-5,
-        "rope_scaling": None,
-        "rope_theta": 10000.0,
-        "use_qk_norm": True,
-        "vocab_size": 110,
-    }
-    return llama4.Model(llama4.ModelArgs.from_dict({"model_type": "llama4", "text_config": text}))
-
-
 class Model:
     """A tiny model, and what it says alone."""
 
     def __init__(self, model_type: str) -> None:
         mx.random.seed(1)
-        self.model = _llama4() if model_type == "llama4" else make_model(ARCHITECTURES[model_type])
+        self.model = make_model(LLAMA4 if model_type == "llama4" else ARCHITECTURES[model_type])
         mx.eval(self.model.parameters())
         self.caches = CacheMaker(self.model)
 

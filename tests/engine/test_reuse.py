@@ -19,7 +19,7 @@ from mlxd.protocol.errors import GenerationFailed
 from tests.engine.bench import WriteModel
 from tests.support.sequence import GREEDY, Recorder
 from tests.support.stepped_model import SteppedModel, load_now
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
+from tests.support.tiny_architecture import ARCHITECTURES, LLAMA4, make_model
 
 # KV that can be cut, plain and latent; windows; states; both; a list of caches.
 KINDS = [
@@ -51,10 +51,12 @@ def load(write_model: WriteModel) -> Load:
     @cache
     def make(model_type: str) -> LoadedModel:
         mx.random.seed(7)
-        model = make_model(ARCHITECTURES[model_type])
+        model = make_model(LLAMA4 if model_type == "llama4" else ARCHITECTURES[model_type])
         mx.eval(model.parameters())
         kv, vocab_size = CacheMaker(model).probe()
         decoding = Decoding.SINGLE_PREFILL if model_type in {"nemotron_h", "jamba", "mamba"} else Decoding.BATCHED
+        if model_type == "llama4":
+            decoding = Decoding.ONE_BY_ONE
         facts = dataclasses.replace(tiny.facts, kv=kv, vocab_size=vocab_size, decoding=decoding)
         return dataclasses.replace(tiny, model=CountingModel(model), facts=facts)
 
@@ -188,6 +190,27 @@ def test_a_running_row_gives_what_it_has(model_type: str, load: Load, cold: Any)
     stepped.run(first, second)
     assert second.usage.cached_tokens == len(SYSTEM)
     check_answer(model_type, second, cold(model_type, asked), is_alone=False)
+
+
+def test_rows_one_by_one_continue_from_chunks_whose_front_is_gone(warm: Any, cold: Any) -> None:
+    """A model whose caches cannot be merged answers beside another row as it does alone, out of kept KV too."""
+    stepped = warm("llama4")
+    stepped.say(prompt(SYSTEM, QUESTION))
+    asked = [prompt(SYSTEM, words(9, 50)), prompt(SYSTEM, words(10, 90), words(11, 20))]
+    for _ in range(2):  # the second time nothing but their last tokens is new, and what is kept was changed by no row
+        neighbor = stepped.start(prompt(words(12, 150), max_tokens=60))
+        while not neighbor.deltas:
+            stepped.step()
+        kept = stepped.model.prompts.fetch([*SYSTEM, 3]).cache
+        assert [getattr(part, "start_position", 0) > 0 for part in kept] == [True] * 3 + [False]
+        rows = [stepped.start(one, logprobs=0) for one in asked]
+        while not all(row.has_ended for row in rows):
+            assert not neighbor.has_ended
+            stepped.step()
+        assert all(row.usage.cached_tokens >= len(SYSTEM) for row in rows)
+        for row, one in zip(rows, asked, strict=True):
+            check_answer("llama4", row, cold("llama4", one), is_alone=False)
+        stepped.model.cancel(neighbor.sequence_id)
 
 
 @pytest.mark.parametrize("end", ["cancel", "pause", "fail"])

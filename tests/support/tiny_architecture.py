@@ -165,6 +165,32 @@ ARCHITECTURES: Mapping[str, dict[str, Any]] = {
     name: {"model_type": name} | _COMMON | special for name, special in _SPECIAL.items()
 }
 
+# Attention in chunks of 64 tokens, whose caches cannot be merged.
+LLAMA4: Mapping[str, Any] = {
+    "model_type": "llama4",
+    "text_config": {
+        "attention_bias": False,
+        "attention_chunk_size": 64,
+        "head_dim": 16,
+        "hidden_size": 64,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size": 32,
+        "intermediate_size_mlp": 64,
+        "max_position_embeddings": 4096,
+        "model_type": "llama4_text",
+        "num_attention_heads": 4,
+        "num_experts_per_tok": 1,
+        "num_hidden_layers": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 2,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "use_qk_norm": True,
+        "vocab_size": 110,
+    },
+}
+
 
 def make_model(config: Mapping[str, Any]) -> Any:
     """Return the `mlx.nn.Module` of a config; its random weights are made when they are first used."""
