@@ -147,13 +147,13 @@ def write_models(folder: Path, names: list[str]) -> None:
         (model / "tokenizer_config.json").write_text(json.dumps(tokenizer_config | {"chat_template": _TEMPLATE}))
         if has_adapter:
             config = config_of(model_type)
-            heads, size = config["num_key_value_heads"], config["head_dim"]
             write_adapter(
                 folder / f"{_folder(name)}-lora",
                 _folder(name),
                 layers=config["num_hidden_layers"],
                 width=config["hidden_size"],
-                kv_width=heads * size,
+                query_width=config["num_attention_heads"] * config["head_dim"],
+                kv_width=config["num_key_value_heads"] * config["head_dim"],
             )
 
 

@@ -22,6 +22,7 @@ def write_adapter(
     layers: int = 2,
     rank: int = 4,
     width: int = 64,
+    query_width: int | None = None,
     kv_width: int = 32,
 ) -> int:
     """Write an adapter for a tiny model that changes what it says; return the bytes of its weights.
@@ -33,6 +34,7 @@ def write_adapter(
         layers: of the base model; all are adapted.
         rank: of the matrices.
         width: of the base model.
+        query_width: of its queries, *width* where it is not given.
         kv_width: of its keys and values.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +48,7 @@ def write_adapter(
     rng = np.random.default_rng(seed)
     weights = {}
     for layer in range(layers):
-        for key, outputs in zip(KEYS, (width, kv_width), strict=True):
+        for key, outputs in zip(KEYS, (width if query_width is None else query_width, kv_width), strict=True):
             name = f"model.layers.{layer}.{key}"
             weights[f"{name}.lora_a"] = rng.standard_normal((width, rank)).astype(np.float32) * 0.1
             weights[f"{name}.lora_b"] = rng.standard_normal((rank, outputs)).astype(np.float32) * 0.1
