@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -63,7 +64,16 @@ class ScriptedPool(Pool):
         return self._scripts.pop(0) if len(self._scripts) > 1 else self._scripts[0]
 
     def status(self) -> PoolStatus:
-        return PoolStatus(MemoryStatus(*[0] * 9), None, None, (), (), (), TokenStatus(0, 0, 0.0), draining=False)
+        return PoolStatus(
+            MemoryStatus(*[0] * len(dataclasses.fields(MemoryStatus))),
+            None,
+            None,
+            (),
+            (),
+            (),
+            TokenStatus(0, 0, 0.0),
+            draining=False,
+        )
 
     @property
     def queue_length(self) -> int:
