@@ -57,6 +57,7 @@ def format_requests(requests: Iterable[Map]) -> str:
             for request in requests
         ],
         optional=("ENDPOINT", "ROUTE", "TOKENS"),
+        names=("REQUEST", "MODEL"),
     )
 
 

@@ -34,7 +34,8 @@ def format_requests(document: Document) -> str:
             )
             for row in document["requests"]
         ],
-        optional=("KEY", "TOK/S", "REQUEST", "TTFT", "TOKENS"),
+        optional=("KEY", "TOK/S", "TTFT", "TOKENS", "ROUTE", "STARTED", "CODE", "TOOK"),
+        names=("REQUEST", "MODEL"),
     )
 
 

@@ -75,22 +75,29 @@ def format_table(
     *,
     width: int | None = None,
     optional: Sequence[str] = (),
+    names: Sequence[str] = (),
 ) -> str:
     """Return rows under their heads in ASCII, numbers to the right, cut to *width* columns where that is known.
 
-    A cell of None is shown as `-`. The widest column gives way first, and shows with `...` that it did; where that is
-    not enough, *optional* columns are left out, the first of them first.
+    A cell of None is shown as `-`. Where the columns are too few, *optional* columns without any value are left out.
+    Then the widest column gives way, and shows with `...` that it did; not *names* (the first column, unless given)
+    and not numbers, which are of no use when cut. Then optional columns are left out, the first of them first. All
+    give way only where that is not enough either.
     """
     cells = [list(heads), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
     limit = terminal_width() if width is None else width
-    dropped = [cells[0].index(head) for head in optional if head in heads]
-    while True:
-        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        if limit is None or _shrink(widths, limit) or not dropped:
-            break
-        gone = dropped.pop(0)
-        cells = [line[:gone] + line[gone + 1 :] for line in cells]
-        dropped = [column - (column > gone) for column in dropped]
+    whole = frozenset(names or heads[:1])
+    present = [head for head in optional if head in heads]
+    if limit is not None:
+        for head in present:
+            if _total(_widths(cells)) > limit and all(cell == "-" for cell in _column(cells, head)):
+                cells = _without(cells, head)
+        for head in present:
+            if head in cells[0] and not _shrink(_widths(cells), limit, _fixed(cells, whole)):
+                cells = _without(cells, head)
+    widths = _widths(cells)
+    if limit is not None and not _shrink(widths, limit, _fixed(cells, whole)):
+        _shrink(widths, limit, frozenset())
     is_number = [_is_numeric(line[column] for line in cells[1:]) for column in range(len(widths))]
     return "\n".join(
         _GAP.join(
@@ -150,13 +157,38 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _shrink(widths: list[int], limit: int) -> bool:
-    """Take from the widest until all fit; False when they cannot."""
-    while sum(widths) + len(_GAP) * (len(widths) - 1) > limit:
-        widest = max(range(len(widths)), key=widths.__getitem__)
-        if widths[widest] <= _NARROWEST:
+def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(_GAP) * (len(widths) - 1)
+
+
+def _column(cells: Sequence[Sequence[str]], head: str) -> list[str]:
+    place = cells[0].index(head)
+    return [line[place] for line in cells[1:]]
+
+
+def _without(cells: list[list[str]], head: str) -> list[list[str]]:
+    gone = cells[0].index(head)
+    return [line[:gone] + line[gone + 1 :] for line in cells]
+
+
+def _fixed(cells: Sequence[Sequence[str]], names: frozenset[str]) -> frozenset[int]:
+    """Return the places of the columns that are of no use when cut: names and numbers."""
+    return frozenset(
+        place for place, head in enumerate(cells[0]) if head in names or _is_numeric(line[place] for line in cells[1:])
+    )
+
+
+def _shrink(widths: list[int], limit: int, fixed: frozenset[int]) -> bool:
+    """Take from the widest that are not *fixed* until all fit; False when they cannot."""
+    while _total(widths) > limit:
+        free = [place for place in range(len(widths)) if place not in fixed and widths[place] > _NARROWEST]
+        if not free:
             return False
-        widths[widest] -= 1
+        widths[max(free, key=widths.__getitem__)] -= 1
     return True
 
 

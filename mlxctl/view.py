@@ -164,7 +164,7 @@ def format_models(document: Map) -> str:
             )
             for model in models
         ],
-        optional=("QUANTIZATION", "SOURCE", "CONTEXT", "KIND"),
+        optional=("QUANTIZATION", "SOURCE", "CONTEXT", "KIND", "NOTE"),
     )
 
 
@@ -233,7 +233,7 @@ def _format_residents(models: Iterable[Map]) -> str:
             )
             for model in models
         ],
-        optional=("WAITING", "EXPIRES", "MEMORY"),
+        optional=("WAITING", "EXPIRES", "MEMORY", "NOTE"),
     )
 
 
