@@ -144,8 +144,10 @@ class P5NoQueueing(Promise):
             has_slot = resident.slots_taken < self.state.settings.engine.max_sequences
             if not has_slot or resident.trim_target_bytes is not None:  # its end is still to be told
                 continue
+            is_trimming = any(other.trim_target_bytes is not None for other in self.state.present)
             for sequence in resident.waiting.values():
                 is_freeing_for_it = sequence.is_second_try and self.state.is_freeing
+                is_freeing_for_it |= sequence.wanted_checkpoint_bytes > 0 and is_trimming  # for those, any cache gives
                 needs = ledger.admission_bytes(resident, sequence.first_grant_tokens)
                 assert needs > 0 or is_freeing_for_it, "P5: a sequence waits although it needs no memory"
 
