@@ -7,7 +7,6 @@ pump.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -130,25 +129,15 @@ class Granter:
         return wants
 
     def _mark_crowd(self, resident: Resident) -> list[Sequence]:
-        """Mark and return the sequences for which the model has no slot: a request with many answers shares them.
-
-        The next slot is for the request that has the fewest already, and among those for the oldest.
-        """
+        """Mark and return the sequences for which the model has no slot; the oldest get those that are free."""
         wanting = [
             sequence for sequence in (*resident.active.values(), *resident.waiting.values()) if _may_start(sequence)
         ]
-        taken = Counter(
-            sequence.ticket for sequence in resident.active.values() if sequence.state is not SequenceState.PAUSED
-        )
-        turns: list[tuple[int, Age, Sequence]] = []
-        for sequence in sorted(wanting, key=lambda sequence: sequence.age):
-            turns.append((taken[sequence.ticket], sequence.age, sequence))
-            taken[sequence.ticket] += 1
-        turns.sort(key=lambda turn: turn[:2])
+        wanting.sort(key=lambda sequence: sequence.age)
         n_free = max(0, self._state.settings.engine.max_sequences - resident.slots_taken)
-        for place, (_, _, sequence) in enumerate(turns):
+        for place, sequence in enumerate(wanting):
             sequence.waits_for_slot = place >= n_free
-        return [sequence for _, _, sequence in turns[n_free:]]
+        return wanting[n_free:]
 
     def _admit_in_vacant_slot(self, sequence: Sequence, claims: Claims) -> None:
         """Start a sequence in a slot that those before it lack the memory to take."""
@@ -314,7 +303,7 @@ class Granter:
                 self._wake_at(base.retry_s)
                 return False
             return base.state in NOT_LOADED and self._preload_one(base, place, claims)
-        demand = self._demand(resident, (YOUNGEST[0], place), self._state.clock.now(), claims)
+        demand = self._demand(resident, (YOUNGEST[0], place, 0), self._state.clock.now(), claims)
         plan = policy.plan_room(self._state.view(), demand)
         if plan.outcome is Outcome.FITS:
             self._mover.load(resident)

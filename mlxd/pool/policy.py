@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
-# (number of the request, number of the sequence): lower is older.
-Age = tuple[int, int]
+# (place among the answers of the request, turn of the request, number of the sequence): lower is older.
+Age = tuple[int, int, int]
 # Younger than every request: the preload list.
-YOUNGEST: Age = (sys.maxsize, 0)
+YOUNGEST: Age = (sys.maxsize, 0, 0)
 
 
 class Rank(IntEnum):

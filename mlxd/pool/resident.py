@@ -240,7 +240,7 @@ class Resident:
     @property
     def oldest_wait(self) -> Age | None:
         """The age of its oldest waiting request, those of its adapters included."""
-        ages = [(number, 0) for number in self.queue]
+        ages = [(0, ticket.turn, 0) for ticket in self.queue.values()]
         ages += [sequence.age for sequence in self.waiting.values()]
         ages += [age for adapter in self.adapters.values() if (age := adapter.oldest_wait) is not None]
         return min(ages, default=None)

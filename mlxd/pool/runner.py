@@ -169,6 +169,8 @@ class Runner:
             self._count(sequence, event.usage.completion_tokens)
             self._state.prompt_tokens += event.usage.prompt_tokens
         sequence.events.put(event.error if isinstance(event, Failed) else event)
+        if sequence.place == 0:
+            sequence.ticket.turn = self._state.next_number()
         sequence.end()
         sequence.resident.untrimmable_bytes = 0
         self._pump()

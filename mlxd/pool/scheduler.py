@@ -181,6 +181,7 @@ class Scheduler:
             prompt=prompt,
             tokens=prompt.prefill_tokens,
             since_s=self._state.clock.now(),
+            place=len(ticket.sequences),
         )
         ticket.sequences[sequence.number] = sequence
         ticket.resident.waiting[sequence.number] = sequence

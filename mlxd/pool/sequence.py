@@ -35,7 +35,7 @@ class SequenceState(Enum):
 class Ticket:
     """One request at one model, from its arrival until its lease is given back."""
 
-    number: int  # its age: lower is older
+    number: int  # by its arrival: lower is older
     request_id: str
     resident: Resident
     since_s: float  # when its present wait began
@@ -49,7 +49,12 @@ class Ticket:
     started: bool = False  # a sequence of it has been submitted
     is_told: bool = False  # `queue.joined` was told and `queue.left` was not yet
     revoked: MlxdError | None = None  # aborted by an operator: holds nothing any more
-    sequences: dict[int, Sequence] = field(default_factory=dict)  # not ended
+    sequences: dict[int, Sequence] = field(default_factory=dict)  # not ended, oldest first
+    turn: int = field(init=False)  # its age: its number, and a new one when the oldest of several answers has ended
+
+    def __post_init__(self) -> None:
+        """Let it come in the order of arrival."""
+        self.turn = self.number
 
     @property
     def is_waiting_only(self) -> bool:
@@ -112,6 +117,7 @@ class Sequence:
     prompt: PreparedPrompt | PreparedInputs
     tokens: int  # prompt + generated, as far as it matters: what the next prefill has to process
     since_s: float  # when its present wait began
+    place: int = 0  # how many older answers of its request have not ended
     events: EventBuffer = field(default_factory=EventBuffer)
     state: SequenceState = SequenceState.WAITING
     completion_tokens: int = 0  # as the engine has told
@@ -126,8 +132,8 @@ class Sequence:
 
     @property
     def age(self) -> Age:
-        """By the request's arrival, then its own; lower is older."""
-        return (self.ticket.number, self.number)
+        """Lower is older: the further answers of a request are younger than the first of every other."""
+        return (self.place, self.ticket.turn, self.number)
 
     @property
     def resident(self) -> Resident:
@@ -182,6 +188,8 @@ class Sequence:
         self.resident.waiting.pop(self.number, None)
         self.resident.active.pop(self.number, None)
         self.ticket.sequences.pop(self.number, None)
+        for place, sequence in enumerate(self.ticket.sequences.values()):
+            sequence.place = place
 
     def fail(self, error: MlxdError) -> None:
         """End it before it has started, with an error for its reader."""

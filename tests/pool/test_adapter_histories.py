@@ -24,6 +24,7 @@ OPERATIONS: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]] = {
     **{name: LOAD[name] for name in ("drop", "turns", "advance")},
     **{name: CHANGES[name] for name in ("limit", "max_models", "keep_alive", "slots", "restore", "pressure")},
     "send": (30, st.tuples(names, lengths).map(lambda drawn: (drawn[0], *drawn[1]))),
+    "send_many": (4, st.tuples(names, lengths, st.sampled_from((2, 5, 12)))),
     "preload": (3, st.tuples(st.lists(names, unique=True, max_size=2))),
     "pins": (1, st.tuples(st.lists(names, unique=True, max_size=2))),
     "load": (3, st.tuples(names)),

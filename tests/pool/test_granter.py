@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.engine.base import Finished, GenerationRequest, SamplingParams, TextPrompt
 from mlxd.protocol.errors import DoesNotFit
 from tests.support.pool_world import MB, Client, World, world
 
@@ -90,7 +89,7 @@ async def test_a_request_with_many_answers_shares_the_slots_with_a_later_one() -
     """The next free slot is for the later request, which has none yet."""
     async with quick_world({"engine": {"max_sequences": 2}}) as w:
         await w.load("a")
-        many = w.task(answer_often(w, "a", n=20))
+        many = w.task(w.answer("a", n=20, tokens=100))
         await w.settle()
         later = w.send("a", tokens=100)
         await w.advance(2.5)  # the first two answers, and then its own
@@ -107,7 +106,7 @@ async def test_an_older_sequence_that_lacks_memory_keeps_no_slot_empty() -> None
         await w.advance(5)
         runs = w.send("b", prompt="hi", tokens=300)
         await w.advance(1)
-        big = w.task(answer_often(w, "b", n=2, prompt="x" * 3_500, tokens=1_500))
+        big = w.task(w.answer("b", n=2, prompt="x" * 3_500, tokens=1_500))
         await w.settle()
         small = w.send("b", prompt="hi", tokens=5)
         await w.advance(1)
@@ -168,25 +167,11 @@ async def _share(slots: int, requests: list[tuple[int, int, int]]) -> None:
         granter.admit = watched_admit  # type: ignore[method-assign]
         tasks = []
         for n, tokens, wait_s in requests:
-            tasks.append(w.task(answer_often(w, "c", n=n, tokens=tokens)))
+            tasks.append(w.task(w.answer("c", n=n, tokens=tokens)))
             await w.advance(wait_s / 2)
         for task in tasks:
             await w.run(task)
         assert [expected for expected, _ in rounds] == [started for _, started in rounds]
-
-
-async def answer_often(w: World, model_id: str, *, n: int, prompt: str = "hello", tokens: int = 100) -> None:
-    """Make one request for *n* answers and read them all."""
-    request = GenerationRequest(TextPrompt(prompt), SamplingParams(), max_tokens=tokens)
-    async with w.pool.lease(model_id, request_id="many") as lease:
-        prepared = await lease.prepare(request)
-
-        async def read() -> None:
-            async for event in lease.generate(request, prepared):
-                if isinstance(event, Finished):
-                    break
-
-        await asyncio.gather(*(read() for _ in range(n)))
 
 
 async def _end(clients: list[Client]) -> None:
@@ -212,3 +197,43 @@ async def test_what_does_not_fit_names_max_models_only_when_that_is_why() -> Non
         assert "max_models" not in adapter.value.message
         with pytest.raises(DoesNotFit, match=r"pool\.max_models is 1"):
             await w.load("b")
+
+
+@pytest.mark.parametrize(("memory_mb", "tokens"), [(60, 4_000), (60, 12_000), (40, 1_500)])
+async def test_a_request_with_many_answers_shares_the_memory_with_a_later_one(memory_mb: int, tokens: int) -> None:
+    """It gets what the next answer gives back, also where only one fits at a time; or after the patience, a pause."""
+    async with quick_world({"pool": {"memory": memory_mb * MB}, "queue": {"timeout": "2m"}}) as w:
+        await w.load("a")
+        many = w.task(w.answer("a", n=20, prompt="x" * 4_000, tokens=tokens))
+        await w.advance(1)
+        later = w.send("a", prompt="hi", tokens=5)
+        await w.advance(120)
+
+        assert later.done
+        assert later.error is None
+        assert not many.done()
+        await w.run(many, 60_000)
+
+
+@pytest.mark.parametrize("document", [{"engine": {"max_sequences": 1}}, {"pool": {"memory": 40 * MB}}])
+async def test_a_request_with_many_answers_takes_turns_with_a_stream(document: dict[str, Any]) -> None:
+    """Where one sequence fits at a time, neither the further answers nor later requests wait for more than one."""
+    async with quick_world(document) as w:
+        await w.load("a")
+        ended: list[str] = []
+
+        def send(name: str, n: int = 1) -> None:
+            client = w.send("a", prompt="x" * 4_000, tokens=500, n=n)
+            client.task.add_done_callback(lambda _: end(name))
+
+        def end(name: str) -> None:
+            ended.append(name)
+            if len(ended) < 5:
+                send(f"later {len(ended) + 1}")
+
+        send("many", n=3)
+        await w.settle()
+        send("later 1")
+        await w.advance(600)
+
+        assert ended == ["later 1", "later 2", "many", "later 3", "later 4", "later 5"]

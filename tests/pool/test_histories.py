@@ -46,6 +46,7 @@ lengths = st.tuples(st.sampled_from((1, 40, 1200, 3000, 6000)), st.sampled_from(
 # Operation → (weight, arguments). Mostly requests and time, so that histories get somewhere.
 LOAD: dict[str, tuple[int, st.SearchStrategy[tuple[Any, ...]]]] = {
     "send": (30, st.tuples(model_ids, lengths).map(lambda drawn: (drawn[0], *drawn[1]))),
+    "send_many": (4, st.tuples(model_ids, lengths, st.sampled_from((2, 5, 12)))),
     "send_huge": (2, st.just(())),
     "drop": (6, st.tuples(st.integers(0, 30))),
     "turns": (8, st.tuples(st.integers(0, 4))),
@@ -122,11 +123,14 @@ class History:
         if asyncio.iscoroutine(result):
             await result
 
-    def do_send(self, model_id: str, tokens: int, prompt_length: int) -> None:
+    def do_send(self, model_id: str, tokens: int, prompt_length: int, n: int = 1) -> None:
         number = len(self.clients)
         prompt = (f"{number}:" + "x" * prompt_length)[:prompt_length]
-        client = self.world.send(model_id, tokens=tokens, prompt=prompt, seed=number)
-        self.clients.append((client, answer_text(prompt, number, tokens)))
+        client = self.world.send(model_id, tokens=tokens, prompt=prompt, seed=number, n=n)
+        self.clients.append((client, answer_text(prompt, number, tokens) * n))
+
+    def do_send_many(self, model_id: str, length: tuple[int, int], n: int) -> None:
+        self.do_send(model_id, *length, n)
 
     def do_send_huge(self) -> None:
         self.do_send("huge", 1, 5)

@@ -52,7 +52,7 @@ def load(size: int, **changed: Any) -> Demand:
     """Return the demand of a load."""
     fields: dict[str, Any] = {
         "target": "new",
-        "age": (50, 0),
+        "age": (0, 50, 0),
         "bytes": size,
         "footprint_bytes": size,
         "models": 1,
@@ -155,10 +155,10 @@ def test_max_models_is_not_had_by_pausing() -> None:
 
 def test_a_model_with_older_requests_is_no_victim() -> None:
     """A model whose waiting request is older than the demand stays; for an older demand it goes."""
-    models = view(candidate("a", 60, oldest_wait=(40, 0)))
+    models = view(candidate("a", 60, oldest_wait=(0, 40, 0)))
 
     assert plan_room(models, load(60)) == Plan(Outcome.BLOCKED)
-    assert plan_room(models, load(60, age=(30, 0))).evict == ("a",)
+    assert plan_room(models, load(60, age=(0, 30, 0))).evict == ("a",)
 
 
 def test_what_leaves_already_counts_as_coming() -> None:
@@ -296,7 +296,7 @@ def test_growth_takes_idle_models_and_leaves_the_rest_to_pauses() -> None:
     """Idle models go even when that is not enough; what is short then is to be had by pausing."""
     models = view(candidate("busy", 80, is_held=True), candidate("idle", 15), limit=100)
 
-    plan = plan_growth(models, "busy", (1, 1), 30)
+    plan = plan_growth(models, "busy", (0, 1, 1), 30)
 
     assert (plan.evict, plan.pause_bytes) == (("idle",), 10)
 

@@ -180,22 +180,26 @@ class World:
         self._tasks.append(task)
         return task
 
-    def send(self, model_id: str, *, tokens: int = 10, prompt: str = "hello", seed: int = 0) -> Client:
+    def send(self, model_id: str, *, tokens: int = 10, prompt: str = "hello", seed: int = 0, n: int = 1) -> Client:
         """Begin a request."""
-        return Client(self.task(self.answer(model_id, tokens=tokens, prompt=prompt, seed=seed)))
+        return Client(self.task(self.answer(model_id, tokens=tokens, prompt=prompt, seed=seed, n=n)))
 
-    async def answer(self, model_id: str, *, tokens: int = 10, prompt: str = "hello", seed: int = 0) -> str:
-        """Make a request and return its text."""
+    async def answer(self, model_id: str, *, tokens: int = 10, prompt: str = "hello", seed: int = 0, n: int = 1) -> str:
+        """Make a request for *n* answers, which are equal, and return their texts one behind the other."""
         request = GenerationRequest(TextPrompt(prompt), SamplingParams(seed=seed), max_tokens=tokens)
-        text = ""
         async with self.pool.lease(model_id, request_id=f"{model_id}-{prompt[:8]}-{seed}") as lease:
             prepared = await lease.prepare(request)
-            async for event in lease.generate(request, prepared):
-                if isinstance(event, Delta):
-                    text += event.text
-                elif isinstance(event, Finished):
-                    break
-        return text
+
+            async def read() -> str:
+                text = ""
+                async for event in lease.generate(request, prepared):
+                    if isinstance(event, Delta):
+                        text += event.text
+                    elif isinstance(event, Finished):
+                        break
+                return text
+
+            return "".join(await asyncio.gather(*(read() for _ in range(n))))
 
     async def load(self, *model_ids: str) -> None:
         """Load models by command."""

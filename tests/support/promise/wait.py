@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mlxd.pool import ledger
 from mlxd.pool.event import PoolEvent
-from mlxd.pool.policy import Rank
+from mlxd.pool.policy import Age, Rank
 from mlxd.pool.resident import LEAVING, ModelState, Resident
 from mlxd.pool.sequence import SequenceState
 from tests.support.pool_world import World
@@ -106,7 +106,7 @@ class Want:
     """Who waits for how much."""
 
     resident: Resident
-    oldest_age: tuple[int, int]
+    oldest_age: Age
     since_s: float
     need_bytes: int
     tokens: int
