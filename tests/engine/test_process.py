@@ -410,6 +410,7 @@ def test_answer_that_is_announced_too_long_is_not_read(bounded: Callable[..., Pr
     templates = bounded(text_bytes=1000)
     process = templates._take()
     process._bounds = Bounds(text_bytes=10)
+    assert process.exchange(msgpack.packb(job("{{ 'a' * 10 }}")), never) == (process_child.TEXT, b"a" * 10)
     assert process.exchange(msgpack.packb(job("{{ 'a' * 11 }}")), never) == (process_child.TOO_LONG, b"")
     process.kill()
 
