@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -47,6 +47,8 @@ _MAX_TOKENS = 8
 _SYSTEM_TOKENS = 3000
 _CONTEXT = 8192
 _TIMEOUT_S = 300
+# What a server that cannot do it ends in: refused, gone, cut off, or an answer that is no JSON.
+_FAILURES = (RuntimeError, OSError, http.client.HTTPException, ValueError)
 # In the manner of reasoning models: thoughts are opened by the template, and earlier ones are not in the prompt.
 _TEMPLATE = (
     "{% if tools %}{{ '<|im_start|>system\n' + messages[0]['content'] + (tools | tojson) + '<|im_end|>\n' }}{% endif %}"
@@ -166,17 +168,33 @@ def measure(daemon: RealDaemon, host: str, port: int, models: Path, names: list[
     shares: dict[str, Figures] = {}
     times: dict[str, Figures] = {}
     together: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    failures: dict[str, str] = {}  # of mlx_lm.server, by model; one of mlxd ends the run
+
+    def attempt(name: str, servers: dict[str, Server], system: str, seed: str) -> None:
+        try:
+            _session(servers[system], seed, shares[name], times[name], system)
+            if name == names[0]:
+                together[system].append(_together(servers[system], seed))
+        except _FAILURES as error:
+            if system == "mlxd":
+                raise
+            failures[name] = _last_line(error)
+            del servers[system]
+
     for name in names:
         shares[name], times[name] = _empty(), _empty()
-        with _servers(daemon, host, port, models, name) as servers:
+        with _servers(daemon, host, port, models, name, failures) as servers:
             for number in range(rounds):
                 for system in (SYSTEMS, SYSTEMS[::-1])[number % 2]:
-                    _session(servers[system], f"{number}{system}", shares[name], times[name], system)
-            if name == names[0]:
-                for system in SYSTEMS:
-                    together[system] = [_together(servers[system], f"{number}{system}") for number in range(rounds)]
+                    if system in servers:
+                        attempt(name, servers, system, f"{number}{system}")
         print(f"{name} done", file=sys.stderr, flush=True)
-    return f"{_format(shares, times)}\n\n{_format_together(names[0], together)}"
+    notes = "".join(f"\n\n`mlx_lm.server` fails on {name}: {reason}" for name, reason in failures.items())
+    return f"{_format(shares, times, failures)}{notes}\n\n{_format_together(names[0], together, failures)}"
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:300]
 
 
 def _empty() -> Figures:
@@ -184,17 +202,22 @@ def _empty() -> Figures:
 
 
 @contextmanager
-def _servers(daemon: RealDaemon, host: str, port: int, models: Path, name: str) -> Iterator[dict[str, Server]]:
+def _servers(
+    daemon: RealDaemon, host: str, port: int, models: Path, name: str, failures: dict[str, str]
+) -> Iterator[dict[str, Server]]:
     folder = models / _folder(name)
     adapter = models / f"{_folder(name)}-lora"
     extra = ("--adapter-path", str(adapter)) if adapter.exists() else ()
     own = f"{folder.name}+{adapter.name}" if adapter.exists() else folder.name
     daemon.mlxctl("model", "load", own, "--wait")
-    with running_mlx_lm_server(folder, models.parent / "mlx_lm_prompts.log", *extra) as (their_port, _):
-        yield {
-            "mlxd": Server(host, port, own),
-            "mlx_lm.server": Server("127.0.0.1", their_port, "default_model"),
-        }
+    servers = {"mlxd": Server(host, port, own)}
+    with ExitStack() as stack:
+        try:
+            theirs = running_mlx_lm_server(folder, models.parent / "mlx_lm_prompts.log", *extra)
+            servers["mlx_lm.server"] = Server("127.0.0.1", stack.enter_context(theirs)[0], "default_model")
+        except RuntimeError as error:
+            failures[name] = _last_line(error)
+        yield servers
     daemon.mlxctl("model", "unload", own)
 
 
@@ -261,29 +284,37 @@ def _words(seed: str, length: int) -> str:
     return text[:length]
 
 
-def _format(shares: dict[str, Figures], times: dict[str, Figures]) -> str:
+def _format(shares: dict[str, Figures], times: dict[str, Figures], failures: dict[str, str]) -> str:
     head = ["", *SCENARIOS, "TTFT, warm : cold", "TTFT, warm", "ten turns"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for name in shares:
+        systems = ["mlxd"] if name in failures else ["mlxd", "mlx_lm.server"]
         cells = [name]
         for scenario in SCENARIOS:
-            ours, theirs = (min(shares[name][scenario][system]) for system in SYSTEMS[::-1])
-            cells.append(f"**{ours:.2f}** ({theirs:.2f})")
-        warm, cold = ({system: median(times[name][kind][system]) for system in SYSTEMS} for kind in ("warm", "cold"))
-        cells.append(f"{warm['mlxd'] / cold['mlxd']:.2f} ({warm['mlx_lm.server'] / cold['mlx_lm.server']:.2f})")
-        cells.append(f"**{warm['mlx_lm.server'] / warm['mlxd']:.2f}**")
-        session = {system: median(times[name]["session"][system]) for system in SYSTEMS}
-        cells.append(f"**{session['mlx_lm.server'] / session['mlxd']:.2f}**")
+            lowest = [f"{min(shares[name][scenario][system]):.2f}" for system in systems]
+            cells.append(f"**{lowest[0]}** ({lowest[1] if len(lowest) > 1 else 'fails'})")
+        warm, cold, session = (
+            {system: median(times[name][kind][system]) for system in systems} for kind in ("warm", "cold", "session")
+        )
+        of_cold = [f"{warm[system] / cold[system]:.2f}" for system in systems]
+        cells.append(f"{of_cold[0]} ({of_cold[1] if len(of_cold) > 1 else 'fails'})")
+        cells += [
+            f"**{figures['mlx_lm.server'] / figures['mlxd']:.2f}**" if len(systems) > 1 else "-"
+            for figures in (warm, session)
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _format_together(name: str, together: dict[str, list[tuple[float, float]]]) -> str:
+def _format_together(name: str, together: dict[str, list[tuple[float, float]]], failures: dict[str, str]) -> str:
     lines = [
         f"| {TOGETHER} requests at once, {name} | prompts computed | slowest TTFT : one alone |",
         "|---|---:|---:|",
     ]
     for system in SYSTEMS:
+        if system == "mlx_lm.server" and name in failures:
+            lines.append(f"| {system} | fails | fails |")
+            continue
         computed = median(figures[0] for figures in together[system])
         slowest = median(figures[1] for figures in together[system])
         lines.append(f"| {system} | {computed:.2f} | {slowest:.2f} |")
