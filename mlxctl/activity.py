@@ -63,7 +63,7 @@ def format_requests(requests: Iterable[Map]) -> str:
 
 def format_waits(queue: Iterable[Map]) -> str:
     """Return waits as a table."""
-    return format_table(WAIT_HEADS, wait_rows(queue))
+    return format_table(WAIT_HEADS, wait_rows(queue), names=("WAITING", "MODEL"))
 
 
 def format_operations(operations: Iterable[Map]) -> str:

@@ -6,6 +6,7 @@ Owns the list of verbs and nouns. Must not import what they import.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,8 @@ _NAMES = (
 _NOUNS = {name: f"mlxctl.{name}" for name in _NAMES}
 # What completion scripts call; see `shell.py`.
 _COMPLETE = "__complete"
+# What click calls a whole number.
+_INT = re.compile(r"a valid int(?:eger)?(?: range)?")
 
 
 class Root(Noun):
@@ -130,12 +133,13 @@ def _complete(root: Root, arguments: list[str]) -> None:
 
 def _usage_error(error: typer.TyperException) -> ControlError:
     ctx = getattr(error, "ctx", None)
-    text = error.format_message().rstrip(".")
+    path = "mlxctl" if ctx is None else ctx.command_path
+    text = _INT.sub("a whole number", error.format_message().rstrip("."))
     return ControlError(
         text[:1].lower() + text[1:],
         exit_code=EXIT_USAGE,
         code="usage",
-        hint=f"{ctx.command_path if ctx is not None else 'mlxctl'} --help",
+        hint="mlxctl version" if getattr(error, "option_name", "") == "--version" else f"{path} --help",
     )
 
 

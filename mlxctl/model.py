@@ -146,7 +146,7 @@ def rescan(ctx: typer.Context) -> None:
 
 @app.command("reset", cls=changes("model.reset"))
 def reset(ctx: typer.Context, model: Model) -> None:
-    """Let a model whose loads failed, or killed the daemon, be tried again at once."""
+    """Forget that loads of a model failed, or killed the daemon: it may be loaded again at once."""
     call = Call.of(ctx)
     call.show(call.change("model.reset", model=model), _format_reset)
 

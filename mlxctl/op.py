@@ -79,6 +79,8 @@ def _format_list(document: Document) -> str:
             )
             for shown in operations
         ],
+        optional=("ERROR", "KIND"),
+        names=("OPERATION", "MODELS"),
     )
 
 

@@ -138,6 +138,8 @@ def format_queue(document: Map) -> str:
             )
             for wait in queue
         ],
+        optional=("PLACE", "WAITED"),
+        names=("REQUEST", "MODEL"),
     )
     shown = "" if len(queue) == waiting else f"; {len(queue)} of them shown"
     timeout = show_duration(document["timeout_s"])

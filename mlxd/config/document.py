@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import re
 import tomllib
@@ -20,6 +21,8 @@ from mlxd.protocol.table import SettingProblem, decode, find_pattern, find_row, 
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _AT_END = " (at end of document)"
+# A key as tomllib names it: `('pool',)`.
+_KEYS = re.compile(r"\((?:'[^'\\]*',? ?)+\)")
 _LIST = "mlxctl config list"
 
 
@@ -62,7 +65,9 @@ def _parse_toml(text: str, name: str) -> dict[str, Any]:
         words = str(error)
         match = _POSITION.search(words)
         line, column = (int(match[1]), int(match[2])) if match is not None else (text.count("\n") + 1, 1)
-        raise file_invalid(name, line, column, _POSITION.sub("", words).removesuffix(_AT_END)) from None
+        words = _POSITION.sub("", words).removesuffix(_AT_END)
+        reason = _KEYS.sub(lambda keys: format_path(ast.literal_eval(keys[0])), words)
+        raise file_invalid(name, line, column, reason) from None
 
 
 def file_invalid(name: str, line: int, column: int, reason: str, *, param: str | None = None) -> FileInvalid:

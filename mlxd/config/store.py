@@ -143,7 +143,7 @@ class SettingsStore:
         data = await asyncio.to_thread(self._disk.history.read, generation)
         if data is None:
             kept = self._disk.history.generations()
-            known = f"{len(kept)} are, from {kept[0]} to {kept[-1]}" if kept else "none is"
+            known = f"{len(kept)} are, from {kept[0]} to {kept[-1]}" if kept else "there is none yet"
             raise NotFound(f"no file of generation {generation} is kept; {known}", hint="mlxctl config history")
         return self._pipeline.read_version(Content(data), f"history/{generation}.toml")
 

@@ -22,6 +22,7 @@ MACHINE = Machine(usable_bytes=32 * 10**9)
     [
         (b"[pool]\nmemory = \n", "2:10", "Invalid value"),
         (b"[pool\n", "1:6", "Expected ']'"),
+        (b"[pool]\n[pool]\n", "2:6", "Cannot declare pool twice"),
         (b"a = 1\na = 1\n", "2:", "overwrite"),
         (b'[pool]\n\n  memory = "lots"\n', "3:3", "pool.memory: 'lots' is not a size"),
         (b"[pool]\nmemry = 1\n", "2:1", "pool.memry: there is no such setting; the nearest is pool.memory"),

@@ -53,6 +53,16 @@ def test_list(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     assert "running  loading tiny (25 %)  tiny" in running
 
 
+def test_narrow_list(fake: FakeControl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a narrow terminal the phase gives way, not the names of operations and models."""
+    monkeypatch.setenv("COLUMNS", "80")
+    model = "an-organisation/a-model-of-4-bits"
+    fake.answers["op.list"] = {"operations": [{**RUNNING, "models": [model]}]}
+
+    assert main(["op", "list"]) == 0
+    assert f"  {model}  " in capsys.readouterr().out
+
+
 def test_list_of_those_that_run(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     """What has ended can be left out; nothing at all is said in words."""
     assert main(["op", "list", "--running", "--json"]) == 0

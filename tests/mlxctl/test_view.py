@@ -210,3 +210,13 @@ def test_what_is_not_loaded_holds_nothing() -> None:
     assert view.memory_bytes(model_document()) == 17 * GB
     for state in ("failed", "queued", "unloaded"):
         assert view.memory_bytes(model_document(state=state)) == 0
+
+
+def test_waiting_requests_keep_their_names_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason gives way, not the request and the model: they are what the next command takes."""
+    monkeypatch.setenv("COLUMNS", "80")
+    request, model = "req_" + 32 * "7", "smollm2-135m-instruct"
+    wait = {**WAIT, "request_id": request, "model": model, "position": 1, "model_position": 1}
+    shown = view.format_queue({"size": 256, "per_model": 64, "timeout_s": 120.0, "queue": [wait], "waiting": 1})
+
+    assert f"{request}  {model}" in shown
