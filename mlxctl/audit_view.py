@@ -115,7 +115,8 @@ def format_stats(document: Document) -> str:
     if groups:
         heads = ["MODEL", "ROUTE", "REQUESTS", "ERRORS", "CANCELLED", "TIMEOUTS"]
         heads += ["P50", "P95", "P99", "TTFT P50", "P95", "P99", "TOK/S", "PROMPT", "ANSWER", "USD"]
-        parts.append(format_table(heads, [_format_group(group) for group in groups]))
+        optional = ("USD", "P99", "P99", "PROMPT", "ANSWER", "CANCELLED", "TIMEOUTS", "ROUTE")
+        parts.append(format_table(heads, [_format_group(group) for group in groups], optional=optional))
     return "\n\n".join(parts)
 
 

@@ -116,6 +116,7 @@ def _format_ledger(models: Iterable[Map]) -> str:
             )
             for model in models
         ],
+        optional=("KV FROM", "FROM", "MARGIN", "GRAMMARS", "PROMPT CACHE", "KV"),
     )
 
 

@@ -163,6 +163,18 @@ def test_stats(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.splitlines()[-1].split() == cells.split()
 
 
+def test_narrow_stats(fake: FakeControl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """At 80 columns there are fewer of them, and each line is one line."""
+    monkeypatch.setenv("COLUMNS", "80")
+    model = "smollm2-135m-instruct"
+    fake.answers["audit.stats"] = STATS | {"groups": [{**STATS["groups"][0], "model": model}]}  # type: ignore[index]
+
+    assert main(["audit", "stats"]) == 0
+    heads, row = capsys.readouterr().out.splitlines()[-2:]
+    assert row.startswith(f"{model}  ")
+    assert max(len(heads), len(row)) <= 80
+
+
 def test_export_as_lines(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     """All pages, the oldest first, each row a document; what begins meanwhile is left out."""
     assert main(["audit", "export"]) == 0

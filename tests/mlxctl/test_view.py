@@ -212,6 +212,24 @@ def test_what_is_not_loaded_holds_nothing() -> None:
         assert view.memory_bytes(model_document(state=state)) == 0
 
 
+def test_what_is_reserved_is_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns the parts of a model's memory are left out before its name or its sum is cut."""
+    monkeypatch.setenv("COLUMNS", "80")
+    model = model_document(
+        id="smollm2-135m-instruct",
+        reserved_bytes=17 * GB,
+        kv_confidence="measured",
+        margin_bytes=GB,
+        prompt_cache_bytes=GB,
+    )
+    heads, row = view.format_pool({**POOL, "models": [model], "queue": []}).split("\n\n")[-1].splitlines()
+
+    assert heads.split()[-1] == "RESERVED"
+    assert row.startswith("smollm2-135m-instruct  ")
+    assert "..." not in row
+    assert max(len(heads), len(row)) <= 80
+
+
 def test_waiting_requests_keep_their_names_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reason gives way, not the request and the model: they are what the next command takes."""
     monkeypatch.setenv("COLUMNS", "80")
