@@ -230,6 +230,12 @@ def test_an_empty_content_is_marked(content: str) -> None:
     assert marked[2]["content"].strip() == MARK
 
 
+def test_a_chat_of_instructions_only_is_marked() -> None:
+    """Where no message comes after the instructions, the first one stands for it."""
+    marked = marked_messages(({"role": "system", "content": "Be brief."},), continues=False)
+    assert marked == {0: {"role": "system", "content": f"{MARK}Be brief.{MARK}"}}
+
+
 def test_no_messages_have_no_marks() -> None:
     """Templates decide what to make of that."""
     assert marked_messages((), continues=False) == marked_messages((Q1,), continues=True) == {}

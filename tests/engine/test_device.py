@@ -247,12 +247,16 @@ async def prepare_again(engine: Engine, sequence: Recorder) -> Any:
 
 
 async def test_load_without_mlx_fails_in_words(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken installation is told to whoever loads a model."""
-    monkeypatch.setitem(__import__("sys").modules, "mlxd.engine.runner", None)
+    """A broken installation is told to whoever loads a model; the streams of half an import are given back."""
+    cleared: list[str] = []
+    monkeypatch.setattr(mx, "clear_streams", lambda: cleared.append(threading.current_thread().name))
+    monkeypatch.setitem(sys.modules, "mlxd.engine.runner", None)
     with pytest.raises(LoadFailed, match="mlx-lm cannot be imported"):
         await device.load(load_spec(tmp_path), lambda done, total: None)
     with pytest.raises(LoadFailed):
         await device.memory()
+    await device.close()
+    assert cleared == ["mlxd-device"]
 
 
 async def test_warm_up_says_when_mlx_is_there(device: Device) -> None:
