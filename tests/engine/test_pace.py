@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from mlxd.engine.base import SchedulingParams
@@ -32,6 +34,17 @@ def test_step_settles_at_the_target(pace: PrefillPace, token_s: float, expected:
 def test_time_of_decoding_is_not_counted(pace: PrefillPace) -> None:
     """Rows that are slow by themselves do not starve the prefill."""
     assert settle(pace, 0.001, decode_s=0.5) == pytest.approx(30, abs=1)
+
+
+def test_steps_without_a_prompt_are_timed_too(pace: PrefillPace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step of decoding takes is taken off the next one with a prompt in it, which then keeps its size."""
+    clock = iter((0.0, 0.5, 1.0, 1.53))
+    monkeypatch.setattr("mlxd.engine.pace.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    with pace.step(is_prefilling=False, decoding=True, others=False, most=None):
+        pass
+    with pace.step(is_prefilling=True, decoding=True, others=False, most=None) as chunk_tokens:
+        tokens = chunk_tokens([10_000])
+    assert pace.step_tokens([10_000], others_decode=True) == pytest.approx(tokens, abs=1)
 
 
 def test_step_changes_by_two_at_most(pace: PrefillPace) -> None:
