@@ -71,6 +71,10 @@ class PromptRenderer:
         field = "messages" if is_chat else "prompt"
         match request.prompt:
             case ChatPrompt():
+                for message in request.prompt.messages:
+                    # A template may leave out what the model has thought, and nothing of what it is told.
+                    if message.get("role") != "assistant" and isinstance(message.get("content"), str):
+                        self._refuse_far_too_long("a message", message["content"], field)
                 text, marked_text = self._render(request.prompt, is_given_up)
                 tokens, checkpoints = self._encode(text, field, places(text, marked_text), add_special_tokens=False)
                 if self._tokenizer.has_thinking and self._ends_inside_thinking(text, request.prompt):
@@ -184,28 +188,33 @@ class PromptRenderer:
     def _encode(
         self, text: str, field: str, text_places: Sequence[int], *, add_special_tokens: bool
     ) -> tuple[list[int], tuple[int, ...]]:
-        """Tokenize *text*, and find its checkpoints; one that is far too long is refused by its beginning.
-
-        30 MB take a tokenizer half a minute and some GB, in which the prompts of others wait.
-        """
-        context = self._facts.context_length
-        beginning = GENEROUS_CHARACTERS * context
-        if len(text) > beginning:
-            with tokenizing(self._model_id):
-                tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
-            # Twice the context, so that what is cut off the last word decides nothing.
-            if tokens > 2 * context:
-                raise ContextLengthExceeded(
-                    f"the prompt has {len(text)} characters, and its first {beginning} are {tokens} tokens already,"
-                    f" more than the context of {context} tokens of '{self._model_id}'",
-                    param=field,
-                )
+        """Tokenize *text*, and find its checkpoints."""
+        self._refuse_far_too_long("the prompt", text, field)
         with tokenizing(self._model_id):
             if not text_places or not has_plain_encode(self._tokenizer):
                 return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)), ()
             batch = self._tokenizer._tokenizer(text, add_special_tokens=add_special_tokens)  # noqa: SLF001
             checkpoints = () if batch.encodings is None else positions(batch.encodings[0], text_places)
             return list(batch["input_ids"]), checkpoints
+
+    def _refuse_far_too_long(self, what: str, text: str, field: str) -> None:
+        """Refuse a text by its beginning.
+
+        30 MB take a tokenizer half a minute and some GB, in which the prompts of others wait.
+        """
+        context = self._facts.context_length
+        beginning = GENEROUS_CHARACTERS * context
+        if len(text) <= beginning:
+            return
+        with tokenizing(self._model_id):
+            tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
+        # Twice the context, so that what is cut off the last word decides nothing.
+        if tokens > 2 * context:
+            raise ContextLengthExceeded(
+                f"{what} has {len(text)} characters, and its first {beginning} are {tokens} tokens already,"
+                f" more than the context of {context} tokens of '{self._model_id}'",
+                param=field,
+            )
 
     def _check_range(self, tokens: list[int]) -> None:
         wrong = foreign_token(tokens, self._facts.vocab_size)

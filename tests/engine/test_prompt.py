@@ -108,6 +108,27 @@ def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
     assert max(tokenized) == 1600
 
 
+def test_a_message_that_is_far_too_long_is_not_even_rendered(
+    renderer: PromptRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 20 MB do not go through the process that renders; what the model itself has said is the template's to cut."""
+    rendered: list[object] = []
+
+    def render(*arguments: object) -> tuple[str, str]:
+        rendered.append(arguments)
+        return "short", "short"
+
+    monkeypatch.setattr(renderer._processes, "render", render)
+    words = "x" * 10**6
+    for role in ("system", "user", "tool"):
+        with pytest.raises(ContextLengthExceeded, match="a message has 1000000 characters"):
+            renderer.prepare(GenerationRequest(ChatPrompt(({"role": role, "content": words},))))
+    assert not rendered
+    thought = ({"role": "assistant", "content": words}, {"role": "user", "content": "And?"})
+    assert renderer.prepare(GenerationRequest(ChatPrompt(thought))).tokens
+    assert len(rendered) == 1
+
+
 @pytest.mark.parametrize("prompt", [TextPrompt(""), TokenPrompt(())])
 def test_empty_prompt_is_refused(renderer: PromptRenderer, prompt: TextPrompt | TokenPrompt) -> None:
     """A model needs a token to begin with."""
