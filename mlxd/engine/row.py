@@ -41,9 +41,9 @@ class Row:
     output: Output
     sampler: Any
     processors: list[Any]  # the grammar's is not among them
-    kv_tokens: int  # the grant
-    checkpoint_bytes: int  # and what it may keep for the prompt cache, until it pauses
-    tokens: list[int]  # prompt and generated
+    kv_tokens: int = field(init=False)  # the grant
+    checkpoint_bytes: int = field(init=False)  # and what it may keep for the prompt cache, until it pauses
+    tokens: list[int] = field(init=False)  # prompt and generated
     phase: Phase = Phase.PREFILL
     uid: int = NO_UID  # the decoder's name for it
     generated: int = 0
@@ -59,6 +59,11 @@ class Row:
     prompt_logprobs: tuple[TokenLogprob, ...] = ()  # once they have been posted
     is_low_posted: bool = False  # for this grant
     check_at_tokens: int = field(default=_NEVER)  # the length at which the grant matters next
+
+    def __post_init__(self) -> None:
+        """Begin with what was submitted."""
+        self.kv_tokens, self.checkpoint_bytes = self.submit.kv_tokens, self.submit.checkpoint_bytes
+        self.tokens = list(self.submit.prompt.tokens)
 
     @property
     def sequence_id(self) -> int:

@@ -177,11 +177,11 @@ class TextModel:
     def fail_batch(self, error: MlxdError) -> None:
         """End the sequences in the batch with *error* and begin a fresh one, whatever state the old one is in."""
         failed = list(self._batch.values())
-        self._batch.clear()  # the fresh one counts its uids from the beginning, and rows that were held enter it below
+        self._batch.clear()  # the fresh one counts its uids from the beginning, and rows that are held enter it below
         self._decoder.close()
         self._decoder = self._make_decoder()
         for row in failed:
-            row.phase = Phase.PAUSED  # nothing can be taken out of the old one
+            row.phase, row.uid = Phase.PAUSED, NO_UID  # nothing can be taken out of the old one
         for row in failed:
             self._forget(row)
             self._post(row.listener, Failed(row.sequence_id, error))
@@ -201,16 +201,13 @@ class TextModel:
     # Rows
 
     def _make_row(self, submit: Submit, listener: Listener) -> Row:
-        prompt = submit.prompt
+        prompt, sampling = submit.prompt, submit.sampling
         return Row(
-            submit=submit,
-            listener=listener,
-            output=self._markup.output(prompt, submit.stop),
-            sampler=self._samplers.row_sampler(submit.sampling),
-            processors=logits_processors(submit.sampling, len(prompt.tokens)),
-            kv_tokens=submit.kv_tokens,
-            checkpoint_bytes=submit.checkpoint_bytes,
-            tokens=list(prompt.tokens),
+            submit,
+            listener,
+            self._markup.output(prompt, submit.stop),
+            self._samplers.row_sampler(sampling),
+            logits_processors(sampling, len(prompt.tokens)),
         )
 
     def _enter(self, row: Row, kv_tokens: int) -> None:

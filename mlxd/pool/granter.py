@@ -22,6 +22,8 @@ from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import DoesNotFit, ModelNotFound
 from mlxd.protocol.units import show_bytes
 
+# What is old in the prompt caches makes room for the end of a new prompt and for its head.
+TRIMMED_CHECKPOINTS = 2
 NOT_LOADED = frozenset({ModelState.UNLOADED, ModelState.QUEUED, ModelState.FAILED})
 
 
@@ -146,7 +148,7 @@ class Granter:
         n_bytes = ledger.admission_bytes(resident, sequence.first_grant_tokens)
         free_bytes = max(0, self._state.free_bytes - claims.bytes)
         if has_slot and _may_start(sequence) and n_bytes <= free_bytes:
-            self._start(sequence, min(self._wanted_checkpoint_bytes(sequence), free_bytes - n_bytes))
+            self._start(sequence, self._checkpoint_bytes(sequence, free_bytes - n_bytes, may_trim=False))
 
     def _admit_sequence(self, sequence: Sequence, claims: Claims) -> None:
         resident = sequence.resident
@@ -170,13 +172,14 @@ class Granter:
         sequence.checkpoint_bytes = checkpoint_bytes
         self._runner.start(sequence)
 
-    def _wanted_checkpoint_bytes(self, sequence: Sequence) -> int:
-        return sequence.wanted_checkpoint_bytes if self._state.settings.engine.prompt_cache > 0 else 0
-
     def _checkpoint_bytes(self, sequence: Sequence, spare_bytes: int, *, may_trim: bool) -> int:
-        """Return how much a sequence may keep on its way: what is spare, and what prompt caches can give back."""
-        wanted_bytes = self._wanted_checkpoint_bytes(sequence)
-        if wanted_bytes > spare_bytes and may_trim:
+        """Return how much a sequence may keep on its way: what is spare, and a little that prompt caches give back."""
+        if self._state.settings.engine.prompt_cache == 0:
+            return 0
+        wanted_bytes = min(sequence.wanted_checkpoint_bytes(), max(0, spare_bytes))
+        least_bytes = sequence.wanted_checkpoint_bytes(TRIMMED_CHECKPOINTS)
+        if wanted_bytes < least_bytes and may_trim:
+            wanted_bytes = least_bytes
             for resident in self._state.present:
                 tokens = sequence.first_grant_tokens if resident is sequence.resident else 0
                 spare_bytes += ledger.trimmable_bytes(resident, tokens)

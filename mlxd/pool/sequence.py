@@ -145,14 +145,15 @@ class Sequence:
         """The greatest length it can reach."""
         return self.prompt.final_tokens
 
-    @property
-    def wanted_checkpoint_bytes(self) -> int:
-        """What it would keep for the prompt cache on its way, where the layers of its model cannot be cut."""
+    def wanted_checkpoint_bytes(self, most: int | None = None) -> int:
+        """Return what it would keep on its way in at most so many checkpoints, where layers cannot be cut."""
         prompt = self.prompt
         if self.state is not SequenceState.WAITING or not isinstance(prompt, PreparedPrompt):
             return 0
         # One where it parts from what is known, and three in a text that says nothing of its ends.
         checkpoints = 1 + (len(prompt.checkpoints) or 3)
+        if most is not None:
+            checkpoints = min(checkpoints, most)
         return checkpoints * self.resident.kv.checkpoint_bytes(prompt.prefill_tokens)
 
     @property

@@ -234,6 +234,23 @@ def test_whoever_waits_for_a_head_goes_on_without_its_leader(end: str, load: Loa
     check_answer("qwen3_next", follower, cold("qwen3_next", asked))
 
 
+def test_those_that_waited_outlive_a_failed_batch(load: Load, cold: Any) -> None:
+    """Rows that begin anew in a fresh batch are not mistaken for those that failed in the old one."""
+    stepped = SteppedModel(load("qwen3"), prefill_step_tokens=64)
+    head = words(1, 400)
+    asked = [prompt(head, words(number, 30), checkpoints=()) for number in (2, 3, 4, 5)]
+    leader = stepped.start(asked[0])
+    other = stepped.start(prompt(words(9, 300), checkpoints=()))
+    followers = [stepped.start(one, logprobs=0) for one in asked[1:]]
+    stepped.step(2)
+    stepped.model.fail_batch(GenerationFailed("the step failed"))
+    assert leader.has_ended
+    assert other.has_ended
+    stepped.run(*followers)
+    for one, row in zip(asked[1:], followers, strict=True):
+        check_answer("qwen3", row, cold("qwen3", one), is_alone=False)
+
+
 def test_checkpoints_keep_to_their_bytes(load: Load) -> None:
     """A row keeps on its way what it was granted for that: the end of its prompt first, then the head."""
     loaded = load("qwen3_next")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxd.engine.base import EngineFacts
+from mlxd.pool.granter import TRIMMED_CHECKPOINTS
 from tests.support.pool_world import MB, STEP_KV_BYTES, World, facts, world
 
 STATE_BYTES = 2 * MB
@@ -82,7 +83,7 @@ async def test_old_prompts_make_room_for_new_checkpoints(hybrid: EngineFacts) ->
             stream = w.send("a", prompt=letter * 2000, tokens=100)
             while not (w.backend.engines and submitted_bytes(w)):
                 await w.advance(0.01)
-            assert submitted_bytes(w) == [CHECKPOINTS * STATE_BYTES]
+            assert submitted_bytes(w)[0] >= TRIMMED_CHECKPOINTS * STATE_BYTES
             await w.run(stream.task)
         assert not [event for event in w.events if event.kind == "model.unloaded"]
 
