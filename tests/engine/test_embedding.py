@@ -241,6 +241,27 @@ def test_pooling_decides_what_an_encoder_makes(tmp_path: Path) -> None:
     assert tree_map(lambda array: array.shape, pooled) == [(1, 64), (1, 64)]
 
 
+def test_parts_of_a_text_that_failed_are_in_no_other(tmp_path: Path) -> None:
+    """An encoder whose pass ended halfway begins the next text with its own parts only."""
+    pytest.importorskip("mlx_embeddings")
+    from mlx_embeddings.utils import load_model as load_encoder
+
+    folder = write_tiny_encoder(tmp_path / "bert", "bert")
+    encoder = Encoder(load_encoder(folder, path_to_repo=str(folder)), Pooling.MEAN)
+
+    def steps() -> int:
+        texts = encoder.begin([(5, 6, 7)], 100)
+        count = 0
+        while not texts.is_done:
+            texts.advance(100, others_decode=True)
+            count += 1
+        return count
+
+    alone = steps()
+    encoder._tapped.append(mx.zeros(1))  # as a layer leaves it whose successor raises
+    assert steps() == alone
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [
