@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 # What is worth a look into another row, and what is worth waiting for: less is processed in one step beside the others.
 _LEAST_TAKEN = 32
 _LEAST_AWAITED = 256
-# No two checkpoints are closer than this.
+# No two checkpoints are closer than this; nor those in the middle of a prompt than that: a step each costs more.
 _LEAST_APART = 16
+_LEAST_APART_WITHIN = 128
 # Where nobody knows how a text goes on: a change at its end costs at most four times what it must.
 _TAILS = (32, 128, 512)
 
@@ -98,12 +99,17 @@ class Reuse:
         if not self._caches.has_states or self._prompts.max_bytes == 0:
             return set()
         length = row.prompt_tokens
-        ends: Iterable[int] = row.submit.prompt.checkpoints or [length - tail for tail in _TAILS]
-        if source.shared - source.known >= _LEAST_TAKEN:
-            ends = [*ends, source.shared]  # here another one has parted from it
+        checkpoints = row.submit.prompt.checkpoints
+        ends: Iterable[int] = checkpoints or [length - tail for tail in _TAILS]
+        is_new = source.known < min(checkpoints, default=0)
+        heads = {*checkpoints[:2]} if is_new else set()  # what the next conversation begins with too
+        if source.shared - source.known >= _LEAST_APART_WITHIN:  # here another one has parted from it
+            heads.add(source.shared)
+            ends = [*ends, source.shared]
         planned: list[int] = []
         for end in sorted({min(end, len(row.tokens) - 1) for end in ends}, reverse=True):
-            if end - source.known >= _LEAST_APART and (not planned or planned[-1] - end >= _LEAST_APART):
+            apart = _LEAST_APART if not planned or end in heads or not checkpoints else _LEAST_APART_WITHIN
+            if end - source.known >= apart and (not planned or planned[-1] - end >= apart):
                 planned.append(end)
         # The end of the prompt serves the next turn, its head the next conversation.
         ordered = planned[:1] + planned[:0:-1]
