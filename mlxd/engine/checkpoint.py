@@ -87,6 +87,15 @@ def places(text: str, marked_text: str) -> list[int]:
     return sorted(found)
 
 
+def before_thoughts(text: str, found: list[int], think_start: str) -> list[int]:
+    """Return the places with the last one moved on to where the template opens the thoughts of the answer.
+
+    The next prompt has the beginning of the answer too, and what was thought is left out there.
+    """
+    opened = text.rfind(think_start, found[-1]) if found else -1
+    return found if opened < 0 else [*found[:-1], opened]
+
+
 def positions(encoding: Any, text_places: Sequence[int]) -> tuple[int, ...]:
     """Return the checkpoints for places in a text, in tokens, without those that are hardly apart.
 

@@ -16,7 +16,7 @@ from mlxd.engine.base import (
     TextKind,
     TextPrompt,
 )
-from mlxd.engine.checkpoint import marked_messages, places, positions
+from mlxd.engine.checkpoint import before_thoughts, marked_messages, places, positions
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
@@ -76,7 +76,10 @@ class PromptRenderer:
                     if message.get("role") != "assistant" and isinstance(message.get("content"), str):
                         self._refuse_far_too_long("a message", message["content"], field)
                 text, marked_text = self._render(request.prompt, is_given_up)
-                tokens, checkpoints = self._encode(text, field, places(text, marked_text), add_special_tokens=False)
+                found = places(text, marked_text)
+                if self._tokenizer.has_thinking and not request.prompt.continues:
+                    found = before_thoughts(text, found, self._tokenizer.think_start)
+                tokens, checkpoints = self._encode(text, field, found, add_special_tokens=False)
                 if self._tokenizer.has_thinking and self._ends_inside_thinking(text, request.prompt):
                     kind = TextKind.REASONING
             case TextPrompt(text=text):

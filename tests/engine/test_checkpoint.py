@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
+from mlx_lm.utils import load_tokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer
 
@@ -16,6 +17,7 @@ from mlxd.engine.base import GenerationRequest, TextPrompt, TokenPrompt
 from mlxd.engine.checkpoint import MARK, marked_messages, places, positions
 from mlxd.engine.process import Bounds, Processes
 from mlxd.engine.tool import ToolUse
+from tests.engine.bench import WriteModel
 from tests.support.chat_template import CHATML, REAL
 from tests.support.chat_tokenizer import KINDS, byte_level
 from tests.support.prompt import prepare, renderer_of, shared_tokens
@@ -151,6 +153,14 @@ def test_checkpoints_are_next_to_the_contents() -> None:
         "user\nAnd tomorrow? Please tell me whether I need an umbrella",
         'tool\n{"sky": "blue", "degrees": 21',
     ]
+
+
+def test_the_last_one_lies_before_the_thoughts(write_model: WriteModel) -> None:
+    """What the template writes at the beginning of every answer is in the next prompt; an open tag is not."""
+    tokenizer = load_tokenizer(write_model(open_thinking=True))
+    prompt = prepare(renderer_of(tokenizer), ({"role": "user", "content": "A question that is long enough."},))
+    rest = tokenizer.decode(list(prompt.tokens[prompt.checkpoints[-1] :]))
+    assert rest == "\n<think>\n"
 
 
 def test_an_answer_that_is_begun_is_no_end() -> None:
