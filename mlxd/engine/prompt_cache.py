@@ -157,8 +157,8 @@ class PromptCache:
         if self.stored_bytes + new_bytes > self.max_bytes:  # it would only take the place of its own beginning
             self.too_large += 1
             return
+        mx.eval([run.parts for run in chain])  # may run out of memory, and then nothing has changed
         for run in chain:
-            mx.eval(run.parts)
             if run.parent is not None:
                 run.parent.children[run.start, run.key[:_TOKEN_BYTES]] = run
         for checkpoint in checkpoints:

@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlxd.engine.kv import CacheMaker, Snapshot, leaves
+from mlxd.engine.kv import CacheMaker, Snapshot, arrays_of, leaves
 from mlxd.engine.prompt_cache import PromptCache
 from tests.engine.bench import WriteModel
 from tests.support.clock import FakeClock
@@ -307,6 +307,26 @@ def test_long_sequences_are_cut_back_piece_by_piece(clock: FakeClock) -> None:
     assert 7_000 < known < 10_000
     assert cache.fetch([9] * 101).known == 100
     assert cache.stored_bytes == (known + 100) * TOKEN_BYTES
+
+
+def test_a_sequence_that_there_is_no_memory_for_changes_nothing(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When memory ends in the middle of a copy, nothing of the sequence is kept, and the count is what is held."""
+    cache = PromptCache(PLAIN, 10**9, clock.now)
+    tokens = [number % 100 for number in range(3 * 2048)]
+    left = [1]
+
+    def evaluate(item: Any) -> None:
+        copied = sum(1 for _ in arrays_of(item)) // 2
+        left[0] -= copied
+        if left[0] < 0:
+            raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("mlxd.engine.prompt_cache.mx.eval", evaluate)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cache.store(tokens, [kv(tokens)])
+    assert (cache.fetch(tokens).known, cache.stored_bytes) == (0, 0)
 
 
 def test_random_sequences_are_found_as_far_as_they_agree(clock: FakeClock) -> None:
