@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.engine.decoder import Decoder, Kept
-from mlxd.engine.kv import CacheMaker, allocated_bytes
-from mlxd.engine.kv_shape import KvShape
+from mlxd.engine.kv import CacheMaker, allocated_bytes, detach
+from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, KvShape
 from mlxd.engine.prompt_cache import PromptCache
 from mlxd.engine.row import Phase, Row, Rows
 
@@ -77,14 +77,18 @@ class Reuse:
                 best, holder = replace(best, known=has), other
             most = min(most, len(other.tokens) - 1)
             least = best.known + (1 if is_same else _LEAST_AWAITED)
-            if other.phase is Phase.PREFILL and most >= least and most > max(awaited, other.prefilled_tokens):
+            if other.phase is not Phase.PREFILL or _stands_in_line(other, len(row.tokens) - best.known):
+                continue
+            if most >= least and most > max(awaited, other.prefilled_tokens):
                 leader, awaited = other, most
         if leader is not None and best.known <= leader.prefilled_tokens:
             return Source(leader=leader, awaited=awaited)
         if holder is None:
             return best
         cache = decoder.extract(holder.uid).cache
-        return replace(best, cache=self._caches.cut(cache, holder.snapshots.get(best.known), best.known))
+        cache = self._caches.cut(cache, holder.snapshots.get(best.known), best.known)
+        detach(cache)  # the row may wait for its lane
+        return replace(best, cache=cache)
 
     def _at_hand(self, other: Row, most: int) -> int:
         """Return how many of the first *most* tokens of *other* can be taken out of the batch now."""
@@ -138,6 +142,12 @@ class Reuse:
             self._prompts.store(kept.tokens, kept.cache, row.snapshots)
         except Exception:  # noqa: BLE001 the answer is complete without it
             _log.exception("the KV of sequence %d is not kept", row.sequence_id)
+
+
+def _stands_in_line(leader: Row, rest_tokens: int) -> bool:
+    """Return whether *leader* may wait behind other long prompts, when a prompt with so much left would not."""
+    has_begun = leader.prefilled_tokens > leader.inserted_tokens
+    return not has_begun and rest_tokens <= LONG_PROMPT_TOKENS < leader.unprocessed_tokens
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -28,6 +28,7 @@ from mlxd.engine.base import (
 from mlxd.engine.batch_decoder import make_decoder
 from mlxd.engine.decoder import Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.fault import generation_failure
+from mlxd.engine.kv import detach
 from mlxd.engine.kv_shape import WINDOW_PREFILL_TOKENS
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import TokenLogprob
@@ -162,6 +163,8 @@ class TextModel:
         for row, failure in [(row, row.failure) for row in self._batch.values()]:
             if failure is not None:  # of the token that is being computed: a row that ends before it is whole
                 self._fail(row, failure)
+        for event in prefilled:  # last: those that waited look at all rows, which must be as the decoder has them
+            self._hand_on(event.uid)
 
     def _next(self, *, others_decode: bool) -> tuple[list[Prefilled], list[Made]]:
         """Run the decoder's step at the pace of the prefills."""
@@ -177,11 +180,12 @@ class TextModel:
     def fail_batch(self, error: MlxdError) -> None:
         """End the sequences in the batch with *error* and begin a fresh one, whatever state the old one is in."""
         failed = list(self._batch.values())
-        self._batch.clear()  # the fresh one counts its uids from the beginning, and rows that are held enter it below
+        self._batch.clear()  # rows that were held enter the fresh one below
         self._decoder.close()
         self._decoder = self._make_decoder()
         for row in failed:
-            row.phase, row.uid = Phase.PAUSED, NO_UID  # nothing can be taken out of the old one
+            row.phase = Phase.PAUSED  # nothing can be taken out of the old one,
+            row.uid = NO_UID  # and the fresh one gives its uids to others
         for row in failed:
             self._forget(row)
             self._post(row.listener, Failed(row.sequence_id, error))
@@ -263,13 +267,18 @@ class TextModel:
             row.cached_tokens = known
             self._post(row.listener, Prefilling(row.sequence_id, known, len(row.tokens)))
 
-    def _hand_on(self, leader: Row) -> None:
-        """Let those go on that waited for what *leader* has processed by now."""
+    def _hand_on(self, uid: int) -> None:
+        """Let those go on that waited for what a row has processed by now, unless it has left meanwhile."""
+        leader = self._batch.get(uid)
+        if leader is None:
+            return
         known = leader.prefilled_tokens
         waiting = [row for row in self._rows.held_by(leader) if row.awaited == known]
         if not waiting:
             return
-        offer = Source(known, known, self._decoder.extract(leader.uid).cache)
+        cache = self._decoder.extract(leader.uid).cache
+        detach(cache)
+        offer = Source(known, known, cache)
         for row in waiting:
             row.leader = None
             self._begin_prompt(row, offer)
@@ -319,7 +328,6 @@ class TextModel:
             if row.is_fresh:
                 self._post(row.listener, Prefilling(row.sequence_id, done, len(row.tokens)))
         self._reuse.keep(row, self._decoder)
-        self._hand_on(row)
 
     def _on_made(self, made: Made, stopped: list[Row]) -> None:
         """Hand out what new tokens made known; rows to take out because of a stop string go to *stopped*."""
