@@ -147,7 +147,8 @@ class P5NoQueueing(Promise):
             is_trimming = any(other.trim_target_bytes is not None for other in self.state.present)
             for sequence in resident.waiting.values():
                 is_freeing_for_it = sequence.is_second_try and self.state.is_freeing
-                is_freeing_for_it |= sequence.wanted_checkpoint_bytes > 0 and is_trimming  # for those, any cache gives
+                # For its checkpoints any cache gives.
+                is_freeing_for_it |= sequence.wanted_checkpoint_bytes() > 0 and is_trimming
                 needs = ledger.admission_bytes(resident, sequence.first_grant_tokens)
                 assert needs > 0 or is_freeing_for_it, "P5: a sequence waits although it needs no memory"
 
