@@ -284,7 +284,7 @@ def test_another_ending_of_a_text_finds_a_checkpoint(warm: Any) -> None:
     assert stepped.say(asked).usage.cached_tokens == 900 - 128
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "gemma3_text", "qwen3_next", "lfm2"])
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3", "gemma3_text", "qwen3_next", "lfm2"])
 def test_random_histories_say_what_cold_runs_say(model_type: str, load: Load) -> None:
     """Through hits, evictions, limits, pauses, cancels and rows side by side, each answer is that of a cold run.
 
