@@ -202,7 +202,7 @@ def detach(cache: list[Any]) -> None:
     cut_to_length(cache)
     for part in leaves(cache):
         if isinstance(part, ArraysCache):
-            part.cache = [None if array is None else mx.contiguous(array) for array in part.cache]
+            _detached(part)
     mx.eval([part.state for part in cache])
 
 

@@ -27,6 +27,8 @@ _HALF_LIFE_S = 1800.0
 # So many uses that have not faded make a checkpoint one that several conversations begin with.
 _SHARED_USES = 1.5
 _TOKEN_BYTES = 4
+# Most sequences that have nothing in common differ in so many items already.
+_GLANCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +186,7 @@ class PromptCache:
             child = run.children.get((at, key[at * _TOKEN_BYTES : (at + 1) * _TOKEN_BYTES]))
             if child is None:
                 return path
-            at += _common(child.key, key[at * _TOKEN_BYTES : child.end * _TOKEN_BYTES])
+            at += common_length(child.key, key[at * _TOKEN_BYTES : child.end * _TOKEN_BYTES]) // _TOKEN_BYTES
             path.append((child, at))
             run = child
 
@@ -311,16 +313,18 @@ def _key(tokens: Sequence[int]) -> bytes:
     return array("I", tokens).tobytes()
 
 
-def _common(stored: bytes, key: bytes) -> int:
-    """Return how many tokens agree at the beginning."""
-    length = min(len(stored), len(key))
-    if stored[:length] == key[:length]:
-        return length // _TOKEN_BYTES
-    low, high = 0, length  # the first bytes that differ lie between
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many items agree at the beginning, by comparing slices and not items."""
+    high = min(len(one), len(other))
+    if one[:_GLANCE] != other[:_GLANCE]:
+        high = min(high, _GLANCE)
+    if one[:high] == other[:high]:
+        return high
+    low = 0  # they agree up to here, and not up to `high`
     while high - low > 1:
         middle = (low + high) // 2
-        if stored[low:middle] == key[low:middle]:
+        if one[low:middle] == other[low:middle]:
             low = middle
         else:
             high = middle
-    return low // _TOKEN_BYTES
+    return low

@@ -7,14 +7,14 @@ process what both have in common, the other waits for it instead of doing the sa
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.engine.decoder import Decoder, Kept
 from mlxd.engine.kv import CacheMaker, allocated_bytes, detach
 from mlxd.engine.kv_shape import LONG_PROMPT_TOKENS, KvShape
-from mlxd.engine.prompt_cache import PromptCache
+from mlxd.engine.prompt_cache import PromptCache, common_length
 from mlxd.engine.row import Phase, Row, Rows
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Reuse:
         for other in self._rows.values():
             if other is row or other.phase not in {Phase.PREFILL, Phase.DECODE}:
                 continue
-            most = _common(tokens, other.tokens)
+            most = common_length(tokens, other.tokens)
             is_same = other.submit.prompt is row.submit.prompt
             best = replace(best, shared=max(best.shared, most))
             has = self._at_hand(other, most)
@@ -89,6 +89,12 @@ class Reuse:
         cache = self._caches.cut(cache, holder.snapshots.get(best.known), best.known)
         detach(cache)  # the row may wait for its lane
         return replace(best, cache=cache)
+
+    def offer(self, leader: Row, decoder: Decoder) -> Source:
+        """Return what *leader* has processed by now, as a source for those that waited for it."""
+        cache = decoder.extract(leader.uid).cache
+        detach(cache)
+        return Source(leader.prefilled_tokens, leader.prefilled_tokens, cache)
 
     def _at_hand(self, other: Row, most: int) -> int:
         """Return how many of the first *most* tokens of *other* can be taken out of the batch now."""
@@ -148,20 +154,3 @@ def _stands_in_line(leader: Row, rest_tokens: int) -> bool:
     """Return whether *leader* may wait behind other long prompts, when a prompt with so much left would not."""
     has_begun = leader.prefilled_tokens > leader.inserted_tokens
     return not has_begun and rest_tokens <= LONG_PROMPT_TOKENS < leader.unprocessed_tokens
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens agree at the beginning."""
-    high = min(len(one), len(other))
-    if one[:64] != other[:64]:
-        high = min(high, 64)
-    if one[:high] == other[:high]:
-        return high
-    low = 0  # they agree up to here, and not up to `high`
-    while high - low > 1:
-        middle = (low + high) // 2
-        if one[low:middle] == other[low:middle]:
-            low = middle
-        else:
-            high = middle
-    return low

@@ -28,7 +28,6 @@ from mlxd.engine.base import (
 from mlxd.engine.batch_decoder import make_decoder
 from mlxd.engine.decoder import Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.fault import generation_failure
-from mlxd.engine.kv import detach
 from mlxd.engine.kv_shape import WINDOW_PREFILL_TOKENS
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import TokenLogprob
@@ -272,13 +271,10 @@ class TextModel:
         leader = self._batch.get(uid)
         if leader is None:
             return
-        known = leader.prefilled_tokens
-        waiting = [row for row in self._rows.held_by(leader) if row.awaited == known]
+        waiting = [row for row in self._rows.held_by(leader) if row.awaited == leader.prefilled_tokens]
         if not waiting:
             return
-        cache = self._decoder.extract(leader.uid).cache
-        detach(cache)
-        offer = Source(known, known, cache)
+        offer = self._reuse.offer(leader, self._decoder)
         for row in waiting:
             row.leader = None
             self._begin_prompt(row, offer)
