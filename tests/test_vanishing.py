@@ -123,42 +123,49 @@ async def test_a_rescan_does_not_undo_a_change_of_the_folders(tmp_path: Path, mo
     assert [entry.id for entry in catalog.entries()] == ["model-new"]
 
 
-def test_a_load_whose_files_go_away_fails_with_a_name(tmp_path: Path) -> None:
-    """The folder of a model, and that of an adapter, may go at any look: the load fails, and says what is missing."""
-    source = write_tiny_model(tmp_path / "source")
-    fates = []
-    for place in itertools.count(step=3):
+def fates_of_reads(
+    tmp_path: Path, step: int, make: Callable[[Path], object], read: Callable[[Path], object]
+) -> list[str]:
+    """Return how reads of a folder fail whose files go away at every *step*-th look, until one sees none go."""
+    fates: list[str] = []
+    place = 0
+    while True:
         folder = tmp_path / str(place)
-        folder.mkdir()
-        for file in source.iterdir():
-            (folder / file.name).write_bytes(file.read_bytes())
+        make(folder)
         vanishing = Vanishing(folder, place)
-        spec = LoadSpec("m", folder, context_length=None, prompt_cache_limit_bytes=0)
         with vanishing.armed():
             try:
-                read_files(spec)
+                read(folder)
             except LoadFailed as error:
                 fates.append(error.message)
         if not vanishing.is_gone:
-            break
+            return fates
+        place += step
+
+
+def test_a_load_whose_files_go_away_fails_with_a_name(tmp_path: Path) -> None:
+    """The folder of a model, and that of an adapter, may go at any look: the load fails, and says what is missing."""
+    source = write_tiny_model(tmp_path / "source")
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        for file in source.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+    def read(folder: Path) -> None:
+        read_files(LoadSpec("m", folder, context_length=None, prompt_cache_limit_bytes=0))
+
+    fates = fates_of_reads(tmp_path, 3, make, read)
     assert fates
     assert all(fate.startswith("model 'm'") for fate in fates)
 
 
 def test_an_adapter_whose_files_go_away_fails_with_a_name(tmp_path: Path) -> None:
     """At any look, the check of an adapter's folder ends with what is missing."""
-    fates = []
-    for place in itertools.count():
-        folder = tmp_path / str(place)
-        write_lora(folder)
-        vanishing = Vanishing(folder, place)
-        spec = LoadSpec("m", tmp_path, context_length=None, prompt_cache_limit_bytes=0, adapter_path=folder)
-        with vanishing.armed():
-            try:
-                read_adapter(spec)
-            except LoadFailed as error:
-                fates.append(error.message)
-        if not vanishing.is_gone:
-            break
+
+    def read(folder: Path) -> None:
+        read_adapter(LoadSpec("m", tmp_path, context_length=None, prompt_cache_limit_bytes=0, adapter_path=folder))
+
+    fates = fates_of_reads(tmp_path, 1, write_lora, read)
     assert fates
     assert all(fate.startswith("model 'm'") for fate in fates)

@@ -17,6 +17,7 @@ from mlxd.engine.kv import CacheMaker
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import GenerationFailed
 from tests.engine.bench import WriteModel
+from tests.support.counting_model import CountingModel
 from tests.support.sequence import GREEDY, Recorder
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_architecture import ARCHITECTURES, LLAMA4, make_model
@@ -61,22 +62,6 @@ def load(write_model: WriteModel) -> Load:
         return dataclasses.replace(tiny, model=CountingModel(model), facts=facts)
 
     return make
-
-
-class CountingModel:
-    """A model that counts the tokens of the prompts that go through it."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.prompt_tokens = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, tokens: mx.array, cache: list[Any]) -> Any:
-        if tokens.shape[1] > 1:
-            self.prompt_tokens += tokens.size
-        return self._model(tokens, cache=cache)
 
 
 def words(seed: int, length: int) -> tuple[int, ...]:
@@ -140,10 +125,10 @@ def test_later_prompts_begin_where_they_part(model_type: str, warm: Any, cold: A
         (first, whole, SEEDED),
     ]
     for asked, cached, sampling in cases:
-        before = stepped.loaded.model.prompt_tokens
+        before = stepped.loaded.model.prefilled_tokens
         again = stepped.say(asked, sampling, logprobs=0)
         assert again.usage.cached_tokens == cached
-        assert stepped.loaded.model.prompt_tokens - before <= len(asked.tokens) - cached
+        assert stepped.loaded.model.prefilled_tokens - before <= len(asked.tokens) - cached
         check_answer(model_type, again, cold(model_type, asked, sampling))
 
 
@@ -167,11 +152,11 @@ def test_a_head_is_computed_once_for_all_that_come_together(model_type: str, loa
     head = words(1, 400)
     asked = [prompt(head, words(10 + number, 20 + number), checkpoints=()) for number in range(5)]
     stepped = SteppedModel(load(model_type), prefill_step_tokens=64)
-    before = stepped.loaded.model.prompt_tokens
+    before = stepped.loaded.model.prefilled_tokens
     rows = [stepped.start(one, logprobs=0) for one in asked]
     stepped.run(*rows)
     padded = 5 * 64  # the ends are processed side by side, each as long as the longest
-    assert stepped.loaded.model.prompt_tokens - before <= len(head) + padded
+    assert stepped.loaded.model.prefilled_tokens - before <= len(head) + padded
     assert [row.usage.cached_tokens for row in rows] == [0, *[len(head)] * 4]
     for one, row in zip(asked, rows, strict=True):
         check_answer(model_type, row, cold(model_type, one), is_alone=False)

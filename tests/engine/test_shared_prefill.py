@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from mlxd.engine.base import FinishReason, PromptScored, SamplingParams
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import GenerationFailed
 from tests.engine.bench import WriteModel
+from tests.support.counting_model import CountingModel
 from tests.support.stepped_model import SteppedModel, load_now
 
 TEXT = "A prompt that several answers share, longer than a step of the prefill. " * 3
-
-
-class CountingModel:
-    """A model that counts the tokens that go through it in steps of more than one."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.prefilled_tokens = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def __call__(self, tokens: mx.array, cache: list[Any]) -> Any:
-        if tokens.shape[1] > 1:
-            self.prefilled_tokens += tokens.size
-        return self._model(tokens, cache=cache)
 
 
 @pytest.fixture(scope="module")

@@ -39,17 +39,23 @@ async def test_a_kv_low_of_an_older_grant_is_ignored() -> None:
         assert sequence.wanted_tokens is None
 
 
+async def row_about_to_move(w: World) -> Sequence:
+    """Return a row that was granted so much that it is to leave a short one, and has not yet."""
+    w.send("a", prompt="x" * 6700, tokens=2000)
+    await w.advance(2)
+    w.send("a", prompt="x" * 20, tokens=3000)
+    await w.advance(2)
+    long = min(w.pool._state.residents["a"].active.values(), key=lambda sequence: sequence.age)
+    while long.granted_tokens <= 8192:
+        await w.advance(0.01)
+    return long
+
+
 async def test_the_rows_that_a_longer_one_leaves_stay_padded_until_it_has_moved() -> None:
     """While the device has not carried out a grant that moves a row, the pool holds what the device still does."""
     async with world({"a": 30}) as w:
-        w.send("a", prompt="x" * 6700, tokens=2000)
-        await w.advance(2)
-        w.send("a", prompt="x" * 20, tokens=3000)
-        await w.advance(2)
-        resident = w.pool._state.residents["a"]
-        long = min(resident.active.values(), key=lambda sequence: sequence.age)
-        while long.granted_tokens <= 8192:
-            await w.advance(0.01)
+        long = await row_about_to_move(w)
+        resident = long.resident
 
         assert long.left_tokens > 0
         while long.left_tokens > 0:
@@ -64,14 +70,7 @@ async def test_the_rows_that_a_longer_one_leaves_stay_padded_until_it_has_moved(
 async def test_what_waits_for_memory_gets_it_when_a_longer_row_has_moved() -> None:
     """A request starts as soon as the rows beside it are not padded any more, without another event."""
     async with world({"a": 30}) as w:
-        w.send("a", prompt="x" * 6700, tokens=2000)
-        await w.advance(2)
-        w.send("a", prompt="x" * 20, tokens=3000)
-        await w.advance(2)
-        resident = w.pool._state.residents["a"]
-        long = min(resident.active.values(), key=lambda sequence: sequence.age)
-        while long.granted_tokens <= 8192:
-            await w.advance(0.01)
+        long = await row_about_to_move(w)
         w.change({"pool": {"memory": w.pool._state.held_bytes + 4 * MB}})
         waiting = w.send("a", prompt="x" * 900, tokens=5)
         await w.advance(0.5)
