@@ -106,6 +106,7 @@ def write_tiny_model(
     open_thinking: bool = False,
     tools: bool = False,
     call_format: str = "json_tools",
+    template: str | None = None,
     all_bytes: bool = False,
     sliding_window: int | None = None,
 ) -> Path:
@@ -125,6 +126,8 @@ def write_tiny_model(
         tools: adds the tokens `<tool_call>` and `</tool_call>`, and a template that renders tools and calls, from which
             mlx-lm infers its JSON tool parser.
         call_format: another format of calls, with *tools*: a parser of mlx-lm, which is named in the configuration.
+        template: a chat template in place of the model's own (see `templates.py`); only its markup that *thinking* and
+            *tools* add is one token each.
         all_bytes: every byte is a token, so that any Unicode text can be encoded (and answers may be invalid UTF-8).
         sliding_window: every second layer attends to this many tokens only.
     """
@@ -137,10 +140,10 @@ def write_tiny_model(
     if sliding_window is not None:
         config["sliding_window"] = sliding_window
         config["layer_types"] = [("full_attention", "sliding_attention")[i % 2] for i in range(layers)]
-    template = (_TOOL_MESSAGES if tools else _MESSAGES) + _ANSWER + _OPEN_THINKING * open_thinking
+    own = (_TOOL_MESSAGES if tools else _MESSAGES) + _ANSWER + _OPEN_THINKING * open_thinking
     _write_json(folder / "config.json", config)
     _write_json(folder / "tokenizer.json", _tokenizer(vocabulary))
-    tokenizer_config = _tokenizer_config(template, context)
+    tokenizer_config = _tokenizer_config(own if template is None else template, context)
     if call_format != "json_tools":
         tokenizer_config["tool_parser_type"] = call_format
     _write_json(folder / "tokenizer_config.json", tokenizer_config)
