@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlxd.engine.base import (
@@ -12,22 +10,18 @@ from mlxd.engine.base import (
     EngineFacts,
     GenerationRequest,
     PreparedPrompt,
-    SamplingParams,
     TextKind,
     TextPrompt,
 )
-from mlxd.engine.checkpoint import before_thoughts, marked_messages, places, positions
+from mlxd.engine.chat_template import ChatTemplate
+from mlxd.engine.checkpoint import before_thoughts, places, positions
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
+from mlxd.engine.prompt_check import GENEROUS_CHARACTERS, check_sampling, foreign_token
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
     from mlxd.engine.grammar import Grammars  # imports mlx
-
-_log = logging.getLogger(__name__)
-
-# A text is longer than its context when this many characters per token of context are.
-GENEROUS_CHARACTERS = 16
 
 
 class PromptRenderer:
@@ -46,7 +40,7 @@ class PromptRenderer:
         self._tokenizer = tokenizer
         self._facts = facts
         self._grammars = grammars
-        self._processes = processes
+        self._template = ChatTemplate(model_id, tokenizer, processes)
 
     @property
     def grammars(self) -> Grammars:
@@ -114,56 +108,7 @@ class PromptRenderer:
                 param="tools",
             )
         tools = None if prompt.tools is None else list(prompt.tools.tools)
-        if has_own_renderer(self._tokenizer):
-            return self._render_here(prompt, tools, variables)
-        job: dict[str, Any] = {
-            "template": self._template(tools),
-            "messages": prompt.messages,
-            "marked": marked_messages(prompt.messages, continues=prompt.continues),
-            "tools": tools,
-            "generation": not prompt.continues,
-            "continues": prompt.continues,
-            "variables": {
-                **self._tokenizer.special_tokens_map,
-                "enable_thinking": bool(self._tokenizer.has_thinking),
-                **variables,
-            },
-        }
-        return self._processes.render(self._model_id, job, is_given_up)
-
-    def _template(self, tools: list[Any] | None) -> str:
-        try:
-            return str(self._tokenizer.get_chat_template(None, tools))
-        except ValueError as error:  # several by name, and none is the default
-            raise self._refused(error) from error
-
-    def _render_here(self, prompt: ChatPrompt, tools: list[Any] | None, variables: dict[str, Any]) -> tuple[str, str]:
-        """Render by Python of mlx-lm or transformers; it did not come with the model, and ends."""
-        options = {**variables, "add_generation_prompt": not prompt.continues}
-        if tools is not None:
-            options["tools"] = tools
-        if prompt.continues:
-            options["continue_final_message"] = True
-        marked = marked_messages(prompt.messages, continues=prompt.continues)
-
-        def render(replaced: Mapping[int, Mapping[str, Any]]) -> str:
-            messages = [dict(replaced.get(index, message)) for index, message in enumerate(prompt.messages)]
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
-
-        try:
-            text = render({})
-        except Exception as error:
-            _log.debug("the chat template of %s failed", self._model_id, exc_info=True)
-            raise self._refused(error) from error
-        try:
-            return text, render(marked)
-        except Exception:  # noqa: BLE001 the prompt is there, and marks may be what a renderer refuses
-            return text, ""
-
-    def _refused(self, error: Exception) -> InvalidRequest:
-        return InvalidRequest(
-            f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
-        )
+        return self._template.render(prompt, tools, variables, is_given_up)
 
     def _ends_inside_thinking(self, text: str, prompt: ChatPrompt) -> bool:
         """Tell whether the answer begins inside the thinking: the template or the client's beginning has opened it."""
@@ -249,61 +194,10 @@ class PromptRenderer:
         return room if wanted is None else wanted
 
 
-def has_own_renderer(tokenizer: Any) -> bool:
-    """Whether Python of mlx-lm or transformers renders the messages, and no template that came with the model."""
-    from transformers import PreTrainedTokenizerBase  # a second; a tokenizer has imported it
-
-    inner = tokenizer._tokenizer  # noqa: SLF001 mlx-lm's wrapper says it nowhere else
-    is_inherited = type(inner).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-    return tokenizer._chat_template is not None or not is_inherited  # noqa: SLF001
-
-
 def has_plain_encode(tokenizer: Any) -> bool:
     """Whether its `encode` gives the tokens of a call, which also says where they are in the text."""
-    from transformers import PreTrainedTokenizerBase  # as above
+    from transformers import PreTrainedTokenizerBase  # a second; a tokenizer has imported it
 
     inner = tokenizer._tokenizer  # noqa: SLF001
     is_inherited = type(inner).__call__ is PreTrainedTokenizerBase.__call__
     return is_inherited and getattr(inner.encode, "__func__", None) is PreTrainedTokenizerBase.encode
-
-
-def foreign_token(tokens: Sequence[int], vocab_size: int) -> int | None:
-    """Return a token that the model does not have; None when all are its own."""
-    # Of every prompt: a tokenizer may know more tokens than its model, and MLX reads past the end of the embedding.
-    if not tokens or 0 <= min(tokens) <= max(tokens) < vocab_size:
-        return None
-    return min(tokens) if min(tokens) < 0 else max(tokens)
-
-
-def check_sampling(params: SamplingParams, vocab_size: int) -> None:
-    """Refuse what a sampler would fail on: an exception inside a batch costs other rows their tokens.
-
-    Raises:
-        InvalidRequest: names the parameter and its bounds.
-    """
-    bounds = {
-        "temperature": (0.0, math.inf),
-        "top_p": (0.0, 1.0),
-        "min_p": (0.0, 1.0),
-        "top_k": (0, math.inf),
-        "xtc_probability": (0.0, 1.0),
-        "xtc_threshold": (0.0, 0.5),
-        "presence_penalty": (-math.inf, math.inf),
-        "frequency_penalty": (-math.inf, math.inf),
-    }
-    for name, (least, most) in bounds.items():
-        value = getattr(params, name)
-        if not (math.isfinite(value) and least <= value <= most):
-            at_most = f" and at most {most:g}" if math.isfinite(most) else ""
-            raise InvalidRequest(f"{name} is {value}; it is a number of at least {least:g}{at_most}", param=name)
-    if not (math.isfinite(params.repetition_penalty) and params.repetition_penalty > 0):
-        raise InvalidRequest(
-            f"repetition_penalty is {params.repetition_penalty}; it is a number above 0", param="repetition_penalty"
-        )
-    for token, bias in params.logit_bias:
-        if not 0 <= token < vocab_size:
-            raise InvalidRequest(
-                f"logit_bias names token {token}; the tokens are 0..{vocab_size - 1}", param="logit_bias"
-            )
-        if not math.isfinite(bias):
-            raise InvalidRequest(f"logit_bias gives token {token} the bias {bias}", param="logit_bias")

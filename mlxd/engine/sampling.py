@@ -1,7 +1,7 @@
 """Samplers and logits processors for the rows of a batch; runs on the device thread.
 
 A batch samples in one call only when its rows hold the *same* sampler object, hence the cache by parameters. A row
-with a seed has an object of its own. `prompt.check_sampling` refuses beforehand whatever mlx-lm's functions refuse.
+with a seed has an object of its own. `prompt_check.check_sampling` refuses beforehand what mlx-lm's functions refuse.
 """
 
 from __future__ import annotations

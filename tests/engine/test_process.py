@@ -20,8 +20,8 @@ import pytest
 from mlx_lm.utils import load_tokenizer
 
 from mlxd.engine import process_child
+from mlxd.engine.chat_template import has_own_renderer
 from mlxd.engine.process import Bounds, Processes, resident_bytes
-from mlxd.engine.prompt import has_own_renderer
 from mlxd.protocol.errors import InvalidRequest, RequestCancelled, TemplateFailed
 from tests.engine.bench import WriteModel
 from tests.support.chat_template import REAL

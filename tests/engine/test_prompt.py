@@ -118,7 +118,7 @@ def test_a_message_that_is_far_too_long_is_not_even_rendered(
         rendered.append(arguments)
         return "short", "short"
 
-    monkeypatch.setattr(renderer._processes, "render", render)
+    monkeypatch.setattr(renderer._template._processes, "render", render)
     words = "x" * 10**6
     for role in ("system", "user", "tool"):
         with pytest.raises(ContextLengthExceeded, match="a message has 1000000 characters"):
