@@ -15,6 +15,8 @@ from mlxd.engine.lark import Lark, Unenforceable, literal, regex
 from mlxd.engine.tool_value import DEFINITIONS, loosened
 
 Functions = list[Mapping[str, Any]]
+# Between calls and after the last one: a model that likes white space would fill the rest of its context with it.
+_BLANK = "/\\s{1,8}/"
 
 
 class _Format(NamedTuple):
@@ -54,7 +56,9 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     if constraint.parallel and shape.separator is not None:
         call = f"{call} ({literal(shape.separator)} {call})*"
     rest = lark.rule(f"{literal(shape.before)} {call} {literal(shape.after)} {end}")
-    more = lark.rule(f"(/\\s*/ {start} {rest})*" if constraint.parallel and shape.separator is None else '""')
+    alone = not constraint.parallel or shape.separator is not None
+    blank = f"({_BLANK})?"
+    more = lark.rule(blank if alone else f"({blank} {start} {rest})* {blank}")
     calls = f"{start} {rest} {more}"
     if constraint.is_required:
         return lark.text(calls)

@@ -218,3 +218,17 @@ def test_format_that_cannot_be_enforced(write_model: WriteModel) -> None:
     ) as refused:
         answer(stepped, [tool("f", PLAIN)], 1)
     assert refused.value.hint == 'send tool_choice "auto", and no tool with strict: true'
+
+
+def test_blanks_after_a_call_are_few_and_may_be_followed_by_the_end(stepped: SteppedModel) -> None:
+    """A model that would rather break the line for ever ends soon after its call."""
+    wrapper = stepped.loaded.tokenizer
+    (line_break,) = wrapper.encode("\n", add_special_tokens=False)
+    bias = ((line_break, 100.0), *((token, 50.0) for token in wrapper.eos_token_ids))
+    tick = {"type": "object", "properties": {}, "additionalProperties": False}
+    sampling = SamplingParams(seed=3, logit_bias=bias)
+    parallel = format_of(stepped) not in {"minimax_m2", "muse_spark"}  # where a line break is followed by another call
+
+    _, calls, reason = answer(stepped, [tool("tick", tick)], 3, parallel=parallel, sampling=sampling)
+
+    assert (reason, calls) == ("stop", [ToolCall("tick", "{}")])
