@@ -59,6 +59,7 @@ def format_request(row: Document) -> str:
             ("status", " ".join(str(each) for each in (row["status"], row["code"], row["http_status"]) if each)),
             ("prompt tokens", tokens),
             ("noise removed", None if removed is None else _format_removed(removed)),
+            ("left out", ", ".join(row["ignored"] or ()) or None),
             ("answer tokens", row["completion_tokens"]),
             ("first token after", _show_ms(row["ttft_ms"])),
             ("took", _show_ms(row["duration_ms"])),

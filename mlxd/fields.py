@@ -11,7 +11,7 @@ from pathlib import Path
 from mlxd.anthropic.schema import COUNT, MESSAGES
 from mlxd.engine.tool_grammar import FORMATS
 from mlxd.http import field
-from mlxd.http.table import Habit, Refused, Table, Works
+from mlxd.http.table import Habit, Omitted, Refused, Table, Treatment, Works
 from mlxd.openai.embeddings import EMBEDDING
 from mlxd.openai.response_schema import RESPONSE
 from mlxd.openai.schema import CHAT, COMPLETION
@@ -30,9 +30,17 @@ _BEGIN = "<!-- made by python -m mlxd.fields mlxd/openai/FIELDS.md -->\n"
 _INTRODUCTION = """\
 # Fields of request bodies
 
-Each documented field works, or is a 400 `unsupported_parameter` that names it, or changes nothing on a local server and
-is accepted because clients send it by habit. Null is the same as leaving a field out. A field that is in no table is
-named in the header `x-mlxd-ignored-fields` of the answer; with `http.unknown_fields = "reject"` it is a 400.
+What each documented field does on this machine:
+
+* **done**: it works as documented.
+* **mapped**: it works, and some values stand for others.
+* **accepted**: it changes nothing on a local server, and clients send it by habit.
+* **omitted**: it is left out, visibly: named in the header `x-mlxd-ignored-fields`, in the request log
+  (`mlxctl audit show REQUEST`) and once per client in the daemon's log. So is a field that is in no table. With
+  `http.unknown_fields = "reject"` each is a 400.
+* **refused**: a 400 `unsupported_parameter` that names it, since the answer would not be what was asked for.
+
+Null is the same as leaving a field out.
 
 Required, named and `strict` calls are enforced while the model writes, in these formats of mlx-lm's parsers:
 """
@@ -50,17 +58,23 @@ def render() -> str:
     return "\n".join(parts)
 
 
-def _row(name: str, treatment: Works | Refused | Habit) -> str:
+def _row(name: str, treatment: Treatment) -> str:
     match treatment:
-        case Works(check):
-            here, values = "works", _expected(check)
-        case Refused(()):
-            here, values = "400", ""
+        case Works(check, ""):
+            here, values = "done", _expected(check)
+        case Works(check, mapped):
+            here, values = "mapped", f"{_expected(check)}; {mapped}"
         case Refused(neutral):
-            here, values = "400", "but for " + " or ".join(f"`{as_json(value)}`" for value in neutral)
+            here, values = "refused", _but_for(neutral)
+        case Omitted(neutral):
+            here, values = "omitted", _but_for(neutral)
         case Habit():
             here, values = "accepted", "changes nothing here"
     return f"| `{name}` | {here} | {values.replace('|', chr(92) + '|')} |"
+
+
+def _but_for(neutral: tuple[object, ...]) -> str:
+    return "but for " + " or ".join(f"`{as_json(value)}`" for value in neutral) if neutral else ""
 
 
 def _expected(check: field.Check) -> str:

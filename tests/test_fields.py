@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxd import fields
-from mlxd.http.table import Habit, Refused, Works
+from mlxd.http.table import Habit, Omitted, Refused, Treatment, Works
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,10 +18,12 @@ def test_document_is_fresh() -> None:
 
 
 @pytest.mark.parametrize(("route", "table"), fields.ROUTES)
-def test_every_field_has_its_line(route: str, table: dict[str, Works | Refused | Habit]) -> None:
+def test_every_field_has_its_line(route: str, table: dict[str, Treatment]) -> None:
     """A field that is refused says so, and one that works says what it takes, where that is one thing."""
     section = fields.render().partition(f"## {route}\n")[2].partition("\n## ")[0]
     for name, treatment in table.items():
         (line,) = [line for line in section.splitlines() if line.startswith(f"| `{name}` |")]
-        assert line.split(" | ")[1] == {Works: "works", Refused: "400", Habit: "accepted"}[type(treatment)]
-    assert "| `model` | works | a text that is not empty |" in section
+        words = {Works: "done", Refused: "refused", Omitted: "omitted", Habit: "accepted"}
+        mapped = isinstance(treatment, Works) and treatment.mapped
+        assert line.split(" | ")[1] == ("mapped" if mapped else words[type(treatment)])
+    assert "| `model` | done | a text that is not empty |" in section

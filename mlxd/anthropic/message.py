@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
-from mlxd.http.unknown import UnknownFields
+from mlxd.http.omissions import Omissions
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
 
@@ -31,7 +31,7 @@ _OF_ROLE = {
 Message = Mapping[str, Any]
 
 
-def parse_system(value: Any, unknown: UnknownFields, noise: NoiseFilter) -> tuple[Message, ...]:
+def parse_system(value: Any, omitted: Omissions, noise: NoiseFilter) -> tuple[Message, ...]:
     """Return the system message of a text or of text blocks; none where there is no text.
 
     Raises:
@@ -40,11 +40,11 @@ def parse_system(value: Any, unknown: UnknownFields, noise: NoiseFilter) -> tupl
     """
     if value is None:
         return ()
-    text = "\n\n".join(noise.keep("system", _texts("system", value, unknown), is_first=True))
+    text = "\n\n".join(noise.keep("system", _texts("system", value, omitted), is_first=True))
     return ({"role": "system", "content": text},) if text else ()
 
 
-def parse_messages(messages: list[Any], unknown: UnknownFields, noise: NoiseFilter) -> tuple[Message, ...]:
+def parse_messages(messages: list[Any], omitted: Omissions, noise: NoiseFilter) -> tuple[Message, ...]:
     """Return the messages; results of tools become messages of role `tool`, before the text that came with them.
 
     Raises:
@@ -57,50 +57,50 @@ def parse_messages(messages: list[Any], unknown: UnknownFields, noise: NoiseFilt
         role = field.mapping(path, message).get("role")
         if role not in ("user", "assistant", "system"):
             raise field.wrong(f"{path}.role", role, "'user' or 'assistant'")
-        unknown.note(path, message, _MESSAGE_KNOWN)
+        omitted.note(path, message, _MESSAGE_KNOWN)
         content = message.get("content")
         if role == "assistant":
-            parsed.append(_assistant(f"{path}.content", content, unknown))
+            parsed.append(_assistant(f"{path}.content", content, omitted))
         elif role == "user":
-            parsed += _user(f"{path}.content", content, unknown, noise)
+            parsed += _user(f"{path}.content", content, omitted, noise)
         else:
-            texts = _texts(f"{path}.content", content, unknown)
+            texts = _texts(f"{path}.content", content, omitted)
             kept = noise.keep("system", texts)
             if kept or not texts:
                 parsed.append({"role": "system", "content": "".join(kept)})
     return tuple(parsed)
 
 
-def _user(path: str, content: Any, unknown: UnknownFields, noise: NoiseFilter) -> list[Message]:
+def _user(path: str, content: Any, omitted: Omissions, noise: NoiseFilter) -> list[Message]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     results: list[Message] = []
     texts: list[str] = []
-    for here, block in _blocks(path, content, "user", unknown):
+    for here, block in _blocks(path, content, "user", omitted):
         if block["type"] == "text":
             texts.append(field.string(f"{here}.text", block.get("text")))
         else:
-            results.append(_result(here, block, unknown))
+            results.append(_result(here, block, omitted))
     kept = noise.keep("user", texts, others=len(results))
     return [*results, {"role": "user", "content": "".join(kept)}] if kept else results
 
 
-def _result(path: str, block: Mapping[str, Any], unknown: UnknownFields) -> Message:
+def _result(path: str, block: Mapping[str, Any], omitted: Omissions) -> Message:
     content = block.get("content")
-    text = "" if content is None else "".join(_texts(f"{path}.content", content, unknown))
+    text = "" if content is None else "".join(_texts(f"{path}.content", content, omitted))
     if block.get("is_error") is not None and field.boolean(f"{path}.is_error", block["is_error"]):
         text = f"Error: {text}"  # templates have no other place for it
     call_id = field.text(f"{path}.tool_use_id", block.get("tool_use_id"))
     return {"role": "tool", "tool_call_id": call_id, "content": text}
 
 
-def _assistant(path: str, content: Any, unknown: UnknownFields) -> Message:
+def _assistant(path: str, content: Any, omitted: Omissions) -> Message:
     if isinstance(content, str):
         return {"role": "assistant", "content": content}
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
-    for here, block in _blocks(path, content, "assistant", unknown):
+    for here, block in _blocks(path, content, "assistant", omitted):
         match block["type"]:
             case "text":
                 texts.append(field.string(f"{here}.text", block.get("text")))
@@ -127,17 +127,17 @@ def _call(path: str, block: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _texts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
+def _texts(path: str, content: Any, omitted: Omissions) -> list[str]:
     """Return the texts of content that has nothing else."""
     if isinstance(content, str):
         return [content]
     if content == []:
         return []
-    blocks = _blocks(path, content, "system", unknown)
+    blocks = _blocks(path, content, "system", omitted)
     return [field.string(f"{here}.text", block.get("text")) for here, block in blocks]
 
 
-def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[tuple[str, Mapping[str, Any]]]:
+def _blocks(path: str, content: Any, role: str, omitted: Omissions) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the blocks with their paths, each of a kind that the role may have."""
     if not isinstance(content, list) or not content:
         raise field.wrong(path, content, "a text or a list of blocks")
@@ -151,6 +151,6 @@ def _blocks(path: str, content: Any, role: str, unknown: UnknownFields) -> list[
                     f"{here}.type {shown(kind)} has no place in a {role} message", param=f"{here}.type"
                 )
             raise UnsupportedParameter(f"{here}.type {shown(kind)} is not supported", param=f"{here}.type")
-        unknown.note(here, block, _BLOCK_KNOWN[kind])
+        omitted.note(here, block, _BLOCK_KNOWN[kind])
         checked.append((here, block))
     return checked

@@ -26,16 +26,14 @@ async def post_count_tokens(request: web.Request) -> web.StreamResponse:
 
 
 async def _message(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_message_body(local.take_body(), local.noise, reject_unknown=local.reject_unknown)
-    request[EXCHANGE].ignored = parsed.ignored
+    parsed = parse_message_body(local.take_body(), local.noise, local.omitted)
     if parsed.stream:
         return await _stream(request, local, parsed)
     return await _answer(request, local.model, parsed)
 
 
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_count_body(local.take_body(), local.noise, reject_unknown=local.reject_unknown)
-    request[EXCHANGE].ignored = parsed.ignored
+    parsed = parse_count_body(local.take_body(), local.noise, local.omitted)
     async with generation(request, local.model) as held:
         prompt = await held.lease.prepare(parsed.request)
     return _json({"input_tokens": len(prompt.tokens)})

@@ -12,9 +12,9 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
+from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
-from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 _MAX_TOKENS = 2**31 - 1
@@ -64,42 +64,39 @@ class ParsedBody:
 
     request: GenerationRequest
     stream: bool
-    ignored: tuple[str, ...]  # names of fields that are not Anthropic's
 
 
-def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: bool) -> ParsedBody:
+def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
     """Read the body of /v1/messages, without the noise in it.
 
     Raises:
         UnsupportedParameter: a documented field, block or tool that this server does not act upon.
-        InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
-    unknown = UnknownFields(reject=reject_unknown)
-    values = read(MESSAGES, body, unknown)
+    values = read(MESSAGES, body, omitted)
     for name in ("max_tokens", "messages"):
         if name not in values:
             raise InvalidRequest(f"{name} is required", param=name)
-    request = _request(values, unknown, noise)
-    return ParsedBody(request, values.get("stream", False), unknown.names)
+    request = _request(values, omitted, noise)
+    return ParsedBody(request, values.get("stream", False))
 
 
-def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: bool) -> ParsedBody:
+def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
     """Read the body of /v1/messages/count_tokens; raises as `parse_message_body`."""
-    unknown = UnknownFields(reject=reject_unknown)
-    values = read(COUNT, body, unknown)
+    values = read(COUNT, body, omitted)
     if "messages" not in values:
         raise InvalidRequest("messages is required", param="messages")
-    return ParsedBody(_request(values, unknown, noise), stream=False, ignored=unknown.names)
+    return ParsedBody(_request(values, omitted, noise), stream=False)
 
 
-def _request(values: Mapping[str, Any], unknown: UnknownFields, noise: NoiseFilter) -> GenerationRequest:
-    output = read(_OUTPUT_CONFIG, values.get("output_config", {}), unknown, "output_config")
-    answer = None if "format" not in output else _answer_format(output["format"], unknown)
-    rules = parse_tools(values, unknown, answer)
+def _request(values: Mapping[str, Any], omitted: Omissions, noise: NoiseFilter) -> GenerationRequest:
+    output = read(_OUTPUT_CONFIG, values.get("output_config", {}), omitted, "output_config")
+    answer = None if "format" not in output else _answer_format(output["format"], omitted)
+    rules = parse_tools(values, omitted, answer)
     given = values["messages"]
-    messages = (*parse_system(values.get("system"), unknown, noise), *parse_messages(given, unknown, noise))
+    messages = (*parse_system(values.get("system"), omitted, noise), *parse_messages(given, omitted, noise))
     require_messages(messages)
-    kwargs, budget_tokens = _thinking(values, unknown)
+    kwargs, budget_tokens = _thinking(values, omitted)
     prompt = ChatPrompt(messages, kwargs, rules.use, continues=given[-1]["role"] == "assistant")
     return GenerationRequest(
         prompt,
@@ -111,15 +108,15 @@ def _request(values: Mapping[str, Any], unknown: UnknownFields, noise: NoiseFilt
     )
 
 
-def _answer_format(value: Mapping[str, Any], unknown: UnknownFields) -> JsonConstraint:
+def _answer_format(value: Mapping[str, Any], omitted: Omissions) -> JsonConstraint:
     if value.get("type") != "json_schema":
         raise field.wrong("output_config.format.type", value.get("type"), "'json_schema'")
-    unknown.note("output_config.format", value, _FORMAT_KNOWN)
+    omitted.note("output_config.format", value, _FORMAT_KNOWN)
     schema = field.schema("output_config.format.schema", value.get("schema"))
     return JsonConstraint(schema, "output_config.format")
 
 
-def _thinking(values: Mapping[str, Any], unknown: UnknownFields) -> tuple[dict[str, Any], int | None]:
+def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[dict[str, Any], int | None]:
     """Return the template's variables and the budget. A model that cannot think need not: it is a permission."""
     thinking = values.get("thinking")
     effort = values.get("output_config", {}).get("effort")
@@ -131,7 +128,7 @@ def _thinking(values: Mapping[str, Any], unknown: UnknownFields) -> tuple[dict[s
         raise UnsupportedParameter("thinking.type 'between_tools' is not supported", param="thinking.type")
     if not isinstance(kind, str) or kind not in _THINKING:
         raise field.wrong("thinking.type", kind, "'enabled', 'adaptive' or 'disabled'")
-    unknown.note("thinking", thinking, _THINKING[kind])
+    omitted.note("thinking", thinking, _THINKING[kind])
     if thinking.get("display") not in (None, "summarized"):
         raise UnsupportedParameter("thinking.display is not supported; leave it out", param="thinking.display")
     kwargs["enable_thinking"] = kind != "disabled"

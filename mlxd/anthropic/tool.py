@@ -8,8 +8,8 @@ from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
+from mlxd.http.omissions import Omissions
 from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
-from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
 
@@ -18,28 +18,28 @@ _KNOWN = frozenset({"type", "name", "description", "input_schema", "strict", "ca
 _CHOICE_KNOWN = frozenset({"type", "name", "disable_parallel_tool_use"})
 
 
-def parse_tools(values: Mapping[str, Any], unknown: UnknownFields, answer: JsonConstraint | None) -> ToolRules:
+def parse_tools(values: Mapping[str, Any], omitted: Omissions, answer: JsonConstraint | None) -> ToolRules:
     """Return the rules of a body whose `tools` is a list and whose `tool_choice` is an object, where given.
 
     Raises:
         UnsupportedParameter: a tool that a server of Anthropic runs.
         InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
     """
-    tools = tuple(_parse_tool(f"tools[{place}]", tool, unknown) for place, tool in enumerate(values.get("tools", ())))
+    tools = tuple(_parse_tool(f"tools[{place}]", tool, omitted) for place, tool in enumerate(values.get("tools", ())))
     given = values.get("tool_choice", {"type": "auto" if tools else "none"})
-    unknown.note("tool_choice", given, _CHOICE_KNOWN)
+    omitted.note("tool_choice", given, _CHOICE_KNOWN)
     alone = given.get("disable_parallel_tool_use")
     parallel = alone is None or not field.boolean("tool_choice.disable_parallel_tool_use", alone)
     return rules_of(tools, _parse_choice(given), parallel=parallel, answer=answer)
 
 
-def _parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
+def _parse_tool(path: str, tool: Any, omitted: Omissions) -> dict[str, Any]:
     kind = field.mapping(path, tool).get("type")
     if kind not in (None, "custom"):
         raise UnsupportedParameter(
             f"{path}.type {shown(kind)} runs on Anthropic's servers and is not supported", param=f"{path}.type"
         )
-    unknown.note(path, tool, _KNOWN)
+    omitted.note(path, tool, _KNOWN)
     function = named(path, tool, _NAME, "1 to 128 letters, digits, underscores and dashes")
     field.schema(f"{path}.input_schema", tool.get("input_schema"))
     function["parameters"] = tool["input_schema"]

@@ -74,6 +74,7 @@ class RequestRecord(_Record):
         tokens_per_s: of the answer, after its first token.
         key: id of the client's API key.
         cost_micro_usd: what the upstream's answer has cost, where its target has a price.
+        ignored: names of the fields, tools and parts of its body that were left out; None where there were none.
         noise_removed: pieces that noise rules have removed from its prompt, by rule; None where there was nothing.
     """
 
@@ -99,9 +100,10 @@ class RequestRecord(_Record):
     key: str | None = None
     cost_micro_usd: int | None = None
     noise_removed: Mapping[str, int] | None = None
+    ignored: tuple[str, ...] | None = None
 
     table: ClassVar[str] = "requests"
-    json_columns: ClassVar[frozenset[str]] = frozenset({"attempts", "noise_removed"})
+    json_columns: ClassVar[frozenset[str]] = frozenset({"attempts", "noise_removed", "ignored"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple):
-        return [dict(item) for item in value]
+        return [dict(item) if isinstance(item, Mapping) else _plain(item) for item in value]
     if isinstance(value, str):
         # Ids and names come from clients, and may be no UTF-8.
         return value.encode(errors="backslashreplace").decode()

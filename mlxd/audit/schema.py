@@ -65,6 +65,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX requests_by_failure ON requests (status, started_ms) WHERE status <> 'ok'",
     ),
     ("ALTER TABLE requests ADD COLUMN noise_removed TEXT",),
+    ("ALTER TABLE requests ADD COLUMN ignored TEXT",),
 )
 _BUSY_S = 1.0
 # Pages of the write-ahead log after which they go into the file: 2 MiB.

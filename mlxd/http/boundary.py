@@ -66,6 +66,7 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
         )
         if exchange.endpoint is not None:
             context.on_ended(describe_end(exchange, exchange.endpoint, started_s, started_ms, has_ended=has_ended))
+        context.omission_log.tell(request.headers.get(hdrs.USER_AGENT), exchange.ignored)
         _log.info(
             "%s %s %d in %.3f s, %s%s%s",
             request.method,

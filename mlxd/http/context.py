@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from mlxd.cloud.protocol import Usage
 from mlxd.cloud.router import CloudRoute, Router
 from mlxd.cloud.upstream import Answer, Upstreams
 from mlxd.http.intake import Intake
+from mlxd.http.omissions import OmissionLog
 from mlxd.metrics import Metrics
 from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
@@ -58,6 +59,7 @@ class AppContext:
     api_keys: ApiKeys
     metrics: Metrics
     intake: Intake
+    omission_log: OmissionLog = field(default_factory=OmissionLog)
     now: Callable[[], float] = time.time  # unix time, for `created`
     on_ended: Callable[[RequestRecord], None] = lambda _: None  # told of each request that a model was to answer
 
@@ -85,7 +87,7 @@ class Exchange:
     target: str | None = None
     reason: str | None = None  # the local failure after which the cloud was asked
     attempts: list[Attempt] = field(default_factory=list)
-    ignored: tuple[str, ...] = ()
+    ignored: Collection[str] = ()  # what is left out of the body
     noise_removed: Mapping[str, int] = field(default_factory=dict)  # rule → pieces, from a prompt of this machine
     on_first_token: Callable[[], None] | None = None
     clock: Callable[[], float] = time.monotonic
@@ -112,7 +114,7 @@ class Exchange:
         """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
         self.route, self.model, self.rule, self.target = "cloud", route.model, route.rule_id, route.target
         self.reason = reason
-        self.noise_removed = {}  # a cloud is given all of it
+        self.ignored, self.noise_removed = (), {}  # a cloud is given all of it
         self.first_token_at_s = None  # of a local answer that came to nothing
 
     def note_answer(self, answer: Answer) -> None:

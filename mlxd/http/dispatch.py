@@ -19,6 +19,7 @@ from mlxd.http import field
 from mlxd.http.body import read_object
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.http.relay import relay
 from mlxd.http.stream import EventStream
 from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
@@ -36,7 +37,7 @@ class Local:
     """
 
     model: str  # as the client calls it: its id, or an alias
-    reject_unknown: bool
+    omitted: Omissions
     noise: NoiseFilter  # for the texts of the body; those that a cloud is given are others
     stream: EventStream  # where a stream is written
     _body: dict[str, Any]
@@ -107,11 +108,15 @@ def _route(request: web.Request, surface: Surface, raw: bytearray, body: dict[st
     # Nobody else reads the bytes.
     errand = Errand(surface.protocol, surface.endpoint, bytes(raw) if decision.routes else b"", wants_stream, hops + 1)
     defaults = settings.models.get(context.catalog.alias_target(model)) if surface.samples else None
-    reject_unknown = settings.http.unknown_fields == "reject"
+    omitted = Omissions(
+        model,
+        rejects_fields=settings.http.unknown_fields == "reject",
+        rejects_media=settings.http.media == "reject",
+    )
     noise = NoiseFilter(settings.http.noise_rules_off)
-    exchange.noise_removed = noise.removed
+    exchange.ignored, exchange.noise_removed = omitted.names, noise.removed
     local_body = filled(body, defaults) if decision.asks_local else {}
-    local = Local(model, reject_unknown, noise, EventStream(request), local_body)
+    local = Local(model, omitted, noise, EventStream(request), local_body)
     return _Way(decision, local, errand, settings.cloud)
 
 

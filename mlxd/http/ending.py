@@ -57,6 +57,7 @@ def describe_end(
         key=None if exchange.api_key is None else exchange.api_key.name,
         cost_micro_usd=None if exchange.answer is None else exchange.answer.cost_micro_usd,
         noise_removed=dict(exchange.noise_removed) or None,
+        ignored=tuple(exchange.ignored) or None,
     )
 
 

@@ -8,8 +8,8 @@ from aiohttp import web
 
 from mlxd.http import field
 from mlxd.http.context import CONTEXT, EXCHANGE
-from mlxd.http.table import Habit, Refused, Table, Works, read
-from mlxd.http.unknown import UnknownFields
+from mlxd.http.omissions import Omissions
+from mlxd.http.table import Habit, Refused, Table, Treatment, Works, read
 
 _WORDS = {"true": True, "false": False}
 
@@ -28,9 +28,9 @@ def read_query(request: web.Request, table: Table) -> dict[str, Any]:
             given.setdefault(name, []).append(text)
         else:
             given[name] = text if kind == "string" else _value(text)
-    unknown = UnknownFields(reject=request.app[CONTEXT].store.current.http.unknown_fields == "reject")
-    values = read(table, given, unknown)
-    request[EXCHANGE].ignored = unknown.names
+    omitted = Omissions("", rejects_fields=request.app[CONTEXT].store.current.http.unknown_fields == "reject")
+    values = read(table, given, omitted)
+    request[EXCHANGE].ignored = omitted.names
     return values
 
 
@@ -48,7 +48,7 @@ def parameters(table: Table) -> list[dict[str, Any]]:
     return described
 
 
-def _kind(treatment: Works | Refused | Habit) -> Any:
+def _kind(treatment: Treatment) -> Any:
     if isinstance(treatment, Works) and isinstance(treatment.check, field.Described):
         return treatment.check.schema.get("type", "string")
     return None

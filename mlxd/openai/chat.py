@@ -23,8 +23,7 @@ async def post_chat_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _chat(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_chat(local.take_body(), local.noise, reject_unknown=local.reject_unknown)
-    request[EXCHANGE].ignored = parsed.ignored
+    parsed = parse_chat(local.take_body(), local.noise, local.omitted)
     if parsed.stream:
         return await _stream(request, local, parsed)
     return await _answer(request, local.model, parsed)

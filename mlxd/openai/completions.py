@@ -24,8 +24,7 @@ async def post_completions(request: web.Request) -> web.StreamResponse:
 
 
 async def _complete(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_completion(local.take_body(), reject_unknown=local.reject_unknown)
-    request[EXCHANGE].ignored = parsed.ignored
+    parsed = parse_completion(local.take_body(), local.omitted)
     if parsed.stream:
         return await _stream(request, local, parsed)
     return await _answer(request, local.model, parsed)

@@ -16,8 +16,8 @@ from mlxd.http import field
 from mlxd.http.context import EXCHANGE, Tokens
 from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import leased
+from mlxd.http.omissions import Omissions
 from mlxd.http.table import Habit, Table, Works, read
-from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import InvalidRequest
 
 _MAX_DIMENSIONS = 2**31 - 1
@@ -42,7 +42,6 @@ class ParsedEmbedding:
 
     request: EmbeddingRequest
     is_base64: bool
-    ignored: tuple[str, ...]  # names of fields that are not in the table
 
 
 async def post_embeddings(request: web.Request) -> web.StreamResponse:
@@ -51,8 +50,7 @@ async def post_embeddings(request: web.Request) -> web.StreamResponse:
 
 
 async def _embed(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_embedding(local.take_body(), reject_unknown=local.reject_unknown)
-    request[EXCHANGE].ignored = parsed.ignored
+    parsed = parse_embedding(local.take_body(), local.omitted)
     async with leased(request, local.model) as (lease, running):
         inputs = await lease.prepare_inputs(parsed.request)
         request[EXCHANGE].tokens = Tokens(prompt=inputs.total_tokens)
@@ -65,14 +63,13 @@ async def _embed(request: web.Request, local: Local) -> web.StreamResponse:
 EMBEDDINGS = Surface("openai", "embeddings", _embed, samples=False)
 
 
-def parse_embedding(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedEmbedding:
+def parse_embedding(body: Mapping[str, Any], omitted: Omissions) -> ParsedEmbedding:
     """Read the body.
 
     Raises:
-        InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
-    unknown = UnknownFields(reject=reject_unknown)
-    values = read(EMBEDDING, body, unknown)
+    values = read(EMBEDDING, body, omitted)
     if "input" not in values:
         raise InvalidRequest("input is required: a text, a list of texts, or lists of tokens", param="input")
     inputs = field.texts_or_tokens("input", values["input"], _MAX_INPUTS)
@@ -83,7 +80,6 @@ def parse_embedding(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedE
     return ParsedEmbedding(
         EmbeddingRequest(tuple(inputs), values.get("dimensions"), values.get("truncate", False)),
         is_base64=values.get("encoding_format") == "base64",
-        ignored=unknown.names,
     )
 
 

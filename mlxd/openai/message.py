@@ -12,7 +12,7 @@ import orjson
 
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
-from mlxd.http.unknown import UnknownFields
+from mlxd.http.omissions import Omissions
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
 
@@ -27,18 +27,18 @@ _ASSISTANT_REFUSED = ("refusal", "audio", "function_call", "annotations")
 _PART_KNOWN = frozenset({"type", "text", "prompt_cache_breakpoint"})
 
 
-def parse_messages(messages: list[Any], unknown: UnknownFields, noise: NoiseFilter) -> tuple[Mapping[str, Any], ...]:
+def parse_messages(messages: list[Any], omitted: Omissions, noise: NoiseFilter) -> tuple[Mapping[str, Any], ...]:
     """Return the messages with text content; `developer` becomes `system`, the arguments of calls become objects.
 
     Raises:
         UnsupportedParameter: images, audio, files, calls of what is no function.
         InvalidRequest: a message without a known role or without content, a result without its call's id.
     """
-    parsed = (_parse_message(index, message, unknown, noise) for index, message in enumerate(messages))
+    parsed = (_parse_message(index, message, omitted, noise) for index, message in enumerate(messages))
     return tuple(message for message in parsed if message is not None)
 
 
-def _parse_message(index: int, message: Any, unknown: UnknownFields, noise: NoiseFilter) -> Mapping[str, Any] | None:
+def _parse_message(index: int, message: Any, omitted: Omissions, noise: NoiseFilter) -> Mapping[str, Any] | None:
     """Return a message; None where it was noise."""
     path = f"messages[{index}]"
     field.mapping(path, message)
@@ -50,10 +50,10 @@ def _parse_message(index: int, message: Any, unknown: UnknownFields, noise: Nois
     if not isinstance(role, str) or role not in _ROLES:
         raise field.wrong(f"{path}.role", role, "system, developer, user, assistant or tool")
     if role == "assistant":
-        parsed = _assistant(path, message, unknown)
+        parsed = _assistant(path, message, omitted)
     else:
-        unknown.note(path, message, _TOOL_KNOWN if role == "tool" else _KNOWN)
-        texts = _texts(f"{path}.content", message.get("content"), unknown)
+        omitted.note(path, message, _TOOL_KNOWN if role == "tool" else _KNOWN)
+        texts = _texts(f"{path}.content", message.get("content"), omitted)
         kept = noise.keep(_ROLES[role], texts, is_first=index == 0)
         if not kept:
             return None
@@ -65,8 +65,8 @@ def _parse_message(index: int, message: Any, unknown: UnknownFields, noise: Nois
     return parsed
 
 
-def _assistant(path: str, message: Mapping[str, Any], unknown: UnknownFields) -> dict[str, Any]:
-    unknown.note(path, message, _ASSISTANT_KNOWN)
+def _assistant(path: str, message: Mapping[str, Any], omitted: Omissions) -> dict[str, Any]:
+    omitted.note(path, message, _ASSISTANT_KNOWN)
     for name in _ASSISTANT_REFUSED:
         if message.get(name) not in (None, [], ""):
             raise UnsupportedParameter(f"{path}.{name} is not supported; leave it out", param=f"{path}.{name}")
@@ -74,23 +74,23 @@ def _assistant(path: str, message: Mapping[str, Any], unknown: UnknownFields) ->
     content = message.get("content")
     parsed: dict[str, Any] = {"role": "assistant", "content": ""}
     if content is not None or not calls:
-        parsed["content"] = "".join(_texts(f"{path}.content", content, unknown))
+        parsed["content"] = "".join(_texts(f"{path}.content", content, omitted))
     if calls:
         listed = enumerate(field.sequence(f"{path}.tool_calls", calls))
-        parsed["tool_calls"] = [_call(f"{path}.tool_calls[{place}]", call, unknown) for place, call in listed]
+        parsed["tool_calls"] = [_call(f"{path}.tool_calls[{place}]", call, omitted) for place, call in listed]
     if message.get("reasoning_content") not in (None, ""):
         parsed["reasoning_content"] = field.text(f"{path}.reasoning_content", message["reasoning_content"])
     return parsed
 
 
-def _call(path: str, call: Any, unknown: UnknownFields) -> dict[str, Any]:
+def _call(path: str, call: Any, omitted: Omissions) -> dict[str, Any]:
     """Return a call that an earlier answer made, with its arguments as templates want them: an object."""
-    unknown.note(path, field.mapping(path, call), _CALL_KNOWN)
+    omitted.note(path, field.mapping(path, call), _CALL_KNOWN)
     kind = call.get("type", "function")
     if kind != "function":
         raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
     function = field.mapping(f"{path}.function", call.get("function"))
-    unknown.note(f"{path}.function", function, _FUNCTION_KNOWN)
+    omitted.note(f"{path}.function", function, _FUNCTION_KNOWN)
     arguments = function.get("arguments", "{}")
     if not isinstance(arguments, str):
         raise field.wrong(f"{path}.function.arguments", arguments, "a text that holds a JSON object")
@@ -113,21 +113,21 @@ def call_arguments(arguments: str) -> Any:
     return value if isinstance(value, dict) else arguments
 
 
-def _texts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
+def _texts(path: str, content: Any, omitted: Omissions) -> list[str]:
     """Return the texts of the parts. They are joined with nothing in between, as templates that take parts do."""
     if isinstance(content, str):
         return [content]
     if not isinstance(content, list) or not content:
         raise field.wrong(path, content, "a text or a list of text parts")
-    return [_part(f"{path}[{index}]", part, unknown) for index, part in enumerate(content)]
+    return [_part(f"{path}[{index}]", part, omitted) for index, part in enumerate(content)]
 
 
-def _part(path: str, part: Any, unknown: UnknownFields) -> str:
+def _part(path: str, part: Any, omitted: Omissions) -> str:
     kind = field.text(f"{path}.type", field.mapping(path, part).get("type"))
     if kind != "text":
         message = f"{path}.type {shown(kind)} is not supported, only 'text'"
         raise UnsupportedParameter(message, param=f"{path}.type")
-    unknown.note(path, part, _PART_KNOWN)
+    omitted.note(path, part, _PART_KNOWN)
     text = part.get("text")
     if not isinstance(text, str):
         raise InvalidRequest(f"{path}.text must be a text", param=f"{path}.text")

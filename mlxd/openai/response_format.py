@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
-from mlxd.http.unknown import UnknownFields
+from mlxd.http.omissions import Omissions
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _KNOWN = {
@@ -18,7 +18,7 @@ _KNOWN = {
 _SCHEMA_KNOWN = frozenset({"name", "description", "schema", "strict"})
 
 
-def parse_response_format(value: Any, unknown: UnknownFields) -> JsonConstraint | None:
+def parse_response_format(value: Any, omitted: Omissions) -> JsonConstraint | None:
     """Return what binds the answer; None for plain text. A schema is enforced, be it `strict` or not.
 
     Raises:
@@ -27,17 +27,17 @@ def parse_response_format(value: Any, unknown: UnknownFields) -> JsonConstraint 
     kind = field.text("response_format.type", field.mapping("response_format", value).get("type"))
     if kind not in _KNOWN:
         raise field.wrong("response_format.type", kind, "'text', 'json_object' or 'json_schema'")
-    unknown.note("response_format", value, _KNOWN[kind])
+    omitted.note("response_format", value, _KNOWN[kind])
     if kind == "text":
         return None
     if kind == "json_object":
         return JsonConstraint()
-    return parse_schema("response_format.json_schema", value.get("json_schema"), unknown)
+    return parse_schema("response_format.json_schema", value.get("json_schema"), omitted)
 
 
-def parse_schema(path: str, value: Any, unknown: UnknownFields) -> JsonConstraint:
+def parse_schema(path: str, value: Any, omitted: Omissions) -> JsonConstraint:
     """Return the constraint of an object with `name`, `schema` and `strict`."""
-    unknown.note(path, field.mapping(path, value), _SCHEMA_KNOWN)
+    omitted.note(path, field.mapping(path, value), _SCHEMA_KNOWN)
     name = field.text(f"{path}.name", value.get("name"))
     if not _NAME.fullmatch(name):
         raise field.wrong(f"{path}.name", name, "1 to 64 letters, digits, underscores and dashes")

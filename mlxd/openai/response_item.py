@@ -12,7 +12,7 @@ from typing import Any
 
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
-from mlxd.http.unknown import UnknownFields
+from mlxd.http.omissions import Omissions
 from mlxd.openai.message import call_arguments
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
@@ -37,12 +37,12 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex}"
 
 
-def parse_input(value: Any, unknown: UnknownFields, find: Find) -> tuple[Item, ...]:
+def parse_input(value: Any, omitted: Omissions, find: Find) -> tuple[Item, ...]:
     """Return the canonical items of `input`.
 
     Args:
         value: a text, which is a user's message, or a list of items.
-        unknown: collects unknown fields.
+        omitted: collects what is left out.
         find: returns a stored item by its id, for `item_reference`.
 
     Raises:
@@ -53,7 +53,7 @@ def parse_input(value: Any, unknown: UnknownFields, find: Find) -> tuple[Item, .
         return (_message("user", [{"type": "input_text", "text": value}]),)
     if not isinstance(value, list):
         raise field.wrong("input", value, "a text or a list of items")
-    return tuple(_parse_item(f"input[{place}]", item, unknown, find) for place, item in enumerate(value))
+    return tuple(_parse_item(f"input[{place}]", item, omitted, find) for place, item in enumerate(value))
 
 
 def messages_of(items: Iterable[Item], instructions: str | None, noise: NoiseFilter) -> tuple[Mapping[str, Any], ...]:
@@ -123,21 +123,21 @@ def _message(role: str, parts: list[dict[str, Any]], item_id: str | None = None)
     }
 
 
-def _parse_item(path: str, item: Any, unknown: UnknownFields, find: Find) -> Item:
+def _parse_item(path: str, item: Any, omitted: Omissions, find: Find) -> Item:
     kind = field.mapping(path, item).get("type")
     if kind is None:
         kind = "message" if "role" in item else "item_reference"
     match kind:
         case "message":
-            return _parse_message(path, item, unknown)
+            return _parse_message(path, item, omitted)
         case "function_call":
-            return _parse_call(path, item, unknown)
+            return _parse_call(path, item, omitted)
         case "function_call_output":
-            return _parse_output(path, item, unknown)
+            return _parse_output(path, item, omitted)
         case "reasoning":
-            return _parse_reasoning(path, item, unknown)
+            return _parse_reasoning(path, item, omitted)
         case "item_reference":
-            unknown.note(path, item, _REFERENCE_KNOWN)
+            omitted.note(path, item, _REFERENCE_KNOWN)
             found = find(field.text(f"{path}.id", item.get("id")))
             if found is None:
                 raise InvalidRequest(
@@ -151,17 +151,17 @@ def _parse_item(path: str, item: Any, unknown: UnknownFields, find: Find) -> Ite
     )
 
 
-def _parse_message(path: str, item: Mapping[str, Any], unknown: UnknownFields) -> Item:
-    unknown.note(path, item, _MESSAGE_KNOWN)
+def _parse_message(path: str, item: Mapping[str, Any], omitted: Omissions) -> Item:
+    omitted.note(path, item, _MESSAGE_KNOWN)
     role = field.word(*_ROLES)(f"{path}.role", item.get("role"))
     kind = "output_text" if role == "assistant" else "input_text"
     content = item.get("content")
-    texts = [content] if isinstance(content, str) else _parts(f"{path}.content", content, unknown)
+    texts = [content] if isinstance(content, str) else _parts(f"{path}.content", content, omitted)
     more: dict[str, Any] = {"annotations": []} if role == "assistant" else {}
     return _message(role, [{"type": kind, "text": text, **more} for text in texts], _id(path, item))
 
 
-def _parts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
+def _parts(path: str, content: Any, omitted: Omissions) -> list[str]:
     """Return the texts of a list of parts."""
     if not isinstance(content, list):
         raise field.wrong(path, content, "a text or a list of text parts")
@@ -172,7 +172,7 @@ def _parts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
         if kind not in _PARTS:
             message = f"{here}.type {shown(kind)} is not supported, only 'input_text' and 'output_text'"
             raise UnsupportedParameter(message, param=f"{here}.type")
-        unknown.note(here, part, _PARTS[kind])
+        omitted.note(here, part, _PARTS[kind])
         if part.get("annotations") not in (None, []):
             raise UnsupportedParameter(
                 f"{here}.annotations is not supported; leave it out", param=f"{here}.annotations"
@@ -181,8 +181,8 @@ def _parts(path: str, content: Any, unknown: UnknownFields) -> list[str]:
     return texts
 
 
-def _parse_call(path: str, item: Mapping[str, Any], unknown: UnknownFields) -> Item:
-    unknown.note(path, item, _CALL_KNOWN)
+def _parse_call(path: str, item: Mapping[str, Any], omitted: Omissions) -> Item:
+    omitted.note(path, item, _CALL_KNOWN)
     _refuse_programs(path, item)
     return {
         "id": _id(path, item) or new_id("fc"),
@@ -194,12 +194,12 @@ def _parse_call(path: str, item: Mapping[str, Any], unknown: UnknownFields) -> I
     }
 
 
-def _parse_output(path: str, item: Mapping[str, Any], unknown: UnknownFields) -> Item:
-    unknown.note(path, item, _OUTPUT_KNOWN)
+def _parse_output(path: str, item: Mapping[str, Any], omitted: Omissions) -> Item:
+    omitted.note(path, item, _OUTPUT_KNOWN)
     _refuse_programs(path, item)
     output = item.get("output")
     if not isinstance(output, str):
-        output = [{"type": "input_text", "text": text} for text in _parts(f"{path}.output", output, unknown)]
+        output = [{"type": "input_text", "text": text} for text in _parts(f"{path}.output", output, omitted)]
     parsed = {
         "id": _id(path, item) or new_id("fco"),
         "type": "function_call_output",
@@ -212,8 +212,8 @@ def _parse_output(path: str, item: Mapping[str, Any], unknown: UnknownFields) ->
     return parsed
 
 
-def _parse_reasoning(path: str, item: Mapping[str, Any], unknown: UnknownFields) -> Item:
-    unknown.note(path, item, _REASONING_KNOWN)
+def _parse_reasoning(path: str, item: Mapping[str, Any], omitted: Omissions) -> Item:
+    omitted.note(path, item, _REASONING_KNOWN)
     content = _thoughts(f"{path}.content", item.get("content"), "reasoning_text")
     summary = _thoughts(f"{path}.summary", item.get("summary"), "summary_text")
     if not content and not summary and item.get("encrypted_content") is not None:

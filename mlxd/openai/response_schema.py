@@ -12,9 +12,9 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
-from mlxd.http.unknown import UnknownFields
 from mlxd.openai.response_format import parse_schema
 from mlxd.openai.response_item import Item, messages_of, parse_input
 from mlxd.openai.response_store import ResponseStore
@@ -121,11 +121,10 @@ class ParsedResponse:
     input_items: tuple[Item, ...]  # its own, without those of the responses before it
     previous_id: str | None
     repeated: Mapping[str, Any]  # the members of a response that repeat the body
-    ignored: tuple[str, ...]  # names of fields that are not OpenAI's
 
 
 def parse_response(
-    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, *, reject_unknown: bool
+    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omitted: Omissions
 ) -> ParsedResponse:
     """Read the body of /v1/responses, with what *store* has of *owner*'s conversation before it.
 
@@ -133,45 +132,40 @@ def parse_response(
 
     Raises:
         UnsupportedParameter: a documented field, item or tool that this server does not act upon.
-        InvalidRequest: a value of the wrong type or out of its bounds, an unknown field that is refused, or a previous
+        InvalidRequest: a value of the wrong type or out of its bounds, an omission that is refused, or a previous
             response that is not there.
     """
-    unknown = UnknownFields(reject=reject_unknown)
-    values = read(RESPONSE, body, unknown)
+    values = read(RESPONSE, body, omitted)
     stream = values.get("stream", False)
     if "stream_options" in values:
         if not stream:
             raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
-        read(_STREAM_OPTIONS, values["stream_options"], unknown, "stream_options")
-    request, items = _request(values, unknown, store, owner, noise)
+        read(_STREAM_OPTIONS, values["stream_options"], omitted, "stream_options")
+    request, items = _request(values, omitted, store, owner, noise)
     stores = values.get("store", True) and store.is_open
     repeated = {**_repeated(values, request), "store": stores}
-    return ParsedResponse(request, stream, stores, items, values.get("previous_response_id"), repeated, unknown.names)
+    return ParsedResponse(request, stream, stores, items, values.get("previous_response_id"), repeated)
 
 
 def parse_input_count(
-    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, *, reject_unknown: bool
-) -> tuple[GenerationRequest, tuple[str, ...]]:
-    """Read the body of /v1/responses/input_tokens; return the request and the fields that are not OpenAI's.
-
-    Raises as `parse_response`.
-    """
-    unknown = UnknownFields(reject=reject_unknown)
-    request, _ = _request(read(INPUT_COUNT, body, unknown), unknown, store, owner, noise)
-    return request, unknown.names
+    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omitted: Omissions
+) -> GenerationRequest:
+    """Read the body of /v1/responses/input_tokens; raises as `parse_response`."""
+    request, _ = _request(read(INPUT_COUNT, body, omitted), omitted, store, owner, noise)
+    return request
 
 
 def _request(
-    values: Mapping[str, Any], unknown: UnknownFields, store: ResponseStore, owner: str | None, noise: NoiseFilter
+    values: Mapping[str, Any], omitted: Omissions, store: ResponseStore, owner: str | None, noise: NoiseFilter
 ) -> tuple[GenerationRequest, tuple[Item, ...]]:
     """Return the request, and the items of its own input."""
     previous_id = values.get("previous_response_id")
     if "input" not in values and previous_id is None:
         raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
-    effort = read(_REASONING, values.get("reasoning", {}), unknown, "reasoning").get("effort")
-    answer = _answer_format(values, unknown)
-    rules = parse_tools(values, unknown, answer)
-    items = parse_input(values.get("input", []), unknown, store.finder(owner))
+    effort = read(_REASONING, values.get("reasoning", {}), omitted, "reasoning").get("effort")
+    answer = _answer_format(values, omitted)
+    rules = parse_tools(values, omitted, answer)
+    items = parse_input(values.get("input", []), omitted, store.finder(owner))
     before = [] if previous_id is None else store.conversation(owner, previous_id)
     messages = messages_of([*before, *items], values.get("instructions"), noise)
     if not messages:
@@ -186,18 +180,18 @@ def _request(
     return request, items
 
 
-def _answer_format(values: Mapping[str, Any], unknown: UnknownFields) -> JsonConstraint | None:
-    given = read(_TEXT, values.get("text", {}), unknown, "text").get("format")
+def _answer_format(values: Mapping[str, Any], omitted: Omissions) -> JsonConstraint | None:
+    given = read(_TEXT, values.get("text", {}), omitted, "text").get("format")
     if given is None:
         return None
     kind = field.word(*_FORMAT_KNOWN)("text.format.type", given.get("type"))
-    unknown.note("text.format", given, _FORMAT_KNOWN[kind])
+    omitted.note("text.format", given, _FORMAT_KNOWN[kind])
     if kind == "text":
         return None
     if kind == "json_object":
         return JsonConstraint(field="text.format")
     schema = {name: value for name, value in given.items() if name != "type"}
-    return replace(parse_schema("text.format", schema, unknown), field="text.format")
+    return replace(parse_schema("text.format", schema, omitted), field="text.format")
 
 
 def _logprobs(values: Mapping[str, Any]) -> int | None:

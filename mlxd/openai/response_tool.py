@@ -7,9 +7,9 @@ from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
+from mlxd.http.omissions import Omissions
 from mlxd.http.table import Habit, Refused, Table, read
 from mlxd.http.tool_rules import Choice, ToolRules, rules_of
-from mlxd.http.unknown import UnknownFields
 from mlxd.openai.tool import parse_function
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
@@ -25,20 +25,20 @@ _TOOL: Table = {
 }
 
 
-def parse_tools(values: Mapping[str, Any], unknown: UnknownFields, answer: JsonConstraint | None) -> ToolRules:
+def parse_tools(values: Mapping[str, Any], omitted: Omissions, answer: JsonConstraint | None) -> ToolRules:
     """Return the rules of a body whose `tools` is a list, where given.
 
     Args:
         values: the body's `tools`, `tool_choice` and `parallel_tool_calls`, where given.
-        unknown: collects unknown fields.
+        omitted: collects what is left out.
         answer: what `text.format` binds the answer to.
 
     Raises:
         UnsupportedParameter: a tool that is no function.
         InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
     """
-    tools = tuple(_parse_tool(f"tools[{place}]", tool, unknown) for place, tool in enumerate(values.get("tools", ())))
-    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), unknown)
+    tools = tuple(_parse_tool(f"tools[{place}]", tool, omitted) for place, tool in enumerate(values.get("tools", ())))
+    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), omitted)
     return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
 
 
@@ -56,26 +56,26 @@ def shown_tools(tools: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
+def _parse_tool(path: str, tool: Any, omitted: Omissions) -> dict[str, Any]:
     kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
     _refuse_other(f"{path}.type", kind)
-    read(_TOOL, tool, unknown, path)
+    read(_TOOL, tool, omitted, path)
     function = {name: tool[name] for name in _FUNCTION if name in tool}
-    return {"type": "function", "function": parse_function(path, function, unknown)}
+    return {"type": "function", "function": parse_function(path, function, omitted)}
 
 
-def _parse_choice(value: Any, unknown: UnknownFields) -> Choice:
+def _parse_choice(value: Any, omitted: Omissions) -> Choice:
     if isinstance(value, str) and value in _MODES:
         return Choice(value)
     if not isinstance(value, dict):
         raise field.wrong("tool_choice", value, "'none', 'auto', 'required', or an object that names a function")
     kind = field.text("tool_choice.type", value.get("type"))
     if kind == "allowed_tools":
-        unknown.note("tool_choice", value, ("type", "mode", "tools"))
+        omitted.note("tool_choice", value, ("type", "mode", "tools"))
         mode = field.word("auto", "required")("tool_choice.mode", value.get("mode"))
         listed = field.sequence("tool_choice.tools", value.get("tools"))
         return Choice(mode, tuple(_name(f"tool_choice.tools[{place}]", tool) for place, tool in enumerate(listed)))
-    unknown.note("tool_choice", value, ("type", "name"))
+    omitted.note("tool_choice", value, ("type", "name"))
     return Choice("required", (_name("tool_choice", value),))
 
 

@@ -6,7 +6,7 @@ import orjson
 from aiohttp import web
 
 from mlxd.engine.base import Delta, Finished
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
 from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
 from mlxd.openai.response_event import ResponseEvents
@@ -35,9 +35,8 @@ async def _response(request: web.Request, local: Local) -> web.StreamResponse:
         request.app[RESPONSES],
         owner_of(request),
         local.noise,
-        reject_unknown=local.reject_unknown,
+        local.omitted,
     )
-    request[EXCHANGE].ignored = parsed.ignored
     events = ResponseEvents(
         new_id("resp"),
         _now_s(request),
@@ -55,12 +54,12 @@ async def _response(request: web.Request, local: Local) -> web.StreamResponse:
 
 
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
-    counted, request[EXCHANGE].ignored = parse_input_count(
+    counted = parse_input_count(
         local.take_body(),
         request.app[RESPONSES],
         owner_of(request),
         local.noise,
-        reject_unknown=local.reject_unknown,
+        local.omitted,
     )
     async with generation(request, local.model) as held:
         prompt = await held.lease.prepare(counted)

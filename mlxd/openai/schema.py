@@ -1,7 +1,6 @@
 """Body → `GenerationRequest`, or an error that names the field. THE table of what each documented field does here.
 
-A field works, or is refused at any value that would change the answer, or changes nothing anywhere and is accepted. A
-field that OpenAI does not define is ignored in the open (named in a response header) or refused: `http.unknown_fields`.
+`mlxd/http/table.py` says what the treatments are.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import Any
 from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
+from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
-from mlxd.http.unknown import UnknownFields
 from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
 from mlxd.openai.tool import parse_tools
@@ -85,28 +84,26 @@ class ParsedBody:
     requests: tuple[GenerationRequest, ...]  # one for chat; one per prompt for completions
     stream: bool
     include_usage: bool
-    ignored: tuple[str, ...]  # names of fields that are not OpenAI's
     n: int = 1  # answers per prompt
     echo: bool = False  # the prompt stands before its answer
     echoes_only: bool = False  # ... and no answer is wanted
 
 
-def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: bool) -> ParsedBody:
+def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
     """Read the body of /v1/chat/completions, without the noise in it.
 
     Raises:
         UnsupportedParameter: a documented field at a value that this server does not act upon.
-        InvalidRequest: a value of the wrong type or out of its bounds, or an unknown field that is refused.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
-    unknown = UnknownFields(reject=reject_unknown)
-    values = read(CHAT, body, unknown)
+    values = read(CHAT, body, omitted)
     if "messages" not in values:
         raise InvalidRequest("messages is required: a list of messages, the oldest first", param="messages")
     answer = None
     if "response_format" in values:
-        answer = parse_response_format(values["response_format"], unknown)
-    rules = parse_tools(values, unknown, answer)
-    messages = parse_messages(values["messages"], unknown, noise)
+        answer = parse_response_format(values["response_format"], omitted)
+    rules = parse_tools(values, omitted, answer)
+    messages = parse_messages(values["messages"], omitted, noise)
     require_messages(messages)
     prompt = ChatPrompt(
         messages,
@@ -122,13 +119,12 @@ def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, *, reject_unknown: b
         logprobs=_chat_logprobs(values),
         constraint=answer if rules.constraint is None else rules.constraint,
     )
-    return _parsed(values, [request], unknown)
+    return _parsed(values, [request], omitted)
 
 
-def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> ParsedBody:
+def parse_completion(body: Mapping[str, Any], omitted: Omissions) -> ParsedBody:
     """Read the body of /v1/completions; raises as `parse_chat` does."""
-    unknown = UnknownFields(reject=reject_unknown)
-    values = read(COMPLETION, body, unknown)
+    values = read(COMPLETION, body, omitted)
     if "prompt" not in values:
         raise InvalidRequest("prompt is required: a text, a list of texts, or lists of tokens", param="prompt")
     max_tokens, echo = values.get("max_tokens"), values.get("echo", False)
@@ -153,7 +149,7 @@ def parse_completion(body: Mapping[str, Any], *, reject_unknown: bool) -> Parsed
         )
         for prompt in prompts
     ]
-    return replace(_parsed(values, requests, unknown), echo=echo, echoes_only=max_tokens == 0)
+    return replace(_parsed(values, requests, omitted), echo=echo, echoes_only=max_tokens == 0)
 
 
 def _chat_max_tokens(values: Mapping[str, Any]) -> int | None:
@@ -179,16 +175,16 @@ def _chat_logprobs(values: Mapping[str, Any]) -> int | None:
     return top
 
 
-def _parsed(values: Mapping[str, Any], requests: Iterable[GenerationRequest], unknown: UnknownFields) -> ParsedBody:
+def _parsed(values: Mapping[str, Any], requests: Iterable[GenerationRequest], omitted: Omissions) -> ParsedBody:
     stream = values.get("stream", False)
-    include_usage = _include_usage(values, unknown, stream=stream)
-    return ParsedBody(tuple(requests), stream, include_usage, unknown.names, values.get("n", 1))
+    include_usage = _include_usage(values, omitted, stream=stream)
+    return ParsedBody(tuple(requests), stream, include_usage, values.get("n", 1))
 
 
-def _include_usage(values: Mapping[str, Any], unknown: UnknownFields, *, stream: bool) -> bool:
+def _include_usage(values: Mapping[str, Any], omitted: Omissions, *, stream: bool) -> bool:
     options = values.get("stream_options")
     if options is None:
         return False
     if not stream:
         raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
-    return bool(read(_STREAM_OPTIONS, options, unknown, "stream_options").get("include_usage", False))
+    return bool(read(_STREAM_OPTIONS, options, omitted, "stream_options").get("include_usage", False))

@@ -8,8 +8,8 @@ from typing import Any
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
+from mlxd.http.omissions import Omissions
 from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
-from mlxd.http.unknown import UnknownFields
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
 
@@ -23,18 +23,18 @@ _ALLOWED_MODE = field.word("auto", "required")
 _MODES = frozenset({"none", "auto", "required"})
 
 
-def parse_tool(path: str, tool: Any, unknown: UnknownFields) -> dict[str, Any]:
+def parse_tool(path: str, tool: Any, omitted: Omissions) -> dict[str, Any]:
     """Return one function tool as templates and parsers want it; raises as `parse_tools`."""
     kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
     if kind != "function":
         raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
-    unknown.note(path, tool, _TOOL_KNOWN)
-    return {"type": "function", "function": parse_function(f"{path}.function", tool.get("function"), unknown)}
+    omitted.note(path, tool, _TOOL_KNOWN)
+    return {"type": "function", "function": parse_function(f"{path}.function", tool.get("function"), omitted)}
 
 
-def parse_function(path: str, function: Any, unknown: UnknownFields) -> dict[str, Any]:
+def parse_function(path: str, function: Any, omitted: Omissions) -> dict[str, Any]:
     """Return the checked members of a function's definition; null ones are left out."""
-    unknown.note(path, field.mapping(path, function), _FUNCTION_KNOWN)
+    omitted.note(path, field.mapping(path, function), _FUNCTION_KNOWN)
     parsed = named(path, function, _NAME, "1 to 128 letters, digits, underscores, dots and dashes")
     parameters = function.get("parameters")
     parsed["parameters"] = {"type": "object", "properties": {}}
@@ -46,24 +46,24 @@ def parse_function(path: str, function: Any, unknown: UnknownFields) -> dict[str
     return parsed
 
 
-def parse_tools(values: Mapping[str, Any], unknown: UnknownFields, answer: JsonConstraint | None) -> ToolRules:
+def parse_tools(values: Mapping[str, Any], omitted: Omissions, answer: JsonConstraint | None) -> ToolRules:
     """Return the rules of a chat body whose fields have been type-checked.
 
     Args:
         values: the body's `tools`, `tool_choice` and `parallel_tool_calls`, where given.
-        unknown: collects unknown fields.
+        omitted: collects what is left out.
         answer: what `response_format` binds the answer to.
 
     Raises:
         UnsupportedParameter: a tool that is no function.
         InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
     """
-    tools = tuple(parse_tool(f"tools[{place}]", tool, unknown) for place, tool in enumerate(values.get("tools", ())))
-    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), unknown)
+    tools = tuple(parse_tool(f"tools[{place}]", tool, omitted) for place, tool in enumerate(values.get("tools", ())))
+    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), omitted)
     return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
 
 
-def _parse_choice(value: Any, unknown: UnknownFields) -> Choice:
+def _parse_choice(value: Any, omitted: Omissions) -> Choice:
     if isinstance(value, str) and value in _MODES:
         return Choice(value)
     expected = "'none', 'auto', 'required', or an object that names a function"
@@ -71,14 +71,14 @@ def _parse_choice(value: Any, unknown: UnknownFields) -> Choice:
         raise field.wrong("tool_choice", value, expected)
     match value.get("type"):
         case "function":
-            unknown.note("tool_choice", value, _TOOL_KNOWN)
+            omitted.note("tool_choice", value, _TOOL_KNOWN)
             function = field.mapping("tool_choice.function", value.get("function"))
-            unknown.note("tool_choice.function", function, _NAMED_KNOWN)
+            omitted.note("tool_choice.function", function, _NAMED_KNOWN)
             return Choice("required", (field.text("tool_choice.function.name", function.get("name")),))
         case "allowed_tools":
-            unknown.note("tool_choice", value, _ALLOWED_KNOWN)
+            omitted.note("tool_choice", value, _ALLOWED_KNOWN)
             allowed = field.mapping("tool_choice.allowed_tools", value.get("allowed_tools"))
-            unknown.note("tool_choice.allowed_tools", allowed, _ALLOWED_TOOLS_KNOWN)
+            omitted.note("tool_choice.allowed_tools", allowed, _ALLOWED_TOOLS_KNOWN)
             mode = _ALLOWED_MODE("tool_choice.allowed_tools.mode", allowed.get("mode"))
             listed = field.sequence("tool_choice.allowed_tools.tools", allowed.get("tools"))
             return Choice(mode, tuple(_allowed_name(place, tool) for place, tool in enumerate(listed)))

@@ -104,7 +104,13 @@ class HttpSettings:
     unknown_fields: str = row(
         Choice("ignore", "reject"),
         "ignore",
-        "A body field that OpenAI does not define: ignored and named in a header, or refused.",
+        "What of a body the server does without, as unknown fields, hosted tools and hints: ignored and named in a"
+        " header, or refused.",
+    )
+    media: str = row(
+        Choice("note", "reject"),
+        "note",
+        "An image, sound or file for a model that reads text only: replaced by a note, or refused.",
     )
     noise_rules_off: tuple[str, ...] = row(
         TextList(choices=RULE_NAMES), [], "Noise rules that are off: what they remove from prompts stays in."

@@ -12,6 +12,7 @@ from mlxd.anthropic.schema import COUNT, MESSAGES, parse_count_body, parse_messa
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 HI = [{"role": "user", "content": "hi"}]
@@ -25,7 +26,7 @@ FUNCTION = {
 def parse(**fields: Any) -> GenerationRequest:
     """Parse a body with these fields."""
     body = {"model": "m", "max_tokens": 2000, "messages": HI} | fields
-    return parse_message_body(body, NoiseFilter(), reject_unknown=False).request
+    return parse_message_body(body, NoiseFilter(), Omissions("m")).request
 
 
 def prompt(**fields: Any) -> ChatPrompt:
@@ -180,14 +181,16 @@ def test_what_cannot_be_done_is_named(fields: dict[str, Any], param: str, code: 
 def test_unknown_fields_are_named() -> None:
     """Fields of other servers are ignored in the open."""
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "hi", "id": 1}], "top_a": 1}
-    assert parse_message_body(body, NoiseFilter(), reject_unknown=False).ignored == ("top_a", "messages[0].id")
+    omitted = Omissions("m")
+    parse_message_body(body, NoiseFilter(), omitted)
+    assert list(omitted.names) == ["top_a", "messages[0].id"]
 
 
 def test_counting_needs_no_max_tokens() -> None:
     """It takes what bears on the prompt."""
     counted = parse_count_body(
-        {"model": "m", "messages": HI, "tools": [TOOL]}, NoiseFilter(), reject_unknown=True
+        {"model": "m", "messages": HI, "tools": [TOOL]}, NoiseFilter(), Omissions("m", rejects_fields=True)
     ).request
     assert counted.max_tokens is None
     with pytest.raises(UnsupportedParameter):
-        parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, NoiseFilter(), reject_unknown=False)
+        parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, NoiseFilter(), Omissions("m"))

@@ -219,10 +219,11 @@ def test_every_older_file_is_brought_up(tmp_path: Path, version: int) -> None:
                 (int(NOW_S * 1000),),
             )
     with writing(path) as writer:
-        put_all(writer, [row(1, key="k", cost_micro_usd=3, noise_removed={"a-rule": 2})])
+        put_all(writer, [row(1, key="k", cost_micro_usd=3, noise_removed={"a-rule": 2}, ignored=("a", "b"))])
     names = [name for (name,) in ask(path, "SELECT request FROM requests ORDER BY id")]
     assert names == ["old", "r-1"][0 if version else 1 :]
-    assert ask(path, "SELECT noise_removed FROM requests WHERE request = 'r-1'") == [('{"a-rule":2}',)]
+    kept = ask(path, "SELECT noise_removed, ignored FROM requests WHERE request = 'r-1'")
+    assert kept == [('{"a-rule":2}', '["a","b"]')]
     assert ask(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
     assert {name for _, name, *_ in ask(path, "PRAGMA table_info(requests)")} == {"id", *RequestRecord.columns()}
     assert {name for _, name, *_ in ask(path, "PRAGMA table_info(changes)")} == {"id", *ChangeRecord.columns()}

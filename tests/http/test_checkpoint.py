@@ -10,6 +10,7 @@ import pytest
 from mlxd.anthropic.schema import parse_message_body
 from mlxd.engine.base import GenerationRequest
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.openai.response_schema import parse_response
 from mlxd.openai.response_store import ResponseStore
 from mlxd.openai.schema import parse_chat
@@ -36,7 +37,7 @@ def chat(question: str, *more: str) -> GenerationRequest:
     for text in more[1:]:
         messages += [{"role": "assistant", "content": SAID}, {"role": "user", "content": text}]
     body = {"model": "m", "messages": messages, "tools": [{"type": "function", "function": function}]}
-    (request,) = parse_chat(body, NoiseFilter(), reject_unknown=True).requests
+    (request,) = parse_chat(body, NoiseFilter(), Omissions("m", rejects_fields=True)).requests
     return request
 
 
@@ -57,7 +58,7 @@ def message(question: str, *more: str) -> GenerationRequest:
         "messages": messages,
         "tools": [{"name": "bash", "description": "Run a command.", "input_schema": SCHEMA}],
     }
-    return parse_message_body(body, NoiseFilter(), reject_unknown=True).request
+    return parse_message_body(body, NoiseFilter(), Omissions("m", rejects_fields=True)).request
 
 
 def response(question: str, *more: str) -> GenerationRequest:
@@ -77,7 +78,7 @@ def response(question: str, *more: str) -> GenerationRequest:
         "tools": [{"type": "function", "name": "bash", "description": "Run a command.", "parameters": SCHEMA}],
     }
     store = ResponseStore(lambda: settings_of().http)
-    return parse_response(body, store, None, NoiseFilter(), reject_unknown=True).request
+    return parse_response(body, store, None, NoiseFilter(), Omissions("m", rejects_fields=True)).request
 
 
 @pytest.mark.parametrize("asked", [chat, message, response])

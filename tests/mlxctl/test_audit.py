@@ -104,7 +104,13 @@ def test_list(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
 def test_show(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
     """All that is known of a request, a line each, with what noise rules have removed from its prompt."""
     removed = {"claude-billing-line": 1, "claude-tokens-left": 5}
-    row = {**GOOD_ROW, "prompt_tokens": 20_383, "cached_tokens": 18_822, "noise_removed": removed}
+    row = {
+        **GOOD_ROW,
+        "prompt_tokens": 20_383,
+        "cached_tokens": 18_822,
+        "noise_removed": removed,
+        "ignored": ["tools[7]"],
+    }
     fake.answers["audit.list"] = {"requests": [row, BAD_ROW], "next": None}
     assert main(["audit", "show", "r-1"]) == 0
     assert asked(fake) == {"request": "r-1"}
@@ -119,6 +125,7 @@ def test_show(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
         "status:            ok 200",
         "prompt tokens:     20383 (18822 cached)",
         "noise removed:     1 piece by claude-billing-line, 5 pieces by claude-tokens-left",
+        "left out:          tools[7]",
         "answer tokens:     12",
         "first token after: 40ms",
         "took:              1.5s",

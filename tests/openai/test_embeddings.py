@@ -16,6 +16,7 @@ import pytest
 from openai.types import embedding_create_params
 
 from mlxd.engine.vector import EmbeddingRequest
+from mlxd.http.omissions import Omissions
 from mlxd.http.table import Habit, Works
 from mlxd.openai.embeddings import EMBEDDING, ParsedEmbedding, parse_embedding
 from mlxd.protocol.errors import InvalidRequest
@@ -41,7 +42,7 @@ def models_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parse(**fields: Any) -> ParsedEmbedding:
     """Parse a body with these fields."""
-    return parse_embedding({"model": "m", "input": "hi"} | fields, reject_unknown=False)
+    return parse_embedding({"model": "m", "input": "hi"} | fields, Omissions("m"))
 
 
 def test_every_field_of_the_official_client_is_in_the_table() -> None:
@@ -54,15 +55,16 @@ def test_every_field_of_the_official_client_is_in_the_table() -> None:
 
 def test_a_body_is_read() -> None:
     """Every kind of input, and every field at its default and at another value."""
-    assert parse() == ParsedEmbedding(EmbeddingRequest(("hi",)), is_base64=False, ignored=())
+    assert parse() == ParsedEmbedding(EmbeddingRequest(("hi",)), is_base64=False)
     assert parse(input=["a", "b"]).request.inputs == ("a", "b")
     assert parse(input=[1, 2]).request.inputs == ((1, 2),)
     assert parse(input=[[1, 2], [3]]).request.inputs == ((1, 2), (3,))
     assert len(parse(input=["a"] * 2048).request.inputs) == 2048
     given = parse(dimensions=8, encoding_format="base64", truncate=True, user="me", input_type="query")
-    assert given == ParsedEmbedding(
-        EmbeddingRequest(("hi",), dimensions=8, truncate=True), is_base64=True, ignored=("input_type",)
-    )
+    assert given == ParsedEmbedding(EmbeddingRequest(("hi",), dimensions=8, truncate=True), is_base64=True)
+    omitted = Omissions("m")
+    parse_embedding({"model": "m", "input": "hi", "input_type": "query"}, omitted)
+    assert list(omitted.names) == ["input_type"]
 
 
 @pytest.mark.parametrize(

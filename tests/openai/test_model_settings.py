@@ -15,6 +15,7 @@ from mlxd.engine.base import GenerationRequest, SamplingParams
 from mlxd.engine.device import Device
 from mlxd.http.dispatch import filled
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.http.table import Works
 from mlxd.openai import schema
 from mlxd.protocol.errors import InvalidRequest
@@ -33,7 +34,7 @@ def parsed(model: Mapping[str, Any], **body: Any) -> GenerationRequest:
     """Return what a chat body becomes under a model's settings."""
     defaults = settings_of({"models": {"m": dict(model)}}).models["m"]
     whole = {"model": "m", "messages": CHAT["messages"], **body}
-    return schema.parse_chat(filled(whole, defaults), NoiseFilter(), reject_unknown=True).requests[0]
+    return schema.parse_chat(filled(whole, defaults), NoiseFilter(), Omissions("m", rejects_fields=True)).requests[0]
 
 
 def test_a_default_holds_where_the_request_is_silent() -> None:

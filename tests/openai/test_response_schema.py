@@ -17,6 +17,7 @@ from openai.types.responses import (
 from mlxd.engine.base import ChatPrompt, SamplingParams
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.http.table import Refused
 from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE, ParsedResponse, parse_response
 from mlxd.openai.response_store import ResponseStore
@@ -26,10 +27,18 @@ from tests.support.http_server import settings_of
 TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": None}
 
 
-def response(**fields: Any) -> ParsedResponse:
+def response(omitted: Omissions | None = None, **fields: Any) -> ParsedResponse:
     """Parse a body with these fields."""
     store = ResponseStore(lambda: settings_of().http)
-    return parse_response({"model": "m", "input": "hi"} | fields, store, None, NoiseFilter(), reject_unknown=False)
+    body = {"model": "m", "input": "hi"} | fields
+    return parse_response(body, store, None, NoiseFilter(), omitted or Omissions("m"))
+
+
+def left_out(**fields: Any) -> list[str]:
+    """Parse a body with these fields; return what is left out of it."""
+    omitted = Omissions("m")
+    response(omitted, **fields)
+    return list(omitted.names)
 
 
 def refusal(**fields: Any) -> MlxdError:
@@ -77,7 +86,7 @@ def test_a_field_that_does_nothing_is_refused_by_name(name: str) -> None:
     treatment = RESPONSE[name]
     assert isinstance(treatment, Refused)
     for value in (None, *treatment.neutral):
-        assert response(**{name: value}).ignored == ()
+        assert left_out(**{name: value}) == []
 
 
 def test_defaults_are_neutral() -> None:
@@ -85,7 +94,7 @@ def test_defaults_are_neutral() -> None:
     parsed = response()
     assert parsed.request.prompt == ChatPrompt(({"role": "user", "content": "hi"},))
     assert (parsed.request.sampling, parsed.request.max_tokens) == (SamplingParams(), None)
-    assert (parsed.stream, parsed.stores, parsed.previous_id, parsed.ignored) == (False, True, None, ())
+    assert (parsed.stream, parsed.stores, parsed.previous_id) == (False, True, None)
 
 
 def test_what_is_given_arrives() -> None:
@@ -125,7 +134,7 @@ def test_logprobs_are_asked_for_in_two_ways(fields: dict[str, Any], top: int | N
 
 def test_all_that_can_be_included_is_known() -> None:
     """What is of tools that do not run here changes nothing; other words are refused."""
-    assert response(include=list(typing.get_args(ResponseIncludable))).ignored == ()
+    assert left_out(include=list(typing.get_args(ResponseIncludable))) == []
     assert refusal(include=["a.word"]).param == "include[0]"
 
 
@@ -145,7 +154,7 @@ def test_a_format_binds_the_answer(given: dict[str, Any], constraint: JsonConstr
     parsed = response(text={"format": given, "verbosity": "medium"})
     assert parsed.request.constraint == constraint
     assert parsed.repeated["text"]["format"] == given
-    assert parsed.ignored == ()
+    assert left_out(text={"format": given, "verbosity": "medium"}) == []
 
 
 @pytest.mark.parametrize(
@@ -207,7 +216,7 @@ def test_tools_are_flat() -> None:
     assert prompt.tools.tools == ({"type": "function", "function": function},)
     assert isinstance(constraint, ToolConstraint)
     assert parsed.repeated["tools"] == [{"type": "function", **function, "strict": True}]
-    assert parsed.ignored == ()
+    assert left_out(tools=[TOOL | {"description": "d", "strict": True, "allowed_callers": ["direct"]}]) == []
 
 
 @pytest.mark.parametrize(
@@ -311,5 +320,9 @@ def test_a_malformed_item_is_refused_by_name(item: Any, param: str) -> None:
 
 def test_fields_that_are_not_openais_are_named() -> None:
     """At the top, in items and in tools."""
-    parsed = response(cheese=1, input=[{"role": "user", "content": "x", "mood": 1}], tools=[TOOL | {"colour": 2}])
-    assert parsed.ignored == ("cheese", "tools[0].colour", "input[0].mood")
+    items = [{"role": "user", "content": "x", "mood": 1}]
+    assert left_out(cheese=1, input=items, tools=[TOOL | {"colour": 2}]) == [
+        "cheese",
+        "tools[0].colour",
+        "input[0].mood",
+    ]

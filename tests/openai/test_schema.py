@@ -12,6 +12,7 @@ from openai.types.chat import completion_create_params as chat_create_params
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams, TextPrompt, TokenPrompt
 from mlxd.http.dispatch import model_of
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.http.table import Habit, Refused, Works
 from mlxd.openai.schema import (
     CHAT,
@@ -27,12 +28,19 @@ HI = [{"role": "user", "content": "hi"}]
 
 def chat(**fields: Any) -> ParsedBody:
     """Parse a chat body with these fields."""
-    return parse_chat({"model": "m", "messages": HI} | fields, NoiseFilter(), reject_unknown=False)
+    return parse_chat({"model": "m", "messages": HI} | fields, NoiseFilter(), Omissions("m"))
+
+
+def left_out(**fields: Any) -> list[str]:
+    """Parse a chat body with these fields; return what is left out of it."""
+    omitted = Omissions("m")
+    parse_chat({"model": "m", "messages": HI} | fields, NoiseFilter(), omitted)
+    return list(omitted.names)
 
 
 def completion(**fields: Any) -> ParsedBody:
     """Parse a completion body with these fields."""
-    return parse_completion({"model": "m", "prompt": "hi"} | fields, reject_unknown=False)
+    return parse_completion({"model": "m", "prompt": "hi"} | fields, Omissions("m"))
 
 
 def only(parsed: ParsedBody) -> GenerationRequest:
@@ -59,7 +67,6 @@ def test_defaults_are_neutral() -> None:
         (GenerationRequest(ChatPrompt(({"role": "user", "content": "hi"},))),),
         stream=False,
         include_usage=False,
-        ignored=(),
     )
 
 
@@ -252,20 +259,19 @@ def test_unknown_fields_are_named() -> None:
         "stream": True,
         "stream_options": {"z": 1},
     }
-    ignored = parse_chat(body, NoiseFilter(), reject_unknown=False).ignored
-    assert ignored == ("top_a", "messages[0].y", "messages[0].content[0].x", "stream_options.z")
+    assert left_out(**body) == ["top_a", "messages[0].y", "messages[0].content[0].x", "stream_options.z"]
 
 
 def test_unknown_fields_may_be_refused_with_the_nearest_name() -> None:
     """With http.unknown_fields = "reject" a typo is told what it may have meant."""
     with pytest.raises(InvalidRequest, match="'temprature'; the nearest is temperature") as refused:
-        parse_chat({"model": "m", "messages": HI, "temprature": 1}, NoiseFilter(), reject_unknown=True)
+        parse_chat({"model": "m", "messages": HI, "temprature": 1}, NoiseFilter(), Omissions("m", rejects_fields=True))
     assert refused.value.param == "temprature"
 
 
 def test_the_list_of_unknown_fields_is_bounded() -> None:
     """A body of ten thousand unknown fields makes no header of ten thousand names."""
-    assert len(chat(**{f"x{number}": 1 for number in range(10_000)}).ignored) == 20
+    assert len(left_out(**{f"x{number}": 1 for number in range(10_000)})) == 20
 
 
 def test_roles_and_parts_become_what_a_template_wants() -> None:

@@ -11,6 +11,7 @@ from mlxd.engine.base import ChatPrompt
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.engine.tool import ToolUse
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.openai.schema import parse_chat
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
@@ -28,7 +29,7 @@ def tool(name: str = "weather", **function: Any) -> dict[str, Any]:
 
 def rules(**fields: Any) -> tuple[ToolUse | None, Any]:
     """Return what a body with these fields makes of tools."""
-    (request,) = parse_chat({"model": "m", "messages": HI} | fields, NoiseFilter(), reject_unknown=False).requests
+    (request,) = parse_chat({"model": "m", "messages": HI} | fields, NoiseFilter(), Omissions("m")).requests
     assert isinstance(request.prompt, ChatPrompt)
     return request.prompt.tools, request.constraint
 
@@ -150,4 +151,6 @@ def test_unknown_members_of_a_choice_are_named() -> None:
     """Nothing is dropped in silence, however deep it stands."""
     choice = {"type": "function", "function": {"name": "weather", "x": 1}, "y": 2}
     body = {"model": "m", "messages": HI, "tools": [tool()], "tool_choice": choice}
-    assert parse_chat(body, NoiseFilter(), reject_unknown=False).ignored == ("tool_choice.y", "tool_choice.function.x")
+    omitted = Omissions("m")
+    parse_chat(body, NoiseFilter(), omitted)
+    assert list(omitted.names) == ["tool_choice.y", "tool_choice.function.x"]

@@ -37,6 +37,7 @@ RECORD = RequestRecord(
     key="k",
     cost_micro_usd=9,
     noise_removed={"claude-billing-line": 1},
+    ignored=("verbosity",),
 )
 Example = tuple[str, Mapping[str, Any]]
 

@@ -12,6 +12,7 @@ from mlxd.anthropic.schema import parse_message_body
 from mlxd.cloud.translate.to_anthropic import ToAnthropic
 from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.http.noise import NoiseFilter
+from mlxd.http.omissions import Omissions
 from mlxd.openai.schema import parse_chat
 
 EXAMPLES = settings(max_examples=60, deadline=None)
@@ -126,8 +127,8 @@ def test_what_both_can_say_comes_back(body: dict[str, Any]) -> None:
 @given(chats(TEXT))
 def test_it_means_the_same(body: dict[str, Any]) -> None:
     """This server's chat route and its messages route, as strict as they can be, read one request in both."""
-    (asked,) = parse_chat(body, NoiseFilter(), reject_unknown=True).requests
-    parsed = parse_message_body(to_anthropic(body), NoiseFilter(), reject_unknown=True)
+    (asked,) = parse_chat(body, NoiseFilter(), Omissions("m", rejects_fields=True)).requests
+    parsed = parse_message_body(to_anthropic(body), NoiseFilter(), Omissions("m", rejects_fields=True))
     same = parsed.request
     for name in ("sampling", "max_tokens", "stop"):
         assert getattr(same, name) == getattr(asked, name)
