@@ -72,7 +72,7 @@ class GenerationRequest:
 
     prompt: ChatPrompt | TextPrompt | TokenPrompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None  # None: the rest of the context, at most `default_max_tokens`
+    max_tokens: int | None = None  # cut to the room that the prompt leaves; None: it all, or `default_max_tokens`
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # how many alternatives to report beside each token; None: no logprobs at all
     scores_prompt: bool = False  # report the logprobs of the prompt's tokens first (`PromptScored`)
@@ -104,6 +104,7 @@ class PreparedPrompt:
     grammar: object | None = None  # the compiled constraint; only the engine that made it looks inside
     # Ascending positions 0 < k < len(tokens): a later prompt is expected to begin with tokens[:k] and then to differ.
     checkpoints: tuple[int, ...] = ()
+    thinking_budget: int | None = None  # of the request, reduced as `max_tokens` was
 
     @property
     def prefill_tokens(self) -> int:
@@ -289,7 +290,7 @@ class Engine(Protocol):
             TemplateFailed: the chat template does not end in time, or takes too much.
             RequestCancelled: the model was unloaded meanwhile.
             InvalidRequest: the template refuses the messages, the prompt is empty, or a token id is out of range.
-            ContextLengthExceeded: prompt + max_tokens is over the context; both numbers are in the message.
+            ContextLengthExceeded: the prompt alone is over the context; both numbers are in the message and its data.
         """
 
     def submit(self, submit: Submit, listener: Listener) -> None:

@@ -17,8 +17,9 @@ from mlxd.engine.chat_template import ChatTemplate
 from mlxd.engine.checkpoint import before_thoughts, places, positions
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
-from mlxd.engine.prompt_check import GENEROUS_CHARACTERS, check_sampling, foreign_token
-from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
+from mlxd.engine.prompt_check import check_sampling, foreign_token
+from mlxd.engine.prompt_length import PromptLength
+from mlxd.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from mlxd.engine.grammar import Grammars  # imports mlx
@@ -40,6 +41,7 @@ class PromptRenderer:
         self._tokenizer = tokenizer
         self._facts = facts
         self._grammars = grammars
+        self._length = PromptLength(model_id, tokenizer, facts.context_length)
         self._template = ChatTemplate(model_id, tokenizer, processes)
 
     @property
@@ -55,7 +57,7 @@ class PromptRenderer:
             RequestCancelled: it was given up.
             InvalidRequest: a sampling parameter is out of its range, the template refuses the messages, the prompt is
                 empty, a token id is out of range, or the constraint cannot be enforced.
-            ContextLengthExceeded: prompt + max_tokens is over the context.
+            ContextLengthExceeded: the prompt alone is over the context; both numbers are in its data.
         """
         check_sampling(request.sampling, self._facts.vocab_size)
         kind = TextKind.CONTENT
@@ -68,7 +70,7 @@ class PromptRenderer:
                 for message in request.prompt.messages:
                     # A template may leave out what the model has thought, and nothing of what it is told.
                     if message.get("role") != "assistant" and isinstance(message.get("content"), str):
-                        self._refuse_far_too_long("a message", message["content"], field)
+                        self._length.refuse_far_too_long(message["content"], field)
                 text, marked_text = self._render(request.prompt, is_given_up)
                 found = places(text, marked_text)
                 if self._tokenizer.has_thinking and not request.prompt.continues:
@@ -83,14 +85,13 @@ class PromptRenderer:
             case _:
                 tokens, checkpoints = list(request.prompt.tokens), ()
         self._check_range(tokens)
-        max_tokens = self._max_tokens(len(tokens), request.max_tokens, field)
-        if request.max_tokens is None and request.default_max_tokens is not None:
-            max_tokens = min(max_tokens, request.default_max_tokens)
+        max_tokens = self._length.max_tokens(len(tokens), request, field)
         if request.logprobs is not None or request.scores_prompt:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint, is_given_up)
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
-        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, checkpoints)
+        budget = self._length.thinking_budget(request, max_tokens)
+        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, checkpoints, budget)
 
     def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> tuple[str, str]:
         """Return the text, and the one with marks in it, which is empty where there is none."""
@@ -137,7 +138,7 @@ class PromptRenderer:
         self, text: str, field: str, text_places: Sequence[int], *, add_special_tokens: bool
     ) -> tuple[list[int], tuple[int, ...]]:
         """Tokenize *text*, and find its checkpoints."""
-        self._refuse_far_too_long("the prompt", text, field)
+        self._length.refuse_far_too_long(text, field)
         with tokenizing(self._model_id):
             if not text_places or not has_plain_encode(self._tokenizer):
                 return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens)), ()
@@ -145,53 +146,12 @@ class PromptRenderer:
             checkpoints = () if batch.encodings is None else positions(batch.encodings[0], text_places)
             return list(batch["input_ids"]), checkpoints
 
-    def _refuse_far_too_long(self, what: str, text: str, field: str) -> None:
-        """Refuse a text by its beginning.
-
-        30 MB take a tokenizer half a minute and some GB, in which the prompts of others wait.
-        """
-        context = self._facts.context_length
-        beginning = GENEROUS_CHARACTERS * context
-        if len(text) <= beginning:
-            return
-        with tokenizing(self._model_id):
-            tokens = len(self._tokenizer.encode(text[:beginning], add_special_tokens=False))
-        # Twice the context, so that what is cut off the last word decides nothing.
-        if tokens > 2 * context:
-            raise ContextLengthExceeded(
-                f"{what} has {len(text)} characters, and its first {beginning} are {tokens} tokens already,"
-                f" more than the context of {context} tokens of '{self._model_id}'",
-                param=field,
-            )
-
     def _check_range(self, tokens: list[int]) -> None:
         wrong = foreign_token(tokens, self._facts.vocab_size)
         if wrong is not None:
             raise InvalidRequest(
                 f"token {wrong} is not one of '{self._model_id}': 0..{self._facts.vocab_size - 1}", param="prompt"
             )
-
-    def _max_tokens(self, prompt_tokens: int, wanted: int | None, field: str) -> int:
-        """Resolve max_tokens against the context; an error names *field* where the prompt is at fault."""
-        if prompt_tokens == 0:
-            raise InvalidRequest("the prompt is empty", param=field)
-        context = self._facts.context_length
-        room = context - prompt_tokens
-        if wanted is None and room < 1:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt_tokens} tokens, which leaves no room in the context of {context} tokens"
-                f" of '{self._model_id}'",
-                param=field,
-            )
-        if wanted is not None and wanted > room:
-            raise ContextLengthExceeded(
-                f"the prompt has {prompt_tokens} tokens and max_tokens is {wanted}: together {prompt_tokens + wanted},"
-                f" more than the context of {context} tokens of '{self._model_id}'",
-                param="max_tokens" if room > 0 else field,
-            )
-        if wanted is not None and wanted < 1:
-            raise InvalidRequest(f"max_tokens is {wanted}; the least is 1", param="max_tokens")
-        return room if wanted is None else wanted
 
 
 def has_plain_encode(tokenizer: Any) -> bool:

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from mlxd.engine.base import SamplingParams
 from mlxd.protocol.errors import InvalidRequest
 
-# A text is longer than its context when this many characters per token of context are.
-GENEROUS_CHARACTERS = 16
-
 
 def foreign_token(tokens: Sequence[int], vocab_size: int) -> int | None:
     """Return a token that the model does not have; None when all are its own."""

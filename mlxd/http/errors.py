@@ -12,6 +12,7 @@ from aiohttp import web
 
 from mlxd.http.context import EXCHANGE
 from mlxd.protocol.errors import (
+    ContextLengthExceeded,
     InvalidRequest,
     MalformedRequest,
     MethodNotAllowed,
@@ -67,7 +68,9 @@ def envelope(error: MlxdError, dialect: Dialect = Dialect.OPENAI, request_id: st
 
 def detail(error: MlxdError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any]:
     """Return what stands under `error` in the envelope."""
-    message = error.message if error.hint is None else f"{error.message}. Try: {'; or: '.join(error.ways)}"
+    message = _words(error, dialect)
+    if error.hint is not None:
+        message = f"{message}. Try: {'; or: '.join(error.ways)}"
     # What a client sent as a header or a path may be no UTF-8, and then no JSON.
     message = message.encode(errors="backslashreplace").decode()
     tried = {"attempts": error.data["attempts"]} if "attempts" in error.data else {}
@@ -77,6 +80,14 @@ def detail(error: MlxdError, dialect: Dialect = Dialect.OPENAI) -> dict[str, Any
         )
         return {"type": kind, "message": message, "code": error.code, **tried}
     return {"message": message, "type": _openai_type(error), "param": error.param, "code": error.code, **tried}
+
+
+def _words(error: MlxdError, dialect: Dialect) -> str:
+    """Return the message, in the words that clients of the dialect act upon where they know only these."""
+    if dialect is Dialect.ANTHROPIC and isinstance(error, ContextLengthExceeded) and error.data:
+        tokens, most = error.data["prompt_tokens"], error.data["context_tokens"]
+        return f"prompt is too long: {tokens} tokens > {min(most, tokens - 1)} maximum"
+    return error.message
 
 
 def status_of(error: MlxdError) -> int:

@@ -16,7 +16,7 @@ from mlxd.openai.response_store import RESPONSES, StoredResponse, owner_of
 from mlxd.protocol.errors import MlxdError
 
 # What the engine calls as chats do.
-_FIELDS = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort"}
+_FIELDS = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort", "messages": "input"}
 
 
 async def post_responses(request: web.Request) -> web.StreamResponse:
@@ -121,7 +121,9 @@ async def _answer(request: web.Request, model: str, parsed: ParsedResponse, even
 def _rename(error: MlxdError) -> None:
     """Have an error of the engine name the field as this API does."""
     ours = _FIELDS.get(error.param or "")
-    if error.param is not None and ours is not None:
+    if error.param == "messages":  # a word, not only a name
+        error.param = ours
+    elif error.param is not None and ours is not None:
         error.message = error.message.replace(error.param, ours)
         error.hint = None if error.hint is None else error.hint.replace(error.param, ours)
         error.param = ours

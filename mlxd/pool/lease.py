@@ -59,7 +59,7 @@ class Lease:
 
         Raises:
             InvalidRequest: the template refuses the messages, the prompt is empty, or a token id is out of range.
-            ContextLengthExceeded: prompt + max_tokens is over the context.
+            ContextLengthExceeded: the prompt alone is over the context.
             TemplateFailed: the chat template does not end in time, or takes too much.
             RequestCancelled: aborted by an operator.
         """

@@ -188,7 +188,7 @@ def _submit(sequence: Sequence, prompt: PreparedPrompt, kv_tokens: int) -> Submi
         kv_tokens,
         request.logprobs,
         request.scores_prompt,
-        request.thinking_budget,
+        prompt.thinking_budget,
         sequence.checkpoint_bytes,
     )
 

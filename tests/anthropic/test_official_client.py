@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,6 +24,7 @@ WEATHER: Any = {
         "additionalProperties": False,
     },
 }
+LONG: Any = [{"role": "user", "content": "x" * 9000}]
 on_device = pytest.mark.parametrize("serve_models", ["device"], indirect=True)
 
 
@@ -131,7 +133,7 @@ async def test_errors_are_of_the_clients_classes(serve_models: ServeModels) -> N
         with pytest.raises(anthropic.NotFoundError) as missing:
             await client.messages.create(model="tinny", max_tokens=1, messages=HI)
         with pytest.raises(anthropic.BadRequestError) as bad:
-            await client.messages.create(model="tiny", max_tokens=10**4, messages=HI)
+            await client.messages.create(model="tiny", max_tokens=1, messages=LONG)
         with pytest.raises(anthropic.NotFoundError):
             async with client.messages.stream(model="tinny", max_tokens=1, messages=HI) as stream:
                 await stream.get_final_message()
@@ -139,6 +141,21 @@ async def test_errors_are_of_the_clients_classes(serve_models: ServeModels) -> N
         body: Any = refused.value.body
         assert (body["type"], body["error"]["type"]) == ("error", kind)
         assert body["request_id"] == refused.value.response.headers["request-id"]
+
+
+async def test_only_a_prompt_that_does_not_fit_is_refused_in_words_that_are_known(serve_models: ServeModels) -> None:
+    """Claude Code asks for 32000 tokens of every model, and compacts a conversation when it reads these words."""
+    asked: dict[str, Any] = {"model": "tiny", "max_tokens": 32_000, "timeout": 60}
+    async with (
+        serve_models(models={"tiny": {"context_length": 60}}) as served,
+        anthropic.AsyncAnthropic(base_url=served.url, api_key="unused", max_retries=0) as client,
+    ):
+        answer = await client.messages.create(messages=HI, **asked)
+        counted = await client.messages.count_tokens(model="tiny", messages=HI)
+        with pytest.raises(anthropic.BadRequestError) as refused:
+            await client.messages.create(messages=LONG, **asked)
+    assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 60 - counted.input_tokens)
+    assert re.search(r"prompt is too long: \d+ tokens > 60 maximum", refused.value.message)
 
 
 async def test_models_are_listed_in_both_shapes(serve_models: ServeModels) -> None:

@@ -76,15 +76,24 @@ def test_tag_in_a_message_opens_nothing(write_model: WriteModel) -> None:
     assert renderer.prepare(GenerationRequest(chat)).initial_kind is TextKind.CONTENT
 
 
-def test_context_is_checked_with_both_numbers(renderer: PromptRenderer) -> None:
-    """The message names prompt, max_tokens and context; what just fits is taken."""
-    request = GenerationRequest(TextPrompt("x" * 90), max_tokens=10)
-    assert renderer.prepare(request).max_tokens == 10
-    with pytest.raises(ContextLengthExceeded, match=r"90 tokens and max_tokens is 11.* 101,.* 100 tokens") as error:
-        renderer.prepare(replace(request, max_tokens=11))
-    assert error.value.param == "max_tokens"
-    with pytest.raises(ContextLengthExceeded, match=r"100 tokens.*no room.*100 tokens"):
-        renderer.prepare(GenerationRequest(TextPrompt("x" * 100)))
+def test_max_tokens_above_the_room_is_reduced(renderer: PromptRenderer) -> None:
+    """What just fits is taken as it is; more becomes that, and a budget of thinking keeps its share of it."""
+    request = GenerationRequest(TextPrompt("x" * 90), max_tokens=10, thinking_budget=8)
+    as_asked, reduced = (renderer.prepare(replace(request, max_tokens=most)) for most in (10, 20))
+    assert (as_asked.max_tokens, as_asked.thinking_budget) == (10, 8)
+    assert (reduced.max_tokens, reduced.thinking_budget) == (10, 4)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 1])
+def test_prompt_that_alone_does_not_fit_is_refused_with_both_numbers(
+    renderer: PromptRenderer, max_tokens: int | None
+) -> None:
+    """The words are those that clients look for, the numbers are data."""
+    words = r"maximum context length is 100 tokens\. However, your prompt resulted in 100 tokens"
+    with pytest.raises(ContextLengthExceeded, match=words) as error:
+        renderer.prepare(GenerationRequest(TextPrompt("x" * 100), max_tokens=max_tokens))
+    assert error.value.data == {"prompt_tokens": 100, "context_tokens": 100}
+    assert error.value.param == "prompt"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +112,7 @@ def test_a_text_that_is_far_too_long_is_refused_by_its_beginning(
 
     original, tokenizer._tokenizer.encode = tokenizer._tokenizer.encode, encode
     renderer = renderer_of(tokenizer, FACTS)
-    with pytest.raises(ContextLengthExceeded, match=r"first 1600 are \d+ tokens.* 100 tokens"):
+    with pytest.raises(ContextLengthExceeded, match=r"length is 100 tokens\..* more than \d+ tokens"):
         renderer.prepare(GenerationRequest(prompt))
     assert max(tokenized) == 1600
 
@@ -121,7 +130,7 @@ def test_a_message_that_is_far_too_long_is_not_even_rendered(
     monkeypatch.setattr(renderer._template._processes, "render", render)
     words = "x" * 10**6
     for role in ("system", "user", "tool"):
-        with pytest.raises(ContextLengthExceeded, match="a message has 1000000 characters"):
+        with pytest.raises(ContextLengthExceeded, match="your messages resulted in more than"):
             renderer.prepare(GenerationRequest(ChatPrompt(({"role": role, "content": words},))))
     assert not rendered
     thought = ({"role": "assistant", "content": words}, {"role": "user", "content": "And?"})

@@ -101,12 +101,12 @@ async def test_what_does_not_fit_the_context_is_refused_unread(serve_models: Ser
     """Both numbers are in the message, and nothing of the prompt was processed."""
     async with serve(serve_models) as (_, client):
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.completions.create(model="tiny", prompt=LONG, max_tokens=2000)
+            await client.completions.create(model="tiny", prompt=LONG + "x" * 2000)
         fits = await client.completions.create(model="tiny", prompt=LONG, max_tokens=1)
 
-    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "max_tokens")
-    assert f"the prompt has {len(LONG)} tokens and max_tokens is 2000" in refused.value.message
-    assert "the context of 2048 tokens" in refused.value.message
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+    assert "This model's maximum context length is 2048 tokens." in refused.value.message
+    assert f"your prompt resulted in {len(LONG) + 2000} tokens" in refused.value.message
     assert fits.usage is not None
     assert fits.usage.prompt_tokens_details is not None
     assert fits.usage.prompt_tokens_details.cached_tokens == 0

@@ -178,6 +178,7 @@ async def test_errors_are_of_the_clients_classes(serve_models: ServeModels) -> N
             with pytest.raises(openai.BadRequestError) as hosted:
                 await client.responses.create(model="tiny", input="hi", stream=stream, tools=[{"type": "web_search"}])
             with pytest.raises(openai.BadRequestError) as long:
-                await client.responses.create(model="tiny", input="hi", stream=stream, max_output_tokens=10**6)
+                await client.responses.create(model="tiny", input="x" * 9000, stream=stream)
             codes = [refused.value.code for refused in (missing, hosted, long)]
             assert codes == ["model_not_found", "unsupported_parameter", "context_length_exceeded"]
+            assert long.value.param == "input"

@@ -257,7 +257,7 @@ async def test_an_error_of_prepare_leaves_nothing_behind() -> None:
     async with world({"a": 30}) as w:
         await w.load("a")
         with pytest.raises(ContextLengthExceeded, match="16384"):
-            await w.run(w.answer("a", tokens=20_000))
+            await w.run(w.answer("a", prompt="x" * 20_000))
 
         assert w.pool.status().models[0].leases == 0
 

@@ -28,8 +28,9 @@ from mlxd.engine.base import (
     Usage,
 )
 from mlxd.engine.kv_shape import length_class
+from mlxd.engine.prompt_length import PromptLength
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
-from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest, MlxdError, RequestCancelled
+from mlxd.protocol.errors import InvalidRequest, MlxdError, RequestCancelled
 from tests.support import fake_embedding
 from tests.support.fake_row import LOW_TOKENS, Row, answer_start, made_up_logprob
 
@@ -123,21 +124,11 @@ class FakeEngine:
             tokens = tuple(ord(letter) for letter in prompt.text)
         else:
             tokens = prompt.tokens
-        if not tokens:
-            raise InvalidRequest("the prompt is empty", param="prompt")
         if not all(0 <= token < self._facts.vocab_size for token in tokens):
             raise InvalidRequest(f"a token is outside 0..{self._facts.vocab_size - 1}", param="prompt")
-        room = self._facts.context_length - len(tokens)
-        wanted = 1 if request.max_tokens is None else request.max_tokens
-        if wanted > room:
-            raise ContextLengthExceeded(
-                f"{len(tokens)} prompt tokens + {wanted} are more than the context of {self._facts.context_length}"
-            )
-        if request.max_tokens is not None:
-            return PreparedPrompt(tokens, request.max_tokens)
-        return PreparedPrompt(
-            tokens, room if request.default_max_tokens is None else min(room, request.default_max_tokens)
-        )
+        length = PromptLength(self.model_id, None, self._facts.context_length)
+        field = "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+        return PreparedPrompt(tokens, length.max_tokens(len(tokens), request, field))
 
     def submit(self, submit: Submit, listener: Listener) -> None:
         assert submit.sequence_id not in self._rows

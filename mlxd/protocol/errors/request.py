@@ -26,7 +26,7 @@ class UnsupportedParameter(InvalidRequest):
 
 
 class ContextLengthExceeded(InvalidRequest):
-    """The prompt and the tokens asked for are more than the model's context."""
+    """The prompt is more than the model's context; `data` may have `prompt_tokens` and `context_tokens`."""
 
     code = "context_length_exceeded"
 
