@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from mlxd.anthropic.messages import post_count_tokens, post_messages
 from mlxd.anthropic.schema import COUNT, MESSAGES
 from mlxd.http.boundary import add_headers, boundary
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.guard import guard
-from mlxd.http.health import get_health, get_ready
+from mlxd.http.health import get_health, get_ready, get_root
 from mlxd.http.openapi import DOCUMENT, describe, get_openapi
 from mlxd.http.route import Body, Route
 from mlxd.http.status import get_metrics, get_status
@@ -44,6 +44,7 @@ ROUTES = (
     Route("POST", "/v1/messages/count_tokens", post_count_tokens, Body(COUNT, ("model", "messages"))),
     Route("GET", "/v1/models", get_models),
     Route("GET", "/v1/models/{id:.+}", get_model),
+    Route("GET", "/", get_root),
     Route("GET", "/health", get_health),
     Route("GET", "/ready", get_ready),
     Route("GET", "/metrics", get_metrics),
@@ -62,4 +63,6 @@ def make_app(context: AppContext) -> web.Application:
     app.on_response_prepare.append(add_headers)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler)
+        if route.method == hdrs.METH_GET:
+            app.router.add_route(hdrs.METH_HEAD, route.path, route.handler)
     return app

@@ -38,9 +38,10 @@ def described(schema: Mapping[str, Any]) -> Callable[[Callable[[str, Any], T_co]
 
 
 _SHOWN_CHARACTERS = 60
-_MAX_STOPS = 4
-# Each becomes a matcher on the device thread: one of a million characters stops all streams for seconds.
+_MAX_STOPS = 64
+# They become a matcher on the device thread: one of a million characters stops all streams for seconds.
 _MAX_STOP_CHARACTERS = 4096
+_MAX_STOPS_CHARACTERS = 4 * _MAX_STOP_CHARACTERS
 _MAX_BIASES = 1024
 _BIAS_LIMIT = 100
 # Token ids are 32-bit in MLX.
@@ -65,7 +66,7 @@ _TEMPLATE_ARGUMENTS = frozenset(
         "tokenizer_kwargs",
     ]
 )
-_STOP = {"type": "string", "minLength": 1, "maxLength": _MAX_STOP_CHARACTERS}
+_STOP = {"type": "string", "maxLength": _MAX_STOP_CHARACTERS}
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
@@ -185,16 +186,16 @@ def anything(name: str, value: Any) -> Any:  # noqa: ARG001
     }
 )
 def stop(name: str, value: Any) -> tuple[str, ...]:
-    """Accept a text or a list of up to four; an empty list stops nowhere."""
+    """Accept a text or a list of texts; empty ones, which forms of apps send, stop nowhere."""
     texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or len(texts) > _MAX_STOPS:
-        raise wrong(name, value, f"a text or a list of 1 to {_MAX_STOPS} texts")
+    if not isinstance(texts, list) or len(texts) > _MAX_STOPS or not all(isinstance(item, str) for item in texts):
+        raise wrong(name, value, f"a text or a list of up to {_MAX_STOPS} texts")
     for item in texts:
-        if not isinstance(item, str) or not item:
-            raise wrong(name, value, "texts that are not empty")
         if len(item) > _MAX_STOP_CHARACTERS:
-            raise wrong(name, item, f"texts of at most {_MAX_STOP_CHARACTERS} characters")
-    return tuple(texts)
+            raise wrong(name, item, f"made of texts of at most {_MAX_STOP_CHARACTERS} characters")
+    if sum(map(len, texts)) > _MAX_STOPS_CHARACTERS:
+        raise wrong(name, value, f"made of texts of at most {_MAX_STOPS_CHARACTERS} characters together")
+    return tuple(item for item in texts if item)
 
 
 @described({"type": "object", "propertyNames": {"not": {"enum": sorted(_TEMPLATE_ARGUMENTS)}}})

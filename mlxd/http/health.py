@@ -1,14 +1,21 @@
-"""GET /health (it runs) and /ready (it can serve)."""
+"""GET / (what this is), /health (it runs) and /ready (it can serve)."""
 
 from __future__ import annotations
 
 import orjson
 from aiohttp import web
 
+import mlxd
 from mlxd.http.context import CONTEXT
 
 # Probes have no key.
 PROBES = frozenset({"/health", "/ready"})
+
+
+async def get_root(request: web.Request) -> web.Response:  # noqa: ARG001  (all handlers take it)
+    """Say what answers here; agents ask at their start whether anything does."""
+    body = {"name": "mlxd", "version": mlxd.__version__, "openapi": "/openapi.json"}
+    return web.Response(body=orjson.dumps(body), content_type="application/json")
 
 
 async def get_health(request: web.Request) -> web.Response:  # noqa: ARG001  (all handlers take it)

@@ -13,7 +13,7 @@ from mlxd.engine.tool import ToolUse
 from mlxd.http import field
 from mlxd.protocol.errors import InvalidRequest
 
-_MAX_TOOLS = 128
+_MAX_TOOLS = 512  # agents with a few MCP servers send well over a hundred
 
 
 @dataclass(frozen=True, slots=True)

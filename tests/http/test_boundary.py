@@ -336,3 +336,13 @@ async def test_thirty_two_streams_run_at_once() -> None:
     async with serving(ScriptedPool([begin, all_begun, *end()])) as served:
         answers = await asyncio.gather(*(served.post(CHAT, BODY | {"stream": True}) for _ in range(32)))
     assert all(body.endswith(b"[DONE]\n\n") for _, _, body in answers)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/openapi.json"])
+async def test_head_is_answered_as_get_is(path: str) -> None:
+    """With its status and length, and without its body; Claude Code asks for / so at its start."""
+    async with serving(ScriptedPool(end())) as served:
+        _, headers, body = await served.get(path)
+        async with served.http.head(served.url + path) as response:
+            assert (response.status, await response.read()) == (200, b"")
+            assert response.headers["Content-Length"] == headers["Content-Length"] == str(len(body))

@@ -106,7 +106,7 @@ def test_a_document_may_stand_in_place_of_calls() -> None:
         ({"tools": [tool(strict="yes")]}, "tools[0].function.strict"),
         ({"tools": [tool(description=1)]}, "tools[0].function.description"),
         ({"tools": [tool(), tool()]}, "tools"),
-        ({"tools": [tool(f"t{number}") for number in range(129)]}, "tools"),
+        ({"tools": [tool(f"t{number}") for number in range(513)]}, "tools"),
         ({"tools": [tool()], "tool_choice": "maybe"}, "tool_choice"),
         ({"tools": [tool()], "tool_choice": 1}, "tool_choice"),
         ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function"),
@@ -132,10 +132,10 @@ def test_what_is_malformed_is_named(fields: dict[str, Any], param: str) -> None:
 
 
 def test_many_tools_are_taken_and_a_name_twice_is_told() -> None:
-    """Up to 128; the error says which name it is."""
-    use, _ = rules(tools=[tool(f"t{number}") for number in range(128)])
+    """Up to 512; the error says which name it is."""
+    use, _ = rules(tools=[tool(f"t{number}") for number in range(512)])
     assert use is not None
-    assert len(use.tools) == 128
+    assert len(use.tools) == 512
     with pytest.raises(InvalidRequest, match="two functions named 't1'"):
         rules(tools=[tool("t0"), tool("t1"), tool("t1"), tool("t2")])
 
