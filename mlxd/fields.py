@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from mlxd.anthropic.schema import COUNT, MESSAGES
+from mlxd.engine.answer import registry
 from mlxd.engine.tool_grammar import FORMATS
 from mlxd.http import field
 from mlxd.http.table import Habit, Omitted, Refused, Table, Treatment, Works
@@ -42,7 +43,7 @@ What each documented field does on this machine:
 
 Null is the same as leaving a field out.
 
-Required, named and `strict` calls are enforced while the model writes, in these formats of mlx-lm's parsers:
+Required, named and `strict` calls are enforced while the model writes, in these formats:
 """
 # What no value at all would be; each check refuses one of them, and says what it expects.
 _NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
@@ -50,7 +51,8 @@ _NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
 
 def render() -> str:
     """Return the whole document."""
-    formats = ", ".join(f"`{name}`" for name in sorted(FORMATS))
+    own = [known.name for known in registry.FORMATS if known.shape is not None]
+    formats = ", ".join(f"`{name}`" for name in sorted([*FORMATS, *own]))
     parts = [f"{_BEGIN}{_INTRODUCTION}{formats}. A model with another format answers 400 to them.\n"]
     for route, table in ROUTES:
         rows = [_row(name, table[name]) for name in sorted(table)]

@@ -21,9 +21,10 @@ import mlx.core as mx
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits
 
+from mlxd.engine.answer.format import Frame, format_of
 from mlxd.engine.constraint import Constraint, JsonConstraint, LarkConstraint, ToolConstraint
 from mlxd.engine.fault import in_words
-from mlxd.engine.lark import Unenforceable
+from mlxd.engine.lark import Lark, Unenforceable
 from mlxd.engine.process import Processes
 from mlxd.engine.tool_grammar import loosened_functions, tool_lark
 from mlxd.engine.vocabulary import Vocabulary
@@ -41,6 +42,7 @@ _BYTES_PER_TOKEN = 4_096
 # As many states of its lexer take 100 MB, and no schema that describes data comes near.
 _MOST_STATES = 50_000
 _SHOWN_CHARACTERS = 300
+_ANY_OBJECT = '{"type":"object"}'
 
 
 class Grammars:
@@ -55,6 +57,8 @@ class Grammars:
         self._vocabulary = vocabulary
         self._vocab_size = vocab_size
         self._processes = processes
+        own = format_of(tokenizer)
+        self._frame: Frame | None = None if own is None else own.frame
         self._lock = threading.Lock()
         self._kept: OrderedDict[Constraint, Grammar] = OrderedDict()
         self._numbers = itertools.count()
@@ -103,7 +107,20 @@ class Grammars:
     def _compiled(self, constraint: Constraint, is_given_up: Callable[[], bool]) -> Grammar:
         if isinstance(constraint, ToolConstraint):
             return self._tool_grammar(constraint, is_given_up)
+        if self._frame is not None:
+            return self._checked(constraint, self._framed(constraint, self._frame), is_given_up)
         return self._checked(constraint, _grammar_text(constraint), is_given_up)
+
+    def _framed(self, constraint: JsonConstraint | LarkConstraint, frame: Frame) -> str:
+        """Return the grammar of a whole answer: the document, and what this model's format has before it."""
+        if isinstance(constraint, LarkConstraint):
+            raise _refused(constraint, "this model's answers have headers, which a grammar in Lark would have to know")
+        try:
+            lark = Lark(self._tokenizer)
+            document = lark.json(json.loads(constraint.schema or _ANY_OBJECT))
+        except ValueError as error:
+            raise _refused(constraint, str(error)) from None
+        return lark.text(frame(lark, document, None))
 
     def _tool_grammar(self, constraint: ToolConstraint, is_given_up: Callable[[], bool]) -> Grammar:
         """Return the grammar of calls; a schema that is not strict and cannot be enforced counts for its types."""
@@ -142,7 +159,8 @@ class Grammars:
         except BaseException:
             del self._held[number]
             raise
-        grammar = Grammar(matcher, self._tokenizer, constraint.field, number, _bytes_of(text))
+        thinks = self._frame is None  # else the thoughts are a part of the grammar
+        grammar = Grammar(matcher, self._tokenizer, constraint.field, number, _bytes_of(text), thinks=thinks)
         weakref.finalize(grammar, self._held.pop, number, None).atexit = False
         return grammar
 
@@ -179,7 +197,7 @@ def _bytes_of(text: str) -> int:
 def _grammar_text(constraint: JsonConstraint | LarkConstraint) -> str:
     if not isinstance(constraint, JsonConstraint):
         return LLMatcher.grammar_from_lark(constraint.grammar)
-    schema = '{"type":"object"}' if constraint.schema is None else constraint.schema
+    schema = _ANY_OBJECT if constraint.schema is None else constraint.schema
     try:
         # Else a model that likes white space may fill the rest of its context with it.
         return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
@@ -205,12 +223,17 @@ def _refused(constraint: Constraint, reason: str) -> InvalidRequest:
 class Grammar:
     """One compiled grammar. May be shared by rows and threads; only what its lexer has learned grows."""
 
-    def __init__(self, matcher: Any, tokenizer: Any, field: str, number: int, compiled_bytes: int) -> None:
-        """Take a fresh matcher, the tokenizer that knows the tags of thinking, who asked, its number, and its size."""
+    def __init__(
+        self, matcher: Any, tokenizer: Any, field: str, number: int, compiled_bytes: int, *, thinks: bool = True
+    ) -> None:
+        """Take a fresh matcher, the tokenizer that knows the tags of thinking, who asked, its number, and its size.
+
+        Where it *thinks*, what stands between these tags is free.
+        """
         self.field = field
         self.number = number
-        self.think_start: tuple[int, ...] = tokenizer.think_start_tokens or ()
-        self.think_end: tuple[int, ...] = tokenizer.think_end_tokens or ()
+        self.think_start: tuple[int, ...] = (tokenizer.think_start_tokens or ()) if thinks else ()
+        self.think_end: tuple[int, ...] = (tokenizer.think_end_tokens or ()) if thinks else ()
         self.ends = sorted(tokenizer.eos_token_ids)
         self._compiled_bytes = compiled_bytes
         self._tokens = 0

@@ -10,6 +10,7 @@ from typing import Any
 
 from mlx_lm.generate import TextStateMachine, make_text_state_machine
 
+from mlxd.engine.answer.format import Segment, Splitter, format_of
 from mlxd.engine.base import PreparedPrompt, TextKind
 from mlxd.engine.tool_reader import Piece, ToolReader
 
@@ -22,15 +23,20 @@ class Markup:
     def __init__(self, tokenizer: Any) -> None:
         """Take mlx-lm's `TokenizerWrapper`."""
         self._tokenizer = tokenizer
+        own = format_of(tokenizer)
+        self._splitter = None if own is None else own.splitter
         declares = tokenizer.has_thinking or tokenizer.has_tool_calling or tokenizer.response_transitions
         self._machine = make_text_state_machine(tokenizer) if declares or tokenizer.structural_markers else None
 
     def output(self, prompt: PreparedPrompt, stop: tuple[str, ...]) -> Output:
         """Return the output of a new sequence."""
-        tags = None
-        if self._machine is not None:
+        splitter: Splitter | None = None
+        if self._splitter is not None:
+            splitter = self._splitter(prompt.tools)
+        elif self._machine is not None:
             first = self._tokenizer.response_initial_state or "normal"
-            tags = self._machine.make_state("reasoning" if prompt.initial_kind is TextKind.REASONING else first)
+            is_thinking = prompt.initial_kind is TextKind.REASONING
+            splitter = _Tags(self._machine.make_state("reasoning" if is_thinking else first))
         stops = None
         if stop:
             # A state for each, so that it is known which was met.
@@ -41,19 +47,39 @@ class Markup:
             # It strips a leading space from the first text it makes; this is not the first.
             detokenizer.text = "\n"
             detokenizer.offset = 1
-        return Output(detokenizer, stops, tags, ToolReader(self._tokenizer, prompt.tools))
+        return Output(detokenizer, stops, splitter, ToolReader(self._tokenizer, prompt.tools))
+
+
+class _Tags:
+    """Splits where tags are. Implements `Splitter`."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: Any) -> None:
+        """Take a fresh state of a `TextStateMachine`."""
+        self._state = state
+
+    def split(self, text: str) -> list[Segment]:
+        """Return what *text* makes known."""
+        self._state, segments = TextStateMachine.split(self._state, text)
+        return list(segments)
+
+    def flush(self) -> list[Segment]:
+        """Return what was held back."""
+        self._state, rest, state = TextStateMachine.flush(self._state)
+        return [(state, rest)]
 
 
 class Output:
     """The text of one sequence, as it comes."""
 
-    __slots__ = ("_detokenizer", "_stops", "_tags", "_tools", "stopped", "stopped_by")
+    __slots__ = ("_detokenizer", "_splitter", "_stops", "_tools", "stopped", "stopped_by")
 
-    def __init__(self, detokenizer: Any, stops: Any, tags: Any, tools: ToolReader) -> None:
-        """Take a detokenizer of its own, the states of the matchers where there are any, and what reads calls."""
+    def __init__(self, detokenizer: Any, stops: Any, splitter: Splitter | None, tools: ToolReader) -> None:
+        """Take what is this sequence's own: a detokenizer, a matcher of stops and a splitter, and what reads calls."""
         self._detokenizer = detokenizer
         self._stops = stops
-        self._tags = tags
+        self._splitter = splitter
         self._tools = tools
         self.stopped_by: str | None = None  # the stop string that was matched
         self.stopped = False  # a stop string was matched, or the last call allowed was made; nothing comes after it
@@ -72,9 +98,8 @@ class Output:
             if self._stops is not None and not self.stopped:
                 self._stops, rest, _ = TextStateMachine.flush(self._stops)
                 pieces += self._tagged(rest)
-        if self._tags is not None and not self._tools.is_done:
-            self._tags, rest, state = TextStateMachine.flush(self._tags)
-            pieces += self._tools.read([(state, rest)])
+        if self._splitter is not None and not self._tools.is_done:
+            pieces += self._tools.read(self._splitter.flush())
         if not self._tools.is_done:
             pieces += self._tools.finish()
         return [piece for piece in pieces if piece.text]
@@ -90,9 +115,8 @@ class Output:
         return pieces
 
     def _tagged(self, text: str) -> list[Piece]:
-        if self._tags is None:
+        if self._splitter is None:
             return [Piece(TextKind.CONTENT, text)]
-        self._tags, segments = TextStateMachine.split(self._tags, text)
-        pieces = self._tools.read(segments)
+        pieces = self._tools.read(self._splitter.split(text))
         self.stopped = self.stopped or self._tools.is_done
         return pieces

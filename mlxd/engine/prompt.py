@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mlxd.engine.answer.format import format_of
 from mlxd.engine.base import (
     ChatPrompt,
     EngineFacts,
@@ -95,6 +96,9 @@ class PromptRenderer:
 
     def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> tuple[str, str]:
         """Return the text, and the one with marks in it, which is empty where there is none."""
+        own = format_of(self._tokenizer)
+        if own is not None and own.adapt is not None:
+            prompt = own.adapt(prompt)
         if not self._facts.chat_template:
             raise InvalidRequest(
                 f"model '{self._model_id}' has no chat template",

@@ -18,6 +18,7 @@ import mlx.core as mx
 from mlx_lm.utils import load_config, load_tokenizer
 
 from mlxd.engine import encoder
+from mlxd.engine.answer.registry import adopt_format
 from mlxd.engine.base import LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.config import MOST_PARTS, context_of, parts_problem
@@ -73,6 +74,7 @@ def _read_tokenizer(spec: LoadSpec, config: dict[str, Any]) -> Any:
         # fails at every text fails here.
         tokenizer.decode(tokenizer.encode("a"))
         tokenizer.encode("a", add_special_tokens=False)
+        adopt_format(tokenizer)
     except BaseException as error:
         if not is_fault(error):
             raise

@@ -6,33 +6,18 @@ One function per format of mlx-lm's `tool_parsers`; what it writes is what that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 from mlxd.engine import tool_markup, tool_notation
+from mlxd.engine.answer.format import CallShape, format_of
 from mlxd.engine.constraint import ToolConstraint
 from mlxd.engine.lark import Lark, Unenforceable, literal, regex
-from mlxd.engine.tool_value import DEFINITIONS, loosened
+from mlxd.engine.tool_value import DEFINITIONS, loosened, parameters_of
 
 Functions = list[Mapping[str, Any]]
 # Between calls and after the last one: a model that likes white space would fill the rest of its context with it.
 _BLANK = "/\\s{1,8}/"
-
-
-class _Format(NamedTuple):
-    """A format of calls.
-
-    Attributes:
-        call: writes one call: what stands between the tags, or between separators.
-        separator: what stands between the calls of one pair of tags; None where each call has its own.
-        before: what stands between the first tag and the first call.
-        after: what stands between the last call and the last tag.
-    """
-
-    call: Callable[[Lark, Mapping[str, Any]], str]
-    separator: str | None = None
-    before: str = ""
-    after: str = ""
 
 
 def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
@@ -43,7 +28,11 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     Raises:
         Unenforceable: the format cannot write what a function's schema asks for, or cannot be held to it.
     """
-    shape = FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
+    own = format_of(tokenizer)
+    if own is not None and own.tags is not None:
+        shape = own.shape
+    else:
+        shape = FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
     if shape is None:
         return None
     lark = Lark(tokenizer)
@@ -53,6 +42,9 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
         call = lark.rule(lark.choice(_call(shape, lark, function) for function in json.loads(constraint.functions)))
     except RecursionError:
         raise Unenforceable("it refers to itself, which this model's format of calls cannot write") from None
+    if own is not None and own.frame is not None:
+        document = None if constraint.is_required else _document(lark, constraint)
+        return lark.text(own.frame(lark, document, call))
     if constraint.parallel and shape.separator is not None:
         call = f"{call} ({literal(shape.separator)} {call})*"
     rest = lark.rule(f"{literal(shape.before)} {call} {literal(shape.after)} {end}")
@@ -71,7 +63,12 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     return lark.text(f"{free} | {lark.terminal(f'{free} {literal(opening)}')} {rest} {more}")
 
 
-def _call(shape: _Format, lark: Lark, function: Mapping[str, Any]) -> str:
+def _document(lark: Lark, constraint: ToolConstraint) -> str:
+    """Return what may stand in place of calls."""
+    return lark.terminal("/(?s:.*)/") if constraint.schema is None else lark.json(json.loads(constraint.schema))
+
+
+def _call(shape: CallShape, lark: Lark, function: Mapping[str, Any]) -> str:
     try:
         return shape.call(lark, function)
     except Unenforceable as error:
@@ -95,39 +92,34 @@ def _json_tools(lark: Lark, function: Mapping[str, Any]) -> str:
 
 def _mistral(lark: Lark, function: Mapping[str, Any]) -> str:
     """`[TOOL_CALLS]name[ARGS]{…}`."""
-    return f"{literal(function['name'])} {lark.tag('[ARGS]')} {lark.json(_parameters(function))}"
+    return f"{literal(function['name'])} {lark.tag('[ARGS]')} {lark.json(parameters_of(function))}"
 
 
 def _kimi_k2(lark: Lark, function: Mapping[str, Any]) -> str:
     """`<|tool_call_begin|>functions.name:0<|tool_call_argument_begin|>{…}<|tool_call_end|>`."""
     begin, arguments, end = map(lark.tag, ("<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"))
     name = literal(f"functions.{function['name']}:")
-    return f"{begin} {name} /[0-9]/ {arguments} {lark.json(_parameters(function))} {end}"
+    return f"{begin} {name} /[0-9]/ {arguments} {lark.json(parameters_of(function))} {end}"
 
 
-FORMATS: Mapping[str, _Format] = {
-    "json_tools": _Format(_json_tools),
-    "mistral": _Format(_mistral),
-    "kimi_k2": _Format(_kimi_k2, ""),
-    "qwen3_coder": _Format(tool_markup.qwen3_coder),
-    "glm47": _Format(tool_markup.glm47),
-    "longcat": _Format(tool_markup.longcat),
-    "minimax_m2": _Format(tool_markup.minimax_m2, "\n", "\n", "\n"),
-    "minicpm5": _Format(tool_markup.minicpm5),
-    "muse_spark": _Format(tool_markup.muse_spark, "\n", "\n", "\n"),
-    "pythonic": _Format(tool_notation.pythonic, ", ", "[", "]"),
-    "function_gemma": _Format(tool_notation.function_gemma),
-    "gemma4": _Format(tool_notation.gemma4),
+FORMATS: Mapping[str, CallShape] = {
+    "json_tools": CallShape(_json_tools),
+    "mistral": CallShape(_mistral),
+    "kimi_k2": CallShape(_kimi_k2, ""),
+    "qwen3_coder": CallShape(tool_markup.qwen3_coder),
+    "glm47": CallShape(tool_markup.glm47),
+    "longcat": CallShape(tool_markup.longcat),
+    "minimax_m2": CallShape(tool_markup.minimax_m2, "\n", "\n", "\n"),
+    "minicpm5": CallShape(tool_markup.minicpm5),
+    "muse_spark": CallShape(tool_markup.muse_spark, "\n", "\n", "\n"),
+    "pythonic": CallShape(tool_notation.pythonic, ", ", "[", "]"),
+    "function_gemma": CallShape(tool_notation.function_gemma),
+    "gemma4": CallShape(tool_notation.gemma4),
 }
 
 
-def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = function.get("parameters")
-    return dict(parameters) if parameters else {"type": "object", "properties": {}, "additionalProperties": False}
-
-
 def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = _parameters(function)
+    parameters = parameters_of(function)
     definitions = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
     return {
         "type": "object",

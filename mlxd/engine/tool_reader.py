@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
+from mlxd.engine.answer.format import Segment
 from mlxd.engine.base import TextKind
 from mlxd.engine.tool import ToolCall, ToolUse
 
 # mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
 _KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING}
 _TOOL = "tool"
-
-Segment = tuple[str, str]  # a state and its text, as mlx-lm's state machine hands them out
 
 
 class Piece(NamedTuple):

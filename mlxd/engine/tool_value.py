@@ -30,6 +30,12 @@ class Property(NamedTuple):
     is_required: bool
 
 
+def parameters_of(function: Schema) -> dict[str, Any]:
+    """Return the schema of a function's arguments."""
+    parameters = function.get("parameters")
+    return dict(parameters) if parameters else {"type": "object", "properties": {}, "additionalProperties": False}
+
+
 def properties(parameters: Schema) -> list[Property]:
     """Return the arguments that a function's schema declares, each with the definitions that it may refer to.
 

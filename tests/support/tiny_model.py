@@ -107,6 +107,7 @@ def write_tiny_model(
     tools: bool = False,
     call_format: str = "json_tools",
     template: str | None = None,
+    markup: tuple[str, ...] = (),
     all_bytes: bool = False,
     sliding_window: int | None = None,
 ) -> Path:
@@ -126,14 +127,15 @@ def write_tiny_model(
         tools: adds the tokens `<tool_call>` and `</tool_call>`, and a template that renders tools and calls, from which
             mlx-lm infers its JSON tool parser.
         call_format: another format of calls, with *tools*: a parser of mlx-lm, which is named in the configuration.
-        template: a chat template in place of the model's own (see `templates.py`); only its markup that *thinking* and
-            *tools* add is one token each.
+        template: a chat template in place of the model's own (see `templates.py`); only its markup that *thinking*,
+            *tools* and *markup* add is one token each.
+        markup: more tokens, of a format of answers.
         all_bytes: every byte is a token, so that any Unicode text can be encoded (and answers may be invalid UTF-8).
         sliding_window: every second layer attends to this many tokens only.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shape = _Shape(layers, width, heads, kv_heads)
-    tags = CALL_FORMATS[call_format] if tools else ()
+    tags = (CALL_FORMATS[call_format] if tools else ()) + markup
     vocabulary = tiny_vocabulary(thinking=thinking or open_thinking, tags=tags, all_bytes=all_bytes)
     n_special = sum(1 for token in vocabulary if len(token) > 1)
     config = _config(shape, len(vocabulary), vocabulary[END], context)

@@ -1,0 +1,47 @@
+"""Finds the format of a model's answers when its tokenizer is read. Knows mlx-lm's wrapper, and touches no array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.engine.answer.format import AnswerFormat
+from mlxd.engine.answer.harmony import HARMONY
+
+# The first one that fits counts.
+FORMATS: tuple[AnswerFormat, ...] = (HARMONY,)
+
+
+def adopt_format(tokenizer: Any) -> None:
+    """Tell mlx-lm's `TokenizerWrapper` how its model answers, where mlx-lm has not found out.
+
+    A parser of calls that mlx-lm has found, or that the configuration names, stays.
+    """
+    template, vocabulary = _templates(tokenizer), tokenizer.get_vocab()
+    found = next((known for known in FORMATS if known.is_of(template, vocabulary)), None)
+    if found is None or (found.tags is not None and tokenizer.has_tool_calling):
+        return
+    # The wrapper takes these at its making only, which reads the whole vocabulary once more.
+    if found.thinking is not None:
+        tokenizer._think_start, tokenizer._think_end = found.thinking  # noqa: SLF001
+        tokenizer._think_start_tokens = _tokens(tokenizer, found.thinking[0])  # noqa: SLF001
+        tokenizer._think_end_tokens = _tokens(tokenizer, found.thinking[1])  # noqa: SLF001
+    if found.tags is not None:
+        tokenizer._tool_call_start, tokenizer._tool_call_end = found.tags  # noqa: SLF001
+        tokenizer._tool_parser = found.parse  # noqa: SLF001
+    tokenizer._structural_markers += found.markers  # noqa: SLF001
+    for end in found.ends:
+        if end in vocabulary:
+            tokenizer.add_eos_token(end)
+    tokenizer.answer_format = found
+
+
+def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _templates(tokenizer: Any) -> str:
+    """Return the text of all chat templates: a model may have one by name for tools."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        return "\n".join(map(str, template.values()))
+    return template if isinstance(template, str) else ""
