@@ -11,6 +11,7 @@ import orjson
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
 from mlxd.engine.tool import ToolCall
+from mlxd.http.sealed import sealed
 
 _BLOCKS = {TextKind.CONTENT: "text", TextKind.REASONING: "thinking"}
 
@@ -56,13 +57,19 @@ def stop_reason(finished: Finished, *, has_called: bool) -> str:
 
 @dataclass(slots=True)
 class Blocks:
-    """The content of one message as it grows: neighbouring text of one kind is a block, each call is one."""
+    """The content of one message as it grows: neighbouring text of one kind is a block, each call is one.
 
+    Attributes:
+        hides_thoughts: thinking blocks have no text; the thought is in their signature, to come back with it.
+    """
+
+    hides_thoughts: bool = False
     blocks: list[dict[str, Any]] = field(default_factory=list)
     has_called: bool = False
     thinking_tokens: int = 0
     _tokens: int = 0
     _open: str | None = None
+    _hidden: list[str] = field(default_factory=list)  # of the thought that is open
 
     def take(self, delta: Delta) -> bytes:
         """Add *delta* and return its events."""
@@ -75,6 +82,9 @@ class Blocks:
         if not delta.text:
             return b""
         opened = b"" if self._open == kind else self.close() + self._start(kind)
+        if kind == "thinking" and self.hides_thoughts:
+            self._hidden.append(delta.text)
+            return opened
         self.blocks[-1][kind] += delta.text
         part = {"type": f"{kind}_delta", kind: delta.text}
         return opened + event("content_block_delta", index=len(self.blocks) - 1, delta=part)
@@ -86,7 +96,10 @@ class Blocks:
         index, kind, self._open = len(self.blocks) - 1, self._open, None
         signed = b""
         if kind == "thinking":  # clients send it back; there is nothing to sign
-            signed = event("content_block_delta", index=index, delta={"type": "signature_delta", "signature": ""})
+            signature = sealed("".join(self._hidden)) if self._hidden else ""
+            self.blocks[index]["signature"], self._hidden = signature, []
+            part = {"type": "signature_delta", "signature": signature}
+            signed = event("content_block_delta", index=index, delta=part)
         return signed + event("content_block_stop", index=index)
 
     def _start(self, kind: str) -> bytes:

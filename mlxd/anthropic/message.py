@@ -11,6 +11,7 @@ from typing import Any
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
+from mlxd.http.sealed import opened
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
 
@@ -105,7 +106,7 @@ def _assistant(path: str, content: Any, omitted: Omissions) -> Message:
             case "text":
                 texts.append(field.string(f"{here}.text", block.get("text")))
             case "thinking":
-                thoughts.append(field.string(f"{here}.thinking", block.get("thinking")))
+                thoughts.append(_thought(here, block))
             case "tool_use":
                 calls.append(_call(here, block))
     parsed: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
@@ -114,6 +115,13 @@ def _assistant(path: str, content: Any, omitted: Omissions) -> Message:
     if any(thoughts):
         parsed["reasoning_content"] = "".join(thoughts)
     return parsed
+
+
+def _thought(path: str, block: Mapping[str, Any]) -> str:
+    """Return a thought: its text, or what is in our own signature; that of another server says nothing here."""
+    shown_thought = field.string(f"{path}.thinking", block.get("thinking"))
+    signature = block.get("signature")
+    return shown_thought or (opened(signature) if isinstance(signature, str) else None) or ""
 
 
 def _call(path: str, block: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ COUNT_TOKENS = Surface("anthropic", "messages/count_tokens", _count, samples=Fal
 
 
 async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
-    blocks = Blocks()
+    blocks = Blocks(parsed.hides_thoughts)
     lead = b""  # held back until there is something to say: until then the cloud may answer instead
 
     async def write(_: int, happened: AnswerEvent) -> None:
@@ -74,7 +74,7 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
 
 
 async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.Response:
-    blocks = Blocks()
+    blocks = Blocks(parsed.hides_thoughts)
 
     async def keep(_: int, happened: AnswerEvent) -> None:
         if isinstance(happened, Delta):
@@ -82,6 +82,7 @@ async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.R
 
     async with generation(request, model) as held:
         (finished,) = await held.deliver([parsed.request], 1, keep)
+    blocks.close()
     body = message(_id(request), model, usage_body(finished.usage, blocks.thinking_tokens))
     body["content"] = blocks.blocks
     body["stop_reason"] = stop_reason(finished, has_called=blocks.has_called)

@@ -15,13 +15,14 @@ from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Refused, Table, Works, read
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.errors import InvalidRequest
 
 _MAX_TOKENS = 2**31 - 1
-_LEAST_BUDGET = 1024
+# Nothing is bound to a conversation here that `block_binding` could be about.
 _THINKING = {
-    "enabled": frozenset({"type", "budget_tokens", "display"}),
-    "adaptive": frozenset({"type", "display"}),
+    "enabled": frozenset({"type", "budget_tokens", "display", "block_binding"}),
+    "adaptive": frozenset({"type", "display", "block_binding"}),
+    "between_tools": frozenset({"type"}),
     "disabled": frozenset({"type"}),
 }
 
@@ -64,6 +65,7 @@ class ParsedBody:
 
     request: GenerationRequest
     stream: bool
+    hides_thoughts: bool = False  # thinking blocks come without text
 
 
 def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
@@ -78,7 +80,8 @@ def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omi
         if name not in values:
             raise InvalidRequest(f"{name} is required", param=name)
     request = _request(values, omitted, noise)
-    return ParsedBody(request, values.get("stream", False))
+    hides_thoughts = values.get("thinking", {}).get("display") == "omitted"
+    return ParsedBody(request, values.get("stream", False), hides_thoughts)
 
 
 def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
@@ -124,20 +127,25 @@ def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[dict[str, 
     if thinking is None:
         return kwargs, None
     kind = thinking.get("type")
-    if kind == "between_tools":
-        raise UnsupportedParameter("thinking.type 'between_tools' is not supported", param="thinking.type")
     if not isinstance(kind, str) or kind not in _THINKING:
-        raise field.wrong("thinking.type", kind, "'enabled', 'adaptive' or 'disabled'")
+        raise field.wrong("thinking.type", kind, "'enabled', 'adaptive', 'between_tools' or 'disabled'")
     omitted.note("thinking", thinking, _THINKING[kind])
-    if thinking.get("display") not in (None, "summarized"):
-        raise UnsupportedParameter("thinking.display is not supported; leave it out", param="thinking.display")
-    kwargs["enable_thinking"] = kind != "disabled"
-    if kind != "enabled":
+    if kind in ("enabled", "adaptive") and thinking.get("display") not in (None, "summarized", "omitted"):
+        omitted.leave_out("thinking.display")
+    budget_tokens = None
+    if kind == "enabled" and thinking.get("budget_tokens") is not None:
+        budget_tokens = field.integer(0, _MAX_TOKENS)("thinking.budget_tokens", thinking["budget_tokens"])
+    # The least of all: thoughts about what tools have said, and none before that.
+    is_off = kind == "disabled" or budget_tokens == 0 or (kind == "between_tools" and not _ends_with_results(values))
+    kwargs["enable_thinking"] = not is_off
+    if is_off or budget_tokens is None:
         return kwargs, None
-    most = values.get("max_tokens", _MAX_TOKENS) - 1
-    if most < _LEAST_BUDGET:
-        raise InvalidRequest(
-            f"thinking.budget_tokens is at least {_LEAST_BUDGET} and below max_tokens, which is {most + 1}",
-            param="max_tokens",
-        )
-    return kwargs, field.integer(_LEAST_BUDGET, most)("thinking.budget_tokens", thinking.get("budget_tokens"))
+    # As with max_tokens, a bound that is too large is reduced.
+    return kwargs, min(budget_tokens, max(values.get("max_tokens", _MAX_TOKENS) - 1, 1))
+
+
+def _ends_with_results(values: Mapping[str, Any]) -> bool:
+    """Tell whether the last turn of the user brings what tools have said."""
+    turns = [message for message in values["messages"] if message["role"] != "system"]
+    content = turns[-1].get("content") if turns else None
+    return isinstance(content, list) and any(block["type"] == "tool_result" for block in content)

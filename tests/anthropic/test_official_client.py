@@ -11,6 +11,7 @@ from typing import Any
 import anthropic
 import pytest
 
+from mlxd.http.sealed import opened
 from tests.support.served_models import ServeModels
 from tests.support.tiny_model import token_id
 
@@ -115,6 +116,33 @@ async def test_thinking_is_a_block(serve_models: ServeModels) -> None:
     assert whole.usage.output_tokens_details is not None
     assert whole.usage.output_tokens_details.thinking_tokens == 40
     assert [block.type for block in off.content] == ["text"]
+
+
+@on_device
+async def test_an_omitted_thought_is_in_the_signature(serve_models: ServeModels) -> None:
+    """Blocks of thinking have no text then, streamed or not; sent back, they are what the shown ones are."""
+    asked: dict[str, Any] = {
+        "model": "thinker", "max_tokens": 40, "messages": HI, "extra_body": {"temperature": 0},
+    }  # fmt: skip
+    hidden: Any = {"type": "adaptive", "display": "omitted"}
+    async with client_of(serve_models) as client:
+        shown = await client.messages.create(**asked, thinking={"type": "adaptive"})
+        whole = await client.messages.create(**asked, thinking=hidden)
+        async with client.messages.stream(**asked, thinking=hidden) as stream:
+            kinds = [event.type async for event in stream]
+            final = await stream.get_final_message()
+        assert [block.to_dict() for block in final.content] == [block.to_dict() for block in whole.content]
+        counts = []
+        for answer in (shown, whole):
+            turns: Any = [*HI, {"role": "assistant", "content": answer.content}]
+            counted = await client.messages.count_tokens(model="thinker", messages=turns)
+            counts.append(counted.input_tokens)
+    thought, empty = shown.content[0], whole.content[0]
+    assert thought.type == empty.type == "thinking"
+    assert (empty.thinking, opened(empty.signature)) == ("", thought.thinking)
+    assert "thinking" not in kinds
+    assert kinds.count("signature") == 1
+    assert counts[0] == counts[1]
 
 
 @on_device

@@ -13,6 +13,7 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
+from mlxd.http.sealed import sealed
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 HI = [{"role": "user", "content": "hi"}]
@@ -124,12 +125,18 @@ def test_output_may_be_bound_to_a_schema() -> None:
     ("thinking", "kwargs", "budget"),
     [
         ({"type": "enabled", "budget_tokens": 1024}, {"enable_thinking": True}, 1024),
+        ({"type": "enabled", "budget_tokens": 31999, "display": "omitted"}, {"enable_thinking": True}, 1999),
+        ({"type": "enabled", "budget_tokens": 5}, {"enable_thinking": True}, 5),
+        ({"type": "enabled", "budget_tokens": 0}, {"enable_thinking": False}, None),
+        ({"type": "enabled"}, {"enable_thinking": True}, None),
         ({"type": "disabled"}, {"enable_thinking": False}, None),
+        ({"type": "between_tools"}, {"enable_thinking": False}, None),
+        ({"type": "adaptive", "display": "updates"}, {"enable_thinking": True}, None),
         ({"type": "adaptive"}, {"enable_thinking": True}, None),
     ],
 )
 def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, kwargs: Any, budget: int | None) -> None:
-    """The budget is enforced while decoding."""
+    """The budget is enforced while decoding; one that is too large is reduced, and one of 0 is no thinking."""
     asked = parse(thinking=thinking)
     assert isinstance(asked.prompt, ChatPrompt)
     assert (asked.prompt.template_kwargs, asked.thinking_budget) == (kwargs, budget)
@@ -142,11 +149,9 @@ def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, kwargs: Any
         ({"max_tokens": 0}, "max_tokens", "invalid_request"),
         ({"messages": None}, "messages", "invalid_request"),
         ({"temperature": 2.5}, "temperature", "invalid_request"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 100}}, "thinking.budget_tokens", "invalid_request"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking.budget_tokens", "invalid_request"),
-        ({"thinking": {"type": "enabled"}, "max_tokens": 10}, "max_tokens", "invalid_request"),
+        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", "invalid_request"),
+        ({"thinking": {"type": "enabled", "budget_tokens": "1"}}, "thinking.budget_tokens", "invalid_request"),
         ({"thinking": {"type": "hard"}}, "thinking.type", "invalid_request"),
-        ({"thinking": {"type": "between_tools"}}, "thinking.type", "unsupported_parameter"),
         ({"container": "x"}, "container", "unsupported_parameter"),
         ({"speed": "fast"}, "speed", "unsupported_parameter"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
@@ -194,3 +199,39 @@ def test_counting_needs_no_max_tokens() -> None:
     assert counted.max_tokens is None
     with pytest.raises(UnsupportedParameter):
         parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, NoiseFilter(), Omissions("m"))
+
+
+def test_between_tools_thinks_about_what_tools_have_said() -> None:
+    """It is on where the last turn brings results, whatever the system says after it."""
+    call = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": "x"}
+    turns = [*HI, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
+    for messages in (turns, [*turns, {"role": "system", "content": "note"}]):
+        asked = prompt(messages=messages, thinking={"type": "between_tools"})
+        assert asked.template_kwargs == {"enable_thinking": True}
+
+
+def test_a_display_that_is_not_known_is_left_out() -> None:
+    """Thoughts are shown then."""
+    omitted = Omissions("m")
+    body = {"model": "m", "max_tokens": 1, "messages": HI, "thinking": {"type": "adaptive", "display": "updates"}}
+    assert not parse_message_body(body, NoiseFilter(), omitted).hides_thoughts
+    assert list(omitted.names) == ["thinking.display"]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "signature", "thought"),
+    [
+        ("", sealed("hm ü"), "hm ü"),
+        ("shown", sealed("hm"), "shown"),
+        ("", "EqQBCgIYAhIM1gbcDa9GJwZA2b3hGgxBdjrkzLoky3dl1pk", None),
+        ("", "mlxd1.no base64", None),
+        ("", None, None),
+    ],
+)
+def test_a_thought_comes_back_out_of_its_signature(thinking: str, signature: str | None, thought: str | None) -> None:
+    """Where the block has no text, and the signature is ours."""
+    block = {"type": "thinking", "thinking": thinking, "signature": signature}
+    content = [block, {"type": "text", "text": "so"}]
+    asked = prompt(messages=[*HI, {"role": "assistant", "content": content}])
+    assert asked.messages[-1].get("reasoning_content") == thought
