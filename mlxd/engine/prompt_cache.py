@@ -8,24 +8,19 @@ continued. A model without such layers has no checkpoints, and needs none.
 
 from __future__ import annotations
 
-import heapq
-import math
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 
 from mlxd.engine.kv import CacheMaker, Snapshot, allocated_bytes
+from mlxd.engine.worth import Heat, Order
 
 # What is evicted at once, and may be kept in vain when a sequence parts from the middle of it.
 _RUN_TOKENS = 2048
-# A use counts half as much after so long.
-_HALF_LIFE_S = 1800.0
-# So many uses that have not faded make a checkpoint one that several conversations begin with.
-_SHARED_USES = 1.5
 _TOKEN_BYTES = 4
 # Most sequences that have nothing in common differ in so many items already.
 _GLANCE = 64
@@ -46,20 +41,6 @@ class Found:
     shared: int
 
 
-@dataclass(slots=True)
-class _Heat:
-    """How often something was used, lately."""
-
-    uses: float
-    at_s: float
-
-    def now(self, now_s: float) -> float:
-        return self.uses * math.exp2((self.at_s - now_s) / _HALF_LIFE_S)
-
-    def add(self, now_s: float) -> None:
-        self.uses, self.at_s = self.now(now_s) + 1, now_s
-
-
 @dataclass(slots=True, eq=False)
 class _Run:
     """Some tokens of a sequence, and what the layers that can be cut keep of them."""
@@ -69,7 +50,7 @@ class _Run:
     key: bytes  # its tokens
     parts: list[Any]  # by layer: its arrays; None where only a checkpoint has them
     n_bytes: int
-    heat: _Heat
+    heat: Heat
     children: dict[tuple[int, bytes], _Run] = field(default_factory=dict)  # by where they begin, and their first token
     checkpoints: dict[int, _Checkpoint] = field(default_factory=dict)  # by how many tokens are in them
 
@@ -86,7 +67,7 @@ class _Checkpoint:
     end: int
     snapshot: Snapshot
     n_bytes: int
-    heat: _Heat
+    heat: Heat
 
 
 class PromptCache:
@@ -103,7 +84,9 @@ class PromptCache:
         """Let go of everything, whatever state it is in, and keep at most *max_bytes* from now on."""
         self.max_bytes = max_bytes
         self.stored_bytes = 0
-        self._root = _Run(None, 0, b"", [], 0, _Heat(0, 0))
+        self._root = _Run(None, 0, b"", [], 0, Heat(0, 0))
+        # The checkpoints, or, of a model that has none, the ends of sequences.
+        self._order: Order[_Run | _Checkpoint] = Order()
 
     def fetch(self, tokens: Sequence[int]) -> Found:
         """Return the KV of the longest beginning of *tokens* that can be continued."""
@@ -121,12 +104,15 @@ class PromptCache:
                 return Found(None, 0, shared)
             most = checkpoint.end
             checkpoint.heat.add(now_s)
+            self._rank(checkpoint)
         if most == 0:
             return Found(None, 0, shared)
         slices = []
         for run, agreed in path:
             if run.start < most:
                 run.heat.add(now_s)
+                if run in self._order:
+                    self._rank(run)
                 slices.append((run.parts, min(agreed, most) - run.start))
         snapshot = None if checkpoint is None else checkpoint.snapshot
         return Found(self._caches.assemble(slices, snapshot), most, shared)
@@ -155,17 +141,17 @@ class PromptCache:
         if new_bytes + sum(run.n_bytes for run, _ in path) > self.max_bytes:
             self.too_large += 1
             return
-        self._evict(self.max_bytes - new_bytes, spared=set(runs))
-        if self.stored_bytes + new_bytes > self.max_bytes:  # it would only take the place of its own beginning
-            self.too_large += 1
-            return
-        mx.eval([run.parts for run in chain])  # may run out of memory, and then nothing has changed
-        for run in chain:
-            if run.parent is not None:
-                run.parent.children[run.start, run.key[:_TOKEN_BYTES]] = run
-        for checkpoint in checkpoints:
-            checkpoint.run.checkpoints[checkpoint.end] = checkpoint
-        self.stored_bytes += new_bytes
+        added: list[_Run | _Checkpoint] = [*(checkpoints or chain)]
+        self._link(chain, checkpoints)
+        try:
+            self._evict(self.max_bytes)
+            mx.eval([run.parts for run in chain])  # may run out of memory
+        except Exception:
+            for item in reversed(added):
+                self._drop(item)
+            raise
+        for item in checkpoints or added[-1:]:
+            self._rank(item)
 
     def set_limit(self, max_bytes: int) -> None:
         """Bound it from now on, and shrink it when it is over."""
@@ -206,7 +192,7 @@ class PromptCache:
             parts = self._caches.slices(cache, begin, stop)
             tokens = key[begin * _TOKEN_BYTES : stop * _TOKEN_BYTES]
             n_bytes = allocated_bytes(parts) + len(tokens)
-            parent = _Run(parent, begin, tokens, parts, n_bytes, _Heat(1, now_s))
+            parent = _Run(parent, begin, tokens, parts, n_bytes, Heat(1, now_s))
             yield parent
 
     def _new_checkpoints(
@@ -223,78 +209,62 @@ class PromptCache:
             run = next(run for run in reversed(runs) if run.start < at)
             if at not in run.checkpoints:
                 kept = self._caches.snapshot(cache) if snapshot is None else snapshot
-                yield _Checkpoint(run, at, kept, allocated_bytes(kept), _Heat(1, now_s))
+                yield _Checkpoint(run, at, kept, allocated_bytes(kept), Heat(1, now_s))
+
+    def _link(self, chain: list[_Run], checkpoints: list[_Checkpoint]) -> None:
+        """Make new items part of the tree, so that what they need stays; without a rank, they stay too."""
+        for run in chain:
+            above = run.parent or self._root
+            above.children[run.start, run.key[:_TOKEN_BYTES]] = run
+            self._order.discard(above)
+            self.stored_bytes += run.n_bytes
+        for checkpoint in checkpoints:
+            checkpoint.run.checkpoints[checkpoint.end] = checkpoint
+            self.stored_bytes += checkpoint.n_bytes
+            self._rank_after(checkpoint)
 
     # Eviction
 
-    def _evict(self, max_bytes: int, spared: set[_Run] = frozenset()) -> None:  # type: ignore[assignment]
-        """Let go of what is worth the least until *max_bytes* are left; of *spared* runs only their checkpoints."""
-        if self.stored_bytes <= max_bytes:
-            return
-        now_s = self._clock()
-        order = [(self._worth(item, now_s), number, item) for number, item in enumerate(self._evictable(spared))]
-        heapq.heapify(order)
-        number = len(order)
-        while order and self.stored_bytes > max(0, max_bytes):
-            worth, _, item = heapq.heappop(order)
-            now_worth = self._worth(item, now_s)
-            if now_worth > worth:  # what it leaned on has gone
-                heapq.heappush(order, (now_worth, number, item))
-                number += 1
-                continue
-            for parent in self._drop(item, spared):
-                heapq.heappush(order, (self._worth(parent, now_s), number, parent))
-                number += 1
+    def _evict(self, max_bytes: int) -> None:
+        """Let go of what is worth the least until *max_bytes* are left."""
+        while self.stored_bytes > max(0, max_bytes) and (item := self._order.least()) is not None:
+            self._drop(item)
 
-    def _evictable(self, spared: set[_Run]) -> Iterator[_Run | _Checkpoint]:
-        """Return the checkpoints, or, of a model that has none, the ends of sequences."""
-        for run in self._runs():
-            if self._caches.has_states:
-                yield from run.checkpoints.values()
-            elif not run.children and run not in spared:
-                yield run
-
-    def _worth(self, item: _Run | _Checkpoint, now_s: float) -> tuple[bool, float]:
-        """Return what an item is worth to keep: tokens that it saves, by how often it was used lately, per byte.
-
-        What several conversations begin with is worth more than all that only one of them needs.
-        """
-        uses = item.heat.now(now_s)
-        saved = len(item.key) // _TOKEN_BYTES if isinstance(item, _Run) else item.end - _checkpoint_before(item)
-        is_shared = isinstance(item, _Checkpoint) and uses - 1 >= _SHARED_USES
-        return is_shared, saved * uses / max(1, item.n_bytes)
-
-    def _drop(self, item: _Run | _Checkpoint, spared: set[_Run]) -> Iterable[_Run]:
-        """Remove an item and the runs that only it needed; return the run that has become evictable."""
-        if isinstance(item, _Checkpoint):
-            del item.run.checkpoints[item.end]
-            self.stored_bytes -= item.n_bytes
-            run: _Run | None = item.run
+    def _rank(self, item: _Run | _Checkpoint) -> None:
+        """Make an item evictable, or change its place among those that are."""
+        if isinstance(item, _Run):
+            worth = item.heat.worth(item.end - item.start, item.n_bytes, may_be_shared=False)
         else:
-            run = item.parent
-            self._unlink(item)
-            if not (run is None or run is self._root or run.children or run in spared):
-                return [run]
-            return []
-        while run is not None and run.parent is not None and not run.children and not run.checkpoints:
-            if run in spared:
-                break
-            above = run.parent
-            self._unlink(run)
-            run = above
-        return []
+            worth = item.heat.worth(item.end - _checkpoint_before(item), item.n_bytes, may_be_shared=True)
+        self._order.put(item, worth)
 
-    def _unlink(self, run: _Run) -> None:
-        if run.parent is not None:
-            del run.parent.children[run.start, run.key[:_TOKEN_BYTES]]
+    def _rank_after(self, checkpoint: _Checkpoint) -> None:
+        """Note that *checkpoint* has come or gone, which changes what those save that go on from it."""
+        for other in _checkpoints_after(checkpoint):
+            if other in self._order:
+                self._rank(other)
+
+    def _drop(self, item: _Run | _Checkpoint) -> None:
+        """Remove an item and the runs that only it needed."""
+        self._order.discard(item)
+        if isinstance(item, _Run):
+            above = self._unlink(item)
+            if above is not self._root and not above.children:
+                self._rank(above)
+            return
+        del item.run.checkpoints[item.end]
+        self.stored_bytes -= item.n_bytes
+        self._rank_after(item)
+        run = item.run
+        while run is not self._root and not run.children and not run.checkpoints:
+            run = self._unlink(run)
+
+    def _unlink(self, run: _Run) -> _Run:
+        """Take a run out of the tree and return the one before it."""
+        above = run.parent or self._root
+        del above.children[run.start, run.key[:_TOKEN_BYTES]]
         self.stored_bytes -= run.n_bytes
-
-    def _runs(self) -> Iterator[_Run]:
-        below = list(self._root.children.values())
-        while below:
-            run = below.pop()
-            yield run
-            below += run.children.values()
+        return above
 
 
 def _checkpoint_before(checkpoint: _Checkpoint) -> int:
@@ -307,6 +277,17 @@ def _checkpoint_before(checkpoint: _Checkpoint) -> int:
             return max(ends)
         limit, run = run.start + 1, run.parent
     return 0
+
+
+def _checkpoints_after(checkpoint: _Checkpoint) -> Iterator[_Checkpoint]:
+    """Return the nearest checkpoint on each way that sequences go on from one."""
+    below = [checkpoint.run]
+    while below:
+        run = below.pop()
+        nearest = min((end for end in run.checkpoints if end > checkpoint.end), default=run.end + 1)
+        if nearest <= run.end:
+            yield run.checkpoints[nearest]
+        below += [child for (start, _), child in run.children.items() if checkpoint.end <= start < nearest]
 
 
 def _key(tokens: Sequence[int]) -> bytes:

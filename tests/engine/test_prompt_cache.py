@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlxd.engine.kv import CacheMaker, Snapshot, arrays_of, leaves
+from mlxd.engine.kv import CacheMaker, Snapshot, leaves
 from mlxd.engine.prompt_cache import PromptCache
 from tests.engine.bench import WriteModel
 from tests.support.clock import FakeClock
@@ -168,26 +168,6 @@ def test_stored_kv_is_a_copy(mixed: PromptCache) -> None:
     assert found[1].cache[0][0, 0].item() == 6
 
 
-def test_oldest_makes_room(cache: PromptCache, clock: FakeClock) -> None:
-    """The bound is in bytes; of what was used as often, the oldest goes."""
-    for token in (1, 2):
-        cache.store([token] * 10, [kv([token] * 10)])
-        clock.move(1)
-    cache.store([3] * 5, [kv([3] * 5)])
-    assert cache.stored_bytes == 15 * TOKEN_BYTES
-    assert [cache.fetch([token] * 11).known for token in (1, 2, 3)] == [0, 10, 5]
-
-
-def test_a_hit_keeps(cache: PromptCache, clock: FakeClock) -> None:
-    """What was used lately stays, though it was stored first."""
-    for token in (1, 2):
-        cache.store([token] * 10, [kv([token] * 10)])
-        clock.move(1)
-    cache.fetch([1] * 11)
-    cache.store([3] * 5, [kv([3] * 5)])
-    assert [cache.fetch([token] * 11).known for token in (1, 2, 3)] == [10, 0, 5]
-
-
 def test_what_is_too_large_is_counted_and_drives_nothing_out(cache: PromptCache) -> None:
     """An entry over the bound is not kept at all."""
     cache.store([1] * 10, [kv([1] * 10)])
@@ -196,52 +176,6 @@ def test_what_is_too_large_is_counted_and_drives_nothing_out(cache: PromptCache)
     assert (cache.too_large, cache.stored_bytes) == (2, 10 * TOKEN_BYTES)
     cache.store([4] * 20, [kv([4] * 20)])
     assert (cache.too_large, cache.fetch([4] * 21).known) == (2, 20)
-
-
-def test_tails_go_before_the_head_that_they_share(cache: PromptCache, clock: FakeClock) -> None:
-    """However old it is, what other sequences begin with stays as long as one of them does."""
-    cache.store([1] * 5, [kv([1] * 5)])
-    for token in range(2, 8):
-        clock.move(100_000)
-        tokens = [1] * 5 + [token] * 5
-        cache.store(tokens, [kv(tokens)])
-    assert cache.stored_bytes == 20 * TOKEN_BYTES
-    assert [cache.fetch([1] * 5 + [token] * 6).known for token in range(2, 8)] == [5, 5, 5, 10, 10, 10]
-
-
-def test_a_shared_checkpoint_outlives_those_of_one_conversation(mixed: PromptCache, clock: FakeClock) -> None:
-    """A short head that several conversations begin with stays when long and fresh conversations pass by."""
-    head = [1, 2]
-    for question in (3, 4, 5):
-        tokens = [*head, question]
-        mixed.store(tokens, [kv(tokens), state(tokens)], {2: snapshot(head)})
-        assert mixed.fetch([*head, 9]).known == 2
-    clock.move(60)
-    for number in range(6):
-        tokens = [20 + number] * 12
-        mixed.store(tokens, [kv(tokens), state(tokens)])
-        clock.move(60)
-    assert mixed.fetch([*head, 9]).known == 2
-    clock.move(86_400)  # another day, other heads
-    for number in range(6):
-        tokens = [40 + number] * 12
-        mixed.store(tokens, [kv(tokens), state(tokens)])
-        clock.move(60)
-    assert mixed.fetch([*head, 9]).known == 0
-
-
-def test_limit_shrinks_at_once_and_trim_does_not_bind(cache: PromptCache, clock: FakeClock) -> None:
-    """`trim` is for once, `set_limit` from now on."""
-    for token in (1, 2):
-        cache.store([token] * 10, [kv([token] * 10)])
-        clock.move(1)
-    cache.trim(10 * TOKEN_BYTES)
-    assert cache.stored_bytes == 10 * TOKEN_BYTES
-    cache.store([3] * 10, [kv([3] * 10)])
-    assert cache.stored_bytes == 20 * TOKEN_BYTES
-    cache.set_limit(5 * TOKEN_BYTES)
-    cache.store([4] * 6, [kv([4] * 6)])
-    assert (cache.stored_bytes, cache.too_large) == (0, 1)
 
 
 def test_nothing_is_kept_where_nothing_may_be(mixed: PromptCache) -> None:
@@ -294,39 +228,6 @@ def test_lists_of_caches_and_quantized_ones(clock: FakeClock) -> None:
     assert packed.offset == 4
     for got, expected in zip(packed.keys, quantized.keys, strict=True):
         assert mx.array_equal(got, expected[..., :4, :])
-
-
-def test_long_sequences_are_cut_back_piece_by_piece(clock: FakeClock) -> None:
-    """When room is needed, a long sequence loses its end and keeps its beginning."""
-    cache = PromptCache(PLAIN, 10_000 * TOKEN_BYTES, clock.now)
-    tokens = [number % 7 for number in range(10_000)]
-    cache.store(tokens, [kv(tokens)])
-    clock.move(1)
-    cache.store([9] * 100, [kv([9] * 100)])
-    known = cache.fetch(tokens).known
-    assert 7_000 < known < 10_000
-    assert cache.fetch([9] * 101).known == 100
-    assert cache.stored_bytes == (known + 100) * TOKEN_BYTES
-
-
-def test_a_sequence_that_there_is_no_memory_for_changes_nothing(
-    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When memory ends in the middle of a copy, nothing of the sequence is kept, and the count is what is held."""
-    cache = PromptCache(PLAIN, 10**9, clock.now)
-    tokens = [number % 100 for number in range(3 * 2048)]
-    left = [1]
-
-    def evaluate(item: Any) -> None:
-        copied = sum(1 for _ in arrays_of(item)) // 2
-        left[0] -= copied
-        if left[0] < 0:
-            raise RuntimeError("out of memory")
-
-    monkeypatch.setattr("mlxd.engine.prompt_cache.mx.eval", evaluate)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        cache.store(tokens, [kv(tokens)])
-    assert (cache.fetch(tokens).known, cache.stored_bytes) == (0, 0)
 
 
 def test_random_sequences_are_found_as_far_as_they_agree(clock: FakeClock) -> None:
