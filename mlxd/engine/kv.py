@@ -27,6 +27,8 @@ from mlxd.engine.memory import is_gpu
 # What the layers of a sequence keep that cannot be cut, with arrays of their own; None for those that can.
 Snapshot = tuple[Any, ...]
 _PAGE_BYTES = 16_384
+# `mx.contiguous` shares a buffer that is no more than 16 kB larger than what is used of it: much of a small array.
+_SMALL_BYTES = 16 * 16_384
 # They keep one entry per token and overwrite none.
 _SLICEABLE = (KVCache, QuantizedKVCache, ConcatenateKVCache)
 
@@ -149,7 +151,7 @@ def _slice(part: Any, start: int, end: int) -> tuple[Any, Any] | None:
     if part.keys is None:
         return None
     keys, values = (
-        tree_map(lambda array: mx.contiguous(array[..., start:end, :]), arrays) for arrays in (part.keys, part.values)
+        tree_map(lambda array: _copied(array[..., start:end, :]), arrays) for arrays in (part.keys, part.values)
     )
     return keys, values
 
@@ -171,10 +173,17 @@ def _detached(part: Any) -> Any:
         part._idx = kept  # noqa: SLF001
     for name, value in vars(part).items():
         if isinstance(value, mx.array):
-            setattr(part, name, mx.contiguous(value))
+            setattr(part, name, _copied(value))
         elif isinstance(value, list):
-            setattr(part, name, [mx.contiguous(item) if isinstance(item, mx.array) else item for item in value])
+            setattr(part, name, [_copied(item) if isinstance(item, mx.array) else item for item in value])
     return part
+
+
+def _copied(array: mx.array) -> mx.array:
+    """Return the same numbers in a buffer of their own."""
+    if array.ndim > 0 and array.nbytes < _SMALL_BYTES:
+        return array[mx.arange(array.shape[0])]
+    return mx.contiguous(array)
 
 
 def arrays_of(item: Any) -> Iterator[mx.array]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
+from mlx_lm.models.cache import ArraysCache, KVCache
 
 from mlxd.engine import kv_shape
-from mlxd.engine.kv import CacheMaker
+from mlxd.engine.kv import CacheMaker, allocated_bytes
 from mlxd.kv_estimate import Confidence, estimate_kv
 from tests.engine.bench import WriteModel
 from tests.support.stepped_model import SteppedModel, load_now
@@ -126,3 +128,26 @@ def test_a_short_row_holds_nothing_for_a_long_one(write_model: WriteModel, monke
     grown_bytes = stepped.kv_bytes - alone_bytes
     assert 0 < grown_bytes <= 3 * kv.bytes_for(22)
     assert kv.batch_bytes([660, 22, 22, 22]) == kv.batch_bytes([660]) + 3 * kv.bytes_for(22)
+
+
+def test_a_small_copy_does_not_hold_what_it_was_taken_from() -> None:
+    """What is kept of one row, or of a few tokens of latent KV, has memory of its own, however small both are."""
+    caches = CacheMaker(SimpleNamespace(make_cache=lambda: [KVCache(), ArraysCache(1)]))
+    gc.collect()
+    mx.synchronize()
+    limit_bytes = mx.set_cache_limit(0)
+    mx.clear_cache()
+    before_bytes = mx.get_active_memory()
+    latent, states = KVCache(), ArraysCache(1)
+    latent.update_and_fetch(mx.zeros((1, 1, 100, 8)), mx.zeros((1, 1, 100, 8)))
+    states.cache = [mx.zeros((8, 100))]
+    mx.eval(latent.state, states.state)
+    slices = caches.slices([latent, states], 10, 20)
+    mx.eval(slices)
+    kept = caches.snapshot([latent, states], row=3)
+    del latent, states
+    gc.collect()
+    mx.synchronize()
+    held_bytes = mx.get_active_memory() - before_bytes
+    mx.set_cache_limit(limit_bytes)
+    assert held_bytes == allocated_bytes([slices, kept]) == 2 * 10 * 8 * 4 + 100 * 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import random
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +16,9 @@ from mlxd.engine.kv import CacheMaker
 from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import GenerationFailed
 from tests.engine.bench import WriteModel
+from tests.engine.test_decoding_check import EXPECTED
 from tests.support.counting_model import CountingModel
+from tests.support.every_architecture import make_any
 from tests.support.sequence import GREEDY, Recorder
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_architecture import ARCHITECTURES, LLAMA4, make_model
@@ -47,21 +48,32 @@ Load = Callable[[str], LoadedModel]
 @pytest.fixture(scope="module")
 def load(write_model: WriteModel) -> Load:
     """Return what makes a tiny model of an architecture, with a tokenizer of bytes."""
-    tiny = load_now(write_model())
+    return loader(load_now(write_model()))
+
+
+def loader(tiny: LoadedModel) -> Load:
+    """Return what makes models with the tokenizer of *tiny*, each once."""
 
     @cache
-    def make(model_type: str) -> LoadedModel:
-        mx.random.seed(7)
-        model = make_model(LLAMA4 if model_type == "llama4" else ARCHITECTURES[model_type])
-        mx.eval(model.parameters())
-        kv, vocab_size = CacheMaker(model).probe()
-        decoding = Decoding.SINGLE_PREFILL if model_type in {"nemotron_h", "jamba", "mamba"} else Decoding.BATCHED
-        if model_type == "llama4":
-            decoding = Decoding.ONE_BY_ONE
+    def load(model_type: str) -> LoadedModel:
+        model = make(model_type)
+        caches = CacheMaker(model)
+        kv, vocab_size = caches.probe()
+        decoding = EXPECTED.get(model_type, Decoding.BATCHED) if caches.can_merge else Decoding.ONE_BY_ONE
         facts = dataclasses.replace(tiny.facts, kv=kv, vocab_size=vocab_size, decoding=decoding)
         return dataclasses.replace(tiny, model=CountingModel(model), facts=facts)
 
-    return make
+    return load
+
+
+def make(model_type: str) -> Any:
+    """Return a tiny model of an architecture, with random weights."""
+    if model_type not in {*ARCHITECTURES, "llama4"}:
+        return make_any(model_type)
+    mx.random.seed(7)
+    model = make_model(LLAMA4 if model_type == "llama4" else ARCHITECTURES[model_type])
+    mx.eval(model.parameters())
+    return model
 
 
 def words(seed: int, length: int) -> tuple[int, ...]:
@@ -267,60 +279,3 @@ def test_another_ending_of_a_text_finds_a_checkpoint(warm: Any) -> None:
     stepped.say(prompt(text, checkpoints=()))
     asked = prompt(text[:850], words(2, 50), checkpoints=())
     assert stepped.say(asked).usage.cached_tokens == 900 - 128
-
-
-@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3", "gemma3_text", "qwen3_next", "lfm2"])
-def test_random_histories_say_what_cold_runs_say(model_type: str, load: Load) -> None:
-    """Through hits, evictions, limits, pauses, cancels and rows side by side, each answer is that of a cold run.
-
-    In the end the prompt cache holds the memory that it counts.
-    """
-    rng = random.Random(model_type)
-    loaded = load(model_type)
-    expected: dict[tuple[int, ...], Recorder] = {}
-    gc.collect()
-    mx.synchronize()
-    base_bytes = mx.get_active_memory()
-    stepped = SteppedModel(loaded, prompt_cache_bytes=2_000_000, prefill_step_tokens=48)
-    running: list[tuple[PreparedPrompt, Recorder]] = []
-    for _ in range(120):
-        event = rng.random()
-        if event < 0.4 and len(running) < 5:
-            parts = [
-                words(rng.randrange(3), 80 * rng.randrange(1, 5)),
-                words(rng.randrange(4), 40),
-                words(rng.randrange(9), 9),
-            ]
-            asked = prompt(*parts[: rng.randrange(1, 4)], max_tokens=6)
-            running.append((asked, stepped.start(asked, logprobs=0, checkpoint_bytes=rng.choice([0, PLENTY]))))
-        elif event < 0.46 and running:
-            _, row = running.pop(rng.randrange(len(running)))
-            stepped.model.cancel(row.sequence_id)
-        elif event < 0.52 and running:
-            asked, row = rng.choice(running)
-            if not row.has_ended:
-                stepped.model.pause(row.sequence_id)
-                stepped.step()
-                stepped.model.resume(row.sequence_id, asked.final_tokens)
-        elif event < 0.56:
-            stepped.model.prompts.trim(rng.randrange(2_000_000))
-        elif event < 0.6:
-            stepped.model.prompts.set_limit(rng.choice([0, 500_000, 2_000_000]))
-        else:
-            stepped.step(rng.randrange(1, 6))
-        assert stepped.model.prompts.stored_bytes <= stepped.model.prompts.max_bytes
-    stepped.run(*(row for _, row in running))
-    held_bytes = held_after(stepped) - base_bytes
-    for asked, row in running:
-        if asked.tokens not in expected:
-            expected[asked.tokens] = SteppedModel(loaded).say(asked, logprobs=0)
-        check_answer(model_type, row, expected[asked.tokens], is_alone=False)
-    assert held_bytes <= 1.15 * stepped.model.prompts.stored_bytes + 200_000
-
-
-def held_after(stepped: SteppedModel) -> int:
-    """Return what MLX holds when nothing runs."""
-    stepped.step()
-    gc.collect()
-    mx.synchronize()
-    return mx.get_active_memory()
