@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
-from mlxd.engine.tool import ToolCall
+from mlxd.engine.tool import CallPiece
+from mlxd.http.answer import is_object
 from mlxd.http.sealed import sealed
 
 _BLOCKS = {TextKind.CONTENT: "text", TextKind.REASONING: "thinking"}
@@ -70,6 +71,7 @@ class Blocks:
     _tokens: int = 0
     _open: str | None = None
     _hidden: list[str] = field(default_factory=list)  # of the thought that is open
+    _arguments: list[str] = field(default_factory=list)  # of the call that is open
 
     def take(self, delta: Delta) -> bytes:
         """Add *delta* and return its events."""
@@ -77,7 +79,7 @@ class Blocks:
             self.thinking_tokens += delta.completion_tokens - self._tokens
         self._tokens = delta.completion_tokens
         if delta.kind is TextKind.TOOL:
-            return b"".join(self._call(call) for call in delta.calls)
+            return b"".join(self._call(piece) for piece in delta.calls)
         kind = _BLOCKS[delta.kind]
         if not delta.text:
             return b""
@@ -95,6 +97,8 @@ class Blocks:
             return b""
         index, kind, self._open = len(self.blocks) - 1, self._open, None
         signed = b""
+        if kind == "tool_use":
+            self.blocks[-1]["input"] = _input("".join(self._arguments))
         if kind == "thinking":  # clients send it back; there is nothing to sign
             signature = sealed("".join(self._hidden)) if self._hidden else ""
             self.blocks[index]["signature"], self._hidden = signature, []
@@ -110,18 +114,22 @@ class Blocks:
         self.blocks.append(block)
         return event("content_block_start", index=len(self.blocks) - 1, content_block=dict(block))
 
-    def _call(self, call: ToolCall) -> bytes:
-        closed = self.close()
-        self.has_called = True
-        block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": call.name}
-        self.blocks.append(
-            {**block, "input": orjson.Fragment(call.arguments)}
-        )  # as it is: it may hold numbers of any size
-        index = len(self.blocks) - 1
-        part = {"type": "input_json_delta", "partial_json": call.arguments}
-        return (
-            closed
-            + event("content_block_start", index=index, content_block={**block, "input": {}})
-            + event("content_block_delta", index=index, delta=part)
-            + event("content_block_stop", index=index)
-        )
+    def _call(self, piece: CallPiece) -> bytes:
+        data = b""
+        if piece.name is not None:
+            data = self.close()
+            self._open, self._arguments, self.has_called = "tool_use", [], True
+            block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": piece.name, "input": {}}
+            self.blocks.append(block)
+            data += event("content_block_start", index=len(self.blocks) - 1, content_block=block)
+        if piece.arguments:
+            self._arguments.append(piece.arguments)
+            part = {"type": "input_json_delta", "partial_json": piece.arguments}
+            data += event("content_block_delta", index=len(self.blocks) - 1, delta=part)
+        return data + self.close() if piece.is_last else data
+
+
+def _input(arguments: str) -> Any:
+    """Return `input` of a call. What is no object stands in one, under the key that Anthropic's documentation has."""
+    # An object stays as it is: it may hold numbers of any size.
+    return orjson.Fragment(arguments) if is_object(arguments) else {"INVALID_JSON": arguments}

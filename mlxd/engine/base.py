@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from mlxd.engine.constraint import Constraint
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.engine.vector import Embedded, EmbeddingRequest, Pooling, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import MlxdError
 
@@ -82,7 +82,7 @@ class GenerationRequest:
 
 
 class TextKind(Enum):
-    """Which part of the answer a piece of text belongs to. Text of a call is TOOL once the call is whole and valid."""
+    """Which part of the answer a piece of text belongs to. Text of a call is TOOL once it is known to be one."""
 
     CONTENT = "content"
     REASONING = "reasoning"
@@ -175,7 +175,7 @@ class Delta:
     kind: TextKind
     completion_tokens: int  # generated so far
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens since the last delta that had any
-    calls: tuple[ToolCall, ...] = ()  # of a delta of kind TOOL
+    calls: tuple[CallPiece, ...] = ()  # of a delta of kind TOOL; it may have no text
 
 
 @dataclass(frozen=True, slots=True)

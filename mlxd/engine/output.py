@@ -102,7 +102,7 @@ class Output:
             pieces += self._tools.read(self._splitter.flush())
         if not self._tools.is_done:
             pieces += self._tools.finish()
-        return [piece for piece in pieces if piece.text]
+        return [piece for piece in pieces if piece.text or piece.calls]
 
     def _split(self, text: str) -> list[Piece]:
         if self._stops is None:

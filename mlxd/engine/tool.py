@@ -22,8 +22,16 @@ class ToolUse:
 
 
 @dataclass(frozen=True, slots=True)
-class ToolCall:
-    """One complete call. `arguments` is a JSON object, as text."""
+class CallPiece:
+    """A piece of a call, as it is written. The calls of an answer come one after the other.
 
-    name: str
+    Attributes:
+        name: who is called, in the first piece of a call; None in the others.
+        arguments: more of them. All pieces add up to a JSON object, as text; or to what the model wrote in place of
+            one, or before it was cut off, which no JSON parser takes for whole.
+        is_last: whether the call ends with it.
+    """
+
+    name: str | None
     arguments: str
+    is_last: bool

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 from mlxd.engine.answer.format import Segment
 from mlxd.engine.base import TextKind
-from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.tool import CallPiece, ToolUse
+from mlxd.engine.tool_stream import CallStream, call_stream
 
 # mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
 _KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING}
@@ -15,18 +16,19 @@ _TOOL = "tool"
 
 
 class Piece(NamedTuple):
-    """A piece of an answer. One of kind TOOL holds calls, and its text is what the model wrote for them."""
+    """A piece of an answer. One of kind TOOL holds pieces of calls, and its text is what the model wrote for them."""
 
     kind: TextKind
     text: str
-    calls: tuple[ToolCall, ...] = ()
+    calls: tuple[CallPiece, ...] = ()
 
 
 class ToolReader:
     """Reads the segments of one answer in order.
 
     Without tools in the request nothing is a call: tags and all come out as content, as they come. With tools a call is
-    held back until it is whole. White space around calls is no content: it is held back until text follows.
+    held back until it is known to be one: where its format is read as it is written, once its arguments have begun, and
+    otherwise once it is whole. White space around calls is no content: it is held back until text follows.
     """
 
     def __init__(self, tokenizer: Any, use: ToolUse | None) -> None:
@@ -35,7 +37,8 @@ class ToolReader:
         self._start: str = tokenizer.tool_call_start or ""
         self._end: str = tokenizer.tool_call_end or ""
         self._use = use
-        self._open: list[str] | None = None  # the text of the call that is being written
+        self._open: list[str] | None = None  # the text between the tags that has not come out
+        self._stream: CallStream | None = None  # reads it, where its format is read as it is written
         self._space = ""
         self._holds_space = use is not None
         self._has_called = False
@@ -43,7 +46,7 @@ class ToolReader:
     @property
     def is_done(self) -> bool:
         """Whether the one call that the request allows has been made."""
-        return self._has_called and self._use is not None and not self._use.parallel
+        return self._has_called and self._open is None and self._use is not None and not self._use.parallel
 
     def read(self, segments: list[Segment]) -> list[Piece]:
         """Return what the segments make known."""
@@ -64,7 +67,8 @@ class ToolReader:
         """Return what is held back when the answer ends: a call whose format has no end tag, or text."""
         pieces: list[Piece] = []
         if self._open is not None:
-            pieces = self._closed("") if not self._end or self._use is None else self._as_text("")
+            is_call = not self._end or (self._stream is not None and self._stream.has_begun)
+            pieces = self._closed("") if is_call or self._use is None else self._as_text("")
         if self._space and not self._has_called:
             pieces.append(Piece(TextKind.CONTENT, self._space))
         return pieces
@@ -75,8 +79,20 @@ class ToolReader:
             self._open = []
         if self._use is None:
             return [Piece(TextKind.CONTENT, (self._start if is_first else "") + text)]
+        if is_first:
+            self._open.append(self._start)
+            self._stream = call_stream(self._parse, self._use)
         self._open.append(text)
-        return []
+        if self._stream is None:
+            return []
+        calls = self._stream.take(text)
+        return [self._called(calls)] if self._stream.has_begun else []
+
+    def _called(self, calls: list[CallPiece], end: str = "") -> Piece:
+        """Return pieces of calls, with all the text for them that has not come out."""
+        text, self._open, self._space = "".join(self._open or ()) + end, [], ""
+        self._holds_space = self._has_called = True
+        return Piece(TextKind.TOOL, text, tuple(calls))
 
     def _outside(self, kind: TextKind, text: str) -> list[Piece]:
         if kind is not TextKind.CONTENT or not self._holds_space or not text:
@@ -92,31 +108,34 @@ class ToolReader:
         if self._use is None:
             self._open = None
             return [Piece(TextKind.CONTENT, end)]
-        calls = self._calls("".join(self._open or ()), self._use)
-        if not calls:
-            return self._as_text(end)
-        if not self._use.parallel:
-            calls = calls[:1]
-        text = self._start + "".join(self._open or ()) + end
-        self._open, self._space = None, ""
-        self._holds_space = self._has_called = True
-        return [Piece(TextKind.TOOL, text, calls)]
+        if self._stream is not None and self._stream.has_begun:
+            calls = self._stream.close(is_whole=bool(end) or not self._end)
+        else:
+            calls = self._calls("".join(self._open or ()).removeprefix(self._start), self._use)
+            if not calls:
+                return self._as_text(end)
+            if not self._use.parallel:
+                calls = calls[:1]
+        piece = self._called(calls, end)
+        self._open = None
+        return [piece]
 
     def _as_text(self, end: str) -> list[Piece]:
         """Return an attempt at a call that is none."""
-        text = self._space + self._start + "".join(self._open or ()) + end
+        text = self._space + "".join(self._open or ()) + end
         self._open, self._space, self._holds_space = None, "", False
         return [Piece(TextKind.CONTENT, text)]
 
-    def _calls(self, text: str, use: ToolUse) -> tuple[ToolCall, ...]:
+    def _calls(self, text: str, use: ToolUse) -> list[CallPiece]:
+        """Return the whole calls in *text*; none where it is no call."""
         try:
             parsed = self._parse(text, list(use.tools))
-            return tuple(_call(item) for item in (parsed if isinstance(parsed, list) else [parsed]))
+            return [_call(item) for item in (parsed if isinstance(parsed, list) else [parsed])]
         except Exception:  # noqa: BLE001  (a parser of mlx-lm's on what a model wrote: it raises anything)
-            return ()
+            return []
 
 
-def _call(parsed: Any) -> ToolCall:
+def _call(parsed: Any) -> CallPiece:
     """Check what a parser returned; anything but a name and an object of arguments raises."""
     name, arguments = parsed["name"], parsed.get("arguments", {})
     if isinstance(arguments, str):
@@ -124,7 +143,8 @@ def _call(parsed: Any) -> ToolCall:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise TypeError(name)
     # Infinity and NaN, which Python's JSON has and no other, raise here.
-    return ToolCall(_encodable(name), _encodable(json.dumps(arguments, ensure_ascii=False, allow_nan=False)))
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return CallPiece(_encodable(name), _encodable(text), is_last=True)
 
 
 def _encodable(text: str) -> str:

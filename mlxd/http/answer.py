@@ -5,18 +5,26 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 
+import orjson
+
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.engine.tool import ToolCall
+from mlxd.engine.tool import CallPiece
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NumberedCall:
-    """A call with what clients know it by."""
+    """A call as it grows, with what clients know it by."""
 
     index: int
     id: str
-    call: ToolCall
+    name: str
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """What has been written of its arguments."""
+        return "".join(self.pieces)
 
 
 @dataclass(slots=True)
@@ -30,20 +38,21 @@ class ChatAnswer:
     _tokens: int = 0
     finished: Finished | None = None
 
-    def take(self, delta: Delta) -> list[NumberedCall]:
-        """Add *delta*, and return its calls with their ids."""
+    def take(self, delta: Delta) -> list[tuple[NumberedCall, CallPiece]]:
+        """Add *delta*, and return its pieces of calls, each with the call that it is a piece of."""
         if delta.kind is TextKind.REASONING:
             self.reasoning_tokens += delta.completion_tokens - self._tokens
         self._tokens = delta.completion_tokens
         self.pieces.setdefault(delta.kind, []).append(delta.text)
         if delta.kind is TextKind.CONTENT:
             self.logprobs += delta.logprobs
-        numbered = [
-            NumberedCall(number, f"call_{uuid.uuid4().hex[:24]}", call)
-            for number, call in enumerate(delta.calls, len(self.calls))
-        ]
-        self.calls += numbered
-        return numbered
+        return [(self._take_call(piece), piece) for piece in delta.calls]
+
+    def _take_call(self, piece: CallPiece) -> NumberedCall:
+        if piece.name is not None:
+            self.calls.append(NumberedCall(len(self.calls), f"call_{uuid.uuid4().hex[:24]}", piece.name))
+        self.calls[-1].pieces.append(piece.arguments)
+        return self.calls[-1]
 
     def text(self, kind: TextKind) -> str:
         """Return the text of one kind."""
@@ -62,3 +71,11 @@ class ChatAnswer:
         if self.calls and self.finished.reason is FinishReason.STOP:
             return "tool_calls"
         return self.finished.reason.value
+
+
+def is_object(arguments: str) -> bool:
+    """Whether the arguments of a call are a JSON object: a model may fail to write one, or be cut off in it."""
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False

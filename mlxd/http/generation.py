@@ -77,7 +77,7 @@ class Generation:
                     self.tokens.completion += event.completion_tokens - counted_tokens
                     counted_tokens = event.completion_tokens
                     self.on_token()
-                    if event.text or event.logprobs:
+                    if event.text or event.logprobs or event.calls:
                         await sink(event)
                 elif isinstance(event, Prefilling | PromptScored):
                     if isinstance(event, Prefilling) and not is_prefilling and number == 0:

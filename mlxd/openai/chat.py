@@ -50,7 +50,7 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
         answer, chunks = answers[index], choices[index]
         data, leads[index] = leads[index], b""
         if isinstance(event, Delta):
-            calls = b"".join(chunks.call(call) for call in answer.take(event))
+            calls = b"".join(chunks.call(call, piece) for call, piece in answer.take(event))
             if event.kind is TextKind.TOOL:
                 data += calls
             else:
@@ -59,7 +59,8 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
         else:
             answer.finished = event
             data += chunks.finish(answer.finish_reason)
-        await stream.send(data)
+        if data:
+            await stream.send(data)
 
     async with generation(request, local.model) as held:
         ends = await held.deliver(parsed.requests, parsed.n, write)

@@ -13,6 +13,7 @@ import orjson
 import mlxd
 from mlxd.engine.base import Finished, TextKind
 from mlxd.engine.logprob import TokenLogprob
+from mlxd.engine.tool import CallPiece
 from mlxd.http.answer import NumberedCall
 from mlxd.openai.logprob import chat_logprobs
 
@@ -82,17 +83,16 @@ class ChatChunks(_Chunks):
         thought = b'},"logprobs":' + orjson.dumps(chat_logprobs(logprobs))
         return self._starts[kind] + orjson.dumps(text) + thought + self._unfinished
 
-    def call(self, call: NumberedCall) -> bytes:
-        """Return the chunks of a call: who is called, then with what."""
-        opened = {
-            "index": call.index,
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.call.name, "arguments": ""},
-        }
-        filled = {"index": call.index, "function": {"arguments": call.call.arguments}}
+    def call(self, call: NumberedCall, piece: CallPiece) -> bytes:
+        """Return the chunks of a piece of a call: who is called, where it is the first, and with what."""
+        parts: list[dict[str, Any]] = []
+        if piece.name is not None:
+            function = {"name": call.name, "arguments": ""}
+            parts.append({"index": call.index, "id": call.id, "type": "function", "function": function})
+        if piece.arguments:
+            parts.append({"index": call.index, "function": {"arguments": piece.arguments}})
         start = self._choice + b'"tool_calls":['
-        return b"".join(start + orjson.dumps(part) + b"]" + self._end for part in (opened, filled))
+        return b"".join(start + orjson.dumps(part) + b"]" + self._end for part in parts)
 
     def finish(self, reason: str) -> bytes:
         """Return the chunk with the finish reason."""
@@ -101,7 +101,7 @@ class ChatChunks(_Chunks):
 
 def call_body(call: NumberedCall) -> dict[str, Any]:
     """Return a call as it stands in a whole message."""
-    function = {"name": call.call.name, "arguments": call.call.arguments}
+    function = {"name": call.name, "arguments": call.arguments}
     return {"id": call.id, "type": "function", "function": function}
 
 

@@ -12,8 +12,9 @@ import orjson
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.engine.tool import ToolCall
+from mlxd.engine.tool import CallPiece
 from mlxd.http import errors
+from mlxd.http.answer import is_object
 from mlxd.openai.logprob import chat_logprobs
 from mlxd.openai.response_item import new_id
 from mlxd.protocol.errors import MlxdError, RequestCancelled
@@ -58,7 +59,7 @@ class ResponseEvents:
             self._reasoning_tokens += delta.completion_tokens - self._tokens
         self._tokens = delta.completion_tokens
         if delta.kind is TextKind.TOOL:
-            return b"".join(self._call(call) for call in delta.calls)
+            return b"".join(self._call(piece) for piece in delta.calls)
         logprobs = delta.logprobs if self._has_logprobs and delta.kind is TextKind.CONTENT else ()
         if not delta.text and not logprobs:
             return b""
@@ -116,15 +117,18 @@ class ResponseEvents:
         """End the item that grows, if one does."""
         if self._open is None:
             return b""
+        data = self._close_call(status) if self._open is TextKind.TOOL else self._close_text(self._open, status)
+        self._open = None
+        return data + self._event("response.output_item.done", output_index=len(self._items) - 1, item=self._items[-1])
+
+    def _close_text(self, kind: TextKind, status: str) -> bytes:
         part, item = self._part(), self._items[-1]
         said = {"text": part["text"]}
-        if self._open is TextKind.CONTENT:
+        if kind is TextKind.CONTENT:
             said["logprobs"] = part["logprobs"]
         item["status"], item["content"] = status, [part]
-        data = self._event(f"{_EVENT_OF[self._open]}.done", **self._place(), **said)
-        data += self._event("response.content_part.done", **self._place(), part=part)
-        self._open = None
-        return data + self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)
+        data = self._event(f"{_EVENT_OF[kind]}.done", **self._place(), **said)
+        return data + self._event("response.content_part.done", **self._place(), part=part)
 
     def _part(self) -> dict[str, Any]:
         text = "".join(self._pieces)
@@ -135,18 +139,27 @@ class ResponseEvents:
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1, "content_index": 0}
 
-    def _call(self, call: ToolCall) -> bytes:
-        data = self._begin() + self._close("completed")
-        item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "call_id": new_id("call")}
-        item |= {"name": call.name, "arguments": ""}
-        index = len(self._items)
-        place = {"item_id": item["id"], "output_index": index}
-        data += self._event("response.output_item.added", output_index=index, item=item)
-        data += self._event("response.function_call_arguments.delta", **place, delta=call.arguments)
-        done = {"name": call.name, "arguments": call.arguments}
-        data += self._event("response.function_call_arguments.done", **place, **done)
-        self._items.append({**item, "status": "completed", "arguments": call.arguments})
-        return data + self._event("response.output_item.done", output_index=index, item=self._items[-1])
+    def _call(self, piece: CallPiece) -> bytes:
+        data = b""
+        if piece.name is not None:
+            data = self._begin() + self._close("completed")
+            self._open, self._pieces = TextKind.TOOL, []
+            item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "call_id": new_id("call")}
+            self._items.append({**item, "name": piece.name, "arguments": ""})
+            data += self._event("response.output_item.added", output_index=len(self._items) - 1, item=self._items[-1])
+        if piece.arguments:
+            self._pieces.append(piece.arguments)
+            place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+            data += self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)
+        return data + self._close("completed") if piece.is_last else data
+
+    def _close_call(self, status: str) -> bytes:
+        item = self._items[-1]
+        item["arguments"] = "".join(self._pieces)
+        item["status"] = status if is_object(item["arguments"]) else "incomplete"
+        done = {"item_id": item["id"], "output_index": len(self._items) - 1}
+        done |= {"name": item["name"], "arguments": item["arguments"]}
+        return self._event("response.function_call_arguments.done", **done)
 
     def _event(self, kind: str, **data: Any) -> bytes:
         event = {"type": kind, "sequence_number": self._number, **data}

@@ -9,9 +9,10 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxd.engine.base import PreparedPrompt, TextKind
 from mlxd.engine.output import Markup, Output
-from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.engine.tool_reader import Piece
 from tests.engine.bench import WriteModel
+from tests.support.calls import whole_calls
 
 CONTENT, REASONING, TOOL = TextKind.CONTENT, TextKind.REASONING, TextKind.TOOL
 Said = tuple[TextKind, str]
@@ -154,7 +155,7 @@ def test_unclosed_tags_lose_nothing(tokenizer: Any, text: str, expected: list[Sa
 def with_tools(tokenizer: Any, text: str, use: ToolUse | None = TOOLS) -> list[Piece]:
     """Return the pieces of *text* where the request has tools."""
     out = Markup(tokenizer).output(PreparedPrompt((1,), 1, tools=use), ())
-    return [piece for piece in pushed(tokenizer, out, text) + out.finish() if piece.text]
+    return [piece for piece in pushed(tokenizer, out, text) + out.finish() if piece.text or piece.calls]
 
 
 @pytest.mark.parametrize(
@@ -166,15 +167,17 @@ def test_without_tools_nothing_is_a_call(tokenizer: Any, text: str) -> None:
 
 
 def test_call_is_read_and_its_text_kept(tokenizer: Any) -> None:
-    """Text before and after stays content; the call is parsed, and comes once it is whole."""
-    assert Piece(TOOL, TAGGED, (ToolCall("f", '{"a": 1}'),)) in with_tools(tokenizer, f"so {TAGGED} done")
-    assert joined(with_tools(tokenizer, f"so {TAGGED} done")) == [(CONTENT, "so "), (TOOL, TAGGED), (CONTENT, " done")]
+    """Text before and after stays content, and the call has its arguments."""
+    pieces = with_tools(tokenizer, f"so {TAGGED} done")
+    assert whole_calls(call for piece in pieces for call in piece.calls) == [CallPiece("f", '{"a": 1}', is_last=True)]
+    assert joined(pieces) == [(CONTENT, "so "), (TOOL, TAGGED), (CONTENT, " done")]
 
 
 def test_neighbouring_calls_are_two(tokenizer: Any) -> None:
-    """Each has a piece of its own; white space around them is no content."""
+    """White space around them is no content."""
     pieces = with_tools(tokenizer, f"\n{TAGGED}\n{TAGGED}\n")
-    assert [(piece.kind, len(piece.calls)) for piece in pieces] == [(TOOL, 1), (TOOL, 1)]
+    assert joined(pieces) == [(TOOL, TAGGED * 2)]
+    assert len(whole_calls(call for piece in pieces for call in piece.calls)) == 2
 
 
 @pytest.mark.parametrize(
@@ -184,8 +187,7 @@ def test_neighbouring_calls_are_two(tokenizer: Any) -> None:
         '<tool_call>{"name": 5, "arguments": {}}</tool_call>',
         '<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
         '<tool_call>["f"]</tool_call>',
-        f"<tool_call>{CALL}",
-        f"<tool_call>{CALL}</tool_ca",
+        '<tool_call>{"name": "g", "arguments": {"a": 1}}',
         f"a {TAGGED[:20]}",
         "\n<tool_call>x</tool_call>\n",
     ],
@@ -206,7 +208,7 @@ def test_second_call_is_not_made_where_one_is_allowed(tokenizer: Any) -> None:
     out = Markup(tokenizer).output(PreparedPrompt((1,), 1, tools=ToolUse(TOOLS.tools, parallel=False)), ())
     pieces = pushed(tokenizer, out, f"{TAGGED} {TAGGED}") + out.finish()
     assert out.stopped
-    assert [len(piece.calls) for piece in pieces if piece.text] == [1]
+    assert len(whole_calls(call for piece in pieces for call in piece.calls)) == 1
 
 
 def test_call_in_a_stop_string_is_cut_like_any_text(tokenizer: Any) -> None:

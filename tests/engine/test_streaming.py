@@ -13,16 +13,17 @@ from mlx_lm.utils import load_tokenizer
 
 from mlxd.engine.base import PreparedPrompt, TextKind
 from mlxd.engine.output import Markup
-from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.engine.tool_reader import Piece
 from tests.engine.bench import WriteModel
+from tests.support.calls import whole_calls
 from tests.support.cut import ANSWERS, cut
 
 USE = ToolUse(({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}},))
 USES = st.sampled_from([None, USE, ToolUse(USE.tools, parallel=False)])
 KINDS = st.sampled_from([TextKind.CONTENT, TextKind.REASONING])
 STOPS = st.lists(st.sampled_from(["\n\n", "END", "</", "😀", "tool", "}"]), max_size=2, unique=True).map(tuple)
-Whole = list[tuple[TextKind, str, tuple[ToolCall, ...]]]
+Whole = list[tuple[TextKind, str, tuple[CallPiece, ...]]]
 
 
 class Chunks:
@@ -68,23 +69,12 @@ def read(
         if out.stopped:
             break
     whole: Whole = []
-    for same, group in itertools.groupby([*said, *out.finish()], key=lambda piece: (piece.kind, bool(piece.calls))):
-        members = [piece for piece in group if piece.text]
-        if members:
-            text = "".join(piece.text for piece in members)
-            whole.append((same[0], text, tuple(call for piece in members for call in piece.calls)))
-    return _merged(whole), out.stopped_by
-
-
-def _merged(whole: Whole) -> Whole:
-    """Join neighbours that an empty piece of another kind stood between."""
-    merged: Whole = []
-    for kind, text, calls in whole:
-        if merged and merged[-1][0] is kind:
-            merged[-1] = (kind, merged[-1][1] + text, merged[-1][2] + calls)
-        else:
-            merged.append((kind, text, calls))
-    return merged
+    written = [piece for piece in [*said, *out.finish()] if piece.text or piece.calls]
+    for same, group in itertools.groupby(written, key=lambda piece: piece.kind):
+        members = list(group)
+        text = "".join(piece.text for piece in members)
+        whole.append((same, text, tuple(whole_calls(call for piece in members for call in piece.calls))))
+    return whole, out.stopped_by
 
 
 @settings(max_examples=200)
@@ -133,7 +123,7 @@ def test_arguments_are_text_that_can_be_sent(tokenizer: Any, written: str, argum
 
 @pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity"])
 def test_number_that_json_does_not_have_is_no_argument(tokenizer: Any, number: str) -> None:
-    """Such a call comes out as text: no client could read its arguments."""
-    text = f'<tool_call>{{"name": "f", "arguments": {{"a": {number}}}}}</tool_call>'
+    """A call that is read whole comes out as text then: no client could read its arguments."""
+    text = f'<tool_call>{{"arguments": {{"a": {number}}}, "name": "f"}}</tool_call>'
 
     assert read(tokenizer, [text], USE, TextKind.CONTENT, ())[0] == [(TextKind.CONTENT, text, ())]

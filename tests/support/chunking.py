@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from mlx_lm.utils import load_tokenizer
 from mlxd.engine.answer.registry import adopt_format
 from mlxd.engine.base import PreparedPrompt, TextKind
 from mlxd.engine.output import Markup
-from mlxd.engine.tool import ToolUse
+from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.engine.tool_reader import Piece
+from tests.support.calls import whole_calls
 
 WEATHER = {
     "type": "object",
@@ -69,11 +71,25 @@ def said(tokenizer: Any, chunks: Sequence[str], use: ToolUse | None = TOOLS) -> 
 
 def _joined(pieces: list[Piece]) -> list[Said]:
     whole: list[Said] = []
+    calls: list[CallPiece] = []
     for piece in pieces:
-        if piece.kind is TextKind.TOOL:
-            whole += [("call", call.name, call.arguments) for call in piece.calls]
+        calls += piece.calls
+        if calls and calls[-1].is_last:
+            whole += [("call", str(call.name), _spaced(call.arguments)) for call in whole_calls(calls)]
+            calls = []
+        elif piece.kind is TextKind.TOOL:
+            continue
         elif piece.text and whole and whole[-1][0] == piece.kind.value:
             whole[-1] = (piece.kind.value, whole[-1][1] + piece.text)
         elif piece.text:
             whole.append((piece.kind.value, piece.text))
+    assert not calls
     return whole
+
+
+def _spaced(arguments: str) -> str:
+    """Return JSON as Python writes it; what is none as it is."""
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=False)
+    except json.JSONDecodeError:
+        return arguments

@@ -13,6 +13,7 @@ from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.engine.tool import ToolUse
 from mlxd.protocol.errors import InvalidRequest
 from tests.engine.bench import WriteModel
+from tests.support.calls import whole_calls
 from tests.support.chat_template import HARMONY
 from tests.support.chunking import TOOLS, WEATHER, WEATHER_TOOL, Said, read_tokenizer, said, said_in_every_chunking
 from tests.support.prompt import FACTS, prepare, renderer_of
@@ -47,6 +48,7 @@ def tokenizer(write_model: WriteModel) -> Any:
         ('<|channel|>analysis to=functions.weather code<|message|>{"city":"Rome"}', [CALL]),
         (f'{TO}{{"city":"Rome"}}<|end|><|start|>assistant{TO}{{}}<|call|>', [CALL, ("call", "weather", "{}")]),
         (f"{TO}<|call|>", [("call", "weather", "{}")]),
+        (f'{TO}{{"city":', [("call", "weather", '{"city":')]),
         (
             f'<|channel|>commentary<|message|>I look.<|end|><|start|>assistant{TO}{{"city":"Rome"}}',
             [("content", "I look."), CALL],
@@ -66,7 +68,6 @@ def test_channels_are_split(tokenizer: Any, text: str, expected: list[Said]) -> 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (f'{TO}{{"city":', [("content", f'{TO}{{"city":')]),
         (f"{TO}[1]<|call|>", [("content", f"{TO}[1]")]),
         (
             "<|channel|>analysis to=python code<|message|>1+1<|call|>",
@@ -171,7 +172,7 @@ def test_required_call_is_written_in_a_message(stepped: SteppedModel, bias: dict
     constraint = ToolConstraint(functions(), is_required=True, parallel=True, field="tool_choice")
     sequence = answer(stepped, constraint, TOOLS, **bias)
 
-    (made,) = [call for delta in sequence.deltas for call in delta.calls]
+    (made,) = whole_calls(call for delta in sequence.deltas for call in delta.calls)
     Draft202012Validator(WEATHER).validate(json.loads(made.arguments))
     assert sequence.reason.value == "stop"
     assert {delta.kind.value for delta in sequence.deltas if delta.text} <= {"tool", "reasoning"}
