@@ -10,6 +10,7 @@ from mlxd.anthropic.message import parse_messages, parse_system
 from mlxd.anthropic.tool import parse_tools
 from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
+from mlxd.engine.template_traits import EFFORTS
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
@@ -54,7 +55,7 @@ MESSAGES: Table = {
 }
 _FORMAT_KNOWN = frozenset({"type", "schema"})
 _OUTPUT_CONFIG: Table = {
-    "effort": Works(field.word("low", "medium", "high", "xhigh", "max")),
+    "effort": Works(field.word(*EFFORTS)),
     "format": Works(field.mapping),
 }
 
@@ -99,8 +100,9 @@ def _request(values: Mapping[str, Any], omitted: Omissions, noise: NoiseFilter) 
     given = values["messages"]
     messages = (*parse_system(values.get("system"), omitted, noise), *parse_messages(given, omitted, noise))
     require_messages(messages)
-    kwargs, budget_tokens = _thinking(values, omitted)
-    prompt = ChatPrompt(messages, kwargs, rules.use, continues=given[-1]["role"] == "assistant")
+    thinking, budget_tokens = _thinking(values, omitted)
+    continues = given[-1]["role"] == "assistant"
+    prompt = ChatPrompt(messages, {}, rules.use, output.get("effort"), continues, thinking)
     return GenerationRequest(
         prompt,
         sampling_params(values),
@@ -119,13 +121,11 @@ def _answer_format(value: Mapping[str, Any], omitted: Omissions) -> JsonConstrai
     return JsonConstraint(schema, "output_config.format")
 
 
-def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[dict[str, Any], int | None]:
-    """Return the template's variables and the budget. A model that cannot think need not: it is a permission."""
+def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[bool | None, int | None]:
+    """Return whether the model may think, and the budget. One that cannot think need not: it is a permission."""
     thinking = values.get("thinking")
-    effort = values.get("output_config", {}).get("effort")
-    kwargs: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
     if thinking is None:
-        return kwargs, None
+        return None, None
     kind = thinking.get("type")
     if not isinstance(kind, str) or kind not in _THINKING:
         raise field.wrong("thinking.type", kind, "'enabled', 'adaptive', 'between_tools' or 'disabled'")
@@ -137,11 +137,10 @@ def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[dict[str, 
         budget_tokens = field.integer(0, _MAX_TOKENS)("thinking.budget_tokens", thinking["budget_tokens"])
     # The least of all: thoughts about what tools have said, and none before that.
     is_off = kind == "disabled" or budget_tokens == 0 or (kind == "between_tools" and not _ends_with_results(values))
-    kwargs["enable_thinking"] = not is_off
     if is_off or budget_tokens is None:
-        return kwargs, None
+        return not is_off, None
     # As with max_tokens, a bound that is too large is reduced.
-    return kwargs, min(budget_tokens, max(values.get("max_tokens", _MAX_TOKENS) - 1, 1))
+    return True, min(budget_tokens, max(values.get("max_tokens", _MAX_TOKENS) - 1, 1))
 
 
 def _ends_with_results(values: Mapping[str, Any]) -> bool:

@@ -48,8 +48,9 @@ class ChatPrompt:
     messages: tuple[Mapping[str, Any], ...]
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tools: ToolUse | None = None
-    reasoning_effort: str | None = None  # one of OpenAI's words; refused by a model that cannot act upon it
+    reasoning_effort: str | None = None  # a word of `template_traits.EFFORTS`, or of a client's own
     continues: bool = False  # the last message is the beginning of the answer
+    thinking: bool | None = None  # whether the model may think, where it can be told; goes before the effort
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class PreparedPrompt:
     # Ascending positions 0 < k < len(tokens): a later prompt is expected to begin with tokens[:k] and then to differ.
     checkpoints: tuple[int, ...] = ()
     thinking_budget: int | None = None  # of the request, reduced as `max_tokens` was
+    ignored: tuple[str, ...] = ()  # what the model cannot do, and the answer can do without: fields of the request
 
     @property
     def prefill_tokens(self) -> int:

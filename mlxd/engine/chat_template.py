@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mlxd.engine.arrangement import Message, arranged
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.checkpoint import marked_messages
 from mlxd.engine.process import Processes
+from mlxd.engine.template_traits import PROBES, Probe, TemplateTraits, learn
 from mlxd.protocol.errors import InvalidRequest
 
 _log = logging.getLogger(__name__)
@@ -22,6 +24,45 @@ class ChatTemplate:
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._processes = processes
+        self._traits: dict[str, TemplateTraits] = {}  # by the text of the template: there may be one for tools
+
+    def traits(self, tools: list[Any] | None, is_given_up: Callable[[], bool]) -> TemplateTraits:
+        """Return what the template takes, learned when it is first asked for.
+
+        Raises:
+            InvalidRequest: the model has several templates, and none for this chat.
+            RequestCancelled: it was given up.
+        """
+        template = "" if has_own_renderer(self._tokenizer) else self._text(tools)
+        if template not in self._traits:
+            self._traits[template] = self._learn(template, is_given_up)
+        return self._traits[template]
+
+    def _learn(self, template: str, is_given_up: Callable[[], bool]) -> TemplateTraits:
+        if has_own_renderer(self._tokenizer):
+            texts: list[str | None] | None = [self._probe_here(probe) for probe in PROBES.values()]
+        else:
+            probes = [{"messages": probe.messages, "variables": probe.variables} for probe in PROBES.values()]
+            job = {"template": template, "probes": probes, "variables": self._variables()}
+            texts = self._processes.probe(job, is_given_up)
+        if texts is None:
+            return TemplateTraits()
+        traits = learn(template, dict(zip(PROBES, texts, strict=True)))
+        _log.debug("the chat template of %s: %s", self._model_id, traits)
+        return traits
+
+    def _probe_here(self, probe: Probe) -> str | None:
+        messages = [dict(message) for message in probe.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **probe.variables
+            )
+        except Exception:  # noqa: BLE001 any that a renderer refuses with
+            return None
+        return str(text)
+
+    def _variables(self) -> dict[str, Any]:
+        return {**self._tokenizer.special_tokens_map, "enable_thinking": bool(self._tokenizer.has_thinking)}
 
     def render(
         self,
@@ -37,20 +78,19 @@ class ChatTemplate:
             TemplateFailed: it does not end, or takes too much.
             RequestCancelled: it was given up.
         """
+        traits = self.traits(tools, is_given_up)
+        messages = arranged(prompt.messages, traits)
+        marked = _marked(prompt, messages, traits)
         if has_own_renderer(self._tokenizer):
-            return self._render_here(prompt, tools, variables)
+            return self._render_here(messages, marked, tools, variables, continues=prompt.continues)
         job: dict[str, Any] = {
             "template": self._text(tools),
-            "messages": prompt.messages,
-            "marked": marked_messages(prompt.messages, continues=prompt.continues),
+            "messages": messages,
+            "marked": marked,
             "tools": tools,
             "generation": not prompt.continues,
             "continues": prompt.continues,
-            "variables": {
-                **self._tokenizer.special_tokens_map,
-                "enable_thinking": bool(self._tokenizer.has_thinking),
-                **variables,
-            },
+            "variables": {**self._variables(), **variables},
         }
         return self._processes.render(self._model_id, job, is_given_up)
 
@@ -61,19 +101,24 @@ class ChatTemplate:
             raise self._refused(error) from error
 
     def _render_here(
-        self, prompt: ChatPrompt, tools: list[Any] | None, variables: Mapping[str, Any]
+        self,
+        messages: Sequence[Message],
+        marked: Mapping[int, Message],
+        tools: list[Any] | None,
+        variables: Mapping[str, Any],
+        *,
+        continues: bool,
     ) -> tuple[str, str]:
         """Render by Python of mlx-lm or transformers; it did not come with the model, and ends."""
-        options = {**variables, "add_generation_prompt": not prompt.continues}
+        options = {**variables, "add_generation_prompt": not continues}
         if tools is not None:
             options["tools"] = tools
-        if prompt.continues:
+        if continues:
             options["continue_final_message"] = True
-        marked = marked_messages(prompt.messages, continues=prompt.continues)
 
-        def render(replaced: Mapping[int, Mapping[str, Any]]) -> str:
-            messages = [dict(replaced.get(index, message)) for index, message in enumerate(prompt.messages)]
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, **options))
+        def render(replaced: Mapping[int, Message]) -> str:
+            given = [dict(replaced.get(index, message)) for index, message in enumerate(messages)]
+            return str(self._tokenizer.apply_chat_template(given, tokenize=False, **options))
 
         try:
             text = render({})
@@ -89,6 +134,16 @@ class ChatTemplate:
         return InvalidRequest(
             f"the chat template of '{self._model_id}' refuses these messages: {error}", param="messages"
         )
+
+
+def _marked(prompt: ChatPrompt, messages: Sequence[Message], traits: TemplateTraits) -> dict[int, Message]:
+    """Return what a rendering with marks has in place of some of *messages*, which are the prompt's as arranged.
+
+    Marked are the client's own: instructions that stand in a question are what conversations share.
+    """
+    marks = marked_messages(prompt.messages, continues=prompt.continues)
+    whole = arranged([marks.get(index, message) for index, message in enumerate(prompt.messages)], traits)
+    return {index: message for index, message in enumerate(whole) if message != messages[index]}
 
 
 def has_own_renderer(tokenizer: Any) -> bool:

@@ -110,6 +110,21 @@ class Processes:
             raise InvalidRequest(f"the chat template of '{model_id}' refuses these messages: {words}", param="messages")
         raise TemplateFailed(f"the chat template of '{model_id}' {self._in_words(kind, words)}", hint=_HINT)
 
+    def probe(self, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> list[str | None] | None:
+        """Return what a template makes of each of the `probes` of *job* (see `process_child.py`), None where it raises.
+
+        Nothing is returned where it reached a bound or its process ended.
+
+        Raises:
+            RequestCancelled: it was given up.
+        """
+        try:
+            kind, body, _ = self._answer(job, is_given_up)
+        except _Ended:
+            return None
+        texts: list[str | None] | None = json.loads(body) if kind == child.TEXT else None
+        return texts
+
     def rehearse(self, job: Mapping[str, Any], is_given_up: Callable[[], bool]) -> str | None:
         """Return why the grammar of *job* (see `process_child.py`) cannot be compiled and followed; None when it can.
 

@@ -5,10 +5,11 @@ text is the same. And it compiles grammars that clients ask for before the daemo
 bounds for most of them, and not for all.
 
 Frames come on stdin: their length (u32, big-endian) and a msgpack map, of a template `{template, messages, marked,
-tools, generation, continues, variables}`, of a grammar `{grammar, limits, added}`. Each is answered on stdout by one
-byte for what it is (see below), the length, and UTF-8. A text of a template is followed by a second answer where there
-are messages in `marked`, by index: it is rendered with these in place of those in `messages`. It imports nothing of
-mlxd, and runs without `site` and with an environment of its own: it starts in 70 ms and takes 25 MB.
+tools, generation, continues, variables}` or `{template, probes, variables}`, of a grammar `{grammar, limits, added}`.
+Each is answered on stdout by one byte for what it is (see below), the length, and UTF-8. A text of a template is
+followed by a second answer where there are messages in `marked`, by index: it is rendered with these in place of those
+in `messages`. It imports nothing of mlxd, and runs without `site` and with an environment of its own: it starts in
+70 ms and takes 25 MB.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main() -> None:
 def answer(rendering: Any, job: dict[str, Any], text_bytes: int) -> tuple[bytes, bytes]:
     """Return the kind and the body of the answer to *job*; a text is at most *text_bytes* long."""
     try:
-        text = (rehearse(job) if "grammar" in job else render(rendering, job)).encode()
+        text = work(rendering, job).encode()
     except MemoryError:
         return TOO_MUCH_MEMORY, b""
     except UnicodeEncodeError as error:
@@ -85,6 +86,34 @@ def answer(rendering: Any, job: dict[str, Any], text_bytes: int) -> tuple[bytes,
     except Exception as error:  # noqa: BLE001 a program that came with the model, on data that came with the request
         return REFUSED, str(error)[:_MOST_WORDS].encode(errors="replace")
     return (TEXT, text) if len(text) <= text_bytes else (TOO_LONG, b"")
+
+
+def work(rendering: Any, job: dict[str, Any]) -> str:
+    """Return the text that answers *job*."""
+    if "grammar" in job:
+        return rehearse(job)
+    return probe(rendering, job) if "probes" in job else render(rendering, job)
+
+
+def probe(rendering: Any, job: dict[str, Any]) -> str:
+    """Return the texts of small chats as a JSON list, with null for each that the template refuses."""
+    texts: list[str | None] = []
+    for chat in job["probes"]:
+        whole = {
+            "template": job["template"],
+            "messages": chat["messages"],
+            "tools": None,
+            "generation": True,
+            "continues": False,
+            "variables": {**job["variables"], **chat["variables"]},
+        }
+        try:
+            texts.append(render(rendering, whole))
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 a program that came with the model
+            texts.append(None)
+    return json.dumps(texts)
 
 
 def render(rendering: Any, job: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlxd.engine.answer.format import format_of
@@ -16,6 +18,7 @@ from mlxd.engine.base import (
 )
 from mlxd.engine.chat_template import ChatTemplate
 from mlxd.engine.checkpoint import before_thoughts, places, positions
+from mlxd.engine.effort import choose_reasoning
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
 from mlxd.engine.prompt_check import check_sampling, foreign_token
@@ -24,6 +27,18 @@ from mlxd.protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from mlxd.engine.grammar import Grammars  # imports mlx
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """What a template made of a chat."""
+
+    text: str
+    marked_text: str  # with marks in it (`checkpoint.py`); empty where there is none
+    is_effort_ignored: bool
 
 
 class PromptRenderer:
@@ -62,6 +77,7 @@ class PromptRenderer:
         """
         check_sampling(request.sampling, self._facts.vocab_size)
         kind = TextKind.CONTENT
+        ignored: tuple[str, ...] = ()
         is_chat = isinstance(request.prompt, ChatPrompt)
         # The answer to a chat begins anew, but where the last message is its beginning.
         is_continuation = not isinstance(request.prompt, ChatPrompt) or request.prompt.continues
@@ -72,8 +88,9 @@ class PromptRenderer:
                     # A template may leave out what the model has thought, and nothing of what it is told.
                     if message.get("role") != "assistant" and isinstance(message.get("content"), str):
                         self._length.refuse_far_too_long(message["content"], field)
-                text, marked_text = self._render(request.prompt, is_given_up)
-                found = places(text, marked_text)
+                rendered = self._render(request.prompt, is_given_up)
+                text, ignored = rendered.text, ("reasoning_effort",) * rendered.is_effort_ignored
+                found = places(text, rendered.marked_text)
                 if self._tokenizer.has_thinking and not request.prompt.continues:
                     found = before_thoughts(text, found, self._tokenizer.think_start)
                 tokens, checkpoints = self._encode(text, field, found, add_special_tokens=False)
@@ -92,10 +109,11 @@ class PromptRenderer:
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint, is_given_up)
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
         budget = self._length.thinking_budget(request, max_tokens)
-        return PreparedPrompt(tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, checkpoints, budget)
+        return PreparedPrompt(
+            tuple(tokens), max_tokens, kind, is_continuation, tools, grammar, checkpoints, budget, ignored
+        )
 
-    def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> tuple[str, str]:
-        """Return the text, and the one with marks in it, which is empty where there is none."""
+    def _render(self, prompt: ChatPrompt, is_given_up: Callable[[], bool]) -> _Rendered:
         own = format_of(self._tokenizer)
         if own is not None and own.adapt is not None:
             prompt = own.adapt(prompt)
@@ -105,7 +123,6 @@ class PromptRenderer:
                 hint="send the text to /v1/completions",
                 param="messages",
             )
-        variables = {**self._reasoning(prompt.reasoning_effort), **prompt.template_kwargs}
         if prompt.tools is not None and not self._facts.has_tool_calling:
             raise InvalidRequest(
                 f"model '{self._model_id}' cannot call tools: its chat template has no format for calls",
@@ -113,7 +130,18 @@ class PromptRenderer:
                 param="tools",
             )
         tools = None if prompt.tools is None else list(prompt.tools.tools)
-        return self._template.render(prompt, tools, variables, is_given_up)
+        traits = self._template.traits(tools, is_given_up)
+        reasoning = choose_reasoning(prompt.reasoning_effort, prompt.thinking, traits)
+        variables = {**reasoning.variables, **prompt.template_kwargs}
+        _log.debug(
+            "a chat for %s: effort %s, thinking %s, variables %s",
+            self._model_id,
+            prompt.reasoning_effort,
+            prompt.thinking,
+            variables,
+        )
+        text, marked_text = self._template.render(prompt, tools, variables, is_given_up)
+        return _Rendered(text, marked_text, is_effort_ignored=reasoning.is_ignored)
 
     def _ends_inside_thinking(self, text: str, prompt: ChatPrompt) -> bool:
         """Tell whether the answer begins inside the thinking: the template or the client's beginning has opened it."""
@@ -123,20 +151,6 @@ class PromptRenderer:
             return begun.rfind(start) > begun.rfind(end)
         # What stands before the client's beginning is the template's.
         return text[: text.rfind(begun)].rstrip().endswith(start) if begun else text.rstrip().endswith(start)
-
-    def _reasoning(self, effort: str | None) -> dict[str, Any]:
-        """Return what tells the template how much to think: its own variable, or thinking on and off."""
-        if effort is None:
-            return {}
-        template = self._tokenizer.chat_template
-        has_variable = isinstance(template, str) and "reasoning_effort" in template
-        if not has_variable and not self._facts.has_thinking and effort != "none":
-            raise InvalidRequest(
-                f"model '{self._model_id}' does not reason: reasoning_effort {effort!r} would change nothing",
-                hint="leave reasoning_effort out",
-                param="reasoning_effort",
-            )
-        return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
 
     def _encode(
         self, text: str, field: str, text_places: Sequence[int], *, add_special_tokens: bool

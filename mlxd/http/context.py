@@ -125,6 +125,11 @@ class Exchange:
         self.model, self.target = answer.route.model, answer.route.target
         self.ignored = answer.left_out
 
+    def note_ignored(self, names: Collection[str]) -> None:
+        """Note what the local model cannot act upon, besides what was left out of the body."""
+        if names:
+            self.ignored = tuple(dict.fromkeys((*self.ignored, *names)))
+
     def note_error(self, error: MlxdError) -> None:
         """Note what the client is told, and forget where it was raised: the frames hold bodies, parsed and rendered."""
         self.error = error

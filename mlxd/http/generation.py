@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +33,7 @@ class Generation:
     on_token: Callable[[], None]  # called at every token, the first one counts
     tokens: Tokens  # what is counted of it
     default_max_tokens: int | None = None  # of the model's settings, for requests that say nothing
+    note_ignored: Callable[[Collection[str]], None] = lambda _: None  # told of what the model cannot act upon
 
     async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
         """Generate *n* answers to each of *requests*, all side by side, and give *sink* what comes of them.
@@ -56,6 +57,7 @@ class Generation:
                 request = replace(request, default_max_tokens=self.default_max_tokens)
             prompt = await self.lease.prepare(request)
             self.tokens.prompt += len(prompt.tokens)
+            self.note_ignored(prompt.ignored)
             return await together(
                 self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number), number)
                 for number in range(n)
@@ -119,7 +121,9 @@ async def generation(request: web.Request, model: str) -> AsyncIterator[Generati
         default_max_tokens = None if defaults is None else defaults.max_tokens
         exchange = request[EXCHANGE]
         exchange.tokens = Tokens()
-        yield Generation(lease, running, exchange.note_first_token, exchange.tokens, default_max_tokens)
+        yield Generation(
+            lease, running, exchange.note_first_token, exchange.tokens, default_max_tokens, exchange.note_ignored
+        )
 
 
 @asynccontextmanager

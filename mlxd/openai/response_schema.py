@@ -10,6 +10,7 @@ import orjson
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
+from mlxd.engine.template_traits import EFFORTS
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
@@ -97,7 +98,7 @@ INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personalit
 _STREAM_OPTIONS: Table = {"include_obfuscation": Refused((False,))}
 _REASONING: Table = {
     "context": Refused(("auto",)),
-    "effort": Works(field.word("none", "minimal", "low", "medium", "high", "xhigh")),
+    "effort": Works(field.word(*EFFORTS)),
     # "auto" asks for a summary where there is one; here the reasoning itself is given.
     "generate_summary": Refused(("auto",)),
     "mode": Refused(("standard",)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from mlxd.engine.template_traits import EFFORTS
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
@@ -57,7 +58,7 @@ CHAT: Table = {
     "moderation": Refused(),
     "parallel_tool_calls": Works(field.boolean),
     "prediction": Refused(),
-    "reasoning_effort": Works(field.word("none", "minimal", "low", "medium", "high", "xhigh")),
+    "reasoning_effort": Works(field.word(*EFFORTS)),
     "response_format": Works(field.mapping),
     "tool_choice": Works(field.anything),
     "tools": Works(field.listing),

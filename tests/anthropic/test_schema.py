@@ -122,24 +122,25 @@ def test_output_may_be_bound_to_a_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    ("thinking", "kwargs", "budget"),
+    ("thinking", "may_think", "budget"),
     [
-        ({"type": "enabled", "budget_tokens": 1024}, {"enable_thinking": True}, 1024),
-        ({"type": "enabled", "budget_tokens": 31999, "display": "omitted"}, {"enable_thinking": True}, 1999),
-        ({"type": "enabled", "budget_tokens": 5}, {"enable_thinking": True}, 5),
-        ({"type": "enabled", "budget_tokens": 0}, {"enable_thinking": False}, None),
-        ({"type": "enabled"}, {"enable_thinking": True}, None),
-        ({"type": "disabled"}, {"enable_thinking": False}, None),
-        ({"type": "between_tools"}, {"enable_thinking": False}, None),
-        ({"type": "adaptive", "display": "updates"}, {"enable_thinking": True}, None),
-        ({"type": "adaptive"}, {"enable_thinking": True}, None),
+        ({"type": "enabled", "budget_tokens": 1024}, True, 1024),
+        ({"type": "enabled", "budget_tokens": 31999, "display": "omitted"}, True, 1999),
+        ({"type": "enabled", "budget_tokens": 5}, True, 5),
+        ({"type": "enabled", "budget_tokens": 0}, False, None),
+        ({"type": "enabled"}, True, None),
+        ({"type": "disabled"}, False, None),
+        ({"type": "between_tools"}, False, None),
+        ({"type": "adaptive", "display": "updates"}, True, None),
+        ({"type": "adaptive"}, True, None),
     ],
 )
-def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, kwargs: Any, budget: int | None) -> None:
-    """The budget is enforced while decoding; one that is too large is reduced, and one of 0 is no thinking."""
-    asked = parse(thinking=thinking)
+def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, may_think: bool, budget: int | None) -> None:
+    """The budget is enforced while decoding; one that is too large is reduced, and 0 is no thinking."""
+    asked = parse(thinking=thinking, output_config={"effort": "max"})
     assert isinstance(asked.prompt, ChatPrompt)
-    assert (asked.prompt.template_kwargs, asked.thinking_budget) == (kwargs, budget)
+    assert (asked.prompt.thinking, asked.thinking_budget) == (may_think, budget)
+    assert (asked.prompt.reasoning_effort, asked.prompt.template_kwargs) == ("max", {})
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_between_tools_thinks_about_what_tools_have_said() -> None:
     turns = [*HI, {"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]
     for messages in (turns, [*turns, {"role": "system", "content": "note"}]):
         asked = prompt(messages=messages, thinking={"type": "between_tools"})
-        assert asked.template_kwargs == {"enable_thinking": True}
+        assert asked.thinking is True
 
 
 def test_a_display_that_is_not_known_is_left_out() -> None:

@@ -20,7 +20,7 @@ from mlxd.engine.tool import ToolUse
 from tests.engine.bench import WriteModel
 from tests.support.chat_template import CHATML, REAL
 from tests.support.chat_tokenizer import KINDS, byte_level
-from tests.support.prompt import prepare, renderer_of, shared_tokens
+from tests.support.prompt import prepare, renderer_of, shared_tokens, with_template
 
 Message = Mapping[str, Any]
 
@@ -96,12 +96,6 @@ TOOL_USE: dict[str, tuple[tuple[Message, ...], tuple[Message, ...]]] = {
     "calls again": (LOOP, LOOP),
 }
 NO_TOOLS = {"gemma 3"}
-
-
-def with_template(tokenizer: Any, template: str) -> Any:
-    """Return the tokenizer, which has this template from now on."""
-    tokenizer.chat_template = template
-    return tokenizer
 
 
 def text_tokens(tokenizer: Any, *messages: Message) -> tuple[int, ...]:

@@ -244,6 +244,7 @@ GPT_OSS = """{#- Macros, loop controls, dict, generation, and filters with argum
 {%- set last = dict(role='', name=none) %}
 {%- for message in messages %}
     {%- if message.role == 'system' or message.role == 'developer' %}
+        {{- "<|start|>developer<|message|># Instructions\\n\\n" ~ message.content ~ "<|end|>" if loop.first }}
         {%- continue %}
     {%- elif message.role == 'user' %}
         {{- "<|start|>user<|message|>" ~ message.content ~ "<|end|>" }}

@@ -30,6 +30,12 @@ def renderer_of(tokenizer: Any, facts: EngineFacts = FACTS, processes: Processes
     return PromptRenderer("tiny", tokenizer, facts, grammars, processes)
 
 
+def with_template(tokenizer: Any, template: str) -> Any:
+    """Return the tokenizer, which has this template from now on."""
+    tokenizer.chat_template = template
+    return tokenizer
+
+
 def prepare(renderer: PromptRenderer, messages: Iterable[Mapping[str, Any]], **more: Any) -> PreparedPrompt:
     """Return the prompt of a chat."""
     return renderer.prepare(GenerationRequest(ChatPrompt(tuple(messages), **more)))

@@ -130,6 +130,8 @@ DEEPSEEK = """{%- set thinking = thinking is defined and thinking %}
         {{- '<|User|>' + message.content }}
     {%- elif message.role == 'assistant' %}
         {{- '<|Assistant|></think>' + message.content + '<|end|>' }}
+    {%- elif message.role == 'tool' %}
+        {{- '<|tool|>' + message.content + '<|/tool|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|Assistant|>' + ('<think>' if thinking else '</think>') }}{%- endif %}"""

@@ -1,0 +1,81 @@
+"""What agents send of system messages, effort and `max_tokens`, on all surfaces, to models with strict templates."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxd.catalog import Catalog
+from mlxd.engine.base import BackendLimits, SchedulingParams
+from mlxd.engine.device import Device
+from mlxd.pool.clock import LoopClock
+from mlxd.pool.pool import Pool
+from tests.support.http_server import Served, serving, settings_of
+from tests.support.templates import TEMPLATES
+from tests.support.tiny_model import write_tiny_model
+
+CONTEXT = 640
+LATE = [
+    {"role": "user", "content": "Hi."},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "system", "content": "It is late."},
+    {"role": "user", "content": "Bye."},
+]
+LEADING = [{"role": "developer", "content": "Be brief."}, {"role": "system", "content": "Be kind."}]
+SURFACES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": LEADING + LATE, "max_tokens": 32_000, "reasoning_effort": "high"},
+    "/v1/responses": {"input": LEADING + LATE, "max_output_tokens": 32_000, "reasoning": {"effort": "high"}},
+    "/v1/messages": {
+        "system": "Be brief.\n\nBe kind.",
+        "messages": LATE,
+        "max_tokens": 32_000,
+        "thinking": {"type": "enabled", "budget_tokens": 31_999},
+        "output_config": {"effort": "high"},
+    },
+}
+
+
+@asynccontextmanager
+async def served_models(root: Path, *names: str) -> AsyncIterator[Served]:
+    """Serve a tiny model with each of these templates."""
+    for seed, name in enumerate(names):
+        write_tiny_model(root / name, seed=seed, context=CONTEXT, thinking=True, template=TEMPLATES[name])
+    loop = asyncio.get_running_loop()
+    clock = LoopClock(loop)
+    catalog = Catalog([root])
+    catalog.scan()
+    backend = Device(loop, BackendLimits(4 * 10**9, 10**8), SchedulingParams(2048, 30))
+    settings = settings_of({})
+    pool = Pool(backend, catalog, settings, clock=clock, usable_bytes=16 * 10**9, on_event=lambda event: None)
+    await pool.start()
+    try:
+        async with serving(pool, catalog=catalog, document={}, clock=clock) as served:
+            yield served
+    finally:
+        await pool.close()
+        await backend.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_agents_send_is_answered_on_every_surface(tmp_path: Path, stream: bool) -> None:
+    """Merged messages, mapped words and reduced bounds are no 4xx, and an effort is named where it changes nothing."""
+    reads: dict[str, set[int]] = {}
+    async with served_models(tmp_path, "qwen", "gemma") as served:
+        for path, body in SURFACES.items():
+            for model in ("qwen", "gemma"):
+                status, headers, raw = await served.post(path, {"model": model, "stream": stream, **body})
+                assert status == 200, raw
+                is_ignored = "reasoning_effort" in headers.get("x-mlxd-ignored-fields", "")
+                assert is_ignored == (model == "gemma")
+                if not stream:
+                    usage = json.loads(raw)["usage"]
+                    inputs = [usage.get(name) or 0 for name in ("prompt_tokens", "input_tokens")]
+                    reads.setdefault(model, set()).add(sum(inputs) + usage.get("cache_read_input_tokens", 0))
+    # The same messages are the same prompt.
+    assert all(len(lengths) == 1 for lengths in reads.values())
