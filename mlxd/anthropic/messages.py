@@ -35,8 +35,8 @@ async def _message(request: web.Request, local: Local) -> web.StreamResponse:
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
     parsed = parse_count_body(local.take_body(), local.noise, local.omitted)
     async with generation(request, local.model) as held:
-        prompt = await held.lease.prepare(parsed.request)
-    return _json({"input_tokens": len(prompt.tokens)})
+        tokens = await held.count(parsed.request)
+    return _json({"input_tokens": tokens})
 
 
 MESSAGES = Surface("anthropic", "messages", _message)

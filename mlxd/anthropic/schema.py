@@ -55,7 +55,7 @@ MESSAGES: Table = {
 }
 _FORMAT_KNOWN = frozenset({"type", "schema"})
 _OUTPUT_CONFIG: Table = {
-    "effort": Works(field.word(*EFFORTS)),
+    "effort": Works(field.word(*EFFORTS), "each is the nearest that the model's template knows"),
     "format": Works(field.mapping),
 }
 

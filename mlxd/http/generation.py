@@ -14,7 +14,7 @@ from aiohttp import web
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
 from mlxd.http.context import CONTEXT, EXCHANGE, Tokens
 from mlxd.pool.lease import Lease
-from mlxd.protocol.errors import GenerationFailed, InvalidRequest, RequestCancelled
+from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest, RequestCancelled
 from mlxd.requests import RunningRequest
 
 T = TypeVar("T")
@@ -65,6 +65,20 @@ class Generation:
 
         answers = await together(answer(place, request) for place, request in enumerate(requests))
         return [finished for group in answers for finished in group]
+
+    async def count(self, request: GenerationRequest) -> int:
+        """Return how many tokens a prompt has, or at least has: one over the context is what clients count for.
+
+        Raises:
+            MlxdError: whatever the engine says.
+        """
+        try:
+            return len((await self.lease.prepare(request)).tokens)
+        except ContextLengthExceeded as error:
+            if "prompt_tokens" not in error.data:
+                raise
+            tokens: int = error.data["prompt_tokens"]
+            return tokens
 
     async def _deliver_one(
         self, request: GenerationRequest, prompt: PreparedPrompt, sink: Sink, number: int

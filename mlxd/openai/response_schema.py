@@ -98,7 +98,7 @@ INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personalit
 _STREAM_OPTIONS: Table = {"include_obfuscation": Refused((False,))}
 _REASONING: Table = {
     "context": Refused(("auto",)),
-    "effort": Works(field.word(*EFFORTS)),
+    "effort": Works(field.word(*EFFORTS), "each is the nearest that the model's template knows"),
     # "auto" asks for a summary where there is one; here the reasoning itself is given.
     "generate_summary": Refused(("auto",)),
     "mode": Refused(("standard",)),

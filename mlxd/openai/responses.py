@@ -62,8 +62,8 @@ async def _count(request: web.Request, local: Local) -> web.StreamResponse:
         local.omitted,
     )
     async with generation(request, local.model) as held:
-        prompt = await held.lease.prepare(counted)
-    body = {"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}
+        tokens = await held.count(counted)
+    body = {"object": "response.input_tokens", "input_tokens": tokens}
     return web.Response(body=orjson.dumps(body), content_type="application/json")
 
 

@@ -58,7 +58,7 @@ CHAT: Table = {
     "moderation": Refused(),
     "parallel_tool_calls": Works(field.boolean),
     "prediction": Refused(),
-    "reasoning_effort": Works(field.word(*EFFORTS)),
+    "reasoning_effort": Works(field.word(*EFFORTS), "each is the nearest that the model's template knows"),
     "response_format": Works(field.mapping),
     "tool_choice": Works(field.anything),
     "tools": Works(field.listing),

@@ -172,7 +172,10 @@ async def test_errors_are_of_the_clients_classes(serve_models: ServeModels) -> N
 
 
 async def test_only_a_prompt_that_does_not_fit_is_refused_in_words_that_are_known(serve_models: ServeModels) -> None:
-    """Claude Code asks for 32000 tokens of every model, and compacts a conversation when it reads these words."""
+    """Claude Code asks for 32000 tokens of every model, and compacts a conversation when it reads these words.
+
+    A prompt that is too long can still be counted.
+    """
     asked: dict[str, Any] = {"model": "tiny", "max_tokens": 32_000, "timeout": 60}
     async with (
         serve_models(models={"tiny": {"context_length": 60}}) as served,
@@ -182,6 +185,8 @@ async def test_only_a_prompt_that_does_not_fit_is_refused_in_words_that_are_know
         counted = await client.messages.count_tokens(model="tiny", messages=HI)
         with pytest.raises(anthropic.BadRequestError) as refused:
             await client.messages.create(messages=LONG, **asked)
+        too_many = await client.messages.count_tokens(model="tiny", messages=LONG)
+    assert too_many.input_tokens > 60
     assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 60 - counted.input_tokens)
     assert re.search(r"prompt is too long: \d+ tokens > 60 maximum", refused.value.message)
 
