@@ -75,7 +75,12 @@ class _Turns:
 
     def add_assistant(self, message: Message) -> None:
         self.end_user()
-        self.messages.append(message)
+        last = self.messages[-1] if self.messages else {}
+        is_repeated = last.get("role") == "assistant" and not self._traits.takes_users_in_a_row
+        if is_repeated and not last.get("tool_calls"):
+            self.messages[-1] = {**last, **_with(message, [_content(last), _content(message)])}
+        else:
+            self.messages.append(message)
 
 
 def _system(messages: Iterable[Message]) -> Message:

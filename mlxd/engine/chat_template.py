@@ -8,7 +8,7 @@ from typing import Any
 
 from mlxd.engine.arrangement import Message, arranged
 from mlxd.engine.base import ChatPrompt
-from mlxd.engine.checkpoint import marked_messages
+from mlxd.engine.checkpoint import mark_start, marked_messages
 from mlxd.engine.process import Processes
 from mlxd.engine.template_traits import PROBES, Probe, TemplateTraits, learn
 from mlxd.protocol.errors import InvalidRequest
@@ -139,11 +139,16 @@ class ChatTemplate:
 def _marked(prompt: ChatPrompt, messages: Sequence[Message], traits: TemplateTraits) -> dict[int, Message]:
     """Return what a rendering with marks has in place of some of *messages*, which are the prompt's as arranged.
 
-    Marked are the client's own: instructions that stand in a question are what conversations share.
+    Besides what is marked of these, instructions that stand in a question end before it: conversations share them.
     """
-    marks = marked_messages(prompt.messages, continues=prompt.continues)
-    whole = arranged([marks.get(index, message) for index, message in enumerate(prompt.messages)], traits)
-    return {index: message for index, message in enumerate(whole) if message != messages[index]}
+    parted = list(prompt.messages)
+    first = next((index for index, message in enumerate(parted) if message.get("role") != "system"), 0)
+    if first > 0 and not traits.takes_system:
+        parted[first] = mark_start(parted[first])
+    whole = arranged(parted, traits)
+    marks = marked_messages(whole, continues=prompt.continues)
+    replaced = {index: marks.get(index, message) for index, message in enumerate(whole)}
+    return {index: message for index, message in replaced.items() if message != messages[index]}
 
 
 def has_own_renderer(tokenizer: Any) -> bool:

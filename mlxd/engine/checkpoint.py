@@ -55,12 +55,20 @@ def marked_messages(messages: Sequence[Mapping[str, Any]], *, continues: bool) -
     return marked
 
 
+def mark_start(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the message with a mark at the beginning of its content, where it has one."""
+    content = message.get("content")
+    if not isinstance(content, str) or not content.strip():
+        return message
+    return {**message, "content": _marked(content, start=True, end=False)}
+
+
 def _marked(content: str, *, start: bool, end: bool) -> str:
     """Put marks next to the first and the last character that no template trims."""
     inner = content.strip()
     before = content[: len(content) - len(content.lstrip())]
     after = content[len(before) + len(inner) :]
-    return f"{before}{MARK * start}{inner}{MARK * end}{after}"
+    return f"{before}{MARK * (start and not inner.startswith(MARK))}{inner}{MARK * end}{after}"
 
 
 def places(text: str, marked_text: str) -> list[int]:

@@ -81,6 +81,7 @@ def test_a_late_system_message_becomes_the_users_at_its_place(chat: list[Message
         ([system("a")], "u a"),
         ([user("a"), user("b"), answer("c"), system("d"), user("e")], "u a+b|a c|u d+e"),
         ([user("a"), system("b")], "u a+b"),
+        ([user("a"), answer("b"), answer("c"), user("d")], "u a|a b+c|u d"),
     ],
 )
 def test_without_a_system_role_roles_take_turns(chat: list[Message], expected: str) -> None:
@@ -96,7 +97,13 @@ def test_words_after_a_result_that_refuses_a_question_are_its_end() -> None:
 
 # Two system messages in the front, one after the question, one after results, and a question that has two parts.
 CONVERSATION: list[list[Message]] = [
-    [system("Be brief."), system("Be kind."), user("What is above?"), system("It is late.")],
+    [
+        system("Be brief."),
+        system("Be kind."),
+        user("What is above?"),
+        system("It is late, and most of them are asleep."),
+    ],
+    [CALLING, RESULT],
     [CALLING, RESULT, system("Results may be old."), user("Mind the clouds.")],
     [answer("The sky."), user("And below?"), user("Say it briefly.")],
     [answer("The ground."), system("The user has left."), user("Anything else?")],
@@ -120,8 +127,10 @@ def test_the_prompt_of_a_turn_is_the_beginning_of_the_next(name: str) -> None:
         for message in chat:
             assert message["content"] in text
         if before is not None:
-            answers_at = max(before.checkpoints, default=len(before.tokens))
-            assert shared_tokens(before, prompt) >= answers_at
+            common = shared_tokens(before, prompt)
+            assert max(place for place in before.checkpoints if place <= common) >= common - 12
+            # Thoughts of calls that were answered are dropped by Qwen's, back to the last question.
+            assert name == "qwen" or common >= max(before.checkpoints)
         before = prompt
 
 
