@@ -252,7 +252,7 @@ class EngineFacts:
     context_length: int
     vocab_size: int
     has_thinking: bool
-    has_tool_calling: bool
+    tool_format: str  # in which it calls tools: of `engine.answer`, or of mlx-lm; empty: in none
     chat_template: bool
     vectors: VectorFacts | None = None  # None: it makes none
     decoding: Decoding = Decoding.BATCHED

@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.utils import _get_classes, load_model
 
 from mlxd.engine.adapter import put_adapter_on
+from mlxd.engine.answer.registry import tool_format
 from mlxd.engine.base import EngineFacts, LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.decoding_check import DecodingCheck, Found, as_texts
@@ -183,7 +184,7 @@ class SlicedLoad:
             context_length=context_length(self._spec, self._files, self._model),
             vocab_size=vocab_size,
             has_thinking=bool(tokenizer.has_thinking),
-            has_tool_calling=bool(tokenizer.has_tool_calling),
+            tool_format=tool_format(tokenizer),
             chat_template=bool(tokenizer.has_chat_template),
             vectors=self._vectors(hidden_width(self._model, vocab_size)),
             decoding=found.decoding,
@@ -200,7 +201,7 @@ class SlicedLoad:
             context_length=context_length(self._spec, files, self._model),
             vocab_size=int(self._model.config.vocab_size),
             has_thinking=False,
-            has_tool_calling=False,
+            tool_format="",
             chat_template=False,
             vectors=self._vectors(encoder.width()),
         )

@@ -123,12 +123,6 @@ class PromptRenderer:
                 hint="send the text to /v1/completions",
                 param="messages",
             )
-        if prompt.tools is not None and not self._facts.has_tool_calling:
-            raise InvalidRequest(
-                f"model '{self._model_id}' cannot call tools: its chat template has no format for calls",
-                hint="leave tools out, or take a model that was trained for them",
-                param="tools",
-            )
         tools = None if prompt.tools is None else list(prompt.tools.tools)
         traits = self._template.traits(tools, is_given_up)
         reasoning = choose_reasoning(prompt.reasoning_effort, prompt.thinking, traits)

@@ -13,7 +13,7 @@ from mlxd.engine import tool_markup, tool_notation
 from mlxd.engine.answer.format import CallShape, format_of
 from mlxd.engine.constraint import ToolConstraint
 from mlxd.engine.lark import Lark, Unenforceable, literal, regex
-from mlxd.engine.tool_value import DEFINITIONS, loosened, parameters_of
+from mlxd.engine.tool_value import call_schema, loosened, parameters_of
 
 Functions = list[Mapping[str, Any]]
 # Between calls and after the last one: a model that likes white space would fill the rest of its context with it.
@@ -29,9 +29,8 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
         Unenforceable: the format cannot write what a function's schema asks for, or cannot be held to it.
     """
     own = format_of(tokenizer)
-    if own is not None and own.tags is not None:
-        shape = own.shape
-    else:
+    shape = own.shape if own is not None else None
+    if shape is None:
         shape = FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
     if shape is None:
         return None
@@ -87,7 +86,7 @@ def loosened_functions(functions: Functions) -> Functions:
 
 def _json_tools(lark: Lark, function: Mapping[str, Any]) -> str:
     """`<tool_call>{"name": …, "arguments": {…}}</tool_call>`."""
-    return f'"\\n" {lark.json(_call_schema(function))} "\\n"'
+    return f'"\\n" {lark.json(call_schema(function))} "\\n"'
 
 
 def _mistral(lark: Lark, function: Mapping[str, Any]) -> str:
@@ -116,15 +115,3 @@ FORMATS: Mapping[str, CallShape] = {
     "function_gemma": CallShape(tool_notation.function_gemma),
     "gemma4": CallShape(tool_notation.gemma4),
 }
-
-
-def _call_schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = parameters_of(function)
-    definitions = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-        **definitions,
-    }

@@ -36,6 +36,19 @@ def parameters_of(function: Schema) -> dict[str, Any]:
     return dict(parameters) if parameters else {"type": "object", "properties": {}, "additionalProperties": False}
 
 
+def call_schema(function: Schema) -> dict[str, Any]:
+    """Return the schema of a call as a JSON object with `name` and `arguments`."""
+    parameters = parameters_of(function)
+    definitions = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+        **definitions,
+    }
+
+
 def properties(parameters: Schema) -> list[Property]:
     """Return the arguments that a function's schema declares, each with the definitions that it may refer to.
 

@@ -88,6 +88,7 @@ class Exchange:
     reason: str | None = None  # the local failure after which the cloud was asked
     attempts: list[Attempt] = field(default_factory=list)
     ignored: Collection[str] = ()  # what is left out of the body
+    tool_format: str | None = None  # of the local model, where the request has tools
     noise_removed: Mapping[str, int] = field(default_factory=dict)  # rule → pieces, from a prompt of this machine
     on_first_token: Callable[[], None] | None = None
     clock: Callable[[], float] = time.monotonic
@@ -110,11 +111,16 @@ class Exchange:
         """Note that a model of this machine answers."""
         self.route, self.model = "local", model
 
+    def note_tool_format(self, name: str) -> None:
+        """Note in which format the local model calls tools."""
+        self.tool_format = name
+
     def note_cloud(self, route: CloudRoute, reason: str | None) -> None:
         """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
         self.route, self.model, self.rule, self.target = "cloud", route.model, route.rule_id, route.target
         self.reason = reason
         self.ignored, self.noise_removed = (), {}  # a cloud is given all of it
+        self.tool_format = None
         self.first_token_at_s = None  # of a local answer that came to nothing
 
     def note_answer(self, answer: Answer) -> None:
@@ -163,6 +169,7 @@ class Exchange:
             "x-mlxd-reason": self.reason,
             "x-mlxd-attempts": str(len(self.attempts)) if self.attempts else None,
             "x-mlxd-ignored-fields": ", ".join(self.ignored) or None,
+            "x-mlxd-tool-format": self.tool_format,
         }
         return {name: _header_text(value) for name, value in shown.items() if value is not None}
 

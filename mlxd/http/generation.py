@@ -34,6 +34,7 @@ class Generation:
     tokens: Tokens  # what is counted of it
     default_max_tokens: int | None = None  # of the model's settings, for requests that say nothing
     note_ignored: Callable[[Collection[str]], None] = lambda _: None  # told of what the model cannot act upon
+    on_tools: Callable[[], None] = lambda: None  # called when the prompt of a request with tools is ready
 
     async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
         """Generate *n* answers to each of *requests*, all side by side, and give *sink* what comes of them.
@@ -58,6 +59,8 @@ class Generation:
             prompt = await self.lease.prepare(request)
             self.tokens.prompt += len(prompt.tokens)
             self.note_ignored(prompt.ignored)
+            if prompt.tools is not None:
+                self.on_tools()
             return await together(
                 self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number), number)
                 for number in range(n)
@@ -135,8 +138,18 @@ async def generation(request: web.Request, model: str) -> AsyncIterator[Generati
         default_max_tokens = None if defaults is None else defaults.max_tokens
         exchange = request[EXCHANGE]
         exchange.tokens = Tokens()
+
+        def on_tools() -> None:
+            exchange.note_tool_format(lease.facts.tool_format)
+
         yield Generation(
-            lease, running, exchange.note_first_token, exchange.tokens, default_max_tokens, exchange.note_ignored
+            lease,
+            running,
+            exchange.note_first_token,
+            exchange.tokens,
+            default_max_tokens,
+            exchange.note_ignored,
+            on_tools,
         )
 
 

@@ -19,7 +19,7 @@ from mlxd.protocol.errors import Forbidden
 
 _EXPOSED = (
     "x-request-id, request-id, x-mlxd-route, x-mlxd-model, x-mlxd-rule, x-mlxd-target, x-mlxd-reason, x-mlxd-attempts, "
-    "x-mlxd-ignored-fields, "
+    "x-mlxd-ignored-fields, x-mlxd-tool-format, "
     "retry-after, x-should-retry"
 )
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

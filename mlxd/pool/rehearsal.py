@@ -234,7 +234,7 @@ def _estimated(resident: Resident) -> EngineFacts:
         context_length=ledger.SHORT_SEQUENCE_TOKENS if context is None else context,
         vocab_size=0,
         has_thinking=False,
-        has_tool_calling=False,
+        tool_format="",
         chat_template=False,
     )
 

@@ -248,6 +248,7 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         base=resident.entry.base,
         decoding=decoding,
         decoding_reason=decoding_reason,
+        tool_format=None if resident.facts is None else resident.facts.tool_format or None,
         prompts_too_large=resident.prompts_too_large,
         pooling=_pooling(resident.facts),
         stale=state.stale_reason(resident),

@@ -68,6 +68,7 @@ class ModelStatus:
     base: str | None = None  # of an adapter: the model whose weights it shares
     decoding: str | None = None  # as the check at the last load found: batched, single prefill or one by one
     decoding_reason: str | None = None
+    tool_format: str | None = None  # in which it calls tools, once it has been loaded
     pooling: str | None = None  # of its vectors: mean, first or last, and whether that is a guess
     prompts_too_large: int = 0  # not kept since the load: each alone is more than engine.prompt_cache
     stale: str | None = None  # in what it differs from what a load would make of it now

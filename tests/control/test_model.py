@@ -53,6 +53,13 @@ async def test_show_says_how_a_model_is_decoded(plane: Plane, client: Client) ->
     assert f"decoding reason:    {reason}" in format_model(shown)
 
 
+async def test_show_says_how_a_model_calls_tools(plane: Plane, client: Client) -> None:
+    """Whoever wonders why calls are bad sees that the model was not trained for them."""
+    plane.backend.models["a"] = replace(DEFAULT_FACTS, tool_format="generic")
+    await load(client, "a")
+    assert "tool format:        generic" in format_model(await client.ask("model.show", model="a"))
+
+
 async def test_load_goes_on_after_its_reply(plane: Plane, client: Client) -> None:
     """The reply has an operation; a waiter sees the progress in bytes, then the end."""
     plane.backend.hold_loads(hold=True)

@@ -46,7 +46,7 @@ def test_facts_are_measured(write_model: WriteModel) -> None:
     facts = load_now(path).facts
     assert facts.weights_bytes == pytest.approx((path / "model.safetensors").stat().st_size, rel=0.02)
     assert (facts.vocab_size, facts.context_length) == (96 + 3 + 4, 777)
-    assert (facts.has_thinking, facts.has_tool_calling, facts.chat_template) == (True, True, True)
+    assert (facts.has_thinking, facts.tool_format, facts.chat_template) == (True, "json_tools", True)
 
 
 def test_weights_are_what_became_active(write_model: WriteModel, baseline_bytes: int) -> None:

@@ -29,7 +29,7 @@ from tests.support.prompt import renderer_of
 from tests.support.tiny_model import write_tiny_model
 
 CHAT = ChatPrompt(({"role": "user", "content": "Hi"},))
-FACTS = replace(SUPPORT_FACTS, context_length=100, vocab_size=110, has_tool_calling=False)
+FACTS = replace(SUPPORT_FACTS, context_length=100, vocab_size=110)
 
 
 @pytest.fixture(scope="module")

@@ -102,12 +102,16 @@ async def test_a_schema_that_cannot_be_enforced_is_a_400(serve_models: ServeMode
     assert refused.value.param == "response_format"
 
 
-async def test_tools_need_a_model_that_calls(serve_models: ServeModels) -> None:
-    """A template without a format for calls would drop them without a word."""
+async def test_model_without_a_format_of_calls_calls_in_the_generic_one(serve_models: ServeModels) -> None:
+    """The answer says so in a header; one without tools has none."""
+    called: Any = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 300}
     async with client_of(serve_models) as client:
-        with pytest.raises(openai.BadRequestError, match="cannot call tools") as refused:
-            await client.chat.completions.create(model="tiny", messages=HI, tools=[WEATHER])
-    assert refused.value.param == "tools"
+        create = client.chat.completions.with_raw_response.create
+        answer = await create(model="tiny", messages=HI, seed=1, **called)
+        plain = await create(model="tiny", messages=HI, max_tokens=2)
+    assert answer.headers["x-mlxd-tool-format"] == "generic"
+    assert "x-mlxd-tool-format" not in plain.headers
+    assert [call.function.name for call in answer.parse().choices[0].message.tool_calls] == ["weather"]
 
 
 async def test_reasoning_effort_none_turns_thinking_off(serve_models: ServeModels) -> None:

@@ -26,7 +26,7 @@ DEFAULT_FACTS = EngineFacts(
     context_length=8192,
     vocab_size=0x110000,  # a token is a character's code point
     has_thinking=False,
-    has_tool_calling=False,
+    tool_format="",
     chat_template=True,
     vectors=VectorFacts(16, Pooling.MEAN, (4, 8)),
 )

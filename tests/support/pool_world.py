@@ -50,7 +50,7 @@ def facts(
         context_length=context_length,
         vocab_size=DEFAULT_FACTS.vocab_size,
         has_thinking=False,
-        has_tool_calling=False,
+        tool_format="",
         chat_template=True,
         vectors=DEFAULT_FACTS.vectors,
     )

@@ -19,7 +19,7 @@ FACTS = EngineFacts(
     context_length=10_000,
     vocab_size=10_000,
     has_thinking=False,
-    has_tool_calling=True,
+    tool_format="json_tools",
     chat_template=True,
 )
 

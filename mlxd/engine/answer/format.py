@@ -54,11 +54,12 @@ class AnswerFormat:
         is_of: whether a model writes so, by its chat templates and its vocabulary.
         thinking: the tags around thoughts.
         tags: those around calls; the second is empty where the end of the answer is the end of its calls.
-        parse: reads what stands between the tags, or all of a segment "tool" where *splitter* is given.
+        parser: the parser of mlx-lm that reads what stands between the tags, and whose grammar enforces it; or
+        parse: a function that reads it, or all of a segment "tool" where *splitter* is given.
         markers: tags that say nothing that a client wants to know.
         ends: tokens that end an answer, whatever the model's configuration says.
         splitter: what splits an answer where tags do not do; None for a request without tools.
-        shape: how calls are enforced; None where they are not.
+        shape: how calls are enforced that *parse* reads; None where they are not.
         frame: how an answer is enforced that has more around it than the tags of calls.
         adapt: returns the messages, and the tools, as the chat template of the model wants them.
     """
@@ -67,6 +68,7 @@ class AnswerFormat:
     is_of: Callable[[str, Mapping[str, int]], bool]
     thinking: tuple[str, str] | None = None
     tags: tuple[str, str] | None = None
+    parser: str | None = None
     parse: Parse | None = None
     markers: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
 from typing import Any
 
-from mlxd.engine.answer.format import AnswerFormat
+from mlxd.engine.answer.format import AnswerFormat, format_of
+from mlxd.engine.answer.generic import GENERIC
 from mlxd.engine.answer.harmony import HARMONY
 
 # The first one that fits counts.
@@ -14,11 +17,16 @@ FORMATS: tuple[AnswerFormat, ...] = (HARMONY,)
 def adopt_format(tokenizer: Any) -> None:
     """Tell mlx-lm's `TokenizerWrapper` how its model answers, where mlx-lm has not found out.
 
-    A parser of calls that mlx-lm has found, or that the configuration names, stays.
+    A parser of calls that mlx-lm has found, or that the configuration names, stays. A chat template without a format of
+    calls gets the generic one.
     """
     template, vocabulary = _templates(tokenizer), tokenizer.get_vocab()
     found = next((known for known in FORMATS if known.is_of(template, vocabulary)), None)
-    if found is None or (found.tags is not None and tokenizer.has_tool_calling):
+    if found is not None and found.tags is not None and tokenizer.has_tool_calling:
+        return
+    if (found is None or found.tags is None) and not tokenizer.has_tool_calling and tokenizer.has_chat_template:
+        found = GENERIC if found is None else replace(GENERIC, thinking=found.thinking, markers=found.markers)
+    if found is None:
         return
     # The wrapper takes these at its making only, which reads the whole vocabulary once more.
     if found.thinking is not None:
@@ -27,12 +35,26 @@ def adopt_format(tokenizer: Any) -> None:
         tokenizer._think_end_tokens = _tokens(tokenizer, found.thinking[1])  # noqa: SLF001
     if found.tags is not None:
         tokenizer._tool_call_start, tokenizer._tool_call_end = found.tags  # noqa: SLF001
-        tokenizer._tool_parser = found.parse  # noqa: SLF001
+        tokenizer._tool_parser = found.parse or _parser(found)  # noqa: SLF001
     tokenizer._structural_markers += found.markers  # noqa: SLF001
     for end in found.ends:
         if end in vocabulary:
             tokenizer.add_eos_token(end)
     tokenizer.answer_format = found
+
+
+def _parser(own: AnswerFormat) -> Any:
+    return importlib.import_module(f"mlx_lm.tool_parsers.{own.parser}").parse_tool_call
+
+
+def tool_format(tokenizer: Any) -> str:
+    """Return the name of the format in which the model calls tools; empty where there is none."""
+    if not tokenizer.has_tool_calling:
+        return ""
+    own = format_of(tokenizer)
+    if own is not None and own.tags is not None:
+        return own.name
+    return str(tokenizer.tool_parser.__module__.rpartition(".")[2])
 
 
 def _tokens(tokenizer: Any, text: str) -> tuple[int, ...]:

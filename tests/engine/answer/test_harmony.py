@@ -204,4 +204,4 @@ def test_strict_tool_leaves_the_text_free(stepped: SteppedModel) -> None:
 
 def test_model_is_known_to_call_tools_and_to_think(stepped: SteppedModel) -> None:
     """What was measured at the load says so."""
-    assert (stepped.loaded.facts.has_thinking, stepped.loaded.facts.has_tool_calling) == (True, True)
+    assert (stepped.loaded.facts.has_thinking, stepped.loaded.facts.tool_format) == (True, "harmony")
