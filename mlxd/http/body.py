@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from mlxd.http import json_size
+from mlxd.http import json_parts, json_size
 from mlxd.http.context import CONTEXT
 from mlxd.http.intake import SMALL_BYTES, Intake, Place
+from mlxd.http.json_size import JsonSize
 from mlxd.protocol.errors import InvalidRequest, PayloadTooLarge, RequestTimedOut, UnsupportedMediaType
 from mlxd.protocol.settings import HttpSettings
 from mlxd.protocol.units import format_bytes
@@ -81,18 +83,17 @@ async def _parse(raw: bytearray, intake: Intake, max_messages: int) -> Any:
 
     A thread would not help: the parser holds the interpreter's lock.
     """
-    if len(raw) <= SMALL_BYTES:
-        return _loads(raw)
-    async with intake.turn():
-        limit = json_size.limit_of(max_messages)
-        for size in json_size.measure(raw):
-            json_size.check(size, limit)
-            await asyncio.sleep(0)
-        return _loads(raw)
-
-
-def _loads(raw: bytearray) -> Any:
     try:
-        return orjson.loads(raw)
+        if len(raw) <= SMALL_BYTES:
+            return orjson.loads(raw)
+        return await intake.run(_steps(raw, json_size.limit_of(max_messages)))
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def _steps(raw: bytearray, limit: JsonSize) -> Generator[None, None, Any]:
+    long_strings: list[tuple[int, int]] = []
+    for size in json_size.measure(raw, long_strings):
+        json_size.check(size, limit)
+        yield
+    return (yield from json_parts.parse(raw, long_strings))

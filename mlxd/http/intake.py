@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from mlxd.pool.clock import Clock
 from mlxd.protocol.errors import TooManyBodies
@@ -17,6 +18,10 @@ from mlxd.protocol.units import format_bytes
 # Long conversations of agents are smaller; it is parsed within two milliseconds, whatever it holds.
 SMALL_BYTES = 256 * 1024
 _RETRY_AFTER_S = 5
+# Of parsing, before others are let in.
+_STEP_S = 0.001
+
+T = TypeVar("T")
 
 
 class Intake:
@@ -49,13 +54,24 @@ class Intake:
         finally:
             place.resize(0)
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for the turn to parse. After it the loop has as long for everything else, streams first of all."""
+    async def run(self, steps: Generator[None, None, T]) -> T:
+        """Return what *steps* return, run when it is their turn, with everything else in between.
+
+        After them the loop has as long for everything else, streams first of all.
+        """
         async with self._parsing:
             began_s = self._clock.now()
-            yield
+            pause_at_s = began_s + _STEP_S
+            try:
+                while True:
+                    next(steps)
+                    if self._clock.now() >= pause_at_s:
+                        await asyncio.sleep(0)
+                        pause_at_s = self._clock.now() + _STEP_S
+            except StopIteration as end:
+                result: T = end.value
             await asyncio.sleep(self._clock.now() - began_s)
+            return result
 
     def pump(self) -> None:
         """Let in who fits, in the order of arrival; also to be called when the limit has changed."""

@@ -1,4 +1,7 @@
-"""How much a JSON text holds, told without parsing it: `{}` takes two bytes there and 64 in memory. Pure."""
+"""How much a JSON text holds, and where its long strings are, told without parsing it. Pure.
+
+`{}` takes two bytes there and 64 in memory.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 from mlxd.protocol.errors import PayloadTooLarge
 
 _PIECE_BYTES = 64 * 1024
+# Shorter ones cost more to parse by themselves than they hold up others.
+_LONG_BYTES = 1024
 # The tools of an agent have some ten thousand members, a message has about ten; see `limit_of`.
 _BASE_NODES = 100_000
 _NODES_PER_MESSAGE = 16
@@ -29,24 +34,34 @@ def limit_of(max_messages: int) -> JsonSize:
     return JsonSize(_BASE_NODES + nodes, _BASE_VALUES + nodes)
 
 
-def measure(raw: bytes | bytearray) -> Iterator[JsonSize]:
+def measure(raw: bytes | bytearray, long_strings: list[tuple[int, int]]) -> Iterator[JsonSize]:
     """Yield what there is from the beginning to the end of each piece of *raw*, each within a millisecond or two.
 
     Of what is no JSON it tells as much as a parser would have seen before it gave up.
+
+    Args:
+        raw: the text.
+        long_strings: gets the places of what stands between the quotes of each long string, in order.
     """
     nodes = values = start = 0
-    is_inside = False  # whether *start* is within a string
+    is_inside, opened = False, 0  # whether *start* is within a string, and where that begins
     while start < len(raw):
         piece = bytes(raw[start : start + _PIECE_BYTES])
-        start += len(piece)
-        if start < len(raw) and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
+        if start + len(piece) < len(raw) and (len(piece) - len(piece.rstrip(b"\\"))) % 2:
             piece = piece[:-1]  # an escape stays in one piece
-            start -= 1
-        parts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        parts = piece.replace(b"\\\\", b"__").replace(b'\\"', b"__").split(b'"')
         outside = b"".join(parts[is_inside::2])
-        is_inside ^= len(parts) % 2 == 0
         nodes += outside.count(b"{") + outside.count(b"[") + outside.count(b":")
         values += outside.count(b",")
+        quote = start - 1
+        for part in parts[:-1]:
+            quote += len(part) + 1
+            if not is_inside:
+                opened = quote + 1
+            elif quote - opened >= _LONG_BYTES:
+                long_strings.append((opened, quote))
+            is_inside = not is_inside
+        start += len(piece)
         yield JsonSize(nodes, values)
 
 

@@ -93,13 +93,15 @@ def send(host: str, body: bytes, answers: Counter[str]) -> None:
 
 @contextmanager
 def stream(host: str) -> Iterator[list[float]]:
-    """Keep reading streams in a process of its own; yield the list of their gaps, which grows."""
+    """Keep reading streams in a process of its own; yield the list of their gaps, which has begun to grow."""
     reader = subprocess.Popen([sys.executable, "-m", __spec__.name, "--read", host], stdout=subprocess.PIPE, text=True)
     assert reader.stdout is not None
     lines, gaps = reader.stdout, list[float]()
     thread = threading.Thread(target=lambda: gaps.extend(map(float, lines)))
     thread.start()
     try:
+        while not gaps and reader.poll() is None:
+            time.sleep(_SAMPLE_S)
         yield gaps
     finally:
         reader.kill()

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from typing import Any
 
 import pytest
@@ -107,20 +107,28 @@ async def test_who_waits_too_long_is_told_the_numbers() -> None:
 
 
 async def test_bodies_are_parsed_one_at_a_time() -> None:
-    """The turn ends with the pause after it."""
-    intake = Intake(lambda: 100, FakeClock())
-    inside, most = 0, 0
+    """And everything else goes on in between, as often as a step takes its time."""
+    clock = FakeClock()
+    intake = Intake(lambda: 100, clock)
+    begun: list[int] = []
 
-    async def parse() -> None:
-        nonlocal inside, most
-        async with intake.turn():
-            inside += 1
-            most = max(most, inside)
+    def parse(number: int) -> Generator[None, None, int]:
+        for _ in range(3):
+            begun.append(number)
+            clock.move(0.002)
+            yield
+        return number
+
+    async def count() -> int:
+        turns = 0
+        while len(begun) < 6:
+            turns += 1
             await asyncio.sleep(0)
-            inside -= 1
+        return turns
 
-    await asyncio.gather(*(parse() for _ in range(5)))
-    assert most == 1
+    first, second, turns = await asyncio.gather(intake.run(parse(1)), intake.run(parse(2)), count())
+    assert (first, second, begun) == (1, 2, [1, 1, 1, 2, 2, 2])
+    assert turns >= 6
 
 
 async def test_a_large_body_waits_while_others_run() -> None:

@@ -43,16 +43,26 @@ def test_it_is_what_a_parser_makes(
 
     @given(VALUES)
     def matches(value: Any) -> None:
-        *_, last = measure(dumps(value).encode())
+        *_, last = measure(dumps(value).encode(), [])
         assert last == size_of(value)
 
     matches()
 
 
+def test_long_strings_are_found_wherever_they_end() -> None:
+    """Those of the least length and longer ones, and nothing that only looks like the end of one."""
+    strings = ["a" * 1023, "b" * 1024, 'c"\\' * 500, "d" * 200_000, "e" * 65_536, ""]
+    raw = json.dumps({"f" * 2000: strings, "g": ",".join("h" * 700)}).encode()
+    places: list[tuple[int, int]] = []
+    list(measure(raw, places))
+    found = [json.loads(raw[start - 1 : end + 1]) for start, end in places]
+    assert found == ["f" * 2000, *strings[1:5], ",".join("h" * 700)]
+
+
 def test_a_large_body_is_measured_piece_by_piece() -> None:
     """So that streams go on meanwhile, and what holds too much is known early."""
     raw = b'{"x":[' + b"{}," * 200_000 + b"{}]}"
-    sizes = list(measure(raw))
+    sizes = list(measure(raw, []))
     assert len(sizes) == 10
     assert [size.nodes for size in sizes] == sorted({size.nodes for size in sizes})
     assert sizes[-1] == JsonSize(200_004, 200_000) == JsonSize(200_001 + 3, 200_000)
@@ -77,4 +87,4 @@ def test_the_limits_follow_the_number_of_messages(more_nodes: int, more_values: 
 @pytest.mark.parametrize("raw", [b"\\", b'{"a":"\\', b'{"a":"\\\\\\'])
 def test_a_body_that_ends_within_an_escape_has_an_end(raw: bytes) -> None:
     """The last piece is not kept for a next one."""
-    assert len(list(itertools.islice(measure(raw), 10))) == 1
+    assert len(list(itertools.islice(measure(raw, []), 10))) == 1
