@@ -42,7 +42,7 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     except RecursionError:
         raise Unenforceable("it refers to itself, which this model's format of calls cannot write") from None
     if own is not None and own.frame is not None:
-        document = None if constraint.is_required else _document(lark, constraint)
+        document = None if constraint.is_required else _document(lark, constraint, own.free)
         return lark.text(own.frame(lark, document, call))
     if constraint.parallel and shape.separator is not None:
         call = f"{call} ({literal(shape.separator)} {call})*"
@@ -62,9 +62,9 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     return lark.text(f"{free} | {lark.terminal(f'{free} {literal(opening)}')} {rest} {more}")
 
 
-def _document(lark: Lark, constraint: ToolConstraint) -> str:
+def _document(lark: Lark, constraint: ToolConstraint, free: str) -> str:
     """Return what may stand in place of calls."""
-    return lark.terminal("/(?s:.*)/") if constraint.schema is None else lark.json(json.loads(constraint.schema))
+    return lark.terminal(free) if constraint.schema is None else lark.json(json.loads(constraint.schema))
 
 
 def _call(shape: CallShape, lark: Lark, function: Mapping[str, Any]) -> str:

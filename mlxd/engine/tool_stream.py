@@ -309,6 +309,10 @@ def _escaped(text: str) -> str:
 
 
 _NAMED = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+_BARE = re.compile(
+    r'\s*(?:<\|python_\w+\|>)?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"'
+    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
+)
 _HEADED = r"([\w-]+)\s*\[ARGS\]\s*(?=\{)"
 _NUMBERED = r"<\|tool_call_begin\|>\s*(?:functions\.)?([^<>]+?):\d+\s*<\|tool_call_argument_begin\|>\s*(?=\{)"
 _ADDRESSED = r"\s*[^{]*?\bto=(?:functions\.)?([^\s<]+)[^{]*?<\|message\|>\s*(?=\{)"
@@ -317,6 +321,7 @@ _ADDRESSED = r"\s*[^{]*?\bto=(?:functions\.)?([^\s<]+)[^{]*?<\|message\|>\s*(?=\
 STREAMS: Mapping[str, Callable[[Parse, ToolUse], CallStream]] = {
     "harmony": partial(_JsonStream, _JsonFormat(re.compile(_ADDRESSED))),
     "json_tools": partial(_JsonStream, _JsonFormat(_NAMED)),
+    "llama": partial(_JsonStream, _JsonFormat(_BARE)),
     "mistral": partial(_JsonStream, _JsonFormat(re.compile(r"\s*" + _HEADED), re.compile(_HEADED))),
     "kimi_k2": partial(_JsonStream, _JsonFormat(re.compile(r"\s*" + _NUMBERED), re.compile(_NUMBERED))),
     "qwen3_coder": partial(

@@ -36,14 +36,14 @@ def parameters_of(function: Schema) -> dict[str, Any]:
     return dict(parameters) if parameters else {"type": "object", "properties": {}, "additionalProperties": False}
 
 
-def call_schema(function: Schema) -> dict[str, Any]:
-    """Return the schema of a call as a JSON object with `name` and `arguments`."""
+def call_schema(function: Schema, *, name: str = "name", arguments: str = "arguments") -> dict[str, Any]:
+    """Return the schema of a call as a JSON object with a name and arguments, which may be called otherwise."""
     parameters = parameters_of(function)
     definitions = {key: parameters.pop(key) for key in DEFINITIONS if key in parameters}
     return {
         "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": parameters},
-        "required": ["name", "arguments"],
+        "properties": {name: {"const": function["name"]}, arguments: parameters},
+        "required": [name, arguments],
         "additionalProperties": False,
         **definitions,
     }

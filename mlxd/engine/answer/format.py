@@ -61,6 +61,7 @@ class AnswerFormat:
         splitter: what splits an answer where tags do not do; None for a request without tools.
         shape: how calls are enforced that *parse* reads; None where they are not.
         frame: how an answer is enforced that has more around it than the tags of calls.
+        free: what a text is that is no call: a regular expression of llguidance's Lark.
         adapt: returns the messages, and the tools, as the chat template of the model wants them.
     """
 
@@ -75,6 +76,7 @@ class AnswerFormat:
     splitter: Callable[[ToolUse | None], Splitter] | None = None
     shape: CallShape | None = None
     frame: Frame | None = None
+    free: str = "/(?s:.*)/"
     adapt: Callable[[ChatPrompt], ChatPrompt] | None = None
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from mlxd.engine.answer.format import AnswerFormat, format_of
 from mlxd.engine.answer.generic import GENERIC
 from mlxd.engine.answer.harmony import HARMONY
+from mlxd.engine.answer.llama import LLAMA
 
 # The first one that fits counts.
-FORMATS: tuple[AnswerFormat, ...] = (HARMONY,)
+FORMATS: tuple[AnswerFormat, ...] = (HARMONY, LLAMA)
 
 
 def adopt_format(tokenizer: Any) -> None:
