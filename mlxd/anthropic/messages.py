@@ -39,13 +39,13 @@ async def _count(request: web.Request, local: Local) -> web.StreamResponse:
     return _json({"input_tokens": tokens})
 
 
-MESSAGES = Surface("anthropic", "messages", _message)
+MESSAGES = Surface("anthropic", "messages", _message, keep_alive=event("ping"))
 COUNT_TOKENS = Surface("anthropic", "messages/count_tokens", _count, samples=False)
 
 
 async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
     blocks = Blocks(parsed.hides_thoughts)
-    lead = b""  # held back until there is something to say: until then the cloud may answer instead
+    lead = b""  # held back until there is something to say where the cloud may answer instead until then
 
     async def write(_: int, happened: AnswerEvent) -> None:
         nonlocal lead
@@ -54,6 +54,9 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
                 # The first one says what the prompt cache had.
                 begun = Usage(happened.total, happened.done, 0)
                 lead = event("message_start", message=message(_id(request), local.model, usage_body(begun)))
+                if local.is_last:
+                    data, lead = lead, b""
+                    await local.stream.send(data)
             case Delta():
                 data = blocks.take(happened)
                 if data:

@@ -21,7 +21,7 @@ from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.relay import relay
-from mlxd.http.stream import EventStream
+from mlxd.http.stream import COMMENT, EventStream
 from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
 from mlxd.protocol.settings import CloudSettings, ModelSettings
 
@@ -40,6 +40,7 @@ class Local:
     omitted: Omissions
     noise: NoiseFilter  # for the texts of the body; those that a cloud is given are others
     stream: EventStream  # where a stream is written
+    is_last: bool  # nobody else could answer; where one could, nothing is sent before the first content
     _body: dict[str, Any]
 
     def take_body(self) -> dict[str, Any]:
@@ -60,12 +61,14 @@ class Surface:
         endpoint: its path under /v1.
         answer: answers a local request; a stream is written to `Local.stream`.
         samples: False where nothing is generated, so that sampling params have no place in the body.
+        keep_alive: what is sent in the silence of a stream, unless the answer knows better.
     """
 
     protocol: str
     endpoint: str
     answer: Answer
     samples: bool = True
+    keep_alive: bytes = COMMENT
 
 
 async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse:
@@ -116,7 +119,8 @@ def _route(request: web.Request, surface: Surface, raw: bytearray, body: dict[st
     noise = NoiseFilter(settings.http.noise_rules_off)
     exchange.ignored, exchange.noise_removed = omitted.names, noise.removed
     local_body = filled(body, defaults) if decision.asks_local else {}
-    local = Local(model, omitted, noise, EventStream(request), local_body)
+    stream = EventStream(request, surface.keep_alive)
+    local = Local(model, omitted, noise, stream, not decision.routes, local_body)
     return _Way(decision, local, errand, settings.cloud)
 
 

@@ -1,4 +1,4 @@
-"""Writing server-sent events: opened by the first bytes, kept alive by comments, ended by [DONE] or by one error event.
+"""Writing server-sent events: opened by the first bytes, kept alive in silence, ended by [DONE] or by one error event.
 
 Owns one response. Until its first bytes an error is the caller's to render with a status; after them it is an event.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -20,12 +21,14 @@ from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
 
+COMMENT = b": keep-alive\n\n"
+
 
 class EventStream:
     """One response of type text/event-stream, as an async context: its end stops the timer and tells of errors."""
 
-    def __init__(self, request: web.Request) -> None:
-        """Take the request; nothing is sent before `send`."""
+    def __init__(self, request: web.Request, keep_alive: bytes = COMMENT) -> None:
+        """Take the request; nothing is sent before `send`, but *keep_alive* after a silence."""
         context = request.app[CONTEXT]
         self._request = request
         self._clock = context.clock
@@ -37,7 +40,9 @@ class EventStream:
         self._is_writing = False
         self.has_content = False  # something of an answer has been sent: there is no way back
         self._timer: Timer | None = None
-        self._comment: asyncio.Task[None] | None = None
+        self._keeping_alive: asyncio.Task[None] | None = None
+        # Makes what is sent after a silence: nothing of an answer. Some clients count events only, and no comments.
+        self.keep_alive: Callable[[], bytes] = lambda: keep_alive
 
     @property
     def response(self) -> web.StreamResponse:
@@ -75,8 +80,8 @@ class EventStream:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        if self._comment is not None:
-            self._comment.cancel()
+        if self._keeping_alive is not None:
+            self._keeping_alive.cancel()
         try:
             if not isinstance(error, Exception) or isinstance(error, ConnectionError) or not self.is_open:
                 return False
@@ -95,12 +100,13 @@ class EventStream:
         wait_s = self._keepalive_s
         if not self._is_writing:  # else the client has yet to take what is on its way
             if idle_s >= self._keepalive_s:
-                self._comment = asyncio.create_task(self._send_comment())
+                self._keeping_alive = asyncio.create_task(self._keep_alive())
             else:
                 wait_s -= idle_s
         self._timer = self._clock.call_later(wait_s, self._on_timer)
 
-    async def _send_comment(self) -> None:
+    async def _keep_alive(self) -> None:
         # A client that went away is noticed by the handler itself.
         with contextlib.suppress(ConnectionError):
-            await self.comment("keep-alive")
+            if not self._is_writing:  # nothing comes between an event that is on its way and what it follows
+                await self._write(self.keep_alive())

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, TextKind
+from mlxd.engine.base import Delta, Finished, Prefilling, TextKind
 from mlxd.http.answer import ChatAnswer
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.dispatch import Local, Surface, dispatch
@@ -45,7 +45,8 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
     leads = [choice.role() for choice in choices]
 
     async def write(index: int, event: AnswerEvent) -> None:
-        if not isinstance(event, Delta | Finished):
+        # Until the first content the cloud may answer instead.
+        if not isinstance(event, Delta | Finished) and not (isinstance(event, Prefilling) and local.is_last):
             return
         answer, chunks = answers[index], choices[index]
         data, leads[index] = leads[index], b""
@@ -56,7 +57,7 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
             else:
                 logprobs = event.logprobs if event.kind is TextKind.CONTENT else ()
                 data += chunks.text(event.kind, event.text, logprobs)
-        else:
+        elif isinstance(event, Finished):
             answer.finished = event
             data += chunks.finish(answer.finish_reason)
         if data:

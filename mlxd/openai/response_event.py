@@ -24,7 +24,7 @@ _TOO_MANY_REQUESTS = 429
 
 
 class ResponseEvents:
-    """One response. The first events of its stream come with the first that says something."""
+    """One response. The first events of its stream come with the first that says something, unless told to `begin`."""
 
     def __init__(
         self, response_id: str, created_s: int, model: str, repeated: Mapping[str, Any], *, has_logprobs: bool
@@ -51,7 +51,21 @@ class ResponseEvents:
     def body(self) -> dict[str, Any]:
         """Return the response as it is now."""
         unset = {"completed_at": None, "error": None, "incomplete_details": None, "usage": None}
-        return {**self._members, **unset, "output": self._items, **self._end}
+        return {**self._members, **unset, "output": self._items_now(), **self._end}
+
+    def begin(self) -> bytes:
+        """Return the first events, unless they have been."""
+        if self.has_begun:
+            return b""
+        self.has_begun = True
+        body = self.body()
+        return self._event("response.created", response=body) + self._event("response.in_progress", response=body)
+
+    def keep_alive(self) -> bytes:
+        """Return an event that says nothing new, for clients that wait for one; none where none may come."""
+        if not self.has_begun or self.has_ended:
+            return b""
+        return self._event("response.in_progress", response=self.body())
 
     def take(self, delta: Delta) -> bytes:
         """Add *delta* and return its events."""
@@ -63,7 +77,7 @@ class ResponseEvents:
         logprobs = delta.logprobs if self._has_logprobs and delta.kind is TextKind.CONTENT else ()
         if not delta.text and not logprobs:
             return b""
-        data = self._begin()
+        data = self.begin()
         if self._open is not delta.kind:
             data += self._close("completed") + self._start(delta.kind)
         self._pieces.append(delta.text)
@@ -74,7 +88,7 @@ class ResponseEvents:
     def finish(self, finished: Finished, now_s: int) -> bytes:
         """End the response as the model ended it, and return the last events."""
         is_whole = finished.reason is not FinishReason.LENGTH
-        data = self._begin() + self._close("completed" if is_whole else "incomplete")
+        data = self.begin() + self._close("completed" if is_whole else "incomplete")
         if is_whole:
             self._end = {"status": "completed", "completed_at": now_s}
         else:
@@ -96,12 +110,13 @@ class ResponseEvents:
             self._end = {"status": "failed", "error": {"code": code, "message": shown["message"]}}
         return data + self._event("response.failed", response=self.body(), error=shown)
 
-    def _begin(self) -> bytes:
-        if self.has_begun:
-            return b""
-        self.has_begun = True
-        body = self.body()
-        return self._event("response.created", response=body) + self._event("response.in_progress", response=body)
+    def _items_now(self) -> list[dict[str, Any]]:
+        """Return the items, the one that grows with what it has by now."""
+        if self._open is None:
+            return self._items
+        if self._open is TextKind.TOOL:
+            return [*self._items[:-1], {**self._items[-1], "arguments": "".join(self._pieces)}]
+        return [*self._items[:-1], {**self._items[-1], "content": [self._part()]}]
 
     def _start(self, kind: TextKind) -> bytes:
         self._open, self._pieces, self._logprobs = kind, [], []
@@ -142,7 +157,7 @@ class ResponseEvents:
     def _call(self, piece: CallPiece) -> bytes:
         data = b""
         if piece.name is not None:
-            data = self._begin() + self._close("completed")
+            data = self.begin() + self._close("completed")
             self._open, self._pieces = TextKind.TOOL, []
             item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "call_id": new_id("call")}
             self._items.append({**item, "name": piece.name, "arguments": ""})

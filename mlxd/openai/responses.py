@@ -5,10 +5,11 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished
+from mlxd.engine.base import Delta, Finished, Prefilling
 from mlxd.http.context import CONTEXT
 from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
+from mlxd.http.stream import COMMENT
 from mlxd.openai.response_event import ResponseEvents
 from mlxd.openai.response_item import new_id
 from mlxd.openai.response_schema import ParsedResponse, parse_input_count, parse_response
@@ -77,21 +78,23 @@ async def _stream(
     store, owner = request.app[RESPONSES], owner_of(request)
 
     async def write(_: int, happened: AnswerEvent) -> None:
-        # The first events wait for the first word: until then the cloud may answer instead.
+        is_new = not events.has_begun
         if isinstance(happened, Delta):
-            is_new = not events.has_begun
             data = events.take(happened)
-            if is_new and events.has_begun:
-                begun = orjson.dumps(events.body()) if parsed.stores else None
-                store.begin(owner, events.id, held.running.number, begun)
+        elif isinstance(happened, Prefilling) and local.is_last:  # else the cloud may answer instead
+            data = events.begin()
         elif isinstance(happened, Finished):
             data = events.finish(happened, _now_s(request))
             _keep(request, parsed, events)
         else:
             return
+        if is_new and events.has_begun and not events.has_ended:
+            begun = orjson.dumps(events.body()) if parsed.stores else None
+            store.begin(owner, events.id, held.running.number, begun)
         if data:
             await local.stream.send(data)
 
+    local.stream.keep_alive = lambda: events.keep_alive() or COMMENT
     try:
         async with generation(request, local.model) as held:
             await held.deliver([parsed.request], 1, write)

@@ -116,7 +116,9 @@ class HttpSettings:
         TextList(choices=RULE_NAMES), [], "Noise rules that are off: what they remove from prompts stays in."
     )
     keepalive: float = row(
-        Duration(minimum_s=1, maximum_s=60), "10s", "Longest silence in a stream before an SSE comment keeps it alive."
+        Duration(minimum_s=1, maximum_s=60),
+        "10s",
+        "Longest silence in a stream before an event, or an SSE comment, keeps it alive.",
     )
     stored_responses: int = row(
         Integer(0, 100_000), 1000, "Most responses of /v1/responses kept in memory to go on from; 0 keeps none."

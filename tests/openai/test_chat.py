@@ -155,8 +155,9 @@ async def test_an_error_before_the_first_byte_has_its_status(stream: bool) -> No
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_in_the_prefill_is_a_500(stream: bool) -> None:
-    """What fails before any text was made has a status, also in a stream."""
-    pool = ScriptedPool([Prefilling(1, 1, 2), GenerationFailed("the model broke")])
+    """What fails before any text was made has a status, in a stream until the prompt is admitted."""
+    admitted: list[Step] = [] if stream else [Prefilling(1, 1, 2)]
+    pool = ScriptedPool([*admitted, GenerationFailed("the model broke")])
     async with serving(pool) as served:
         status, _, body = await served.post(PATH, HELLO | {"stream": stream})
     assert (status, json.loads(body)["error"]["code"]) == (500, "error")

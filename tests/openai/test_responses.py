@@ -181,9 +181,9 @@ async def test_an_error_in_a_stream_is_one_event_that_the_official_client_raises
     assert stored["output"][0]["content"][0]["text"] == "ab"
 
 
-async def test_an_error_before_the_first_word_has_a_status() -> None:
-    """Nothing is sent ahead of the answer, so that the cloud may still answer, and an error is a plain one."""
-    async with serving(ScriptedPool([Prefilling(1, 0, 1), GenerationFailed("no")])) as served:
+async def test_an_error_before_the_prompt_is_admitted_has_a_status() -> None:
+    """Nothing is sent before that, and an error is a plain one."""
+    async with serving(ScriptedPool([GenerationFailed("no")])) as served:
         status, _, body = await served.post(PATH, HELLO | {"stream": True})
     assert (status, json.loads(body)["error"]["code"]) == (500, GenerationFailed.code)
 
