@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.engine.answer import harmony
+from mlxd.engine.answer import harmony, llama
 from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.engine.tool_stream import STREAMS, call_stream
 from tests.support.calls import whole_calls
@@ -48,6 +48,7 @@ WRITE: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
         f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{json.dumps(arguments)}"
     ),
     "json_tools": lambda name, arguments: json.dumps({"name": name, "arguments": arguments}, indent=1),
+    "llama": lambda name, arguments: json.dumps({"name": name, "parameters": arguments}),
     "mistral": lambda name, arguments: f"{name}[ARGS]{json.dumps(arguments, ensure_ascii=False)}",
     "kimi_k2": lambda name, arguments: (
         f"<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>{json.dumps(arguments)}<|tool_call_end|>"
@@ -60,9 +61,8 @@ FORMATS = sorted(WRITE)
 
 def parser(name: str) -> Any:
     """Return the parser of a format."""
-    return (
-        harmony.parse if name == "harmony" else importlib.import_module(f"mlx_lm.tool_parsers.{name}").parse_tool_call
-    )
+    own = {"harmony": harmony.parse, "llama": llama.parse}
+    return own.get(name) or importlib.import_module(f"mlx_lm.tool_parsers.{name}").parse_tool_call
 
 
 def read(name: str, pieces: list[str], use: ToolUse = USE, *, is_whole: bool = True) -> list[CallPiece]:
