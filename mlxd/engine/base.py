@@ -39,6 +39,7 @@ class SamplingParams:
     xtc_threshold: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+    ignore_eos: bool = False  # the answer goes on to its max_tokens: for benchmarks
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,11 @@ class PromptRenderer:
         max_tokens = self._length.max_tokens(len(tokens), request, field)
         if request.logprobs is not None or request.scores_prompt:
             self._grammars.read_tokens("logprobs")  # here and not on the device thread
+        if request.constraint is not None and request.sampling.ignore_eos:
+            raise InvalidRequest(
+                "ignore_eos asks for an answer without end, and a format or a required call ends it; send one of them",
+                param="ignore_eos",
+            )
         grammar = None if request.constraint is None else self._grammars.compile(request.constraint, is_given_up)
         tools = request.prompt.tools if isinstance(request.prompt, ChatPrompt) else None
         budget = self._length.thinking_budget(request, max_tokens)

@@ -136,13 +136,16 @@ class SamplerCache:
         return shared
 
 
-def logits_processors(params: SamplingParams, prompt_tokens: int) -> list[LogitsProcessor]:
+def logits_processors(params: SamplingParams, prompt_tokens: int, ends: Sequence[int]) -> list[LogitsProcessor]:
     """Return what changes the logits of a row before sampling, none where the parameters are neutral.
 
     The presence and frequency penalties count the answer (OpenAI's definition); the repetition penalty looks at the
-    last 20 tokens, the prompt's included (mlx-lm's).
+    last 20 tokens, the prompt's included (mlx-lm's). *ends* are the tokens that end an answer.
     """
     processors: list[LogitsProcessor] = []
+    if params.ignore_eos and ends:
+        forbidden = mx.array(list(ends))
+        processors.append(lambda _, logits: logits.at[:, forbidden].add(mx.array(-mx.inf, logits.dtype)))
     if params.logit_bias:
         ids = mx.array([token for token, _ in params.logit_bias])
         biases = mx.array([bias for _, bias in params.logit_bias])

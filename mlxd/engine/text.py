@@ -210,7 +210,7 @@ class TextModel:
             listener,
             self._markup.output(prompt, submit.stop),
             self._samplers.row_sampler(sampling),
-            logits_processors(sampling, len(prompt.tokens)),
+            logits_processors(sampling, len(prompt.tokens), self._eos_tokens),
         )
 
     def _enter(self, row: Row, kv_tokens: int) -> None:

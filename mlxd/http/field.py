@@ -92,15 +92,26 @@ def number(minimum: float, maximum: float, *, above_minimum: bool = False) -> De
 
 
 def integer(minimum: int, maximum: int) -> Described[int]:
-    """Return a check for a whole number within bounds."""
+    """Return a check for a whole number within bounds, which may be written as 1.0: JavaScript knows no other."""
     words = f"a whole number from {minimum} to {maximum}"
 
     def check(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
             raise wrong(name, value, words)
         return value
 
     return Described(check, {"type": "integer", "minimum": minimum, "maximum": maximum})
+
+
+def standing_for(check: Described[T_co], stand_ins: Mapping[int, T_co]) -> Described[T_co]:
+    """Return *check* with some whole numbers that stand for other values, as -1 does for "no bound" in many clients."""
+
+    def translate(name: str, value: Any) -> T_co:
+        return stand_ins[value] if type(value) is int and value in stand_ins else check(name, value)
+
+    return Described(translate, {"anyOf": [{"enum": list(stand_ins)}, check.schema]})
 
 
 @described({"type": "boolean"})

@@ -38,8 +38,8 @@ def parse_response_format(value: Any, omitted: Omissions) -> JsonConstraint | No
 def parse_schema(path: str, value: Any, omitted: Omissions) -> JsonConstraint:
     """Return the constraint of an object with `name`, `schema` and `strict`."""
     omitted.note(path, field.mapping(path, value), _SCHEMA_KNOWN)
-    name = field.text(f"{path}.name", value.get("name"))
-    if not _NAME.fullmatch(name):
+    name = value.get("name")  # for logs of OpenAI's; local servers do not ask for it
+    if name is not None and not _NAME.fullmatch(field.text(f"{path}.name", name)):
         raise field.wrong(f"{path}.name", name, "1 to 64 letters, digits, underscores and dashes")
     if value.get("strict") is not None:
         field.boolean(f"{path}.strict", value["strict"])

@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
-from mlxd.engine.template_traits import EFFORTS
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
-from mlxd.http.table import Habit, Refused, Table, Works, read
+from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
 from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
 from mlxd.openai.tool import parse_tools
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.quote import as_json
 
-_MAX_TOKENS = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
+UP_TO_THE_CONTEXT = field.standing_for(field.integer(1, MAX_TOKENS), {-1: None, 0: None})
 _MAX_PROMPTS = 128
 _MAX_ANSWERS = 128
 # What OpenAI documents for /v1/completions when max_tokens is left out.
@@ -31,7 +32,7 @@ _COMPLETION_TOKENS = 16
 _COMMON: Table = {
     **SAMPLING,
     "model": Works(field.text),
-    "max_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "max_tokens": Works(UP_TO_THE_CONTEXT, "-1 and 0 are no bound"),
     "stop": Works(field.stop),
     "stream": Works(field.boolean),
     "stream_options": Works(field.mapping),
@@ -48,34 +49,34 @@ _COMMON: Table = {
 CHAT: Table = {
     **_COMMON,
     "messages": Works(field.sequence),
-    "max_completion_tokens": Works(field.integer(1, _MAX_TOKENS)),
-    "audio": Refused(),
+    "max_completion_tokens": Works(UP_TO_THE_CONTEXT, "-1 and 0 are no bound"),
+    "audio": Omitted(),
     "chat_template_kwargs": Works(field.template_kwargs),
-    "function_call": Refused(("none", "auto")),
-    "functions": Refused(([],)),
+    "function_call": Works(field.anything, "read as tool_choice"),
+    "functions": Works(field.listing, "read as tools"),
     "logprobs": Works(field.boolean),
-    "modalities": Refused((["text"],)),
-    "moderation": Refused(),
+    "modalities": Works(field.listing, 'all but "text" are left out; without "text" a 400'),
+    "moderation": Omitted(),
     "parallel_tool_calls": Works(field.boolean),
-    "prediction": Refused(),
-    "reasoning_effort": Works(field.word(*EFFORTS), "each is the nearest that the model's template knows"),
+    "prediction": Omitted(),
+    "reasoning_effort": Works(field.string, "each word is the nearest that the template knows"),
     "response_format": Works(field.mapping),
     "tool_choice": Works(field.anything),
     "tools": Works(field.listing),
     "top_logprobs": Works(field.integer(0, 20)),
-    "verbosity": Refused(("medium",)),
-    "web_search_options": Refused(),
+    "verbosity": Omitted(("medium",)),
+    "web_search_options": Omitted(),
 }
 COMPLETION: Table = {
     **_COMMON,
-    "max_tokens": Works(field.integer(0, _MAX_TOKENS)),
+    "max_tokens": Works(field.standing_for(field.integer(0, MAX_TOKENS), {-1: None}), "-1 is no bound"),
     "prompt": Works(field.anything),
-    "best_of": Refused((1,)),
+    "best_of": Works(field.integer(1, _MAX_ANSWERS), "as large as n at most"),
     "echo": Works(field.boolean),
     "logprobs": Works(field.integer(0, 20)),  # 0 asks for the chosen tokens' logprobs
     "suffix": Refused(("",)),
 }
-_STREAM_OPTIONS: Table = {"include_usage": Works(field.boolean), "include_obfuscation": Refused((False,))}
+_STREAM_OPTIONS: Table = {"include_usage": Works(field.boolean), "include_obfuscation": Habit()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,7 @@ def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) 
     answer = None
     if "response_format" in values:
         answer = parse_response_format(values["response_format"], omitted)
+    _leave_out_modalities(values.get("modalities", []), omitted)
     rules = parse_tools(values, omitted, answer)
     messages = parse_messages(values["messages"], omitted, noise)
     require_messages(messages)
@@ -115,7 +117,8 @@ def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) 
     request = GenerationRequest(
         prompt,
         sampling_params(values),
-        _chat_max_tokens(values),
+        # The newer name wins: proxies add one of them.
+        values.get("max_completion_tokens", values.get("max_tokens")),
         values.get("stop", ()),
         logprobs=_chat_logprobs(values),
         constraint=answer if rules.constraint is None else rules.constraint,
@@ -133,6 +136,13 @@ def parse_completion(body: Mapping[str, Any], omitted: Omissions) -> ParsedBody:
         raise InvalidRequest("max_tokens is 0, which asks for nothing unless echo is true", param="max_tokens")
     prompts = _prompts(values["prompt"])
     n = values.get("n", 1)
+    best_of = values.get("best_of", n)
+    if best_of > n:
+        raise UnsupportedParameter(
+            f"best_of is {best_of} and n is {n}: the best of more answers than are returned is not supported;"
+            " leave best_of out",
+            param="best_of",
+        )
     if len(prompts) * n > _MAX_ANSWERS:
         raise InvalidRequest(f"{len(prompts)} prompts with n = {n} are more than {_MAX_ANSWERS} answers", param="n")
     logprobs = values.get("logprobs")
@@ -153,13 +163,14 @@ def parse_completion(body: Mapping[str, Any], omitted: Omissions) -> ParsedBody:
     return replace(_parsed(values, requests, omitted), echo=echo, echoes_only=max_tokens == 0)
 
 
-def _chat_max_tokens(values: Mapping[str, Any]) -> int | None:
-    given = {values[name] for name in ("max_tokens", "max_completion_tokens") if name in values}
-    if len(given) > 1:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens mean the same and differ; send one", param="max_completion_tokens"
+def _leave_out_modalities(modalities: list[Any], omitted: Omissions) -> None:
+    if modalities and "text" not in modalities:
+        raise UnsupportedParameter(
+            f'modalities {as_json(modalities)} is not supported; leave it out or send ["text"]', param="modalities"
         )
-    return given.pop() if given else None
+    for place, modality in enumerate(modalities):
+        if modality != "text":
+            omitted.leave_out(f"modalities[{place}]")
 
 
 def _prompts(value: Any) -> list[TextPrompt | TokenPrompt]:
@@ -186,6 +197,5 @@ def _include_usage(values: Mapping[str, Any], omitted: Omissions, *, stream: boo
     options = values.get("stream_options")
     if options is None:
         return False
-    if not stream:
-        raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
-    return bool(read(_STREAM_OPTIONS, options, omitted, "stream_options").get("include_usage", False))
+    asked = read(_STREAM_OPTIONS, options, omitted, "stream_options").get("include_usage", False)
+    return stream and bool(asked)  # a whole answer has its usage anyway

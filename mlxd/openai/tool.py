@@ -20,16 +20,22 @@ _NAMED_KNOWN = frozenset({"name"})
 _ALLOWED_KNOWN = frozenset({"type", "allowed_tools"})
 _ALLOWED_TOOLS_KNOWN = frozenset({"mode", "tools"})
 _ALLOWED_MODE = field.word("auto", "required")
-_MODES = frozenset({"none", "auto", "required"})
+# "any" is Mistral's word.
+_MODES = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
 
 
-def parse_tool(path: str, tool: Any, omitted: Omissions) -> dict[str, Any]:
-    """Return one function tool as templates and parsers want it; raises as `parse_tools`."""
+def parse_tool(path: str, tool: Any, omitted: Omissions) -> dict[str, Any] | None:
+    """Return one function tool as templates and parsers want it; None for one that a server of others runs."""
     kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
     if kind != "function":
-        raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
+        omitted.leave_out(path, f"is of type {shown(kind)}, which is not supported")
+        return None
     omitted.note(path, tool, _TOOL_KNOWN)
-    return {"type": "function", "function": parse_function(f"{path}.function", tool.get("function"), omitted)}
+    return _tool(f"{path}.function", tool.get("function"), omitted)
+
+
+def _tool(path: str, function: Any, omitted: Omissions) -> dict[str, Any]:
+    return {"type": "function", "function": parse_function(path, function, omitted)}
 
 
 def parse_function(path: str, function: Any, omitted: Omissions) -> dict[str, Any]:
@@ -50,22 +56,41 @@ def parse_tools(values: Mapping[str, Any], omitted: Omissions, answer: JsonConst
     """Return the rules of a chat body whose fields have been type-checked.
 
     Args:
-        values: the body's `tools`, `tool_choice` and `parallel_tool_calls`, where given.
+        values: the body's `tools`, `tool_choice` and `parallel_tool_calls`, where given; or `functions` and
+            `function_call`, their forerunners.
         omitted: collects what is left out.
         answer: what `response_format` binds the answer to.
 
     Raises:
-        UnsupportedParameter: a tool that is no function.
+        UnsupportedParameter: a tool that is no function, where omissions are refused.
         InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
     """
-    tools = tuple(parse_tool(f"tools[{place}]", tool, omitted) for place, tool in enumerate(values.get("tools", ())))
+    if uses_functions(values):
+        functions = enumerate(values["functions"])
+        tools = tuple(_tool(f"functions[{place}]", function, omitted) for place, function in functions)
+        return rules_of(tools, _parse_function_call(values.get("function_call", "auto")), parallel=False, answer=answer)
+    parsed = (parse_tool(f"tools[{place}]", tool, omitted) for place, tool in enumerate(values.get("tools", ())))
+    tools = tuple(tool for tool in parsed if tool is not None)
     choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), omitted)
     return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
 
 
+def uses_functions(values: Mapping[str, Any]) -> bool:
+    """Whether a body speaks of `functions`, as before there were `tools`: its answer calls that way, one at a time."""
+    return bool(values.get("functions")) and not values.get("tools")
+
+
+def _parse_function_call(value: Any) -> Choice:
+    if isinstance(value, str) and value in ("none", "auto"):
+        return Choice(value)
+    if not isinstance(value, dict):
+        raise field.wrong("function_call", value, "'none', 'auto', or an object with the name of a function")
+    return Choice("required", (field.text("function_call.name", value.get("name")),))
+
+
 def _parse_choice(value: Any, omitted: Omissions) -> Choice:
     if isinstance(value, str) and value in _MODES:
-        return Choice(value)
+        return Choice(_MODES[value])
     expected = "'none', 'auto', 'required', or an object that names a function"
     if not isinstance(value, dict):
         raise field.wrong("tool_choice", value, expected)

@@ -266,7 +266,7 @@ class ModelSettings:
         INHERIT,
         "Most tokens of an answer, cut to the room in the context, where a request does not say.",
     )
-    temperature: float | None = _sampling(Number(0, 2, none=INHERIT), "Temperature; 0 is greedy.")
+    temperature: float | None = _sampling(Number(0, 100, none=INHERIT), "Temperature; 0 is greedy.")
     top_p: float | None = _sampling(Number(0, 1, none=INHERIT), "Nucleus sampling.")
     top_k: int | None = _sampling(Integer(0, MOST_TOKENS, none=INHERIT), "Most candidates for a token; 0 is all.")
     min_p: float | None = _sampling(Number(0, 1, none=INHERIT), "Least probability beside the likeliest token's.")

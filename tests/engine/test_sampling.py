@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -131,11 +132,17 @@ def test_sampling_compiles_nothing_on_the_cpu(samplers: SamplerCache) -> None:
 
 def test_neutral_parameters_need_no_processor() -> None:
     """A batch whose rows have none is sampled in one call."""
-    assert logits_processors(SamplingParams(), 3) == []
+    assert logits_processors(SamplingParams(), 3, [4]) == []
     busy = SamplingParams(
         repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.5, logit_bias=((1, 2.0), (3, -100.0))
     )
-    assert len(logits_processors(busy, 3)) == 4
+    assert len(logits_processors(busy, 3, [4])) == 4
+
+
+def test_an_answer_that_is_to_go_on_has_no_end() -> None:
+    """The tokens that end an answer cannot be chosen; the others are as likely as before."""
+    (processor,) = logits_processors(SamplingParams(ignore_eos=True), 3, [1, 4])
+    assert processor(mx.array([0]), mx.zeros((1, 5))).tolist() == [[0, -math.inf, 0, 0, -math.inf]]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +155,7 @@ def test_neutral_parameters_need_no_processor() -> None:
 )
 def test_penalties_count_the_answer_alone(params: SamplingParams, expected: list[float]) -> None:
     """Of the context 0 1 2 | 3 4 3, the prompt's three tokens are not penalized; before the answer nothing is."""
-    (processor,) = logits_processors(params, 3)
+    (processor,) = logits_processors(params, 3, [4])
     tokens = mx.array([0, 1, 2, 3, 4, 3])
     assert processor(tokens, mx.zeros((1, 5))).tolist() == [expected]
     if not params.logit_bias:

@@ -148,9 +148,9 @@ async def test_an_unknown_model_is_not_found_with_the_nearest_names(serve_models
 async def test_a_bad_parameter_is_a_bad_request_that_names_it(serve_models: ServeModels) -> None:
     """A value out of bounds, an unsupported field, a prompt that is empty, a context that is too small."""
     cases: list[tuple[dict[str, Any], str, str | None]] = [
-        ({"temperature": 3}, "invalid_request", "temperature"),
+        ({"temperature": 101}, "invalid_request", "temperature"),
         ({"n": 129}, "invalid_request", "n"),
-        ({"verbosity": "low"}, "unsupported_parameter", "verbosity"),
+        ({"modalities": ["audio"]}, "unsupported_parameter", "modalities"),
         ({"messages": [{"role": "user", "content": "x" * 9000}]}, "context_length_exceeded", "messages"),
     ]
     async with serve_models() as served, openai_client(served) as client:

@@ -161,7 +161,7 @@ def test_a_format_binds_the_answer(given: dict[str, Any], constraint: JsonConstr
     ("fields", "param"),
     [
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
-        ({"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
+        ({"text": {"format": {"type": "json_schema", "schema": {}, "name": "a b"}}}, "text.format.name"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),

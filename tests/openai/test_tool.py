@@ -13,7 +13,7 @@ from mlxd.engine.tool import ToolUse
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.openai.schema import parse_chat
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.errors import InvalidRequest
 
 DEEP: dict[str, Any] = {}
 for _ in range(300):
@@ -141,10 +141,30 @@ def test_many_tools_are_taken_and_a_name_twice_is_told() -> None:
 
 
 @pytest.mark.parametrize("kind", ["custom", "web_search", "mcp"])
-def test_tools_that_only_a_cloud_has_are_refused(kind: str) -> None:
-    """A tool that is no function is a 400 that names it."""
-    with pytest.raises(UnsupportedParameter, match=kind):
-        rules(tools=[{"type": kind}])
+def test_tools_that_only_a_cloud_has_are_left_out(kind: str) -> None:
+    """The others stay; a choice that asks for a call needs one that is left."""
+    assert rules(tools=[{"type": kind}, tool()]) == rules(tools=[tool()])
+    assert rules(tools=[{"type": kind}]) == rules(tools=[])
+    with pytest.raises(InvalidRequest, match="there are no tools"):
+        rules(tools=[{"type": kind}], tool_choice="required")
+
+
+def test_functions_are_the_tools_of_old() -> None:
+    """They are offered as tools, one call at a time; tools beside them win."""
+    function = tool()["function"]
+    assert rules(functions=[function]) == rules(tools=[tool()], parallel_tool_calls=False)
+    choice = {"type": "function", "function": {"name": "weather"}}
+    asked = rules(functions=[function], function_call={"name": "weather"})
+    assert asked == rules(tools=[tool()], tool_choice=choice, parallel_tool_calls=False)
+    assert rules(functions=[function], function_call="none") == rules(tools=[])
+    assert rules(functions=[function], tools=[tool("other")]) == rules(tools=[tool("other")])
+    with pytest.raises(InvalidRequest, match="function_call must be"):
+        rules(functions=[function], function_call=5)
+
+
+def test_any_is_required() -> None:
+    """The word of Mistral's clients."""
+    assert rules(tools=[tool()], tool_choice="any") == rules(tools=[tool()], tool_choice="required")
 
 
 def test_unknown_members_of_a_choice_are_named() -> None:
