@@ -5,126 +5,173 @@ What clients add for their own accounting is removed (`mlxd/http/noise.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from mlxd.anthropic.block import Block, BlockReader
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.sealed import opened
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.quote import shown
 
 _MESSAGE_KNOWN = frozenset({"role", "content"})
-_BLOCK_KNOWN = {
-    "text": frozenset({"type", "text", "cache_control", "citations"}),
-    "thinking": frozenset({"type", "thinking", "signature"}),
-    "redacted_thinking": frozenset({"type", "data"}),
-    "tool_use": frozenset({"type", "id", "name", "input", "cache_control", "caller"}),
-    "tool_result": frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"}),
-}
-_OF_ROLE = {
-    "user": frozenset({"text", "tool_result"}),
-    "assistant": frozenset({"text", "thinking", "redacted_thinking", "tool_use"}),
-    "system": frozenset({"text"}),
-}
+_SYSTEM_KNOWN = _MESSAGE_KNOWN | {"clear_at"}
+_THINKING_KNOWN = frozenset({"type", "thinking", "signature"})
+_USE_KNOWN = frozenset({"type", "id", "name", "input", "cache_control", "caller"})
+_RESULT_KNOWN = frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"})
+# All other blocks may be anybody's.
+_OF_USER = frozenset({"tool_result"})
+_OF_ASSISTANT = frozenset({"thinking", "redacted_thinking", "tool_use"})
 
-Message = Mapping[str, Any]
+Message = dict[str, Any]
 
 
-def parse_system(value: Any, omitted: Omissions, noise: NoiseFilter) -> tuple[Message, ...]:
-    """Return the system message of a text or of text blocks; none where there is no text.
+class MessageReader:
+    """Reads the system prompt and the messages of one body."""
 
-    Raises:
-        UnsupportedParameter: a block that is no text.
-        InvalidRequest: something else.
-    """
-    if value is None:
-        return ()
-    text = "\n\n".join(noise.keep("system", _texts("system", value, omitted), is_first=True))
-    return ({"role": "system", "content": text},) if text else ()
+    def __init__(self, blocks: BlockReader, omitted: Omissions, noise: NoiseFilter) -> None:
+        """Take what reads blocks, what collects what is left out, and what removes noise."""
+        self._reader = blocks
+        self._omitted = omitted
+        self._noise = noise
+
+    def system(self, value: Any) -> list[Message]:
+        """Return the system message of a text or of blocks; none where there is no text.
+
+        Raises:
+            UnsupportedParameter: something is left out, and that is refused.
+            InvalidRequest: a malformed block.
+        """
+        text = "\n\n".join(self._noise.keep("system", self._reader.texts("system", value), is_first=True))
+        return [{"role": "system", "content": text}] if text else []
+
+    def messages(self, given: list[Any]) -> list[Message]:
+        """Return the messages; results of tools become messages of role `tool`, before the text that came with them.
+
+        Neighbors of one role are one turn, as Anthropic has it. What a compaction block sums up is not there any more.
+
+        Raises:
+            UnsupportedParameter: something is left out, and that is refused.
+            InvalidRequest: a message without a known role, or a malformed block.
+        """
+        for place, message in enumerate(given):
+            role = field.mapping(f"messages[{place}]", message).get("role")
+            if role not in ("user", "assistant", "system"):
+                raise field.wrong(f"messages[{place}].role", role, "'user' or 'assistant'")
+        last_user = max((place for place, message in enumerate(given) if message["role"] == "user"), default=-1)
+        parsed: list[Message] = []
+        for place, message in enumerate(given):
+            path, role = f"messages[{place}]", message["role"]
+            self._omitted.note(path, message, _SYSTEM_KNOWN if role == "system" else _MESSAGE_KNOWN)
+            blocks = self._reader.blocks(f"{path}.content", message.get("content"))
+            summary, rest = _compacted(blocks)
+            if summary is not None:
+                parsed = [{"role": "user", "content": summary}]
+            if summary is None or rest:
+                is_over = message.get("clear_at") == "next_user_message" and place < last_user
+                for turn in self._turns(role, rest, is_over=is_over):
+                    _append(parsed, turn)
+        if parsed and parsed[-1] == {"role": "assistant", "content": ""}:
+            parsed.pop()  # nothing is begun that could be continued
+        return parsed
+
+    def _turns(self, role: str, blocks: list[tuple[str, Block]], *, is_over: bool) -> list[Message]:
+        match role:
+            case "assistant":
+                return [self._assistant(blocks)]
+            case "user":
+                return self._user(blocks)
+        texts = [text for here, block in blocks if (text := self._reader.text(here, block))]
+        text = "" if is_over else "".join(self._noise.keep("system", texts))
+        return [{"role": "system", "content": text}] if text else []
+
+    def _user(self, blocks: list[tuple[str, Block]]) -> list[Message]:
+        results: list[Message] = []
+        texts: list[str] = []
+        for here, block in blocks:
+            _refuse_foreign(here, block, "user", _OF_ASSISTANT)
+            if block["type"] == "tool_result":
+                results.append(self._result(here, block))
+            elif (text := self._reader.text(here, block)) or block["type"] == "text":
+                texts.append(text)
+        kept = self._noise.keep("user", texts, others=len(results))
+        # A turn without a word is one, unless it was nothing but noise.
+        if any(kept) or not (results or (texts and not kept)):
+            return [*results, {"role": "user", "content": "".join(kept)}]
+        return results
+
+    def _result(self, path: str, block: Block) -> Message:
+        self._omitted.note(path, block, _RESULT_KNOWN)
+        text = "".join(self._reader.texts(f"{path}.content", block.get("content")))
+        if block.get("is_error") is not None and field.boolean(f"{path}.is_error", block["is_error"]):
+            text = f"Error: {text}"  # templates have no other place for it
+        call_id = field.text(f"{path}.tool_use_id", block.get("tool_use_id"))
+        return {"role": "tool", "tool_call_id": call_id, "content": text}
+
+    def _assistant(self, blocks: list[tuple[str, Block]]) -> Message:
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[dict[str, Any]] = []
+        for here, block in blocks:
+            _refuse_foreign(here, block, "assistant", _OF_USER)
+            match block["type"]:
+                case "thinking":
+                    self._omitted.note(here, block, _THINKING_KNOWN)
+                    thoughts.append(_thought(here, block))
+                case "tool_use":
+                    self._omitted.note(here, block, _USE_KNOWN)
+                    calls.append(_call(here, block))
+                case _:
+                    texts.append(self._reader.text(here, block))
+        parsed: Message = {"role": "assistant", "content": "".join(texts)}
+        if calls:
+            parsed["tool_calls"] = calls
+        if any(thoughts):
+            parsed["reasoning_content"] = "".join(thoughts)
+        return parsed
 
 
-def parse_messages(messages: list[Any], omitted: Omissions, noise: NoiseFilter) -> tuple[Message, ...]:
-    """Return the messages; results of tools become messages of role `tool`, before the text that came with them.
-
-    Raises:
-        UnsupportedParameter: images, documents, and blocks of tools that Anthropic's servers run.
-        InvalidRequest: a message without a known role or without content, or a malformed block.
-    """
-    parsed: list[Message] = []
-    for place, message in enumerate(messages):
-        path = f"messages[{place}]"
-        role = field.mapping(path, message).get("role")
-        if role not in ("user", "assistant", "system"):
-            raise field.wrong(f"{path}.role", role, "'user' or 'assistant'")
-        omitted.note(path, message, _MESSAGE_KNOWN)
-        content = message.get("content")
-        if role == "assistant":
-            parsed.append(_assistant(f"{path}.content", content, omitted))
-        elif role == "user":
-            parsed += _user(f"{path}.content", content, omitted, noise)
-        else:
-            texts = _texts(f"{path}.content", content, omitted)
-            kept = noise.keep("system", texts)
-            if kept or not texts:
-                parsed.append({"role": "system", "content": "".join(kept)})
-    return tuple(parsed)
+def _compacted(blocks: list[tuple[str, Block]]) -> tuple[str | None, list[tuple[str, Block]]]:
+    """Return the last summary among the blocks, which stands for all before it, and what comes after it."""
+    for at in reversed(range(len(blocks))):
+        block = blocks[at][1]
+        if block["type"] == "compaction" and isinstance(block.get("content"), str):
+            return block["content"], blocks[at + 1 :]
+    return None, blocks
 
 
-def _user(path: str, content: Any, omitted: Omissions, noise: NoiseFilter) -> list[Message]:
-    if isinstance(content, str):
-        return [{"role": "user", "content": content}]
-    results: list[Message] = []
-    texts: list[str] = []
-    for here, block in _blocks(path, content, "user", omitted):
-        if block["type"] == "text":
-            texts.append(field.string(f"{here}.text", block.get("text")))
-        else:
-            results.append(_result(here, block, omitted))
-    kept = noise.keep("user", texts, others=len(results))
-    return [*results, {"role": "user", "content": "".join(kept)}] if kept else results
+def _append(parsed: list[Message], turn: Message) -> None:
+    """Add a turn; it is one with the last where both are the user's or both the assistant's."""
+    last = parsed[-1] if parsed else None
+    if last is None or last["role"] != turn["role"] or turn["role"] not in ("user", "assistant"):
+        parsed.append(turn)
+    elif turn["role"] == "user":
+        last["content"] = "\n\n".join(text for text in (last["content"], turn["content"]) if text)
+    else:
+        last["content"] += turn["content"]
+        if "tool_calls" in turn:
+            last["tool_calls"] = [*last.get("tool_calls", ()), *turn["tool_calls"]]
+        if "reasoning_content" in turn:
+            last["reasoning_content"] = last.get("reasoning_content", "") + turn["reasoning_content"]
 
 
-def _result(path: str, block: Mapping[str, Any], omitted: Omissions) -> Message:
-    content = block.get("content")
-    text = "" if content is None else "".join(_texts(f"{path}.content", content, omitted))
-    if block.get("is_error") is not None and field.boolean(f"{path}.is_error", block["is_error"]):
-        text = f"Error: {text}"  # templates have no other place for it
-    call_id = field.text(f"{path}.tool_use_id", block.get("tool_use_id"))
-    return {"role": "tool", "tool_call_id": call_id, "content": text}
+def _refuse_foreign(path: str, block: Block, role: str, foreign: frozenset[str]) -> None:
+    if block["type"] in foreign:
+        raise InvalidRequest(
+            f"{path}.type {shown(block['type'])} has no place in a {role} message", param=f"{path}.type"
+        )
 
 
-def _assistant(path: str, content: Any, omitted: Omissions) -> Message:
-    if isinstance(content, str):
-        return {"role": "assistant", "content": content}
-    texts: list[str] = []
-    thoughts: list[str] = []
-    calls: list[dict[str, Any]] = []
-    for here, block in _blocks(path, content, "assistant", omitted):
-        match block["type"]:
-            case "text":
-                texts.append(field.string(f"{here}.text", block.get("text")))
-            case "thinking":
-                thoughts.append(_thought(here, block))
-            case "tool_use":
-                calls.append(_call(here, block))
-    parsed: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
-    if calls:
-        parsed["tool_calls"] = calls
-    if any(thoughts):
-        parsed["reasoning_content"] = "".join(thoughts)
-    return parsed
-
-
-def _thought(path: str, block: Mapping[str, Any]) -> str:
+def _thought(path: str, block: Block) -> str:
     """Return a thought: its text, or what is in our own signature; that of another server says nothing here."""
-    shown_thought = field.string(f"{path}.thinking", block.get("thinking"))
+    thinking = block.get("thinking")
     signature = block.get("signature")
-    return shown_thought or (opened(signature) if isinstance(signature, str) else None) or ""
+    hidden = opened(signature) if isinstance(signature, str) else None
+    return ("" if thinking is None else field.string(f"{path}.thinking", thinking)) or hidden or ""
 
 
-def _call(path: str, block: Mapping[str, Any]) -> dict[str, Any]:
+def _call(path: str, block: Block) -> dict[str, Any]:
     return {
         "id": field.text(f"{path}.id", block.get("id")),
         "type": "function",
@@ -133,32 +180,3 @@ def _call(path: str, block: Mapping[str, Any]) -> dict[str, Any]:
             "arguments": field.mapping(f"{path}.input", block.get("input")),
         },
     }
-
-
-def _texts(path: str, content: Any, omitted: Omissions) -> list[str]:
-    """Return the texts of content that has nothing else."""
-    if isinstance(content, str):
-        return [content]
-    if content == []:
-        return []
-    blocks = _blocks(path, content, "system", omitted)
-    return [field.string(f"{here}.text", block.get("text")) for here, block in blocks]
-
-
-def _blocks(path: str, content: Any, role: str, omitted: Omissions) -> list[tuple[str, Mapping[str, Any]]]:
-    """Return the blocks with their paths, each of a kind that the role may have."""
-    if not isinstance(content, list) or not content:
-        raise field.wrong(path, content, "a text or a list of blocks")
-    checked = []
-    for place, block in enumerate(content):
-        here = f"{path}[{place}]"
-        kind = field.text(f"{here}.type", field.mapping(here, block).get("type"))
-        if kind not in _OF_ROLE[role]:
-            if kind in _BLOCK_KNOWN:
-                raise InvalidRequest(
-                    f"{here}.type {shown(kind)} has no place in a {role} message", param=f"{here}.type"
-                )
-            raise UnsupportedParameter(f"{here}.type {shown(kind)} is not supported", param=f"{here}.type")
-        omitted.note(here, block, _BLOCK_KNOWN[kind])
-        checked.append((here, block))
-    return checked

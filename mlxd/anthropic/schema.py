@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxd.anthropic.message import parse_messages, parse_system
-from mlxd.anthropic.tool import parse_tools
+from mlxd.anthropic.block import BlockReader
+from mlxd.anthropic.message import MessageReader
+from mlxd.anthropic.tool import Toolbox
 from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
-from mlxd.engine.template_traits import EFFORTS
 from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
-from mlxd.http.table import Habit, Refused, Table, Works, read
+from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
 from mlxd.protocol.errors import InvalidRequest
 
 _MAX_TOKENS = 2**31 - 1
@@ -33,11 +33,23 @@ COUNT: Table = {
     "system": Works(field.anything),
     "tools": Works(field.listing),
     "tool_choice": Works(field.mapping),
-    "thinking": Works(field.mapping),
-    "output_config": Works(field.mapping),
-    # The prompt cache needs no marks.
-    "cache_control": Habit(),
-    "speed": Refused(("standard",)),
+    "thinking": Works(field.mapping, mapped="a budget above max_tokens is reduced to it"),
+    "output_config": Works(field.mapping, mapped="an effort becomes the nearest that the model knows"),
+    "output_format": Works(field.mapping),  # the older name of output_config.format
+    "betas": Omitted(([],)),
+    "billing_policy": Habit(),
+    "cache_control": Habit(),  # the prompt cache needs no marks
+    "container": Omitted(),
+    "context_management": Omitted(({}, {"edits": []})),
+    "diagnostics": Habit(),
+    "fallback_credit_token": Habit(),
+    "fallbacks": Omitted(([],)),
+    "inference_geo": Habit(),
+    "mcp_servers": Omitted(([],)),
+    "metadata": Habit(),
+    "service_tier": Habit(),
+    "speed": Omitted(("standard",)),
+    "thread": Refused(),  # the rest of the conversation is with Anthropic
     "user_profile_id": Habit(),
     "workspace_id": Habit(),
 }
@@ -47,16 +59,13 @@ MESSAGES: Table = {
     "max_tokens": Works(field.integer(1, _MAX_TOKENS)),
     "stop_sequences": Works(field.stop),
     "stream": Works(field.boolean),
-    "container": Refused(),
-    "diagnostics": Habit(),
-    "inference_geo": Habit(),
-    "metadata": Habit(),
-    "service_tier": Habit(),
+    "compaction": Refused(),  # it asks for a summary, and for no answer
 }
 _FORMAT_KNOWN = frozenset({"type", "schema"})
 _OUTPUT_CONFIG: Table = {
-    "effort": Works(field.word(*EFFORTS), "each is the nearest that the model's template knows"),
+    "effort": Works(field.text, "each is the nearest that the model's template knows"),
     "format": Works(field.mapping),
+    "task_budget": Omitted(),
 }
 
 
@@ -95,13 +104,18 @@ def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omiss
 
 def _request(values: Mapping[str, Any], omitted: Omissions, noise: NoiseFilter) -> GenerationRequest:
     output = read(_OUTPUT_CONFIG, values.get("output_config", {}), omitted, "output_config")
-    answer = None if "format" not in output else _answer_format(output["format"], omitted)
-    rules = parse_tools(values, omitted, answer)
-    given = values["messages"]
-    messages = (*parse_system(values.get("system"), omitted, noise), *parse_messages(given, omitted, noise))
+    answer = None
+    if "format" in output:
+        answer = _answer_format("output_config.format", output["format"], omitted)
+    elif "output_format" in values:
+        answer = _answer_format("output_format", values["output_format"], omitted)
+    tools = Toolbox(values.get("tools", ()), omitted)
+    reader = MessageReader(BlockReader(omitted, tools), omitted, noise)
+    messages = (*reader.system(values.get("system")), *reader.messages(values["messages"]))
     require_messages(messages)
+    rules = tools.rules(values.get("tool_choice"), answer)
     thinking, budget_tokens = _thinking(values, omitted)
-    continues = given[-1]["role"] == "assistant"
+    continues = values["messages"][-1]["role"] == messages[-1]["role"] == "assistant"
     prompt = ChatPrompt(messages, {}, rules.use, output.get("effort"), continues, thinking)
     return GenerationRequest(
         prompt,
@@ -113,12 +127,11 @@ def _request(values: Mapping[str, Any], omitted: Omissions, noise: NoiseFilter) 
     )
 
 
-def _answer_format(value: Mapping[str, Any], omitted: Omissions) -> JsonConstraint:
+def _answer_format(path: str, value: Mapping[str, Any], omitted: Omissions) -> JsonConstraint:
     if value.get("type") != "json_schema":
-        raise field.wrong("output_config.format.type", value.get("type"), "'json_schema'")
-    omitted.note("output_config.format", value, _FORMAT_KNOWN)
-    schema = field.schema("output_config.format.schema", value.get("schema"))
-    return JsonConstraint(schema, "output_config.format")
+        raise field.wrong(f"{path}.type", value.get("type"), "'json_schema'")
+    omitted.note(path, value, _FORMAT_KNOWN)
+    return JsonConstraint(field.schema(f"{path}.schema", value.get("schema")), path)
 
 
 def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[bool | None, int | None]:

@@ -128,7 +128,7 @@ class PromptRenderer:
                 hint="send the text to /v1/completions",
                 param="messages",
             )
-        tools = None if prompt.tools is None else list(prompt.tools.tools)
+        tools = None if prompt.tools is None else list(prompt.tools.shown)
         traits = self._template.traits(tools, is_given_up)
         reasoning = choose_reasoning(prompt.reasoning_effort, prompt.thinking, traits)
         variables = {**reasoning.variables, **prompt.template_kwargs}

@@ -15,10 +15,17 @@ class ToolUse:
         tools: as chat templates and mlx-lm's parsers want them: maps with `type` "function" and `function`, a map with
             `name`, `description` and `parameters` (a JSON Schema).
         parallel: whether an answer may hold more than one call; its text ends after the first where it may not.
+        deferred: names of tools that may be called, and that a message of the prompt describes.
     """
 
     tools: tuple[Mapping[str, Any], ...]
     parallel: bool = True
+    deferred: frozenset[str] = frozenset()
+
+    @property
+    def shown(self) -> tuple[Mapping[str, Any], ...]:
+        """Those that the chat template is given."""
+        return tuple(tool for tool in self.tools if tool["function"]["name"] not in self.deferred)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,23 @@ def named(path: str, given: Mapping[str, Any], names: re.Pattern[str], allowed: 
 
 
 def rules_of(
-    tools: tuple[dict[str, Any], ...], choice: Choice, *, parallel: bool, answer: JsonConstraint | None
+    tools: tuple[dict[str, Any], ...],
+    choice: Choice,
+    *,
+    parallel: bool,
+    answer: JsonConstraint | None,
+    deferred: Collection[str] = (),
+    withheld: Collection[str] = (),
 ) -> ToolRules:
     """Return the rules of checked tools and a choice.
+
+    Args:
+        tools: all of them.
+        choice: which may be called.
+        parallel: whether more than one at a time.
+        answer: what may stand in place of calls.
+        deferred: names of tools that the template is not given, as messages describe them.
+        withheld: names of tools that are not offered; only a choice that names them binds the answer to them.
 
     Raises:
         InvalidRequest: two tools of one name, or a choice of a tool that is not there.
@@ -72,14 +86,16 @@ def rules_of(
         if name not in names:
             known = ", ".join(map(repr, names[:10])) or "none"
             raise InvalidRequest(f"tool_choice names {name!r}; the tools are: {known}", param="tool_choice")
-    if choice.mode == "required" and not tools:
+    functions = [tool["function"] for tool in tools]
+    offered = set(names).difference(withheld) if choice.names is None else choice.names
+    allowed = [function for function in functions if function["name"] in offered]
+    if choice.mode == "required" and not allowed:
         raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
     if choice.mode == "none" or not tools:
         return ToolRules()
-    allowed = [tool["function"] for tool in tools if choice.names is None or tool["function"]["name"] in choice.names]
     return ToolRules(
-        ToolUse(tuple(_without_strict(tool) for tool in tools), parallel),
-        _constraint(allowed, choice, parallel=parallel, answer=answer),
+        ToolUse(tuple(_without_strict(tool) for tool in tools), parallel, frozenset(deferred)),
+        _constraint(allowed, choice, parallel=parallel, answer=answer) if allowed else None,
     )
 
 

@@ -115,8 +115,10 @@ def test_tools_and_choices() -> None:
 
 
 def test_output_may_be_bound_to_a_schema() -> None:
-    """`output_config.format` is enforced."""
+    """`output_config.format` is enforced, and so is `output_format`, its older name."""
     schema = {"type": "object"}
+    older = parse(output_format={"type": "json_schema", "schema": schema})
+    assert older.constraint == JsonConstraint('{"type":"object"}', "output_format")
     asked = parse(output_config={"format": {"type": "json_schema", "schema": schema}, "effort": "low"})
     assert asked.constraint == JsonConstraint('{"type":"object"}', "output_config.format")
 
@@ -153,21 +155,17 @@ def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, may_think: 
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", "invalid_request"),
         ({"thinking": {"type": "enabled", "budget_tokens": "1"}}, "thinking.budget_tokens", "invalid_request"),
         ({"thinking": {"type": "hard"}}, "thinking.type", "invalid_request"),
-        ({"container": "x"}, "container", "unsupported_parameter"),
-        ({"speed": "fast"}, "speed", "unsupported_parameter"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type", "unsupported_parameter"),
+        ({"thread": {"type": "create"}}, "thread", "unsupported_parameter"),
+        ({"compaction": {"type": "summarize"}}, "compaction", "unsupported_parameter"),
+        ({"output_format": {"type": "xml"}}, "output_format.type", "invalid_request"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema", "invalid_request"),
         ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice", "invalid_request"),
         ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type", "invalid_request"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_request"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "invalid_request"),
         ({"thinking": {"type": []}}, "thinking.type", "invalid_request"),
-        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "invalid_request"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
-            "messages[0].content[0].type",
-            "unsupported_parameter",
-        ),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_request"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0].type", "invalid_request"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
             "messages[0].content[0].type",
@@ -192,14 +190,48 @@ def test_unknown_fields_are_named() -> None:
     assert list(omitted.names) == ["top_a", "messages[0].id"]
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"container": "x"},
+        {"speed": "fast"},
+        {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
+        {"mcp_servers": [{"type": "url", "url": "https://x.example", "name": "x"}]},
+        {"betas": ["x-2026-01-01"]},
+        {"fallbacks": "default"},
+        {"output_config": {"task_budget": {"type": "tokens", "total": 9000}}},
+    ],
+)
+def test_what_only_anthropic_serves_is_left_out(field: dict[str, Any]) -> None:
+    """The rest of the request makes sense without it; it is named, or refused where omissions are."""
+    body = {"model": "m", "max_tokens": 2000, "messages": HI, **field}
+    omitted = Omissions("m")
+    assert parse_message_body(body, NoiseFilter(), omitted).request == parse()
+    ((name, value),) = field.items()
+    assert list(omitted.names) == [f"{name}.task_budget" if name == "output_config" else name]
+    with pytest.raises(UnsupportedParameter):
+        parse_message_body(body, NoiseFilter(), Omissions("m", rejects_fields=True))
+    neutral: dict[str, Any] = {
+        "container": None,
+        "speed": "standard",
+        "context_management": {"edits": []},
+        "fallbacks": [],
+    }
+    quiet = Omissions("m", rejects_fields=True)
+    parse_message_body({**body, name: neutral.get(name, type(value)())}, NoiseFilter(), quiet)
+    assert list(quiet.names) == []
+
+
 def test_counting_needs_no_max_tokens() -> None:
     """It takes what bears on the prompt."""
     counted = parse_count_body(
         {"model": "m", "messages": HI, "tools": [TOOL]}, NoiseFilter(), Omissions("m", rejects_fields=True)
     ).request
     assert counted.max_tokens is None
-    with pytest.raises(UnsupportedParameter):
-        parse_count_body({"model": "m", "messages": HI, "speed": "fast"}, NoiseFilter(), Omissions("m"))
+    omitted = Omissions("m")
+    body = {"model": "m", "messages": HI, "speed": "fast", "max_tokens": 9, "stream": True, "temperature": 0}
+    assert parse_count_body(body, NoiseFilter(), omitted).request == GenerationRequest(ChatPrompt((*HI,)))
+    assert list(omitted.names) == ["max_tokens", "stream", "temperature", "speed"]
 
 
 def test_between_tools_thinks_about_what_tools_have_said() -> None:

@@ -49,7 +49,7 @@ def adapt(prompt: ChatPrompt) -> ChatPrompt:
 
 
 def _introduction(use: ToolUse) -> str:
-    functions = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in use.tools)
+    functions = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in use.shown)
     how_many, each = ("one or more of them", "each call") if use.parallel else ("one of them", "the call")
     return _INTRODUCTION.format(functions=functions, how_many=how_many, each=each, start=_START, end=_END)
 

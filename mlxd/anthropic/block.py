@@ -1,0 +1,143 @@
+"""Content blocks → the text that stands for each in the prompt: one reader for system, user, assistant and results.
+
+What a block holds of text is kept. An image, a sound or a file becomes a note in its place, and what has no meaning for
+the model of this machine (calls of hosted tools, encrypted thoughts, kinds that are not known) is left out visibly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+from mlxd.anthropic.tool import Toolbox
+from mlxd.http import field
+from mlxd.http.omissions import Omissions
+
+Block = Mapping[str, Any]
+
+_MEDIA = {"image": "image", "audio": "audio", "video": "video", "file": "file", "container_upload": "file"}
+_TEXT_KNOWN = frozenset({"type", "text", "cache_control", "citations"})
+_DOCUMENT_KNOWN = frozenset({"type", "source", "title", "context", "cache_control"})
+_SEARCH_RESULT_KNOWN = frozenset({"type", "source", "title", "content", "cache_control"})
+# The members of results of hosted tools that a model can read, in the order in which it reads them.
+_READABLE = ("error_code", "title", "url", "text", "stdout", "stderr", "content", "data", "source")
+_MAX_DEPTH = 8
+
+
+class BlockReader:
+    """Reads the blocks of one body."""
+
+    def __init__(self, omitted: Omissions, tools: Toolbox) -> None:
+        """Take what collects what is left out, and the tools that blocks refer to."""
+        self._omitted = omitted
+        self._tools = tools
+
+    def blocks(self, path: str, content: Any) -> list[tuple[str, Block]]:
+        """Return the blocks of *content* with their paths: none of null, one of a text.
+
+        Raises:
+            InvalidRequest: it is something else, or a block has no type.
+        """
+        if content is None:
+            return []
+        if isinstance(content, str):
+            return [(path, {"type": "text", "text": content})]
+        if not isinstance(content, list):
+            raise field.wrong(path, content, "a text or a list of blocks")
+        listed = []
+        for place, block in enumerate(content):
+            here = f"{path}[{place}]"
+            field.text(f"{here}.type", field.mapping(here, block).get("type"))
+            listed.append((here, block))
+        return listed
+
+    def texts(self, path: str, content: Any) -> list[str]:
+        """Return the texts of *content* whose blocks are nothing but text to the model; raises as `text`."""
+        texts: list[str] = []
+        for kind, group in groupby(self.blocks(path, content), key=lambda found: found[1]["type"]):
+            if kind == "tool_reference":
+                texts.append(
+                    self._tools.refer([field.text(f"{here}.tool_name", each.get("tool_name")) for here, each in group])
+                )
+            else:
+                texts += [text for here, block in group if (text := self.text(here, block)) or kind == "text"]
+        return texts
+
+    def text(self, path: str, block: Block) -> str:
+        """Return the text of a block; an empty one where it is left out.
+
+        Raises:
+            UnsupportedParameter: it is left out, and that is refused.
+            InvalidRequest: it is malformed.
+        """
+        kind: str = block["type"]
+        if kind == "text":
+            self._omitted.note(path, block, _TEXT_KNOWN)
+            return field.string(f"{path}.text", block.get("text"))
+        if kind in _MEDIA:
+            return self._omitted.leave_out_media(path, _MEDIA[kind])
+        if kind == "document":
+            return self._document(path, block)
+        if kind == "search_result":
+            return self._search_result(path, block)
+        if kind == "tool_search_tool_result":
+            return self._tools.refer(_referred(block.get("content")))
+        if kind in ("tool_addition", "tool_removal"):
+            return self._tools.change(path, block)
+        if kind.endswith("_tool_result"):
+            found = "\n".join(_readable(block.get("content")))
+            if found:
+                return f"<{kind}>\n{found}\n</{kind}>\n"
+        self._omitted.leave_out(f"{path}.{kind}", "is a block that means nothing to a model of this machine")
+        return ""
+
+    def _document(self, path: str, block: Block) -> str:
+        self._note_cited(path, block, _DOCUMENT_KNOWN)
+        source = field.mapping(f"{path}.source", block.get("source"))
+        match source.get("type"):
+            case "text":
+                text = field.string(f"{path}.source.data", source.get("data"))
+            case "content":
+                text = "".join(self.texts(f"{path}.source.content", source.get("content")))
+            case _:
+                return self._omitted.leave_out_media(path, "file")
+        return _tagged("document", text, path, block, "title", "context")
+
+    def _search_result(self, path: str, block: Block) -> str:
+        self._note_cited(path, block, _SEARCH_RESULT_KNOWN)
+        text = "".join(self.texts(f"{path}.content", block.get("content")))
+        return _tagged("search_result", text, path, block, "source", "title")
+
+    def _note_cited(self, path: str, block: Block, known: frozenset[str]) -> None:
+        """Note unknown members, and citations where they are asked for."""
+        citations = block.get("citations")
+        asks = isinstance(citations, dict) and citations.get("enabled") is True
+        self._omitted.note(path, block, known if asks else known | {"citations"})
+
+
+def _tagged(tag: str, text: str, path: str, block: Block, *names: str) -> str:
+    """Return *text* in a tag, after the members *names* of the block that are there."""
+    given = {name: field.string(f"{path}.{name}", block[name]) for name in names if block.get(name) is not None}
+    lines = (f"<{name}>{value}</{name}>" for name, value in given.items())
+    return "\n".join([f"<{tag}>", *lines, text, f"</{tag}>", ""])
+
+
+def _referred(content: Any) -> list[str]:
+    """Return the names in the result of a search for tools."""
+    listed = content.get("tool_references") if isinstance(content, dict) else None
+    found = [each.get("tool_name") for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    return [name for name in found if isinstance(name, str)]
+
+
+def _readable(value: Any, depth: int = 0) -> Iterator[str]:
+    """Yield the texts in the result of a hosted tool; what is encrypted or encoded has none."""
+    if isinstance(value, str):
+        if value:
+            yield value
+    elif depth < _MAX_DEPTH and isinstance(value, list):
+        for item in value:
+            yield from _readable(item, depth + 1)
+    elif depth < _MAX_DEPTH and isinstance(value, dict) and value.get("type") != "base64":
+        for name in _READABLE:
+            yield from _readable(value.get(name), depth + 1)
