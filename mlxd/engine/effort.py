@@ -33,7 +33,7 @@ def choose_reasoning(effort: str | None, thinking: bool | None, traits: Template
     is_off = effort == _OFF and variables.get(traits.thinking or "") is False
     word = None if effort is None or is_off else nearest_effort(effort, traits.efforts)
     if word is not None:
-        variables["reasoning_effort"] = word
+        variables[traits.effort_variable] = word
     return Reasoning(variables, effort is not None and not variables)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 # What templates call the switch, the usual one first.
 _SWITCHES = ("enable_thinking", "thinking", "reasoning", "think")
+# And how much.
+_EFFORT_VARIABLES = ("reasoning_effort", "reasoning_strength")
 # Without a word of its own: those of the models that think by effort.
 _USUAL_EFFORTS = ("low", "medium", "high")
 # No template has them.
@@ -33,6 +35,7 @@ class TemplateTraits:
     takes_users_in_a_row: bool = True
     takes_user_after_tool: bool = True
     efforts: tuple[str, ...] = EFFORTS  # of `EFFORTS`, ascending; none: it has no variable for them
+    effort_variable: str = _EFFORT_VARIABLES[0]
     thinking: str | None = "enable_thinking"  # the variable that switches thinking
     can_stop_thinking: bool = True
 
@@ -80,7 +83,11 @@ PROBES: dict[str, Probe] = {
     **{name: Probe(messages, {}) for name, messages in _CHATS.items()},
     **{f"{name}={switch}": Probe(_QUESTION, {name: switch}) for name in _SWITCHES for switch in (True, False)},
     "no effort": Probe(_QUESTION, _THINKING_ON),
-    **{f"effort {word}": Probe(_QUESTION, {**_THINKING_ON, "reasoning_effort": word}) for word in (*EFFORTS, _UNKNOWN)},
+    **{
+        f"{name}={word}": Probe(_QUESTION, {**_THINKING_ON, name: word})
+        for name in _EFFORT_VARIABLES
+        for word in (*EFFORTS, _UNKNOWN)
+    },
 }
 
 Rendered = Mapping[str, str | None]
@@ -96,6 +103,8 @@ def learn(template: str, rendered: Rendered) -> TemplateTraits:
     if not _has_in_order(rendered["user"], _FIRST):
         return TemplateTraits()  # it refuses everything, or shows contents as no text
     thinking, can_stop = _learn_switch(rendered)
+    found = ((name, _learn_efforts(template, name, rendered)) for name in _EFFORT_VARIABLES)
+    variable, efforts = next((pair for pair in found if pair[1]), (_EFFORT_VARIABLES[0], ()))
     is_late_taken = _has_in_order(rendered["late system"], _FIRST, _ANSWER, _LATE, _SECOND)
     return TemplateTraits(
         takes_system=_has_in_order(rendered["system"], _RULE),
@@ -104,7 +113,8 @@ def learn(template: str, rendered: Rendered) -> TemplateTraits:
         takes_user_after_tool=(
             not _has_in_order(rendered["tool"], _RESULT) or _has_in_order(rendered["user after tool"], _RESULT, _SECOND)
         ),
-        efforts=_learn_efforts(template, rendered),
+        efforts=efforts,
+        effort_variable=variable,
         thinking=thinking,
         can_stop_thinking=can_stop,
     )
@@ -128,9 +138,10 @@ def _learn_switch(rendered: Rendered) -> tuple[str | None, bool]:
     return None, False
 
 
-def _learn_efforts(template: str, rendered: Rendered) -> tuple[str, ...]:
-    base, unknown = rendered["no effort"], rendered[f"effort {_UNKNOWN}"]
-    texts = {word: rendered[f"effort {word}"] for word in EFFORTS}
+def _learn_efforts(template: str, variable: str, rendered: Rendered) -> tuple[str, ...]:
+    """Return the words that a variable of the template may have; none where it changes nothing."""
+    base, unknown = rendered["no effort"], rendered[f"{variable}={_UNKNOWN}"]
+    texts = {word: rendered[f"{variable}={word}"] for word in EFFORTS}
     if all(text == base for text in texts.values()):
         return ()
     taken = [word for word, text in texts.items() if text is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from mlxd.engine.effort import choose_reasoning, nearest_effort
@@ -53,6 +55,7 @@ NOTHING = TemplateTraits(efforts=(), thinking=None)
         ("none", None, BOTH, {"enable_thinking": False}),
         ("none", True, BOTH, {"enable_thinking": True, "reasoning_effort": "low"}),
         ("none", None, TemplateTraits(efforts=GPT_OSS, thinking=None), {"reasoning_effort": "low"}),
+        ("max", None, replace(NOTHING, efforts=GPT_OSS, effort_variable="strength"), {"strength": "high"}),
         (None, False, ALWAYS, {}),
         (None, None, BOTH, {}),
         (None, True, NOTHING, {}),

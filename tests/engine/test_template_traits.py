@@ -76,6 +76,12 @@ def test_effort_words_are_those_that_a_template_tells_apart(template: str, effor
     assert traits_of(template + "{{ messages[0].content }}").efforts == efforts
 
 
+def test_a_variable_of_another_name_is_found() -> None:
+    """Some templates call it a strength."""
+    traits = traits_of("{{ messages[0].content }} {{ reasoning_strength | default('high') }}")
+    assert (traits.effort_variable, traits.efforts) == ("reasoning_strength", ("low", "medium", "high"))
+
+
 def test_thinking_that_cannot_be_turned_off_is_known() -> None:
     """The template raises."""
     traits = traits_of(
