@@ -1,10 +1,11 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-clients lint format bench bench-audit bench-bodies soak soak-pool fuzz-folders test-architectures clean
+.PHONY: help quickstart test test-clients test-agents lint format bench bench-audit bench-bodies soak soak-pool fuzz-folders test-architectures clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+AGENTS_ARGS ?=
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +22,10 @@ test: ## run every test, on up to four cores (PYTEST_ARGS="tests/pool -k evict" 
 test-clients: ## drive a daemon with the npm packages openai and @anthropic-ai/sdk, which are kept in ~/.cache/mlxd-tests
 	@goal=$@ .ci/venv clients
 	@.venv/bin/python -m tests.clients
+
+test-agents: ## drive a daemon with Claude Code, Codex and opencode, which are kept in ~/.cache/mlxd-tests (AGENTS_ARGS="codex --restart")
+	@goal=$@ .ci/venv clients
+	@.venv/bin/python -m tests.agents $(AGENTS_ARGS)
 
 lint: ## ruff, mypy --strict, import-linter
 	@goal=$@ .ci/venv test

@@ -20,9 +20,10 @@ from mlxctl.client import is_running
 class RealDaemon:
     """One `mlxd` with an `MLXD_HOME` of its own, driven as users drive it: by `mlxctl` and by HTTP."""
 
-    def __init__(self, home: Path, *, environment: dict[str, str] | None = None) -> None:
-        """Take the home; nothing is started yet."""
+    def __init__(self, home: Path, *, environment: dict[str, str] | None = None, module: str = "mlxd") -> None:
+        """Take the home, and the module that is run; nothing is started yet."""
         self.home = home
+        self._module = module
         self.environment = {**os.environ, "MLXD_HOME": str(home), **(environment or {})}
         self.config = home / "config.toml"
         self.process: subprocess.Popen[bytes] | None = None
@@ -38,7 +39,7 @@ class RealDaemon:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.home / "daemon.stderr").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "mlxd"],
+                [sys.executable, "-m", self._module],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
