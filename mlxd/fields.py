@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from mlxd.anthropic.schema import COUNT, MESSAGES
-from mlxd.engine.answer import registry
+from mlxd.engine.answer.generic import GENERIC
+from mlxd.engine.answer.registry import FORMATS as OWN_FORMATS
 from mlxd.engine.tool_grammar import FORMATS
 from mlxd.http import field
 from mlxd.http.table import Habit, Omitted, Refused, Table, Treatment, Works
@@ -51,8 +52,8 @@ _NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
 
 def render() -> str:
     """Return the whole document."""
-    own = [known.name for known in registry.FORMATS if known.shape is not None]
-    formats = ", ".join(f"`{name}`" for name in sorted([*FORMATS, *own]))
+    own = {known.name for known in (*OWN_FORMATS, GENERIC) if known.tags is not None}
+    formats = ", ".join(f"`{name}`" for name in sorted({*FORMATS, *own}))
     parts = [f"{_BEGIN}{_INTRODUCTION}{formats}. A model with another format answers 400 to them.\n"]
     for route, table in ROUTES:
         rows = [_row(name, table[name]) for name in sorted(table)]

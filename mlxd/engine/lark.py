@@ -60,6 +60,10 @@ class Lark:
         """Whether *text* begins with a token that was added for a tag; free text never holds one."""
         return any(text.startswith(token) for token in self._added)
 
+    def letters(self, text: str) -> str:
+        """Return the beginning of *text* up to the first token in it that was added for a tag."""
+        return self._split.split(text, maxsplit=1)[0] if self._split else text
+
     def until(self, body: str, end: str, *, without: Sequence[str] = ()) -> str:
         """Return a text of the regular expression *body* that holds neither *end* nor *without*, and *end* after it."""
         # The white space around a tag may stand in the text too.

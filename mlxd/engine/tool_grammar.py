@@ -46,7 +46,7 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
         return lark.text(own.frame(lark, document, call))
     if constraint.parallel and shape.separator is not None:
         call = f"{call} ({literal(shape.separator)} {call})*"
-    rest = lark.rule(f"{literal(shape.before)} {call} {literal(shape.after)} {end}")
+    rest = lark.rule(f"{lark.tag(shape.before)} {call} {lark.tag(shape.after)} {end}")
     alone = not constraint.parallel or shape.separator is not None
     blank = f"({_BLANK})?"
     more = lark.rule(blank if alone else f"({blank} {start} {rest})* {blank}")
@@ -58,8 +58,10 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     free = lark.terminal(f"/(?s:.*)/ & ~/(?s:.*){regex(opening)}(?s:.*)/")
     if lark.is_token(opening):
         return lark.text(f"{free} ({calls})?")
-    # The tag is made of letters as the text before it is: one expression for both, which ends with the tag.
-    return lark.text(f"{free} | {lark.terminal(f'{free} {literal(opening)}')} {rest} {more}")
+    # The tag begins with letters as the text before it does: one expression for both, which ends with them.
+    letters = lark.letters(opening)
+    begun = f"{lark.terminal(f'{free} {literal(letters)}')} {lark.tag(opening.removeprefix(letters))}"
+    return lark.text(f"{free} | {begun} {rest} {more}")
 
 
 def _document(lark: Lark, constraint: ToolConstraint, free: str) -> str:

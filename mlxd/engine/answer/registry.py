@@ -6,13 +6,35 @@ import importlib
 from dataclasses import replace
 from typing import Any
 
+from mlxd.engine.answer.deepseek import DEEPSEEK
 from mlxd.engine.answer.format import AnswerFormat, format_of
 from mlxd.engine.answer.generic import GENERIC
 from mlxd.engine.answer.harmony import HARMONY
+from mlxd.engine.answer.listed import LISTED
 from mlxd.engine.answer.llama import LLAMA
 
+# Tags, and calls that a parser of mlx-lm reads.
+_SEED = AnswerFormat(
+    name="seed",
+    is_of=lambda template, vocabulary: "<seed:think>" in vocabulary and "<seed:tool_call>" in template,
+    thinking=("<seed:think>", "</seed:think>"),
+    tags=("<seed:tool_call>", "</seed:tool_call>"),
+    parser="qwen3_coder",
+)
+# As mlx-lm's, in the templates that it does not recognize: of Granite 4, for one.
+_HERMES = AnswerFormat(
+    name="json_tools",
+    is_of=lambda template, _: all(words in template for words in ("<tool_call>", '{"name": ', '"arguments": ')),
+    tags=("<tool_call>", "</tool_call>"),
+    parser="json_tools",
+)
+_MAGISTRAL = AnswerFormat(
+    name="magistral",
+    is_of=lambda template, vocabulary: {"[THINK]", "[/THINK]"} <= vocabulary.keys() and "[THINK]" in template,
+    thinking=("[THINK]", "[/THINK]"),
+)
 # The first one that fits counts.
-FORMATS: tuple[AnswerFormat, ...] = (HARMONY, LLAMA)
+FORMATS: tuple[AnswerFormat, ...] = (HARMONY, LLAMA, *DEEPSEEK, _SEED, _MAGISTRAL, _HERMES, *LISTED)
 
 
 def adopt_format(tokenizer: Any) -> None:
