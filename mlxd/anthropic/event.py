@@ -11,7 +11,7 @@ import orjson
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
 from mlxd.engine.tool import CallPiece
-from mlxd.http.answer import is_object
+from mlxd.http.answer import INVALID, is_object
 from mlxd.http.sealed import sealed
 
 _BLOCKS = {TextKind.CONTENT: "text", TextKind.REASONING: "thinking"}
@@ -130,6 +130,6 @@ class Blocks:
 
 
 def _input(arguments: str) -> Any:
-    """Return `input` of a call. What is no object stands in one, under the key that Anthropic's documentation has."""
+    """Return `input` of a call, which is an object whatever the model wrote."""
     # An object stays as it is: it may hold numbers of any size.
-    return orjson.Fragment(arguments) if is_object(arguments) else {"INVALID_JSON": arguments}
+    return orjson.Fragment(arguments) if is_object(arguments) else {INVALID: arguments}

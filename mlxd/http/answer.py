@@ -73,6 +73,10 @@ class ChatAnswer:
         return self.finished.reason.value
 
 
+# In an object under this key stand arguments that are none: so Anthropic's documentation of streamed tools has it.
+INVALID = "INVALID_JSON"
+
+
 def is_object(arguments: str) -> bool:
     """Whether the arguments of a call are a JSON object: a model may fail to write one, or be cut off in it."""
     try:

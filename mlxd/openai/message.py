@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from mlxd.http import field
+from mlxd.http.answer import INVALID
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
@@ -148,13 +149,16 @@ def _function(path: str, given: Any, omitted: Omissions) -> dict[str, Any]:
     return {"name": name, "arguments": call_arguments(arguments) if isinstance(arguments, str) else arguments}
 
 
-def call_arguments(arguments: str) -> Any:
-    """Return the arguments of a call as templates want them, an object; the text itself where it holds no object."""
+def call_arguments(arguments: str) -> dict[str, Any]:
+    """Return the arguments of a call as templates want them, an object.
+
+    A model may have failed to write one: some templates refuse a text, and every later request with it.
+    """
     try:
         value = orjson.loads(arguments) if arguments else {}
     except orjson.JSONDecodeError:
-        return arguments
-    return value if isinstance(value, dict) else arguments
+        return {INVALID: arguments}
+    return value if isinstance(value, dict) else {INVALID: arguments}
 
 
 def _texts(path: str, content: Any, omitted: Omissions) -> list[str]:

@@ -84,3 +84,17 @@ async def test_what_agents_send_is_answered_on_every_surface(tmp_path: Path, str
                     reads.setdefault(model, set()).add(sum(inputs) + usage.get("cache_read_input_tokens", 0))
     # The same messages are the same prompt.
     assert all(len(lengths) == 1 for lengths in reads.values())
+
+
+async def test_a_call_that_is_no_json_does_not_end_the_session(tmp_path: Path) -> None:
+    """A client sends back what a model was cut off in; a template that lists arguments is given an object."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": "x'}}
+    messages = [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "The arguments are no JSON."},
+    ]
+    async with served_models(tmp_path, "qwen") as served:
+        body = {"model": "qwen", "messages": messages, "max_tokens": 2}
+        status, _, raw = await served.post("/v1/chat/completions", body)
+    assert status == 200, raw

@@ -252,7 +252,7 @@ def test_items_become_messages() -> None:
         {"role": "user", "content": "ab"},
         {"role": "assistant", "content": "so", "reasoning_content": "hm", "tool_calls": [
             {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
-            {"id": "c2", "type": "function", "function": {"name": "f", "arguments": "no json"}},
+            {"id": "c2", "type": "function", "function": {"name": "f", "arguments": {"INVALID_JSON": "no json"}}},
         ]},
         {"role": "tool", "tool_call_id": "c1", "content": "x"},
         {"role": "tool", "tool_call_id": "c2", "content": "y", "name": "f"},

@@ -535,7 +535,7 @@ def test_template_variables_are_passed_on_but_not_what_is_rendered() -> None:
 
 
 def test_calls_and_results_become_what_a_template_wants() -> None:
-    """Arguments are objects, a message of calls alone has no text; what is no object stays as it is."""
+    """Arguments are objects, a message of calls alone has no text; what is no object stands in one."""
 
     def call(arguments: str) -> dict[str, Any]:
         return {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
@@ -548,7 +548,7 @@ def test_calls_and_results_become_what_a_template_wants() -> None:
     assert isinstance(prompt, ChatPrompt)
     said, result = prompt.messages
     assert said["content"] == ""
-    assert [item["function"]["arguments"] for item in said["tool_calls"]] == [{"a": 1}, "[oops", {}]
+    assert [item["function"]["arguments"] for item in said["tool_calls"]] == [{"a": 1}, {"INVALID_JSON": "[oops"}, {}]
     assert result == {"role": "tool", "tool_call_id": "c", "content": "4"}
 
 
