@@ -40,7 +40,10 @@ def _members(request: web.Request, kind: str, model: str) -> dict[str, Any]:
 async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
     stream = local.stream
     members = _members(request, "chat.completion.chunk", local.model)
-    choices = [chunk.ChatChunks(members, index, include_usage=parsed.include_usage) for index in range(parsed.n)]
+    choices = [
+        chunk.ChatChunks(members, index, include_usage=parsed.include_usage, uses_functions=parsed.uses_functions)
+        for index in range(parsed.n)
+    ]
     answers = [ChatAnswer() for _ in choices]
     leads = [choice.role() for choice in choices]
 
@@ -59,7 +62,7 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
                 data += chunks.text(event.kind, event.text, logprobs)
         elif isinstance(event, Finished):
             answer.finished = event
-            data += chunks.finish(answer.finish_reason)
+            data += chunks.finish(_finish_reason(parsed, answer))
         if data:
             await stream.send(data)
 
@@ -81,23 +84,27 @@ async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.R
 
     async with generation(request, model) as held:
         ends = await held.deliver(parsed.requests, parsed.n, keep)
-    wants_logprobs = parsed.requests[0].logprobs is not None
     body = _members(request, "chat.completion", model)
-    body["choices"] = [_choice(index, answer, wants_logprobs) for index, answer in enumerate(answers)]
+    body["choices"] = [_choice(parsed, index, answer) for index, answer in enumerate(answers)]
     body["usage"] = chunk.usage_body(ends, parsed.n, sum(answer.reasoning_tokens for answer in answers))
     return web.Response(body=orjson.dumps(body), content_type="application/json")
 
 
-def _choice(index: int, answer: ChatAnswer, wants_logprobs: bool) -> dict[str, Any]:  # noqa: FBT001
+def _choice(parsed: ParsedBody, index: int, answer: ChatAnswer) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
     reasoning = answer.text(TextKind.REASONING)
     if reasoning:
         message["reasoning_content"] = reasoning
-    if answer.calls:
-        message["tool_calls"] = [chunk.call_body(call) for call in answer.calls]
+    message |= chunk.call_members(answer.calls, uses_functions=parsed.uses_functions)
+    wants_logprobs = parsed.requests[0].logprobs is not None
     return {
         "index": index,
         "message": message,
         "logprobs": chat_logprobs(answer.logprobs) if wants_logprobs else None,
-        "finish_reason": answer.finish_reason,
+        "finish_reason": _finish_reason(parsed, answer),
     }
+
+
+def _finish_reason(parsed: ParsedBody, answer: ChatAnswer) -> str:
+    reason = answer.finish_reason
+    return "function_call" if parsed.uses_functions and reason == "tool_calls" else reason

@@ -61,9 +61,15 @@ class _Chunks:
 class ChatChunks(_Chunks):
     """The chunks of one choice of a /v1/chat/completions stream."""
 
-    def __init__(self, members: Mapping[str, Any], index: int, *, include_usage: bool) -> None:
-        """Format all that does not change from chunk to chunk of choice *index*."""
+    def __init__(
+        self, members: Mapping[str, Any], index: int, *, include_usage: bool, uses_functions: bool = False
+    ) -> None:
+        """Format all that does not change from chunk to chunk of choice *index*.
+
+        With *uses_functions* a call is a `function_call`, as before there were tools.
+        """
         super().__init__(members, include_usage=include_usage)
+        self._uses_functions = uses_functions
         self._unfinished = b',"finish_reason":null}' + self._tail
         self._choice = self._head + b'{"index":%d,"delta":{' % index
         self._starts = {
@@ -85,6 +91,8 @@ class ChatChunks(_Chunks):
 
     def call(self, call: NumberedCall, piece: CallPiece) -> bytes:
         """Return the chunks of a piece of a call: who is called, where it is the first, and with what."""
+        if self._uses_functions:
+            return self._function_call(call, piece)
         parts: list[dict[str, Any]] = []
         if piece.name is not None:
             function = {"name": call.name, "arguments": ""}
@@ -94,15 +102,26 @@ class ChatChunks(_Chunks):
         start = self._choice + b'"tool_calls":['
         return b"".join(start + orjson.dumps(part) + b"]" + self._end for part in parts)
 
+    def _function_call(self, call: NumberedCall, piece: CallPiece) -> bytes:
+        part = {"arguments": piece.arguments}
+        if piece.name is not None:
+            part = {"name": call.name, **part}
+        return self._choice + b'"function_call":' + orjson.dumps(part) + self._end
+
     def finish(self, reason: str) -> bytes:
         """Return the chunk with the finish reason."""
         return self._choice + b'},"logprobs":null,"finish_reason":' + orjson.dumps(reason) + b"}" + self._tail
 
 
-def call_body(call: NumberedCall) -> dict[str, Any]:
-    """Return a call as it stands in a whole message."""
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id, "type": "function", "function": function}
+def call_members(calls: Sequence[NumberedCall], *, uses_functions: bool) -> dict[str, Any]:
+    """Return the member of a whole message that holds its calls; none where there are none."""
+    functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
+    if not calls:
+        return {}
+    if uses_functions:
+        return {"function_call": functions[0]}
+    named = zip(calls, functions, strict=True)
+    return {"tool_calls": [{"id": call.id, "type": "function", "function": function} for call, function in named]}
 
 
 class CompletionChunks(_Chunks):

@@ -82,6 +82,30 @@ async def test_a_named_call_is_made_and_its_result_goes_back(serve_models: Serve
     assert second.choices[0].finish_reason == "length"
 
 
+async def test_a_client_of_functions_is_called_as_it_was_before_there_were_tools(serve_models: ServeModels) -> None:
+    """`functions` get a `function_call`, streamed or whole, and its result comes back as role function."""
+    asked: dict[str, Any] = {
+        "model": "caller", "messages": HI, "functions": [WEATHER["function"]], "function_call": {"name": "weather"},
+        "seed": 2, "max_tokens": 300,
+    }  # fmt: skip
+    async with client_of(serve_models) as client:
+        (whole,) = (await client.chat.completions.create(**asked)).choices
+        deltas = [chunk.choices[0] async for chunk in await client.chat.completions.create(**asked, stream=True)]
+        second = await client.chat.completions.create(
+            model="caller", max_tokens=5,
+            messages=[*HI, whole.message.to_dict(), {"role": "function", "name": "weather", "content": "sun"}],
+        )  # fmt: skip
+    called = whole.message.function_call
+    assert called is not None
+    assert (called.name, set(json.loads(called.arguments))) == ("weather", {"city", "days"})
+    assert (whole.finish_reason, whole.message.tool_calls) == ("function_call", None)
+    pieces = [choice.delta.function_call for choice in deltas if choice.delta.function_call is not None]
+    assert pieces[0].name == "weather"
+    assert "".join(piece.arguments or "" for piece in pieces) == called.arguments
+    assert deltas[-1].finish_reason == "function_call"
+    assert second.choices[0].finish_reason == "length"
+
+
 async def test_parsed_answers_are_of_their_class(serve_models: ServeModels) -> None:
     """`.parse` with a pydantic class gets an object of it, whatever the model would rather say."""
     async with client_of(serve_models) as client:
