@@ -148,7 +148,10 @@ def adapt(prompt: ChatPrompt) -> ChatPrompt:
 
 LLAMA = AnswerFormat(
     name="llama",
-    is_of=lambda template, vocabulary: '", "parameters": ' in template and bool(set(_TAGS) & vocabulary.keys()),
+    # One that thinks is split by its tags, and calls in the generic format.
+    is_of=lambda template, vocabulary: (
+        '", "parameters": ' in template and bool(set(_TAGS) & vocabulary.keys()) and "<think>" not in vocabulary
+    ),
     tags=("", ""),
     parse=parse,
     ends=("<|eom_id|>", "<|eot_id|>", "<|eom|>", "<|eot|>"),

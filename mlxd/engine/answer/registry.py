@@ -34,7 +34,7 @@ _MAGISTRAL = AnswerFormat(
     thinking=("[THINK]", "[/THINK]"),
 )
 # The first one that fits counts.
-FORMATS: tuple[AnswerFormat, ...] = (HARMONY, LLAMA, *DEEPSEEK, _SEED, _MAGISTRAL, _HERMES, *LISTED)
+FORMATS: tuple[AnswerFormat, ...] = (HARMONY, *DEEPSEEK, _SEED, _MAGISTRAL, *LISTED, _HERMES, LLAMA)
 
 
 def adopt_format(tokenizer: Any) -> None:

@@ -152,13 +152,16 @@ def stepped(write_model: WriteModel) -> SteppedModel:
     return SteppedModel(load_now(write_model(template=HARMONY, markup=MARKUP)))
 
 
-def answer(stepped: SteppedModel, constraint: Any, use: ToolUse | None, **bias: float) -> Any:
+def answer(
+    stepped: SteppedModel, constraint: Any, use: ToolUse | None, budget: int | None = None, **bias: float
+) -> Any:
     """Run a bound answer to its end; *bias* is of tokens, by the words in their tags."""
     prompt = ChatPrompt(({"role": "user", "content": "hi"},), {}, use)
     prepared = stepped.renderer.prepare(GenerationRequest(prompt, max_tokens=600, constraint=constraint))
     ids = stepped.loaded.tokenizer.convert_tokens_to_ids
     pairs = tuple((ids(f"<|{word}|>"), value) for word, value in bias.items())
-    return stepped.say(prepared, SamplingParams(temperature=1, seed=3, logit_bias=pairs))
+    sampling = SamplingParams(temperature=1, seed=3, logit_bias=pairs)
+    return stepped.say(prepared, sampling, thinking_budget=budget)
 
 
 def functions() -> str:
@@ -170,7 +173,7 @@ def functions() -> str:
 def test_required_call_is_written_in_a_message(stepped: SteppedModel, bias: dict[str, float]) -> None:
     """The answer is a call, before which the model may think and may not answer."""
     constraint = ToolConstraint(functions(), is_required=True, parallel=True, field="tool_choice")
-    sequence = answer(stepped, constraint, TOOLS, **bias)
+    sequence = answer(stepped, constraint, TOOLS, None, **bias)
 
     (made,) = whole_calls(call for delta in sequence.deltas for call in delta.calls)
     Draft202012Validator(WEATHER).validate(json.loads(made.arguments))
@@ -184,6 +187,16 @@ def test_document_is_written_in_the_last_channel(stepped: SteppedModel) -> None:
     sequence = answer(stepped, JsonConstraint(json.dumps(schema)), None, channel=100.0, end=44.0)
 
     assert json.loads("".join(d.text for d in sequence.deltas if d.kind.value == "content")) == {"n": 1}
+
+
+def test_budget_ends_a_thought(stepped: SteppedModel) -> None:
+    """When a thought has its tokens, its message is ended, and the answer goes on in another."""
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    sequence = answer(stepped, JsonConstraint(json.dumps(schema)), None, 3, channel=100.0)
+
+    thoughts = "".join(d.text for d in sequence.deltas if d.kind.value == "reasoning")
+    assert [len(thought) for thought in thoughts.split("\n\n")] == [3] * (thoughts.count("\n\n") + 1)
+    assert "".join(d.text for d in sequence.deltas if d.kind.value == "content") == "{}"
 
 
 def test_strict_tool_leaves_the_text_free(stepped: SteppedModel) -> None:

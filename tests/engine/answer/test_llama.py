@@ -116,6 +116,13 @@ def test_several_calls_of_the_history_are_rendered(tokenizer: Any) -> None:
     assert [text.index(word) for word in words] == sorted(text.index(word) for word in words)
 
 
+def test_llama_that_thinks_keeps_its_tags(write_model: WriteModel) -> None:
+    """Its thoughts are split, and its calls are those of the generic format."""
+    folder = write_model(template=TEMPLATES["llama"], markup=MARKUP, thinking=True)
+    text = f"<think>Hm.</think><tool_call>{CALL.replace('parameters', 'arguments')}</tool_call>"
+    assert said_in_every_chunking(read_tokenizer(folder), text) == [("reasoning", "Hm."), READ]
+
+
 @pytest.fixture(scope="module")
 def stepped(write_model: WriteModel) -> SteppedModel:
     """A random model with the template of Llama 3."""
