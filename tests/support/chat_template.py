@@ -41,7 +41,8 @@ LLAMA_3 = """{{- bos_token | default('') }}
         {%- endif %}
         {%- set tool_call = message.tool_calls[0].function %}
         {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
-        {{- '{"name": "' + tool_call.name + '", "parameters": ' }}
+        {{- '{"name": "' + tool_call.name + '", ' }}
+        {{- '"parameters": ' }}
         {{- tool_call.arguments | tojson }}
         {{- "}<|eot_id|>" }}
     {%- elif message.role == "tool" or message.role == "ipython" %}

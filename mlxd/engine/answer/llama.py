@@ -150,7 +150,7 @@ LLAMA = AnswerFormat(
     name="llama",
     # One that thinks is split by its tags, and calls in the generic format.
     is_of=lambda template, vocabulary: (
-        '", "parameters": ' in template and bool(set(_TAGS) & vocabulary.keys()) and "<think>" not in vocabulary
+        '"parameters": ' in template and bool(set(_TAGS) & vocabulary.keys()) and "<think>" not in vocabulary
     ),
     tags=("", ""),
     parse=parse,
