@@ -160,6 +160,7 @@ def _copy_resident(resident: Resident) -> Resident:
         if ticket not in tickets:
             nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             tickets[ticket] = dataclasses.replace(ticket, resident=twin, granted=nobody, sequences={})
+            tickets[ticket].turn = ticket.turn
             tickets[ticket].sequences = {key: copy_sequence(value) for key, value in ticket.sequences.items()}
         return tickets[ticket]
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mlxd.pool.rehearsal import Rehearsal
 from mlxd.pool.resident import ModelState
 from mlxd.pool.status import PoolPlan, Victim
 from mlxd.protocol.errors import DoesNotFit, InUse, MlxdError, ModelNotFound
@@ -329,3 +330,18 @@ async def test_a_sequence_that_ends_is_in_nobodys_way() -> None:
         planned = w.pool.plan_unload("a")
         assert [victim.id for victim in planned.evicting] == ["a"]
         assert planned.draining == ()
+
+
+async def test_a_request_has_the_same_turn_in_a_dry_run() -> None:
+    """Who stands behind younger requests, as one of its answers has ended, stands there in a dry run too."""
+    async with world({"a": 30}, {"engine": {"max_sequences": 1}}) as w:
+        w.send("a", tokens=20, n=3)
+        w.send("a", tokens=20)
+        state = w.pool._state
+        for _ in range(40):
+            await w.advance(0.1)
+            turns = [ticket.turn for ticket in state.residents["a"].held.values()]
+            if turns != sorted(turns):
+                break
+        assert turns != sorted(turns)
+        assert [ticket.turn for ticket in Rehearsal(state).state.residents["a"].held.values()] == turns
