@@ -14,12 +14,19 @@ from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import CallPiece
 from mlxd.http import errors
-from mlxd.http.answer import is_object
+from mlxd.http.sealed import sealed
 from mlxd.openai.logprob import chat_logprobs
+from mlxd.openai.response_call import GrowingCall
 from mlxd.openai.response_item import new_id
+from mlxd.openai.tool_name import ToolNames
 from mlxd.protocol.errors import MlxdError, RequestCancelled
 
 _EVENT_OF = {TextKind.CONTENT: "response.output_text", TextKind.REASONING: "response.reasoning_text"}
+# What a call says in a stream of its own; the others are sent whole.
+_SAID_OF = {
+    "function_call": ("arguments", "response.function_call_arguments"),
+    "custom_tool_call": ("input", "response.custom_tool_call_input"),
+}
 _TOO_MANY_REQUESTS = 429
 
 
@@ -27,16 +34,37 @@ class ResponseEvents:
     """One response. The first events of its stream come with the first that says something, unless told to `begin`."""
 
     def __init__(
-        self, response_id: str, created_s: int, model: str, repeated: Mapping[str, Any], *, has_logprobs: bool
+        self,
+        response_id: str,
+        created_s: int,
+        model: str,
+        repeated: Mapping[str, Any],
+        names: ToolNames,
+        *,
+        has_logprobs: bool,
+        seals_thoughts: bool = False,
     ) -> None:
-        """Take what does not change; *repeated* are the members that repeat the request."""
+        """Take what does not change.
+
+        Args:
+            response_id: of the response.
+            created_s: when it was asked for.
+            model: as the client calls it.
+            repeated: the members that repeat the request.
+            names: of the tools that may be called.
+            has_logprobs: whether they are shown beside the text.
+            seals_thoughts: whether reasoning items have `encrypted_content`.
+        """
         self.id = response_id
         self.has_begun = False
         self._members = {"id": response_id, "object": "response", "created_at": created_s, "model": model, **repeated}
+        self._names = names
         self._has_logprobs = has_logprobs
+        self._seals_thoughts = seals_thoughts
         self._number = 0  # of the next event
         self._items: list[dict[str, Any]] = []
         self._open: TextKind | None = None  # of the last item, while it grows
+        self._growing: GrowingCall | None = None  # the last item, while it is a call that grows
         self._pieces: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._tokens = 0
@@ -114,8 +142,8 @@ class ResponseEvents:
         """Return the items, the one that grows with what it has by now."""
         if self._open is None:
             return self._items
-        if self._open is TextKind.TOOL:
-            return [*self._items[:-1], {**self._items[-1], "arguments": "".join(self._pieces)}]
+        if self._growing is not None:
+            return [*self._items[:-1], *self._growing.now()]
         return [*self._items[:-1], {**self._items[-1], "content": [self._part()]}]
 
     def _start(self, kind: TextKind) -> bytes:
@@ -132,8 +160,11 @@ class ResponseEvents:
         """End the item that grows, if one does."""
         if self._open is None:
             return b""
-        data = self._close_call(status) if self._open is TextKind.TOOL else self._close_text(self._open, status)
-        self._open = None
+        if self._growing is not None:
+            data = self._close_call(self._growing, status)
+        else:
+            data = self._close_text(self._open, status)
+        self._open = self._growing = None
         return data + self._event("response.output_item.done", output_index=len(self._items) - 1, item=self._items[-1])
 
     def _close_text(self, kind: TextKind, status: str) -> bytes:
@@ -142,6 +173,8 @@ class ResponseEvents:
         if kind is TextKind.CONTENT:
             said["logprobs"] = part["logprobs"]
         item["status"], item["content"] = status, [part]
+        if self._seals_thoughts and kind is TextKind.REASONING:
+            item["encrypted_content"] = sealed(part["text"])
         data = self._event(f"{_EVENT_OF[kind]}.done", **self._place(), **said)
         return data + self._event("response.content_part.done", **self._place(), part=part)
 
@@ -158,23 +191,35 @@ class ResponseEvents:
         data = b""
         if piece.name is not None:
             data = self.begin() + self._close("completed")
-            self._open, self._pieces = TextKind.TOOL, []
-            item = {"id": new_id("fc"), "type": "function_call", "status": "in_progress", "call_id": new_id("call")}
-            self._items.append({**item, "name": piece.name, "arguments": ""})
-            data += self._event("response.output_item.added", output_index=len(self._items) - 1, item=self._items[-1])
-        if piece.arguments:
-            self._pieces.append(piece.arguments)
-            place = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
-            data += self._event("response.function_call_arguments.delta", **place, delta=piece.arguments)
+            self._open, self._growing = TextKind.TOOL, GrowingCall(self._names.callee(piece.name), new_id)
+            self._items.append(self._growing.item)
+            if self._growing.item["type"] in _SAID_OF:
+                data += self._added(self._growing.item)
+        if self._growing is not None and piece.arguments:
+            data += self._said(self._growing.take(piece.arguments))
         return data + self._close("completed") if piece.is_last else data
 
-    def _close_call(self, status: str) -> bytes:
+    def _close_call(self, call: GrowingCall, status: str) -> bytes:
+        is_streamed = call.item["type"] in _SAID_OF
+        rest = call.finish(status)
+        self._items[-1] = call.item
+        if not is_streamed:
+            return self._added({**call.item, "status": "in_progress"})
+        name, kind = _SAID_OF[call.item["type"]]
+        said = {"name": call.item["name"]} if name == "arguments" else {}
+        done = {"item_id": call.item["id"], "output_index": len(self._items) - 1, **said, name: call.item[name]}
+        return self._said(rest) + self._event(f"{kind}.done", **done)
+
+    def _added(self, item: Mapping[str, Any]) -> bytes:
+        return self._event("response.output_item.added", output_index=len(self._items) - 1, item=item)
+
+    def _said(self, text: str) -> bytes:
+        """Return the event of a piece of what the call that grows says; none of no text."""
+        if not text:
+            return b""
         item = self._items[-1]
-        item["arguments"] = "".join(self._pieces)
-        item["status"] = status if is_object(item["arguments"]) else "incomplete"
-        done = {"item_id": item["id"], "output_index": len(self._items) - 1}
-        done |= {"name": item["name"], "arguments": item["arguments"]}
-        return self._event("response.function_call_arguments.done", **done)
+        place = {"item_id": item["id"], "output_index": len(self._items) - 1}
+        return self._event(f"{_SAID_OF[item['type']][1]}.delta", **place, delta=text)
 
     def _event(self, kind: str, **data: Any) -> bytes:
         event = {"type": kind, "sequence_number": self._number, **data}

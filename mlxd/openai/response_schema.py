@@ -15,34 +15,36 @@ from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
-from mlxd.http.table import Habit, Refused, Table, Works, read
+from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
 from mlxd.openai.response_format import parse_schema
-from mlxd.openai.response_item import Item, messages_of, parse_input
+from mlxd.openai.response_history import parse_input
+from mlxd.openai.response_item import Item
+from mlxd.openai.response_prompt import messages_of
 from mlxd.openai.response_store import ResponseStore
 from mlxd.openai.response_tool import parse_tools, shown_tools
+from mlxd.openai.schema import UP_TO_THE_CONTEXT
+from mlxd.openai.tool_name import ToolNames
 from mlxd.protocol.errors import InvalidRequest
 
-_MAX_TOKENS = 2**31 - 1
 _LOGPROBS = "message.output_text.logprobs"
-# The others are of tools that do not run here, or of reasoning that is given in the clear: they change nothing.
+_SEALED_THOUGHTS = "reasoning.encrypted_content"
+# The others are of tools that do not run here: they change nothing.
 _INCLUDABLE = (
     _LOGPROBS,
+    _SEALED_THOUGHTS,
     "code_interpreter_call.outputs",
     "computer_call_output.output.image_url",
     "file_search_call.results",
     "message.input_image.image_url",
-    "reasoning.encrypted_content",
     "web_search_call.action.sources",
     "web_search_call.results",
 )
 
 
-@field.described({"type": "array", "items": {"enum": list(_INCLUDABLE)}})
+@field.described({"type": "array", "items": {"type": "string"}})
 def includes(name: str, value: Any) -> tuple[str, ...]:
-    """Accept a list of what OpenAI's API can include."""
-    return tuple(
-        field.word(*_INCLUDABLE)(f"{name}[{place}]", item) for place, item in enumerate(field.listing(name, value))
-    )
+    """Accept a list of words."""
+    return tuple(field.string(f"{name}[{place}]", item) for place, item in enumerate(field.listing(name, value)))
 
 
 @field.described({"type": "object", "additionalProperties": {"type": "string"}})
@@ -56,17 +58,18 @@ def metadata(name: str, value: Any) -> dict[str, str]:
 
 RESPONSE: Table = {
     **SAMPLING,
-    "access_programs": Refused(({"cyber": "standard"},)),
+    "access_programs": Omitted(({"cyber": "standard"},)),
     "background": Refused((False,)),
-    "background_options": Refused(),
+    "background_options": Omitted(),
     "chat_template_kwargs": Works(field.template_kwargs),
-    "context_management": Refused(([],)),
+    "client_metadata": Habit(),
+    "context_management": Omitted(([],)),
     "conversation": Refused(),
-    "image": Refused(({"context_compression": "auto"}, {"context_compression": "disabled"})),
-    "include": Works(includes),
-    "input": Works(field.anything),
+    "image": Omitted(({"context_compression": "auto"}, {"context_compression": "disabled"})),
+    "include": Works(includes, "words that OpenAI's API does not have are left out"),
+    "input": Works(field.anything, "media become a note; items of tools that do not run here are left out"),
     "instructions": Works(field.string),
-    "max_output_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "max_output_tokens": Works(UP_TO_THE_CONTEXT, "-1 and 0 are no bound"),
     "max_tool_calls": Habit(),  # of tools that run on OpenAI's servers
     "metadata": Works(metadata),
     "model": Works(field.text),
@@ -85,26 +88,26 @@ RESPONSE: Table = {
     "stream_options": Works(field.mapping),
     "text": Works(field.mapping),
     "tool_choice": Works(field.anything),
-    "tools": Works(field.listing),
+    "tools": Works(field.listing, "custom tools and those of namespaces are functions; hosted ones are left out"),
     "top_logprobs": Works(field.integer(0, 20)),
-    "truncation": Refused(("disabled",)),
+    "truncation": Works(field.word("auto", "disabled"), "auto does not shorten what does not fit"),
     "user": Habit(),
 }
 _COUNTED = (
     *("conversation", "input", "instructions", "model", "parallel_tool_calls", "previous_response_id"),
     *("reasoning", "text", "tool_choice", "tools", "truncation", "chat_template_kwargs"),
 )
-INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personality": Refused()}
-_STREAM_OPTIONS: Table = {"include_obfuscation": Refused((False,))}
+INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personality": Omitted()}
+_STREAM_OPTIONS: Table = {"include_obfuscation": Omitted((False,))}
 _REASONING: Table = {
-    "context": Refused(("auto",)),
-    "effort": Works(field.word(*EFFORTS), "each is the nearest that the model's template knows"),
-    # "auto" asks for a summary where there is one; here the reasoning itself is given.
-    "generate_summary": Refused(("auto",)),
-    "mode": Refused(("standard",)),
-    "summary": Refused(("auto",)),
+    "context": Omitted(("auto",)),
+    "effort": Works(field.string, "each is the nearest that the model's template knows"),
+    # They ask for a summary where there is one; here the reasoning itself is given.
+    "generate_summary": Omitted(("auto", "none")),
+    "mode": Omitted(("standard",)),
+    "summary": Omitted(("auto", "none")),
 }
-_TEXT: Table = {"format": Works(field.mapping), "verbosity": Refused(("medium",))}
+_TEXT: Table = {"format": Works(field.mapping), "verbosity": Omitted(("medium",))}
 _FORMAT_KNOWN = {
     "text": frozenset({"type"}),
     "json_object": frozenset({"type"}),
@@ -122,6 +125,8 @@ class ParsedResponse:
     input_items: tuple[Item, ...]  # its own, without those of the responses before it
     previous_id: str | None
     repeated: Mapping[str, Any]  # the members of a response that repeat the body
+    names: ToolNames  # of its tools
+    seals_thoughts: bool  # whether reasoning is to be given in a form that any client sends back
 
 
 def parse_response(
@@ -138,37 +143,50 @@ def parse_response(
     """
     values = read(RESPONSE, body, omitted)
     stream = values.get("stream", False)
-    if "stream_options" in values:
-        if not stream:
-            raise InvalidRequest("stream_options is allowed only when stream is true", param="stream_options")
+    if stream and "stream_options" in values:
         read(_STREAM_OPTIONS, values["stream_options"], omitted, "stream_options")
-    request, items = _request(values, omitted, store, owner, noise)
+    for place, word in enumerate(values.get("include", ())):
+        if word not in _INCLUDABLE:
+            omitted.leave_out(f"include[{place}]")
+    request, items, names = _request(values, omitted, store, owner, noise)
     stores = values.get("store", True) and store.is_open
-    repeated = {**_repeated(values, request), "store": stores}
-    return ParsedResponse(request, stream, stores, items, values.get("previous_response_id"), repeated)
+    return ParsedResponse(
+        request,
+        stream,
+        stores,
+        items,
+        values.get("previous_response_id"),
+        {**_repeated(values, request), "store": stores},
+        names,
+        _SEALED_THOUGHTS in values.get("include", ()),
+    )
 
 
 def parse_input_count(
     body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omitted: Omissions
 ) -> GenerationRequest:
     """Read the body of /v1/responses/input_tokens; raises as `parse_response`."""
-    request, _ = _request(read(INPUT_COUNT, body, omitted), omitted, store, owner, noise)
+    request, _, _ = _request(read(INPUT_COUNT, body, omitted), omitted, store, owner, noise)
     return request
 
 
 def _request(
-    values: Mapping[str, Any], omitted: Omissions, store: ResponseStore, owner: str | None, noise: NoiseFilter
-) -> tuple[GenerationRequest, tuple[Item, ...]]:
-    """Return the request, and the items of its own input."""
+    values: dict[str, Any], omitted: Omissions, store: ResponseStore, owner: str | None, noise: NoiseFilter
+) -> tuple[GenerationRequest, tuple[Item, ...], ToolNames]:
+    """Return the request, the items of its own input, and the names of its tools."""
     previous_id = values.get("previous_response_id")
     if "input" not in values and previous_id is None:
         raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
+    more = _apply_items(values)
     effort = read(_REASONING, values.get("reasoning", {}), omitted, "reasoning").get("effort")
+    if effort is not None and effort not in EFFORTS:
+        omitted.leave_out("reasoning.effort", "is no effort that is known here")
+        effort = None
     answer = _answer_format(values, omitted)
-    rules = parse_tools(values, omitted, answer)
+    rules, names = parse_tools(values, more, omitted, answer)
     items = parse_input(values.get("input", []), omitted, store.finder(owner))
     before = [] if previous_id is None else store.conversation(owner, previous_id)
-    messages = messages_of([*before, *items], values.get("instructions"), noise)
+    messages = messages_of([*before, *items], values.get("instructions"), noise, names)
     if not messages:
         raise InvalidRequest("input holds no items, and there is nothing else to answer", param="input")
     request = GenerationRequest(
@@ -178,7 +196,25 @@ def _request(
         logprobs=_logprobs(values),
         constraint=answer if rules.constraint is None else rules.constraint,
     )
-    return request, items
+    return request, items, names
+
+
+def _apply_items(values: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Apply the items that stand for fields of the body: the last effort and format; return the tools that they add."""
+    tools = []
+    items = values.get("input")
+    for place, item in enumerate(items if isinstance(items, list) else ()):
+        kind = item.get("type") if isinstance(item, dict) else None
+        path = f"input[{place}]"
+        if kind == "additional_tools":
+            given = field.listing(f"{path}.tools", item.get("tools"))
+            tools += [(f"{path}.tools[{number}]", tool) for number, tool in enumerate(given)]
+        elif kind == "configuration_update":
+            for name in ("reasoning", "text"):
+                if item.get(name) is not None:
+                    update = field.mapping(f"{path}.{name}", item[name])
+                    values[name] = {**values.get(name, {}), **update}
+    return tools
 
 
 def _answer_format(values: Mapping[str, Any], omitted: Omissions) -> JsonConstraint | None:
@@ -211,14 +247,14 @@ def _repeated(values: Mapping[str, Any], request: GenerationRequest) -> dict[str
         "metadata": values.get("metadata", {}),
         "parallel_tool_calls": values.get("parallel_tool_calls", True),
         "previous_response_id": values.get("previous_response_id"),
-        "reasoning": {"effort": values.get("reasoning", {}).get("effort"), "summary": None},
+        "reasoning": {"effort": _shown_effort(request), "summary": None},
         "temperature": request.sampling.temperature,
         "text": {"format": text.get("format") or {"type": "text"}, "verbosity": "medium"},
         "tool_choice": values.get("tool_choice", "auto"),
         "tools": shown_tools(tools),
         "top_logprobs": values.get("top_logprobs", 0),
         "top_p": request.sampling.top_p,
-        "truncation": "disabled",
+        "truncation": values.get("truncation", "disabled"),
         "background": False,
         "service_tier": "default",
     }
@@ -227,3 +263,7 @@ def _repeated(values: Mapping[str, Any], request: GenerationRequest) -> dict[str
     except orjson.JSONEncodeError:  # it writes 254 levels and reads 1024
         raise InvalidRequest("a schema in the body is nested too deep to be repeated in the response") from None
     return repeated
+
+
+def _shown_effort(request: GenerationRequest) -> str | None:
+    return request.prompt.reasoning_effort if isinstance(request.prompt, ChatPrompt) else None

@@ -43,7 +43,9 @@ async def _response(request: web.Request, local: Local) -> web.StreamResponse:
         _now_s(request),
         local.model,
         parsed.repeated,
+        parsed.names,
         has_logprobs=parsed.request.logprobs is not None,
+        seals_thoughts=parsed.seals_thoughts,
     )
     try:
         if parsed.stream:

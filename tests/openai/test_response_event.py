@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import CallPiece
+from mlxd.openai.response_call import GrowingCall
 from mlxd.openai.response_event import ResponseEvents
+from mlxd.openai.response_item import new_id
+from mlxd.openai.tool_name import Callee, ToolNames
 from tests.support.scripted_pool import USAGE
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=5)
@@ -20,6 +25,7 @@ PIECE = st.one_of(
     st.tuples(st.sampled_from([TextKind.CONTENT, TextKind.REASONING]), TEXT),
     st.tuples(st.just(TextKind.TOOL), st.lists(st.sampled_from(["", '{"a', "}"]), min_size=1, max_size=4)),
 )
+NAMES = ToolNames([Callee("function", "f", "agents"), Callee("custom", "patch"), Callee("shell", "shell")])
 
 
 def _deltas(pieces: Sequence[tuple[TextKind, Any]]) -> list[Delta]:
@@ -35,7 +41,7 @@ def _deltas(pieces: Sequence[tuple[TextKind, Any]]) -> list[Delta]:
 
 
 def _made(pieces: Sequence[tuple[TextKind, Any]], reason: FinishReason) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    events = ResponseEvents("resp_1", 5, "m", {}, has_logprobs=False)
+    events = ResponseEvents("resp_1", 5, "m", {}, NAMES, has_logprobs=False)
     data = b"".join(events.take(delta) for delta in _deltas(pieces))
     data += events.finish(Finished(1, reason, USAGE), 6)
     lines = data.decode().split("\n\n")[:-1]
@@ -79,3 +85,50 @@ def test_the_events_make_up_the_answer(pieces: list[tuple[TextKind, Any]], reaso
     assert {item["status"] for item in calls} <= {"incomplete"}
     assert len({item["call_id"] for item in calls}) == len(calls)
     assert len({item["id"] for item in done}) == len(done)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=12), st.booleans(), st.data())
+def test_the_input_of_a_custom_tool_is_read_while_it_is_written(text: str, is_ascii: bool, data: st.DataObject) -> None:
+    """Wherever its JSON is cut, and however it is escaped; the end of the item has the same."""
+    whole = json.dumps({"input": text}, ensure_ascii=is_ascii)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
+    parts = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
+    call = GrowingCall(Callee("custom", "patch"), new_id)
+    said = [call.take(part) for part in parts]
+    assert call.now()[0]["input"] == "".join(said)
+    assert "".join([*said, call.finish("completed")]) == text
+    assert call.item == {**call.item, "type": "custom_tool_call", "name": "patch", "input": text, "status": "completed"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [('{"input":"so f', "so f"), ('{"input":"a\\', "a\\"), ('{"patch":"x"}', "x"), ('{"a":1}', '{"a":1}'), ("", "")],
+)
+def test_what_a_custom_tool_is_told_is_not_lost(arguments: str, text: str) -> None:
+    """An input that is cut off, or that is written in another way, is given as far as it is."""
+    call = GrowingCall(Callee("custom", "patch"), new_id)
+    said = call.take(arguments)
+    assert said + call.finish("incomplete") == text == call.item["input"]
+
+
+def test_each_kind_of_call_has_its_events() -> None:
+    """A function of a namespace and a custom tool stream what they say; a shell's commands come whole."""
+    events = ResponseEvents("resp_1", 5, "m", {}, NAMES, has_logprobs=False)
+    made = [("agents__f", '{"a":1}'), ("patch", '{"input":"x"}'), ("shell", '{"commands":["ls"]}')]
+    pieces = tuple(CallPiece(name, given, is_last=True) for name, given in made)
+    data = events.take(Delta(1, "", TextKind.TOOL, 1, calls=pieces)) + events.finish(
+        Finished(1, FinishReason.STOP, USAGE), 6
+    )
+    parsed = [json.loads(line.partition("\ndata: ")[2]) for line in data.decode().split("\n\n")[:-1]]
+    assert [event["type"].removeprefix("response.") for event in parsed[2:-1]] == [
+        *("output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done"),
+        *("output_item.added", "custom_tool_call_input.delta", "custom_tool_call_input.done", "output_item.done"),
+        *("output_item.added", "output_item.done"),
+    ]
+    items = [event["item"] for event in parsed if event["type"] == "response.output_item.done"]
+    assert items == events.body()["output"]
+    assert [(item["type"], item["status"]) for item in items] == [
+        ("function_call", "completed"), ("custom_tool_call", "completed"), ("shell_call", "completed"),
+    ]  # fmt: skip
+    assert (items[0]["name"], items[0]["namespace"], items[1]["input"]) == ("f", "agents", "x")

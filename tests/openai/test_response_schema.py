@@ -6,65 +6,15 @@ import typing
 from typing import Any
 
 import pytest
-from openai.types.responses import (
-    ResponseIncludable,
-    ResponseInputItemParam,
-    ToolParam,
-    input_token_count_params,
-    response_create_params,
-)
+from openai.types.responses import ResponseIncludable, input_token_count_params, response_create_params
 
 from mlxd.engine.base import ChatPrompt, SamplingParams
-from mlxd.engine.constraint import JsonConstraint, ToolConstraint
-from mlxd.http.noise import NoiseFilter
+from mlxd.engine.constraint import JsonConstraint
 from mlxd.http.omissions import Omissions
-from mlxd.http.table import Refused
-from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE, ParsedResponse, parse_response
-from mlxd.openai.response_store import ResponseStore
-from mlxd.protocol.errors import InvalidRequest, MlxdError, UnsupportedParameter
-from tests.support.http_server import settings_of
-
-TOOL: dict[str, Any] = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": None}
-
-
-def response(omitted: Omissions | None = None, **fields: Any) -> ParsedResponse:
-    """Parse a body with these fields."""
-    store = ResponseStore(lambda: settings_of().http)
-    body = {"model": "m", "input": "hi"} | fields
-    return parse_response(body, store, None, NoiseFilter(), omitted or Omissions("m"))
-
-
-def left_out(**fields: Any) -> list[str]:
-    """Parse a body with these fields; return what is left out of it."""
-    omitted = Omissions("m")
-    response(omitted, **fields)
-    return list(omitted.names)
-
-
-def refusal(**fields: Any) -> MlxdError:
-    """Return the error of a body with these fields."""
-    with pytest.raises(InvalidRequest) as error:
-        response(**fields)
-    return error.value
-
-
-def messages(*items: Any, **fields: Any) -> Any:
-    """Return what the template is shown of these items."""
-    prompt = response(input=list(items), **fields).request.prompt
-    assert isinstance(prompt, ChatPrompt)
-    return prompt.messages
-
-
-def _types_of(union: Any) -> set[str]:
-    """Return the values of `type` of all TypedDicts of a union."""
-    found = set()
-    for member in typing.get_args(union):
-        hint = typing.get_type_hints(member).get("type")
-        for part in (hint, *typing.get_args(hint)):
-            if typing.get_origin(part) is typing.Literal:
-                found |= {value for value in typing.get_args(part) if isinstance(value, str)}
-            found |= {part} if isinstance(part, str) else set()
-    return found
+from mlxd.http.table import Omitted, Refused
+from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE
+from mlxd.protocol.errors import UnsupportedParameter
+from tests.support.response_body import TOOL, left_out, refusal, response
 
 
 @pytest.mark.parametrize(
@@ -87,6 +37,59 @@ def test_a_field_that_does_nothing_is_refused_by_name(name: str) -> None:
     assert isinstance(treatment, Refused)
     for value in (None, *treatment.neutral):
         assert left_out(**{name: value}) == []
+
+
+@pytest.mark.parametrize("name", sorted(name for name, does in RESPONSE.items() if isinstance(does, Omitted)))
+def test_a_field_that_the_rest_makes_sense_without_is_left_out(name: str) -> None:
+    """It is named; null and the neutral values are nothing to name; strict clients are told."""
+    assert left_out(**{name: {"some": "thing"}}) == [name]
+    treatment = RESPONSE[name]
+    assert isinstance(treatment, Omitted)
+    for value in (None, *treatment.neutral):
+        assert left_out(**{name: value}) == []
+    with pytest.raises(UnsupportedParameter) as error:
+        response(Omissions("m", rejects_fields=True), **{name: {"some": "thing"}})
+    assert error.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ({"text": {"verbosity": "low"}}, ["text.verbosity"]),
+        ({"text": {"verbosity": "medium"}}, []),
+        ({"reasoning": {"summary": "detailed"}}, ["reasoning.summary"]),
+        ({"reasoning": {"summary": "auto"}}, []),
+        ({"reasoning": {"effort": "ultra"}}, ["reasoning.effort"]),
+        ({"reasoning": {"context": "all_turns"}}, ["reasoning.context"]),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, ["stream_options.include_obfuscation"]),
+        ({"stream": False, "stream_options": {"include_obfuscation": True}}, []),
+        ({"stream_options": {"include_usage": True}}, []),
+        ({"truncation": "auto"}, []),
+        ({"client_metadata": {"thread_id": "t"}, "prompt_cache_key": "k", "max_tool_calls": 3}, []),
+        ({"include": ["reasoning.encrypted_content", "a.word"]}, ["include[1]"]),
+    ],
+)
+def test_hints_are_no_errors(fields: dict[str, Any], names: list[str]) -> None:
+    """What an answer is not about is left out, and named where it would have changed something."""
+    assert left_out(**fields) == names
+
+
+@pytest.mark.parametrize("effort", ["none", "minimal", "low", "medium", "high", "xhigh", "max"])
+def test_every_effort_arrives(effort: str) -> None:
+    """Which of them a model knows is told by its template; one that nobody knows is none."""
+    assert response(reasoning={"effort": effort}).repeated["reasoning"]["effort"] == effort
+    assert response(reasoning={"effort": "ultra"}).repeated["reasoning"]["effort"] is None
+
+
+@pytest.mark.parametrize(("given", "bound"), [(-1, None), (0, None), (None, None), (7, 7)])
+def test_no_bound_is_written_in_many_ways(given: int | None, bound: int | None) -> None:
+    """As local servers are asked by habit."""
+    assert response(max_output_tokens=given).request.max_tokens == bound
+
+
+def test_truncation_is_repeated() -> None:
+    """It does not shorten anything, and says what was asked for."""
+    assert response(truncation="auto").repeated["truncation"] == "auto"
 
 
 def test_defaults_are_neutral() -> None:
@@ -133,9 +136,9 @@ def test_logprobs_are_asked_for_in_two_ways(fields: dict[str, Any], top: int | N
 
 
 def test_all_that_can_be_included_is_known() -> None:
-    """What is of tools that do not run here changes nothing; other words are refused."""
+    """What is of tools that do not run here changes nothing."""
     assert left_out(include=list(typing.get_args(ResponseIncludable))) == []
-    assert refusal(include=["a.word"]).param == "include[0]"
+    assert refusal(include=[3]).param == "include[0]"
 
 
 @pytest.mark.parametrize(
@@ -162,20 +165,16 @@ def test_a_format_binds_the_answer(given: dict[str, Any], constraint: JsonConstr
     [
         ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
         ({"text": {"format": {"type": "json_schema", "schema": {}, "name": "a b"}}}, "text.format.name"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
-        ({"reasoning": {"effort": "huge"}}, "reasoning.effort"),
-        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"reasoning": {"effort": 3}}, "reasoning.effort"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"input": 5}, "input"),
         ({"input": None}, "input"),
         ({"input": []}, "input"),
         ({"previous_response_id": "resp_none"}, "previous_response_id"),
         ({"top_logprobs": 21}, "top_logprobs"),
-        ({"max_output_tokens": 0}, "max_output_tokens"),
+        ({"max_output_tokens": -2}, "max_output_tokens"),
+        ({"truncation": "some"}, "truncation"),
         ({"tools": [TOOL, TOOL]}, "tools"),
-        ({"tools": [TOOL | {"defer_loading": True}]}, "tools[0].defer_loading"),
         ({"tools": [TOOL | {"name": "a b"}]}, "tools[0].name"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
         ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
@@ -194,128 +193,10 @@ def test_a_schema_too_deep_to_repeat_is_refused() -> None:
     for _ in range(400):
         schema = {"not": schema}
     assert "too deep" in refusal(tools=[TOOL | {"parameters": schema}]).message
+    namespace = {"type": "namespace", "name": "n", "tools": [TOOL | {"parameters": schema}]}
+    assert "too deep" in refusal(tools=[namespace]).message
     deep = {"type": "json_schema", "name": "n", "schema": schema}
     assert "too deep" in refusal(text={"format": deep}).message
-
-
-@pytest.mark.parametrize("kind", sorted(_types_of(ToolParam) - {"function"}))
-def test_every_other_tool_of_the_official_client_is_refused_by_name(kind: str) -> None:
-    """No tool runs on this server."""
-    with pytest.raises(UnsupportedParameter, match=kind) as error:
-        response(tools=[{"type": kind}])
-    assert error.value.param == "tools[0].type"
-
-
-def test_tools_are_flat() -> None:
-    """The template is shown them in the shape of chats; the response repeats them in this API's."""
-    parsed = response(tools=[TOOL | {"description": "d", "strict": True, "allowed_callers": ["direct"]}])
-    prompt, constraint = parsed.request.prompt, parsed.request.constraint
-    assert isinstance(prompt, ChatPrompt)
-    assert prompt.tools is not None
-    function = {"name": "f", "description": "d", "parameters": {"type": "object"}}
-    assert prompt.tools.tools == ({"type": "function", "function": function},)
-    assert isinstance(constraint, ToolConstraint)
-    assert parsed.repeated["tools"] == [{"type": "function", **function, "strict": True}]
-    assert left_out(tools=[TOOL | {"description": "d", "strict": True, "allowed_callers": ["direct"]}]) == []
-
-
-@pytest.mark.parametrize(
-    "choice",
-    [
-        {"type": "function", "name": "g"},
-        {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]},
-    ],
-)
-def test_a_choice_names_tools(choice: dict[str, Any]) -> None:
-    """The answer is bound to a call of one of those."""
-    constraint = response(tools=[TOOL, TOOL | {"name": "g"}], tool_choice=choice).request.constraint
-    assert isinstance(constraint, ToolConstraint)
-    assert (constraint.is_required, '"g"' in constraint.functions, '"f"' in constraint.functions) == (True, True, False)
-
-
-def test_items_become_messages() -> None:
-    """Parts are joined, developers are system, results are the tool's, an assistant's turn is one message."""
-    assert messages(
-        {"role": "developer", "content": "one"},
-        {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
-        {"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
-        {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed", "phase": "final_answer",
-         "content": [{"type": "output_text", "text": "so", "annotations": [], "logprobs": []}]},
-        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a":1}'},
-        {"type": "function_call", "call_id": "c2", "name": "f", "arguments": "no json", "status": "completed"},
-        {"type": "function_call_output", "call_id": "c1", "output": "x"},
-        {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "y"}], "name": "f"},
-        {"role": "assistant", "content": "done"},
-        {"role": "assistant", "content": "really"},
-    ) == (
-        {"role": "system", "content": "one"},
-        {"role": "user", "content": "ab"},
-        {"role": "assistant", "content": "so", "reasoning_content": "hm", "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
-            {"id": "c2", "type": "function", "function": {"name": "f", "arguments": {"INVALID_JSON": "no json"}}},
-        ]},
-        {"role": "tool", "tool_call_id": "c1", "content": "x"},
-        {"role": "tool", "tool_call_id": "c2", "content": "y", "name": "f"},
-        {"role": "assistant", "content": "done"},
-        {"role": "assistant", "content": "really"},
-    )  # fmt: skip
-
-
-def test_instructions_and_leading_system_messages_are_one() -> None:
-    """Many templates take one system message, and only as the first."""
-    leading = [{"role": "developer", "content": "two"}, {"role": "system", "content": "three"}]
-    assert messages(*leading, {"role": "user", "content": "hi"}, instructions="one") == (
-        {"role": "system", "content": "one\n\ntwo\n\nthree"},
-        {"role": "user", "content": "hi"},
-    )
-
-
-def test_a_summary_stands_for_reasoning_that_is_not_there() -> None:
-    """What another server summarized is what the model is shown; what it encrypted is refused."""
-    item: dict[str, Any] = {
-        "type": "reasoning",
-        "id": "rs_1",
-        "summary": [{"type": "summary_text", "text": "in short"}],
-    }
-    (message,) = messages(item)
-    assert message == {"role": "assistant", "content": "", "reasoning_content": "in short"}
-    error = refusal(input=[item | {"summary": [], "encrypted_content": "xyz"}])
-    assert error.param == "input[0].encrypted_content"
-
-
-@pytest.mark.parametrize(
-    "kind",
-    sorted(
-        _types_of(ResponseInputItemParam)
-        - {"message", "function_call", "function_call_output", "reasoning", "item_reference"}
-    ),
-)
-def test_every_other_item_of_the_official_client_is_refused_by_name(kind: str) -> None:
-    """They are of tools that do not run here."""
-    with pytest.raises(UnsupportedParameter, match=kind) as error:
-        response(input=[{"type": kind}])
-    assert error.value.param == "input[0].type"
-
-
-@pytest.mark.parametrize(
-    ("item", "param"),
-    [
-        ({"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}, "input[0].content[0].type"),
-        ({"role": "user", "content": [{"type": "input_text"}]}, "input[0].content[0].text"),
-        ({"role": "user"}, "input[0].content"),
-        ({"role": "critic", "content": "x"}, "input[0].role"),
-        ({"type": "function_call", "call_id": "c", "name": "f"}, "input[0].arguments"),
-        ({"type": "function_call_output", "output": "x"}, "input[0].call_id"),
-        ({"type": "function_call_output", "call_id": "c", "output": "x", "namespace": "n"}, "input[0].namespace"),
-        ({"type": "reasoning", "content": [{"type": "x"}]}, "input[0].content[0].type"),
-        ({"role": "user", "content": "x", "id": 3}, "input[0].id"),
-        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, "input[0].content[0].type"),
-        ("text", "input[0]"),
-    ],
-)
-def test_a_malformed_item_is_refused_by_name(item: Any, param: str) -> None:
-    """The error says where."""
-    assert refusal(input=[item]).param == param
 
 
 def test_fields_that_are_not_openais_are_named() -> None:

@@ -176,7 +176,7 @@ async def test_errors_are_of_the_clients_classes(serve_models: ServeModels) -> N
             with pytest.raises(openai.NotFoundError) as missing:
                 await client.responses.create(model="tinny", input="hi", stream=stream)
             with pytest.raises(openai.BadRequestError) as hosted:
-                await client.responses.create(model="tiny", input="hi", stream=stream, tools=[{"type": "web_search"}])
+                await client.responses.create(model="tiny", input="hi", stream=stream, background=True)
             with pytest.raises(openai.BadRequestError) as long:
                 await client.responses.create(model="tiny", input="x" * 9000, stream=stream)
             codes = [refused.value.code for refused in (missing, hosted, long)]
