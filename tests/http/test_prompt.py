@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlxd.catalog import Catalog
-from mlxd.engine.base import BackendLimits, SchedulingParams
-from mlxd.engine.device import Device
-from mlxd.pool.clock import LoopClock
-from mlxd.pool.pool import Pool
-from tests.support.http_server import Served, serving, settings_of
-from tests.support.templates import TEMPLATES
-from tests.support.tiny_model import write_tiny_model
+from tests.support.served_models import serve_templates
 
 CONTEXT = 500
 # By template, and whether an effort changes anything.
@@ -43,32 +33,11 @@ SURFACES: dict[str, dict[str, Any]] = {
 }
 
 
-@asynccontextmanager
-async def served_models(root: Path, *names: str) -> AsyncIterator[Served]:
-    """Serve a tiny model with each of these templates."""
-    for seed, name in enumerate(names):
-        write_tiny_model(root / name, seed=seed, context=CONTEXT, thinking=True, template=TEMPLATES[name])
-    loop = asyncio.get_running_loop()
-    clock = LoopClock(loop)
-    catalog = Catalog([root])
-    catalog.scan()
-    backend = Device(loop, BackendLimits(4 * 10**9, 10**8), SchedulingParams(2048, 30))
-    settings = settings_of({})
-    pool = Pool(backend, catalog, settings, clock=clock, usable_bytes=16 * 10**9, on_event=lambda event: None)
-    await pool.start()
-    try:
-        async with serving(pool, catalog=catalog, document={}, clock=clock) as served:
-            yield served
-    finally:
-        await pool.close()
-        await backend.close()
-
-
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_agents_send_is_answered_on_every_surface(tmp_path: Path, stream: bool) -> None:
     """Merged messages, mapped words and reduced bounds are no 4xx, and an effort is named where it changes nothing."""
     reads: dict[str, set[int]] = {}
-    async with served_models(tmp_path, *MODELS) as served:
+    async with serve_templates(tmp_path, *MODELS, context=CONTEXT) as served:
         for path, body in SURFACES.items():
             for model, reasons in MODELS.items():
                 # The bound is reduced for one of them; the others need not talk until their context is full.
@@ -94,7 +63,7 @@ async def test_a_call_that_is_no_json_does_not_end_the_session(tmp_path: Path) -
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "c", "content": "The arguments are no JSON."},
     ]
-    async with served_models(tmp_path, "qwen") as served:
+    async with serve_templates(tmp_path, "qwen", context=CONTEXT) as served:
         body = {"model": "qwen", "messages": messages, "max_tokens": 2}
         status, _, raw = await served.post("/v1/chat/completions", body)
     assert status == 200, raw

@@ -49,3 +49,67 @@ def body(*lines: str, notes: tuple[int, ...] = (), asks: str = "read main.py") -
             *notes_of_turns[1],
         ],
     }
+
+
+NAMES = "Agent Bash Edit ListAgents Read ReportFindings Skill ToolSearch Workflow mcp__x.y__z Write"
+
+
+def session() -> list[dict[str, Any]]:
+    """Return the bodies of one session in turn, each of which has all of the one before.
+
+    A question; a result of a tool, a failed one and one with an image; a tool that is found and was deferred.
+    """
+    tools = [_tool(name) for name in NAMES.split()]
+    placeholder = {**_tool("DeferredToolPlaceholder"), "defer_loading": True}
+    asked: list[dict[str, Any]] = [
+        {"role": "user", "content": [*text(REMINDER), _marked("what does main.py say?")]},
+        {"role": "system", "content": [_marked(AGENTS)]},
+    ]
+    # In later requests both are plain texts.
+    told: list[dict[str, Any]] = [
+        {"role": "user", "content": text(REMINDER, "what does main.py say?")},
+        {"role": "system", "content": AGENTS},
+    ]
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}}
+    worked = [
+        *told,
+        *_round(1, "Bash", "no such file", is_error=True),
+        *_round(2, "Read", [image], is_error=False),
+    ]
+    thought = {"type": "thinking", "thinking": "", "signature": "EqQBCgIYAhIM1gbcDa9GJwZA2b3h"}
+    worked[2]["content"].insert(0, thought)
+    searched = [*worked, *_round(3, "ToolSearch", [{"type": "tool_reference", "tool_name": "WebFetch"}])]
+    late = {**_tool("WebFetch"), "defer_loading": True}
+    return [
+        _whole(asked, [*tools, placeholder]),
+        _whole(worked, [*tools, placeholder]),
+        _whole(searched, [*tools[:8], late, *tools[8:], placeholder]),
+    ]
+
+
+def _whole(messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "max_tokens": 4,
+        "system": [*text(billing()), _marked(AGENT), _marked("\nBe an agent.\n")],
+        "messages": messages,
+        "tools": tools,
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": "u"},
+    }
+
+
+def _marked(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words, "cache_control": {"type": "ephemeral"}}
+
+
+def _tool(name: str) -> dict[str, Any]:
+    return {"name": name, "description": "", "input_schema": {"type": "object"}}
+
+
+def _round(number: int, name: str, content: Any, **more: bool) -> list[dict[str, Any]]:
+    """Return a call and its result."""
+    result = {"tool_use_id": f"toolu_{number}", "type": "tool_result", "content": content, **more}
+    call = {"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": {"a": number}}
+    return [{"role": "assistant", "content": [call]}, {"role": "user", "content": [result]}]

@@ -106,7 +106,7 @@ async def serving(
             return False
 
     secrets = Secrets(environ, home)
-    async with open_session() as upstreams, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(20)) as http:
+    async with open_session() as upstreams, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(60)) as http:
         context = AppContext(
             pool=pool,
             catalog=models,
