@@ -1,12 +1,12 @@
 """One request to one target: sent, and its answer read. The one place where what aiohttp's client raises is mapped.
 
-Nothing of the client's headers is passed on: no Authorization, no cookies, no hop headers.
+Of the client's headers those of the errand are passed on: no Authorization, no cookies, no hop headers.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ import aiohttp
 import mlxd
 from mlxd.cloud import mask
 from mlxd.cloud.attempt import REFUSED_KEY
+from mlxd.cloud.errand import Errand
 from mlxd.cloud.protocol import Protocol, Usage
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import CloudRoute
@@ -61,8 +62,8 @@ async def post(
     body: bytes,
     *,
     secret: str | None,
-    wants_stream: bool,
-    hops: int,
+    errand: Errand,
+    passed: Mapping[str, str],
 ) -> AsyncIterator[Reply]:
     """Send *body* and yield the answer's head; leaving the context closes what is still open of the connection.
 
@@ -73,8 +74,8 @@ async def post(
         endpoint: the path under the base address.
         body: as the upstream takes it.
         secret: the provider's key.
-        wants_stream: whether the body asks for a stream, which has to begin soon; a whole answer may take long.
-        hops: how many mlxd the request will have passed, this one included.
+        errand: that the body is of; one for a stream has to begin soon, a whole answer may take long.
+        passed: headers of the client that belong to the body; they go before the protocol's own.
 
     Raises:
         UpstreamUnreachable: nothing was sent.
@@ -83,12 +84,15 @@ async def post(
     timeouts = route.provider.timeouts
     headers = {
         "Content-Type": _JSON,
-        "Accept": _EVENTS if wants_stream else _JSON,
-        "Via": ", ".join(["1.1 mlxd"] * hops),
+        "Accept": _EVENTS if errand.wants_stream else _JSON,
+        "Via": ", ".join(["1.1 mlxd"] * errand.hops),
         **protocol.headers(secret),
+        **passed,
     }
     started_s = asyncio.get_running_loop().time()
-    until_s = started_s + min(timeouts.first_token, timeouts.total) if wants_stream else started_s + timeouts.total
+    until_s = (
+        started_s + min(timeouts.first_token, timeouts.total) if errand.wants_stream else started_s + timeouts.total
+    )
     with _mapped(route):
         async with asyncio.timeout_at(until_s):
             response = await session.post(

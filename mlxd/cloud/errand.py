@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from mlxd.protocol.errors import InvalidRequest
+
 # They are answered without a word of a model, and never as a stream.
 SILENT = frozenset({"embeddings", "messages/count_tokens", "responses/input_tokens"})
+# What of a client's headers belongs to its body: an upstream of the same protocol reads the one by the other.
+_PASSED = {"anthropic": ("anthropic-version", "anthropic-beta"), "openai": ()}
+_HEADER_VALUE = re.compile(r"[A-Za-z0-9._:=, -]{1,2048}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +27,30 @@ class Errand:
     raw: bytes  # the body as it came
     wants_stream: bool
     hops: int  # how many mlxd the request will have passed, this one included
+    headers: Mapping[str, str] = field(default_factory=dict)  # for an upstream of the same protocol
 
     def parse(self) -> dict[str, Any]:
         """Return the body parsed: anew at each call, for it may take many times its bytes, and an answer takes long."""
         body: dict[str, Any] = orjson.loads(self.raw)
         return body
+
+
+def passed_headers(protocol: str, values: Callable[[str], Sequence[str]]) -> dict[str, str]:
+    """Return what of a client's headers an upstream of the same protocol is sent.
+
+    Args:
+        protocol: that the client speaks.
+        values: returns all values of a header by its name.
+
+    Raises:
+        InvalidRequest: one of them holds what no version and no list of betas has.
+    """
+    passed = {}
+    for name in _PASSED[protocol]:
+        value = ", ".join(values(name))
+        if not value:
+            continue
+        if not _HEADER_VALUE.fullmatch(value):
+            raise InvalidRequest(f"the header {name} must be up to 2048 letters, digits, dots and dashes", param=name)
+        passed[name] = value
+    return passed

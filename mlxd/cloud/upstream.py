@@ -239,8 +239,8 @@ class Upstreams:
                 between.endpoint,
                 body,
                 secret=secret,
-                wants_stream=errand.wants_stream,
-                hops=errand.hops,
+                errand=errand,
+                passed=errand.headers if isinstance(between, Passthrough) else {},
             ) as reply:
                 answer = await self._opened(route, reply, between, wants_stream=errand.wants_stream)
                 outcome = False

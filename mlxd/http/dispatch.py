@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import hdrs, web
 
-from mlxd.cloud.errand import SILENT, Errand
+from mlxd.cloud.errand import SILENT, Errand, passed_headers
 from mlxd.cloud.router import Decision
 from mlxd.http import field
 from mlxd.http.body import read_object
@@ -108,8 +108,10 @@ def _route(request: web.Request, surface: Surface, raw: bytearray, body: dict[st
     check_length(body, "input" if surface.endpoint.startswith("responses") else "messages", settings.http.max_messages)
     hops = ", ".join(request.headers.getall(hdrs.VIA, [])).count("mlxd")
     wants_stream = body.get("stream") is True and surface.endpoint not in SILENT
-    # Nobody else reads the bytes.
-    errand = Errand(surface.protocol, surface.endpoint, bytes(raw) if decision.routes else b"", wants_stream, hops + 1)
+    sent, headers = b"", {}
+    if decision.routes:  # nobody else reads them
+        sent, headers = bytes(raw), passed_headers(surface.protocol, lambda name: request.headers.getall(name, []))
+    errand = Errand(surface.protocol, surface.endpoint, sent, wants_stream, hops + 1, headers)
     defaults = settings.models.get(context.catalog.alias_target(model)) if surface.samples else None
     omitted = Omissions(
         model,

@@ -366,3 +366,28 @@ async def test_the_clients_see_the_error_in_a_stream(kind: str) -> None:
             await chat(ours, model=f"via-{kind}", stream=True)
         with pytest.raises(anthropic.APIStatusError, match="Overloaded"):
             await message(theirs, model=f"via-{kind}", stream=True)
+
+
+async def test_betas_and_version_of_a_client_reach_an_upstream_of_its_protocol() -> None:
+    """A body that is passed on is read by its own headers; one that is translated is not, nor is one without them."""
+    own = {"anthropic_version": "2024-01-01", "anthropic_beta": "context-management-2025-06-27,effort-2025-11-24"}
+    async with routed() as (served, far):
+        for kind, headers in (("anthropic", own), ("anthropic", {}), ("openai", own)):
+            body = {"model": f"via-{kind}", "messages": HI, "max_tokens": 9}
+            status, _, _ = await served.post("/v1/messages", body, **headers)
+            assert status == 200
+    assert [(seen.headers.get("anthropic-version"), seen.headers.get("anthropic-beta")) for seen in far.seen] == [
+        ("2024-01-01", "context-management-2025-06-27,effort-2025-11-24"),
+        ("2023-06-01", None),
+        (None, None),
+    ]
+
+
+@pytest.mark.parametrize("value", ["a;b", "é", "x" * 2049])
+async def test_betas_of_other_characters_are_refused(value: str) -> None:
+    """The header is named, and nothing is sent."""
+    async with routed() as (served, far):
+        body = {"model": "via-anthropic", "messages": HI, "max_tokens": 9}
+        status, _, answer = await served.post("/v1/messages", body, anthropic_beta=value)
+        assert far.seen == []
+    assert (status, "anthropic-beta" in json.loads(answer)["error"]["message"]) == (400, True)

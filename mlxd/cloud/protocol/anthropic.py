@@ -18,7 +18,7 @@ class Anthropic:
     name = "anthropic"
 
     def headers(self, secret: str | None) -> dict[str, str]:
-        """The key in a header of its own, and the version that this speaks."""
+        """The key in a header of its own, and the version that translated bodies are of."""
         key = {} if secret is None else {"x-api-key": secret}
         return {**key, "anthropic-version": _VERSION}
 
