@@ -123,6 +123,27 @@ async def test_memory_returns_to_its_baseline(device: Device, write_model: Write
         assert memory.cache_bytes == 0
 
 
+async def test_what_still_holds_an_unloaded_model_holds_no_weights(
+    device: Device, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A traceback that was logged may refer to it for long."""
+    held = []
+    submit = text.TextModel.submit
+
+    def hold(model: text.TextModel, *arguments: Any) -> None:
+        held.append(model)
+        submit(model, *arguments)
+
+    monkeypatch.setattr(text.TextModel, "submit", hold)
+    await device.unload(await device.load(load_spec(write_model()), lambda done, total: None))
+    baseline = await device.memory()
+    engine = await device.load(load_spec(write_model(layers=4, width=128)), lambda done, total: None)
+    await start(engine, await prepare(engine)).ended()
+    await device.unload(engine)
+    assert held
+    assert (await device.memory()).active_bytes - baseline.active_bytes < 50_000
+
+
 async def test_commands_to_an_unloaded_model_are_harmless(device: Device, engine: Engine) -> None:
     """A sequence that is submitted as its model goes fails in so many words; everything else is ignored."""
     prompt = await prepare(engine)

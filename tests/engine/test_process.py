@@ -169,6 +169,22 @@ def test_program_needs_little_of_transformers() -> None:
     ]
 
 
+def test_a_version_that_needs_more_of_its_package_gets_all_of_it(tmp_path: Path) -> None:
+    """Nothing that stands in for a part of it stays behind."""
+    utils = tmp_path / "transformers" / "utils"
+    utils.mkdir(parents=True)
+    (tmp_path / "numpy.py").write_text("ndarray = list")
+    (tmp_path / "transformers" / "__init__.py").write_text("more = 1")
+    (utils / "__init__.py").write_text("")
+    (utils / "chat_template_utils.py").write_text("import numpy\nfrom transformers import more\nshape = numpy.ndarray")
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(Path(process_child.__file__).parent)!r}];"
+        "import process_child; print(process_child.load_rendering().shape.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "list\n"
+
+
 def test_template_without_end_is_ended(bounded: Callable[..., Processes]) -> None:
     """The error names the model, the limit, and where to look; the next rendering works."""
     templates = bounded(deadline_s=0.3)
