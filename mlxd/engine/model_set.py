@@ -34,7 +34,8 @@ from mlxd.engine.loader import LoadedModel
 from mlxd.engine.memory import free_memory
 from mlxd.engine.pace import StepTurns
 from mlxd.engine.prompt_cache import PromptCache
-from mlxd.engine.text import PostEvent, TextModel
+from mlxd.engine.row import PostEvent
+from mlxd.engine.text import TextModel
 from mlxd.protocol.errors import MlxdError, RequestCancelled
 
 _log = logging.getLogger(__name__)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from mlxd.engine.base import Delta, Listener, Submit, TextKind, Usage
+from mlxd.engine.base import Delta, Listener, SequenceEvent, Submit, TextKind, Usage
 from mlxd.engine.grammar import Grammar
 from mlxd.engine.kv import Snapshot
 from mlxd.engine.logprob import TokenLogprob
@@ -20,6 +20,8 @@ from mlxd.engine.tool_reader import Piece
 KV_LOW_TOKENS = 128
 _NEVER = 2**62
 NO_UID = -1  # no row of a decoder has it
+
+PostEvent = Callable[[Listener, SequenceEvent], None]
 
 
 class Phase(Enum):

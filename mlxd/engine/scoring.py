@@ -9,10 +9,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxd.engine.base import SchedulingParams
+from mlxd.engine.base import Prefilling, PromptScored, SchedulingParams
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.logprob import Alternative, TokenLogprob
 from mlxd.engine.pace import PrefillPace
+from mlxd.engine.row import Phase, PostEvent, Row, Rows
 from mlxd.engine.vocabulary import Vocabulary
 
 # The most that is read at once. Its logits are held in float32: 64 tokens of a vocabulary of 150,000 take 38 MB.
@@ -106,6 +107,55 @@ class PromptScorer:
             for row, token in zip(rows, self._tokens[self._done + 1 : end + 1], strict=True)
         ]
         self._done = end
+
+
+class ScoringQueue:
+    """The rows of one model whose prompts are read for their logprobs before they enter the batch, oldest first."""
+
+    def __init__(self, loaded: LoadedModel, scores: Scores, rows: Rows, post: PostEvent) -> None:
+        """Take what belongs to one model; the scores of a prompt go to *post*."""
+        self._loaded = loaded
+        self._scores = scores
+        self._rows = rows
+        self._post = post
+        self._scorers: dict[int, PromptScorer] = {}  # by sequence id
+
+    def __bool__(self) -> bool:
+        """Whether a prompt is to be read."""
+        return bool(self._scorers)
+
+    @property
+    def oldest(self) -> Row:
+        """The row whose prompt is read first."""
+        return self._rows[next(iter(self._scorers))]
+
+    def begin(self, row: Row) -> None:
+        """Have the prompt of *row* read after those that are here."""
+        self._scorers[row.sequence_id] = self._scores.of_prompt(self._loaded, row.tokens, row.submit.logprobs)
+        row.phase = Phase.SCORING
+
+    def discard(self, row: Row) -> None:
+        """Read no more for *row*."""
+        self._scorers.pop(row.sequence_id, None)
+
+    def advance(self, *, others_decode: bool) -> list[tuple[Row, list[Any]]]:
+        """Read a slice for the oldest row; at its end, return it and those that waited for it, with the KV they share.
+
+        The KV is of all tokens but the last.
+        """
+        row = self.oldest
+        scorer = self._scorers[row.sequence_id]
+        scorer.advance(others_decode=others_decode)
+        self._post(row.listener, Prefilling(row.sequence_id, len(scorer.logprobs), len(row.tokens)))
+        if not scorer.is_done:
+            return []
+        self.discard(row)
+        scored = [row, *self._rows.held_by(row)]
+        for other in scored:
+            other.leader = None
+            other.prompt_logprobs = tuple(scorer.logprobs)
+            self._post(other.listener, PromptScored(other.sequence_id, other.prompt_logprobs))
+        return [(other, scorer.cache) for other in scored]
 
 
 def _in_slices(scheduling: SchedulingParams) -> SchedulingParams:

@@ -9,7 +9,7 @@ after it is being computed already, and is computed again when a row comes back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from mlxd.engine.base import (
@@ -20,7 +20,6 @@ from mlxd.engine.base import (
     Listener,
     Paused,
     Prefilling,
-    PromptScored,
     SchedulingParams,
     SequenceEvent,
     Submit,
@@ -30,15 +29,14 @@ from mlxd.engine.decoder import Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.fault import generation_failure
 from mlxd.engine.kv_shape import WINDOW_PREFILL_TOKENS
 from mlxd.engine.loader import LoadedModel
-from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.memory import is_gpu
 from mlxd.engine.output import Markup
 from mlxd.engine.pace import PrefillPace
 from mlxd.engine.prompt_cache import PromptCache
 from mlxd.engine.reuse import Reuse, Source
-from mlxd.engine.row import NO_UID, Phase, Row, Rows
+from mlxd.engine.row import NO_UID, Phase, PostEvent, Row, Rows
 from mlxd.engine.sampling import SamplerCache, logits_processors
-from mlxd.engine.scoring import PromptScorer, Scores
+from mlxd.engine.scoring import Scores, ScoringQueue
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
@@ -46,8 +44,6 @@ _log = logging.getLogger(__name__)
 # On the CPU longer steps take longer per token: 3000 tokens in 6 s at 256, in 14 s at 2048 (tiny model, 2 cores).
 _CPU_PREFILL_TOKENS = 256
 _GPU_PREFILL_TOKENS = 2048
-
-PostEvent = Callable[[Listener, SequenceEvent], None]
 
 
 class TextModel:
@@ -75,13 +71,13 @@ class TextModel:
         self._rows = Rows()
         self._reuse = Reuse(loaded.caches, loaded.facts.kv, self.prompts, self._rows)
         self._batch: dict[int, Row] = {}  # by uid: the ones that the decoder has
-        self._scorers: dict[int, PromptScorer] = {}  # by sequence id; the oldest is read first
+        self._scoring = ScoringQueue(loaded, self._scores, self._rows, post)
         self._decoder = self._make_decoder()
 
     @property
     def is_busy(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._batch or self._scorers)
+        return bool(self._batch or self._scoring)
 
     @property
     def is_decoding(self) -> bool:
@@ -145,7 +141,7 @@ class TextModel:
 
     def step(self, *, others_decode: bool) -> None:
         """Make one token for every decoding row, and process one chunk of the prompts that wait."""
-        if self._scorers:
+        if self._scoring:
             self._score(others_decode=others_decode or self.is_decoding)
         if not self._batch:
             return
@@ -283,36 +279,21 @@ class TextModel:
 
     def _begin_scoring(self, row: Row) -> None:
         try:
-            self._scorers[row.sequence_id] = self._scores.of_prompt(self._loaded, row.tokens, row.submit.logprobs)
+            self._scoring.begin(row)
         except Exception as error:  # noqa: BLE001 the engine's edge: nothing was touched
             self._fail(row, error)
-            return
-        row.phase = Phase.SCORING
 
     def _score(self, *, others_decode: bool) -> None:
-        """Read the next slice of the oldest prompt that is to be scored."""
-        sequence_id, scorer = next(iter(self._scorers.items()))
-        row = self._rows[sequence_id]
+        """Read the next slice of the oldest prompt that is to be scored; whoever has its scores goes on."""
+        row = self._scoring.oldest
         try:
-            scorer.advance(others_decode=others_decode)
+            scored = self._scoring.advance(others_decode=others_decode)
         except Exception as error:  # noqa: BLE001 the engine's edge: no other row had a part in it
             self._fail(row, error)
             return
-        self._post(row.listener, Prefilling(sequence_id, len(scorer.logprobs), len(row.tokens)))
-        if scorer.is_done:
-            del self._scorers[sequence_id]
-            self._post_scores(row, tuple(scorer.logprobs))
-            self._insert(row, scorer.cache, len(row.tokens) - 1)
-            row.cached_tokens = 0
-            for other in self._rows.held_by(row):
-                other.leader = None
-                self._post_scores(other, row.prompt_logprobs)
-                self._insert(other, scorer.cache, len(other.tokens) - 1)
-                other.cached_tokens = 0
-
-    def _post_scores(self, row: Row, logprobs: tuple[TokenLogprob, ...]) -> None:
-        row.prompt_logprobs = logprobs
-        self._post(row.listener, PromptScored(row.sequence_id, logprobs))
+        for other, cache in scored:
+            self._insert(other, cache, len(other.tokens) - 1)
+            other.cached_tokens = 0
 
     def _on_prefilled(self, event: Prefilled) -> None:
         row = self._batch[event.uid]
@@ -370,7 +351,7 @@ class TextModel:
         """Note that *row* is out of the batch; those that waited for its prompt process it themselves."""
         self._batch.pop(row.uid, None)
         row.uid = NO_UID  # the next decoder gives this one to another row
-        self._scorers.pop(row.sequence_id, None)
+        self._scoring.discard(row)
         row.snapshots.clear()
         row.checkpoint_bytes = 0
         row.leader = None
