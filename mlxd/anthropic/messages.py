@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -9,7 +10,7 @@ from aiohttp import web
 
 from mlxd.anthropic.event import Blocks, event, message, stop_reason, usage_body
 from mlxd.anthropic.schema import ParsedBody, parse_count_body, parse_message_body
-from mlxd.engine.base import Delta, Finished, Prefilling, Usage
+from mlxd.engine.base import Delta, Finished, FinishReason, Prefilling, Usage
 from mlxd.http.context import EXCHANGE
 from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
@@ -57,12 +58,13 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
                 if local.is_last:
                     data, lead = lead, b""
                     await local.stream.send(data)
-            case Delta():
+            case Delta() if parsed.answers:
                 data = blocks.take(happened)
                 if data:
                     data, lead = lead + data, b""
                     await local.stream.send(data)
             case Finished():
+                happened = happened if parsed.answers else _unsaid(happened)
                 ended = {
                     "stop_reason": stop_reason(happened, has_called=blocks.has_called),
                     "stop_sequence": happened.stop,
@@ -80,17 +82,24 @@ async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.R
     blocks = Blocks(parsed.hides_thoughts)
 
     async def keep(_: int, happened: AnswerEvent) -> None:
-        if isinstance(happened, Delta):
+        if isinstance(happened, Delta) and parsed.answers:
             blocks.take(happened)
 
     async with generation(request, model) as held:
         (finished,) = await held.deliver([parsed.request], 1, keep)
+    finished = finished if parsed.answers else _unsaid(finished)
     blocks.close()
     body = message(_id(request), model, usage_body(finished.usage, blocks.thinking_tokens))
     body["content"] = blocks.blocks
     body["stop_reason"] = stop_reason(finished, has_called=blocks.has_called)
     body["stop_sequence"] = finished.stop
     return _json(body)
+
+
+def _unsaid(finished: Finished) -> Finished:
+    """Return the end of an answer that nobody has asked for: an engine makes at least one token."""
+    usage = replace(finished.usage, completion_tokens=0)
+    return replace(finished, reason=FinishReason.LENGTH, stop=None, usage=usage)
 
 
 def _id(request: web.Request) -> str:

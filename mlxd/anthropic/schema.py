@@ -56,7 +56,7 @@ COUNT: Table = {
 MESSAGES: Table = {
     **COUNT,
     **SAMPLING,
-    "max_tokens": Works(field.integer(1, _MAX_TOKENS)),
+    "max_tokens": Works(field.integer(0, _MAX_TOKENS)),
     "stop_sequences": Works(field.stop),
     "stream": Works(field.boolean),
     "compaction": Refused(),  # it asks for a summary, and for no answer
@@ -76,6 +76,7 @@ class ParsedBody:
     request: GenerationRequest
     stream: bool
     hides_thoughts: bool = False  # thinking blocks come without text
+    answers: bool = True  # False for max_tokens 0: the prompt is read into the cache, and no more
 
 
 def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
@@ -91,7 +92,7 @@ def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omi
             raise InvalidRequest(f"{name} is required", param=name)
     request = _request(values, omitted, noise)
     hides_thoughts = values.get("thinking", {}).get("display") == "omitted"
-    return ParsedBody(request, values.get("stream", False), hides_thoughts)
+    return ParsedBody(request, values.get("stream", False), hides_thoughts, answers=values["max_tokens"] > 0)
 
 
 def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
@@ -120,7 +121,7 @@ def _request(values: Mapping[str, Any], omitted: Omissions, noise: NoiseFilter) 
     return GenerationRequest(
         prompt,
         sampling_params(values),
-        values.get("max_tokens"),
+        max(values["max_tokens"], 1) if "max_tokens" in values else None,
         values.get("stop_sequences", ()),
         constraint=answer if rules.constraint is None else rules.constraint,
         thinking_budget=budget_tokens,

@@ -74,6 +74,23 @@ async def test_a_stop_sequence_is_named(serve_models: ServeModels) -> None:
 
 
 @on_device
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_tokens_at_all_warm_the_prompt_cache(serve_models: ServeModels, stream: bool) -> None:
+    """A max_tokens of 0 is answered without content, and the next request finds its prompt read."""
+    asked: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello " * 20}]}
+    async with client_of(serve_models) as client:
+        if stream:
+            async with client.messages.stream(**asked, max_tokens=0) as events:
+                warmed = await events.get_final_message()
+        else:
+            warmed = await client.messages.create(**asked, max_tokens=0)
+        after = await client.messages.create(**asked, max_tokens=1)
+    assert (warmed.content, warmed.stop_reason, warmed.usage.output_tokens) == ([], "max_tokens", 0)
+    assert (warmed.usage.cache_read_input_tokens, after.usage.output_tokens) == (0, 1)
+    assert (after.usage.cache_read_input_tokens or 0) > 120
+
+
+@on_device
 async def test_a_tool_is_used_and_its_result_goes_back(serve_models: ServeModels) -> None:
     """The input streams as JSON; a second turn with the result is answered."""
     asked: dict[str, Any] = {

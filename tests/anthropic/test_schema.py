@@ -149,7 +149,7 @@ def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, may_think: 
     ("fields", "param", "code"),
     [
         ({"max_tokens": None}, "max_tokens", "invalid_request"),
-        ({"max_tokens": 0}, "max_tokens", "invalid_request"),
+        ({"max_tokens": -1}, "max_tokens", "invalid_request"),
         ({"messages": None}, "messages", "invalid_request"),
         ({"temperature": 101}, "temperature", "invalid_request"),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", "invalid_request"),
