@@ -20,6 +20,12 @@ class ToolUse:
 
     tools: tuple[Mapping[str, Any], ...]
     parallel: bool = True
+
+    @property
+    def names(self) -> set[str]:
+        """Those of the functions."""
+        return {str(tool["function"]["name"]) for tool in self.tools}
+
     deferred: frozenset[str] = frozenset()
 
     @property

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.engine.answer import harmony, llama
+from mlxd.engine.answer import deepseek, harmony, listed, llama
 from mlxd.engine.tool import CallPiece, ToolUse
 from mlxd.engine.tool_stream import STREAMS, call_stream
 from tests.support.calls import whole_calls
@@ -43,11 +43,24 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _minimax_m2(name: str, arguments: Mapping[str, Any]) -> str:
+    items = arguments.items()
+    written = "".join(f'<parameter name="{key}">{_plain(value)}</parameter>\n' for key, value in items)
+    return f'\n<invoke name="{name}">\n{written}</invoke>\n'
+
+
+def _deepseek(name: str, arguments: Mapping[str, Any]) -> str:
+    written = f"{name}\n```json\n{json.dumps(arguments)}\n```"
+    return f"<\uff5ctool▁call▁begin\uff5c>function<\uff5ctool▁sep\uff5c>{written}<\uff5ctool▁call▁end\uff5c>"
+
+
 WRITE: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
+    "deepseek": _deepseek,
     "harmony": lambda name, arguments: (
         f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{json.dumps(arguments)}"
     ),
     "json_tools": lambda name, arguments: json.dumps({"name": name, "arguments": arguments}, indent=1),
+    "listed": lambda name, arguments: json.dumps([{"tool_call_id": "0", "tool_name": name, "parameters": arguments}]),
     "llama": lambda name, arguments: json.dumps({"name": name, "parameters": arguments}),
     "mistral": lambda name, arguments: f"{name}[ARGS]{json.dumps(arguments, ensure_ascii=False)}",
     "kimi_k2": lambda name, arguments: (
@@ -55,13 +68,16 @@ WRITE: dict[str, Callable[[str, Mapping[str, Any]], str]] = {
     ),
     "qwen3_coder": _qwen3_coder,
     "glm47": _glm47,
+    "minimax_m2": _minimax_m2,
 }
 FORMATS = sorted(WRITE)
 
 
 def parser(name: str) -> Any:
     """Return the parser of a format."""
-    own = {"harmony": harmony.parse, "llama": llama.parse}
+    own: dict[str, Any] = {
+        "deepseek": deepseek.parse, "harmony": harmony.parse, "listed": listed.parse, "llama": llama.parse,
+    }  # fmt: skip
     return own.get(name) or importlib.import_module(f"mlx_lm.tool_parsers.{name}").parse_tool_call
 
 
@@ -146,7 +162,7 @@ def test_unknown_function_is_not_streamed(name: str) -> None:
     assert read(name, [WRITE[name]("h", {"n": 1})]) == []
 
 
-@pytest.mark.parametrize("name", ["mistral", "kimi_k2"])
+@pytest.mark.parametrize("name", ["deepseek", "kimi_k2", "listed", "minimax_m2", "mistral"])
 @pytest.mark.parametrize("parallel", [True, False])
 def test_several_calls_of_one_text(name: str, parallel: bool) -> None:
     """Each is a call of its own; only the first counts where one is allowed."""
