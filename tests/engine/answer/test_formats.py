@@ -103,6 +103,15 @@ def test_answer_is_split(read: Any, name: str, text: str, expected: list[Said]) 
 
 
 @pytest.mark.parametrize("name", CALLING)
+def test_tag_without_a_call_is_text(read: Any, name: str) -> None:
+    """One that is not followed by a call, and one that is not whole, are shown as they are."""
+    tokenizer = read(name)
+    tag = tokenizer.tool_call_start
+    for text in (f"Dry. {tag}", f"{tag} is the tag", f"{tag[:-1]} is none", f'{tag}{{"name": "weather"'):
+        assert said_in_every_chunking(tokenizer, text) == [("content", text)]
+
+
+@pytest.mark.parametrize("name", CALLING)
 def test_format_is_recognized(read: Any, name: str) -> None:
     """The template and the vocabulary of a model say how it calls."""
     assert tool_format(read(name)) == name
