@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.agents import namespace
 from tests.agents.model import write_agent_model
-from tests.agents.program import MODEL, PROGRAMS, Program, Step, write_work
+from tests.agents.program import ALIAS, MODEL, PROGRAMS, Program, Step, write_work
 from tests.agents.proxy import Proxy, proxying
 from tests.agents.telling_daemon import read_prompts
 from tests.agents.verdict import Verdict, judge
@@ -28,7 +28,16 @@ from tests.support.daemon import RealDaemon, running_daemon
 from tests.support.node import installed, node
 
 HERE = Path(__file__).parent
-CONFIG = '[http]\nport = 0\n[pool]\nmemory = "6GB"\n[catalog]\npaths = ["models"]\n'
+CONFIG = f"""
+[http]
+port = 0
+[pool]
+memory = "6GB"
+[catalog]
+paths = ["models"]
+[models.{MODEL}]
+aliases = ["{ALIAS}"]
+"""
 _STEP_S = 300.0
 _SHOWN_CHARACTERS = 400
 _DAEMON = "tests.agents.telling_daemon"
@@ -102,7 +111,7 @@ class Session:
         """Take the folder that its home and its working directory are made in."""
         self.program = program
         self.proxy = proxy
-        name = program.name.rpartition("/")[2]
+        name = program.name.replace(" ", "-")
         self._work = write_work(folder / f"{name}-work")
         self._binary = program.path(packages)
         self._environment = program.environment(folder / f"{name}-home", proxy.url)
@@ -143,7 +152,7 @@ class Session:
 
     def keep(self, folder: Path) -> None:
         """Write what it sent, and how that was answered."""
-        place = folder / self.program.name.rpartition("/")[2]
+        place = folder / self.program.name.replace(" ", "-")
         place.mkdir(parents=True, exist_ok=True)
         for number, exchange in enumerate(self.proxy.seen, 1):
             whole = {**asdict(exchange), "answer": exchange.answer.decode(errors="replace")}
@@ -166,10 +175,10 @@ def _rows(daemon: RealDaemon) -> dict[str, dict[str, Any]]:
 
 
 def _table(verdicts: dict[str, Verdict]) -> str:
-    lines = [f"{'program':28} requests  2xx  shared tokens  cached  least of a request"]
+    lines = [f"{'program':14} requests  2xx  shared tokens  cached  least of a request"]
     for name, verdict in verdicts.items():
         lines.append(
-            f"{name:28} {verdict.requests:8} {verdict.answered:4} {verdict.shared_tokens:14} {verdict.share:7.3f}"
+            f"{name:14} {verdict.requests:8} {verdict.answered:4} {verdict.shared_tokens:14} {verdict.share:7.3f}"
             f" {verdict.lowest_share:19.3f}"
         )
     return "\n".join(lines)

@@ -8,12 +8,15 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.agents.proxy import Call
 
 MODEL = "agent"
+# Codex knows models of this name: it sends them tools of other kinds, in other places.
+ALIAS = "gpt-6.2-sol"
 _SOURCE = 'print("hello")\n'
 _READ = {"command": "cat main.py", "description": "Read main.py"}
 
@@ -33,7 +36,7 @@ class Program:
     """One coding agent.
 
     Args:
-        name: of its npm package.
+        name: of its npm package, without the owner, and what sets it apart.
         binary: where that is, below `node_modules`; some packages bring several builds.
         configure: writes its configuration into its home, given the URL of the server, and returns its environment.
         calls: the tools that the model may call, each with the only arguments it may give, in a working directory.
@@ -88,10 +91,10 @@ def _configure_claude(_home: Path, url: str) -> dict[str, str]:
     }
 
 
-def _configure_codex(home: Path, url: str) -> dict[str, str]:
+def _configure_codex(home: Path, url: str, model: str = MODEL) -> dict[str, str]:
     (home / ".codex").mkdir(exist_ok=True)
     lines = [
-        f'model = "{MODEL}"',
+        f'model = "{model}"',
         'model_provider = "mlxd"',
         "[model_providers.mlxd]",
         'name = "mlxd"',
@@ -151,7 +154,7 @@ def _opencode_step(name: str, says: str, *calls: str, resumed: bool = True, **op
 
 PROGRAMS = (
     Program(
-        name="@anthropic-ai/claude-code",
+        name="claude-code",
         binary="@anthropic-ai/claude-code-*/claude",
         configure=_configure_claude,
         calls=lambda work: [
@@ -169,7 +172,7 @@ PROGRAMS = (
         ),
     ),
     Program(
-        name="@openai/codex",
+        name="codex",
         binary="@openai/codex-*/vendor/*/bin/codex",
         configure=_configure_codex,
         calls=lambda work: [
@@ -187,7 +190,21 @@ PROGRAMS = (
         ),
     ),
     Program(
-        name="opencode-ai",
+        name="codex as gpt",
+        binary="@openai/codex-*/vendor/*/bin/codex",
+        configure=partial(_configure_codex, model=ALIAS),
+        calls=lambda _work: [
+            Call("exec", {"input": 'text(await tools.exec_command({cmd: "cat main.py"}))'}),
+            Call("list_agents", {}),
+        ],
+        steps=(
+            _codex_step("custom tool", "what does main.py say?", "exec", "exec", resumed=False),
+            _codex_step("resumed", "and again?", "exec", "list_agents"),
+            _codex_step("image of the user", "what is in it?", image="dot.png"),
+        ),
+    ),
+    Program(
+        name="opencode",
         binary="opencode-*/bin/opencode",
         configure=_configure_opencode,
         calls=lambda work: [Call("bash", _READ), Call("read", {"filePath": str(work / "dot.png")})],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -108,17 +109,17 @@ class Proxy:
     def changed(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return the body as the daemon gets it."""
         sent = copy.deepcopy(asked)
-        tools = {tool["name"]: tool for tool in _functions(sent) if tool.get("name") in self._narrowed}
-        for name, tool in tools.items():
-            tool["input_schema" if "input_schema" in tool else "parameters"] = self._narrowed[name].schema
-            tool.pop("strict", None)
+        tools = {offered.name: offered for offered in _offered(sent) if offered.name in self._narrowed}
+        for name, offered in tools.items():
+            offered.narrow(self._narrowed[name])
         if not tools:  # a request for a title, a summary
             return sent
         results = sum(1 for _ in _results(sent))
         self._base = results if self._base is None else self._base
         self.called = max(self.called, results - self._base)
         if results - self._base < len(self._calls):
-            _require(sent, self._calls[results - self._base])
+            name = self._calls[results - self._base]
+            tools.get(name, Offered({"name": name})).require(sent)
         return sent
 
 
@@ -126,34 +127,64 @@ def _passed(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() not in _HOP]
 
 
-def _functions(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what holds the name and the schema of each tool, on every API."""
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A tool in a body of any API: what holds its name and its schema, and the namespace that it is in."""
+
+    tool: dict[str, Any]
+    namespace: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """As the client calls it; None for a tool that the server is to run."""
+        return self.tool.get("name")
+
+    def narrow(self, call: Call) -> None:
+        """Allow the arguments of *call* only; a custom tool has one, which is its input."""
+        if self.tool.get("type") == "custom":
+            [text] = call.arguments.values()
+            self.tool["format"] = {"type": "grammar", "syntax": "regex", "definition": re.escape(text)}
+        else:
+            self.tool["input_schema" if "input_schema" in self.tool else "parameters"] = call.schema
+            self.tool.pop("strict", None)
+
+    def require(self, body: dict[str, Any]) -> None:
+        """Name it as the tool that the model must call."""
+        if "input" in body:
+            place = {} if self.namespace is None else {"namespace": self.namespace}
+            body["tool_choice"] = {"type": self.tool.get("type", "function"), "name": self.name, **place}
+            body["parallel_tool_calls"] = False
+        elif any("input_schema" in tool for tool in body["tools"]):
+            body["tool_choice"] = {"type": "tool", "name": self.name, "disable_parallel_tool_use": True}
+        else:
+            body["tool_choice"] = {"type": "function", "function": {"name": self.name}}
+            body["parallel_tool_calls"] = False
+
+
+def _items(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the items of Responses, where they are a list."""
+    given = body.get("input")
+    return given if isinstance(given, list) else []
+
+
+def _offered(body: dict[str, Any], namespace: str | None = None) -> Iterator[Offered]:
+    """Yield the tools that a body, a namespace or an item of the input offers."""
     for tool in body.get("tools") or []:
         if tool.get("type") == "namespace":
-            yield from _functions(tool)
+            yield from _offered(tool, tool["name"])
         else:
-            yield tool["function"] if isinstance(tool.get("function"), dict) else tool
+            yield Offered(tool["function"] if isinstance(tool.get("function"), dict) else tool, namespace)
+    for item in _items(body):
+        yield from _offered({"tools": item.get("tools")})
 
 
 def _results(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the results of tools, on every API."""
-    for item in [*(body.get("messages") or []), *(body["input"] if isinstance(body.get("input"), list) else [])]:
+    for item in [*(body.get("messages") or []), *_items(body)]:
         if item.get("role") == "tool" or str(item.get("type")).endswith("call_output"):
             yield item
         elif isinstance(item.get("content"), list):
             yield from (part for part in item["content"] if part.get("type") == "tool_result")
-
-
-def _require(body: dict[str, Any], name: str) -> None:
-    """Name the tool that the model must call."""
-    if "input" in body:
-        body["tool_choice"] = {"type": "function", "name": name}
-        body["parallel_tool_calls"] = False
-    elif any("input_schema" in tool for tool in body["tools"]):
-        body["tool_choice"] = {"type": "tool", "name": name, "disable_parallel_tool_use": True}
-    else:
-        body["tool_choice"] = {"type": "function", "function": {"name": name}}
-        body["parallel_tool_calls"] = False
 
 
 @asynccontextmanager

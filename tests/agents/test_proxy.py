@@ -67,6 +67,19 @@ def test_a_tool_is_narrowed_in_every_request(body: Any) -> None:
     assert "tool_choice" not in changed
 
 
+def test_a_custom_tool_is_bound_by_a_regular_expression() -> None:
+    """Its only argument is its input; it may stand in an item of the input, and in a namespace."""
+    proxy = Proxy("")
+    proxy.begin("step", [Call("run", {"input": "f(1)"})], ["run"])
+    space = {"type": "namespace", "name": "shell", "tools": [{"type": "custom", "name": "run"}]}
+
+    changed = proxy.changed({"input": [{"type": "additional_tools", "tools": [space]}]})
+
+    [tool] = changed["input"][0]["tools"][0]["tools"]
+    assert tool["format"] == {"type": "grammar", "syntax": "regex", "definition": r"f\(1\)"}
+    assert changed["tool_choice"] == {"type": "custom", "name": "run", "namespace": "shell"}
+
+
 def _schemas(tools: list[dict[str, Any]]) -> list[Any]:
     [tool] = tools
     inner = tool.get("function") or (tool["tools"][0] if "tools" in tool else tool)
