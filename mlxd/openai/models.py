@@ -13,11 +13,12 @@ from aiohttp import web
 from mlxd.catalog import ModelEntry, context_limit
 from mlxd.cloud.router import CloudRoute
 from mlxd.http.context import CONTEXT, EXCHANGE, AppContext
+from mlxd.openai.codex_models import codex_models
 from mlxd.protocol.errors import ModelNotFound
 
 
 async def get_models(request: web.Request) -> web.Response:
-    """List all models by id."""
+    """List all models by id; for Codex, which tells its version, as it describes them too."""
     context = request.app[CONTEXT]
     named = {entry.id: entry for entry in context.catalog.entries()} | context.catalog.aliases()
     listed = await _describe(context, {name: entry for name, entry in named.items() if entry.problem is None})
@@ -28,7 +29,8 @@ async def get_models(request: web.Request) -> web.Response:
     ]
     if "anthropic-version" in request.headers:  # the one path that both APIs have
         return _json(anthropic_list(models))
-    return _json({"object": "list", "data": models})
+    listing = {"object": "list", "data": models}
+    return _json(listing | {"models": codex_models(models)} if "client_version" in request.query else listing)
 
 
 async def get_model(request: web.Request) -> web.Response:
