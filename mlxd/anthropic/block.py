@@ -99,15 +99,25 @@ class BlockReader:
             case "text":
                 text = field.string(f"{path}.source.data", source.get("data"))
             case "content":
-                text = "".join(self.texts(f"{path}.source.content", source.get("content")))
+                text = self._inner(f"{path}.source.content", source.get("content"))
             case _:
                 return self._omitted.leave_out_media(path, "file")
         return _tagged("document", text, path, block, "title", "context")
 
     def _search_result(self, path: str, block: Block) -> str:
         self._note_cited(path, block, _SEARCH_RESULT_KNOWN)
-        text = "".join(self.texts(f"{path}.content", block.get("content")))
+        text = self._inner(f"{path}.content", block.get("content"))
         return _tagged("search_result", text, path, block, "source", "title")
+
+    def _inner(self, path: str, content: Any) -> str:
+        """Return the text of blocks inside of a block, of which there is one level."""
+        texts = []
+        for here, block in self.blocks(path, content):
+            if block["type"] == "text" or block["type"] in _MEDIA:
+                texts.append(self.text(here, block))
+            else:
+                self._omitted.leave_out(f"{here}.{block['type']}", "has no place inside of a block")
+        return "".join(texts)
 
     def _note_cited(self, path: str, block: Block, known: frozenset[str]) -> None:
         """Note unknown members, and citations where they are asked for."""

@@ -17,6 +17,7 @@ from mlxd.protocol.quote import shown
 
 _MESSAGE_KNOWN = frozenset({"role", "content"})
 _SYSTEM_KNOWN = _MESSAGE_KNOWN | {"clear_at"}
+_COMPACTION_KNOWN = frozenset({"type", "content", "tool_changes", "signature", "encrypted_content", "cache_control"})
 _THINKING_KNOWN = frozenset({"type", "thinking", "signature"})
 _USE_KNOWN = frozenset({"type", "id", "name", "input", "cache_control", "caller"})
 _RESULT_KNOWN = frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"})
@@ -60,14 +61,15 @@ class MessageReader:
             if role not in ("user", "assistant", "system"):
                 raise field.wrong(f"messages[{place}].role", role, "'user' or 'assistant'")
         last_user = max((place for place, message in enumerate(given) if message["role"] == "user"), default=-1)
+        first = max((place for place, message in enumerate(given) if _has_summary(message.get("content"))), default=0)
         parsed: list[Message] = []
-        for place, message in enumerate(given):
+        for place, message in enumerate(given[first:], first):
             path, role = f"messages[{place}]", message["role"]
             self._omitted.note(path, message, _SYSTEM_KNOWN if role == "system" else _MESSAGE_KNOWN)
             blocks = self._reader.blocks(f"{path}.content", message.get("content"))
             summary, rest = _compacted(blocks)
             if summary is not None:
-                parsed = [{"role": "user", "content": summary}]
+                parsed.append({"role": "user", "content": self._summary(*summary)})
             if summary is None or rest:
                 is_over = message.get("clear_at") == "next_user_message" and place < last_user
                 for turn in self._turns(role, rest, is_over=is_over):
@@ -75,6 +77,13 @@ class MessageReader:
         if parsed and parsed[-1] == {"role": "assistant", "content": ""}:
             parsed.pop()  # nothing is begun that could be continued
         return parsed
+
+    def _summary(self, path: str, block: Block) -> str:
+        """Return what sums up the conversation before, and what of its tools has changed in it."""
+        self._omitted.note(path, block, _COMPACTION_KNOWN)
+        changes = self._reader.blocks(f"{path}.tool_changes", block.get("tool_changes"))
+        told = "".join(self._reader.text(here, change) for here, change in changes)
+        return f"{block['content']}\n\n{told}" if told else str(block["content"])
 
     def _turns(self, role: str, blocks: list[tuple[str, Block]], *, is_over: bool) -> list[Message]:
         match role:
@@ -132,12 +141,20 @@ class MessageReader:
         return parsed
 
 
-def _compacted(blocks: list[tuple[str, Block]]) -> tuple[str | None, list[tuple[str, Block]]]:
-    """Return the last summary among the blocks, which stands for all before it, and what comes after it."""
+def _has_summary(content: Any) -> bool:
+    return isinstance(content, list) and any(map(_is_summary, content))
+
+
+def _is_summary(block: Any) -> bool:
+    """Tell whether a block stands for all before it; one that has failed has no content."""
+    return isinstance(block, dict) and block.get("type") == "compaction" and isinstance(block.get("content"), str)
+
+
+def _compacted(blocks: list[tuple[str, Block]]) -> tuple[tuple[str, Block] | None, list[tuple[str, Block]]]:
+    """Return the last summary among the blocks, and what comes after it."""
     for at in reversed(range(len(blocks))):
-        block = blocks[at][1]
-        if block["type"] == "compaction" and isinstance(block.get("content"), str):
-            return block["content"], blocks[at + 1 :]
+        if _is_summary(blocks[at][1]):
+            return blocks[at], blocks[at + 1 :]
     return None, blocks
 
 
@@ -177,6 +194,6 @@ def _call(path: str, block: Block) -> dict[str, Any]:
         "type": "function",
         "function": {
             "name": field.text(f"{path}.name", block.get("name")),
-            "arguments": field.mapping(f"{path}.input", block.get("input")),
+            "arguments": {} if block.get("input") is None else field.mapping(f"{path}.input", block["input"]),
         },
     }

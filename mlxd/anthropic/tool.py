@@ -53,6 +53,7 @@ class Toolbox:
         self._left_out: set[str] = set()
         self._deferred: set[str] = set()  # not at the head of the prompt
         self._withheld: set[str] = set()  # not offered so far, or not any more
+        self._defined: set[str] = set()  # by a message: once, or a short body would be a long prompt
         has_search = False
         for place, tool in enumerate(tools):
             name = self._add(f"tools[{place}]", tool)
@@ -68,7 +69,8 @@ class Toolbox:
         lines = []
         for name in names:
             self._withheld.discard(name)
-            if name in self._deferred:
+            if name in self._deferred and name not in self._defined:
+                self._defined.add(name)
                 function = self._functions[name]["function"]
                 shown = {key: function[key] for key in ("description", "name", "parameters")}
                 lines.append(f"<function>{json.dumps(shown, ensure_ascii=False)}</function>\n")
@@ -86,6 +88,7 @@ class Toolbox:
         if block["type"] == "tool_addition" and kind == "tool_definition":
             given = field.mapping(f"{path}.tool.definition", tool.get("definition"))
             self._functions.pop(str(given.get("name")), None)
+            self._defined.discard(str(given.get("name")))
             name = self._add(f"{path}.tool.definition", given)
             if name is None:
                 return ""

@@ -164,6 +164,22 @@ def test_results_as_deep_as_json_may_be_are_read_to_a_depth() -> None:
     assert names == ["messages[1].content[0].mcp_tool_result"]
 
 
+def test_documents_in_documents_are_left_out() -> None:
+    """There is one level, however deep a body is."""
+    deep: Any = text("x")
+    for _ in range(300):
+        deep = {"type": "document", "source": {"type": "content", "content": [deep]}}
+    messages, names = read(user(deep, text("why?")))
+    assert messages[0]["content"] == "<document>\n\n</document>\nwhy?"
+    assert names == ["messages[0].content[0].source.content[0].document"]
+
+
+def test_a_call_may_have_no_input() -> None:
+    """Null is as good as an empty one."""
+    messages, _ = read(user(text("a")), assistant({"type": "tool_use", "id": "1", "name": "f", "input": None}))
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {}
+
+
 def test_a_summary_stands_for_all_before_it() -> None:
     """The last one does; one that failed has no text and changes nothing."""
     failed = {"type": "compaction", "content": None}

@@ -197,6 +197,25 @@ def test_tools_change_in_mid_conversation() -> None:
     assert list(omitted.names) == ["messages[1].content[2].tool.mcp_toolset_reference"]
 
 
+def test_a_definition_stands_in_the_prompt_once() -> None:
+    """However often messages refer to it: a short body is no long prompt."""
+    asked = parse(tools=[tool("f"), later("g")], messages=[*found("g", "g", "g"), *found("g")])
+    assert isinstance(asked.prompt, ChatPrompt)
+    assert str(asked.prompt.messages).count("does g") == 1
+
+
+def test_a_summary_says_which_tools_have_changed() -> None:
+    """What was found before it is not read any more."""
+    changes = [{"type": "tool_addition", "tool": {"type": "tool_reference", "name": "g"}}]
+    summary = {"type": "compaction", "content": "sum", "signature": "Eq", "tool_changes": changes}
+    tools = [tool("f"), later("g"), later("h")]
+    turns = [*found("h"), {"role": "assistant", "content": [summary]}, *HI]
+    asked = parse(tools=tools, messages=turns, tool_choice={"type": "any"})
+    assert isinstance(asked.prompt, ChatPrompt)
+    assert asked.prompt.messages[0]["content"].startswith("sum\n\n<functions>")
+    assert callable_names(asked) == ["f", "g"]
+
+
 def test_a_hosted_search_in_the_history_refers_to_tools() -> None:
     """What it found then can be called now."""
     result = {
