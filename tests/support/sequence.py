@@ -128,12 +128,22 @@ def start(
     kv_tokens: int | None = None,
     logprobs: int | None = None,
     scores_prompt: bool = False,
+    checkpoint_bytes: int = 0,
 ) -> Recorder:
     """Start a sequence; without *kv_tokens* its grant holds all of it."""
     recorder = Recorder(next(_ids))
     if kv_tokens is None:
         kv_tokens = len(prompt.tokens) + prompt.max_tokens
-    submit = Submit(recorder.sequence_id, prompt, sampling, stop, kv_tokens, logprobs, scores_prompt)
+    submit = Submit(
+        recorder.sequence_id,
+        prompt,
+        sampling,
+        stop,
+        kv_tokens,
+        logprobs,
+        scores_prompt,
+        checkpoint_bytes=checkpoint_bytes,
+    )
     engine.submit(submit, recorder)
     return recorder
 
