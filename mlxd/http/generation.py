@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,6 +22,7 @@ AnswerEvent = Prefilling | PromptScored | Delta | Finished
 Sink = Callable[[AnswerEvent], Awaitable[None]]
 IndexedSink = Callable[[int, AnswerEvent], Awaitable[None]]
 _SEEDS = 2**64
+_OWN_FIELDS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +123,12 @@ def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
 
 
 @asynccontextmanager
-async def generation(request: web.Request, model: str) -> AsyncIterator[Generation]:
+async def generation(
+    request: web.Request, model: str, fields: Mapping[str, str] = _OWN_FIELDS
+) -> AsyncIterator[Generation]:
     """Wait for *model*, an id or an alias, and hold it; the request is listed from before until after its last byte.
+
+    *fields* says what the API of the request calls fields that the engine calls as chats do.
 
     Raises:
         InvalidRequest: the model makes vectors; it is not loaded to find that out.
@@ -148,7 +153,7 @@ async def generation(request: web.Request, model: str) -> AsyncIterator[Generati
             exchange.note_first_token,
             exchange.tokens,
             default_max_tokens,
-            exchange.note_ignored,
+            lambda names: exchange.note_ignored([fields.get(name, name) for name in names]),
             on_tools,
         )
 

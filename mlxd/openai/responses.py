@@ -64,7 +64,7 @@ async def _count(request: web.Request, local: Local) -> web.StreamResponse:
         local.noise,
         local.omitted,
     )
-    async with generation(request, local.model) as held:
+    async with generation(request, local.model, _FIELDS) as held:
         tokens = await held.count(counted)
     body = {"object": "response.input_tokens", "input_tokens": tokens}
     return web.Response(body=orjson.dumps(body), content_type="application/json")
@@ -98,7 +98,7 @@ async def _stream(
 
     local.stream.keep_alive = lambda: events.keep_alive() or COMMENT
     try:
-        async with generation(request, local.model) as held:
+        async with generation(request, local.model, _FIELDS) as held:
             await held.deliver([parsed.request], 1, write)
     except MlxdError as error:
         if not events.has_begun or events.has_ended:
@@ -118,7 +118,7 @@ async def _answer(request: web.Request, model: str, parsed: ParsedResponse, even
         elif isinstance(happened, Finished):
             events.finish(happened, _now_s(request))
 
-    async with generation(request, model) as held:
+    async with generation(request, model, _FIELDS) as held:
         await held.deliver([parsed.request], 1, take)
     return web.Response(body=_keep(request, parsed, events), content_type="application/json")
 
