@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mlxd.anthropic.client_tool import client_tool
+from mlxd.client_tool import client_tool
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
 from mlxd.http.omissions import Omissions

@@ -246,9 +246,9 @@ async def test_what_cannot_be_said_is_never_sent(stream: bool) -> None:
     ):
         with pytest.raises(openai.BadRequestError) as refused:
             await ours.chat.completions.create(model="via-anthropic", messages=HI, seed=1, stream=stream)
-        with pytest.raises(anthropic.BadRequestError, match="container") as refused_too:
+        with pytest.raises(anthropic.BadRequestError, match="inference_geo") as refused_too:
             await theirs.messages.create(
-                model="via-openai", messages=HI, max_tokens=9, stream=stream, extra_body={"container": "c"}
+                model="via-openai", messages=HI, max_tokens=9, stream=stream, extra_body={"inference_geo": "eu"}
             )
         with pytest.raises(openai.BadRequestError, match="embeddings"):
             await ours.embeddings.create(model="via-anthropic", input="x")

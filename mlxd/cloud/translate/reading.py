@@ -1,7 +1,8 @@
 """Reading a body by a table of its fields, so that nothing in it is lost in silence on the way to another protocol.
 
 A field is said in the other protocol, or refused at any value that would change the answer, or changes no answer and is
-dropped. A field that is in no table is left out in the open: the client finds its name in a response header.
+dropped. What the answer can do without, and a field that is in no table, is left out in the open: the client finds its
+name in a response header.
 """
 
 from __future__ import annotations
@@ -35,8 +36,15 @@ class Refused:
     remedy: str | None = None  # what to do; without it, to leave the field out
 
 
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """The other protocol cannot say it, and the rest can do without: left out in the open unless it is neutral."""
+
+    neutral: tuple[Any, ...] = ()
+
+
 SAID, DROPPED = Treatment.SAID, Treatment.DROPPED
-Table = Mapping[str, Treatment | Refused]
+Table = Mapping[str, Treatment | Refused | Omitted]
 
 
 class Reading:
@@ -68,6 +76,9 @@ class Reading:
             elif treatment is SAID:
                 if value is not None:
                     values[key] = value
+            elif isinstance(treatment, Omitted):
+                if not _is_neutral(value, treatment.neutral):
+                    self.leave_out(name)
             elif isinstance(treatment, Refused):
                 self._check_neutral(name, value, treatment)
         return values
@@ -77,6 +88,16 @@ class Reading:
         if len(self._left_out) < _MOST_NAMES:
             self._left_out[path[:_SHOWN_CHARACTERS]] = None
 
+    def leave_out_part(self, path: str, kind: str) -> str:
+        """Note that a part of a message is not sent; return the text that takes its place.
+
+        Args:
+            path: where it stands.
+            kind: image, audio, file, or whatever the client calls it.
+        """
+        self.leave_out(path)
+        return f"[{kind[:_SHOWN_CHARACTERS]} omitted: it cannot be sent to this model]"
+
     def refusal(self, path: str, remedy: str = "leave it out", *, value: Any = None) -> UnsupportedParameter:
         """Return the error for something that cannot be said; *value*, if it is the value alone that cannot."""
         what = path if value is None else f"{path} {shown(value)}"
@@ -85,13 +106,17 @@ class Reading:
         )
 
     def _check_neutral(self, path: str, value: Any, refused: Refused) -> None:
-        if value is None or any(_same(value, neutral) for neutral in refused.neutral):
+        if _is_neutral(value, refused.neutral):
             return
         remedy = refused.remedy
         if remedy is None:
             others = "".join(f" or send {as_json(neutral)}" for neutral in refused.neutral)
             remedy = f"leave it out{others}"
         raise self.refusal(path, remedy, value=value if refused.neutral else None)
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    return value is None or any(_same(value, each) for each in neutral)
 
 
 def _same(value: Any, neutral: Any) -> bool:

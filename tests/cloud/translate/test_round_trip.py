@@ -59,13 +59,16 @@ def chats(draw: st.DrawFn, part: st.SearchStrategy[dict[str, Any]]) -> dict[str,
     turns.append(draw(user(part) | rounds()))
     system = draw(st.none() | WORDS)
     messages = [] if system is None else [{"role": "system", "content": system}]
-    messages += [message for turn in turns for message in turn]
+    for turn in turns:
+        # Turns of one role that follow each other are one turn to Anthropic.
+        if messages and turn[0]["role"] in ("user", "assistant") and turn[0]["role"] == messages[-1]["role"]:
+            messages.pop()
+        messages += turn
     fields = {
         "temperature": st.floats(0, 1),
         "top_p": st.floats(0.1, 1),
         "top_k": st.integers(1, 99),
         "stop": st.lists(WORDS, min_size=1, max_size=4),
-        "user": WORDS,
         "reasoning_effort": st.sampled_from(["none", "low", "medium", "high", "xhigh"]),
         "service_tier": st.sampled_from(["auto", "default"]),
         "response_format": SCHEMAS.map(

@@ -6,19 +6,19 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.translate.reading import DROPPED, SAID, Reading, Refused, Table, boolean, listing, mapping, text, wrong
+from mlxd.cloud.translate.reading import DROPPED, SAID, Omitted, Reading, Table, boolean, listing, mapping, text, wrong
 from mlxd.protocol.errors import InvalidRequest
 
 _TURN: Table = {"role": SAID, "content": SAID}
-_TEXT: Table = {"type": SAID, "text": SAID, "cache_control": DROPPED, "citations": Refused(([],))}
-_IMAGE: Table = {"type": SAID, "source": SAID, "cache_control": DROPPED, "transformations": Refused(({},))}
+_TEXT: Table = {"type": SAID, "text": SAID, "cache_control": DROPPED, "citations": Omitted(([],))}
+_IMAGE: Table = {"type": SAID, "source": SAID, "cache_control": DROPPED, "transformations": Omitted(({},))}
 _RESULT: Table = {
     "type": SAID,
     "tool_use_id": SAID,
     "content": SAID,
     "is_error": SAID,
     "cache_control": DROPPED,
-    "toolset_name": Refused(),
+    "toolset_name": Omitted(),
 }
 _USE: Table = {
     "type": SAID,
@@ -26,8 +26,8 @@ _USE: Table = {
     "name": SAID,
     "input": SAID,
     "cache_control": DROPPED,
-    "caller": Refused(({"type": "direct"},)),
-    "toolset_name": Refused(),
+    "caller": Omitted(({"type": "direct"},)),
+    "toolset_name": Omitted(),
 }
 # The signature is Anthropic's seal on its own thoughts; no other server asks for it.
 _THINKING: Table = {"type": SAID, "thinking": SAID, "signature": DROPPED}
@@ -37,14 +37,14 @@ _SOURCES = {
 }
 
 Message = dict[str, Any]
+Part = dict[str, Any]
 
 
 def conversation(system: Any, turns: Any, reading: Reading) -> list[Message]:
     """Return the messages; results of tools come before what the user says with them.
 
     Raises:
-        UnsupportedParameter: documents, files, images in results, blocks of tools that Anthropic's servers run, an
-            answer that is to be gone on with.
+        UnsupportedParameter: the last message is an answer to continue.
         InvalidRequest: something is malformed.
     """
     messages: list[Message] = []
@@ -77,35 +77,71 @@ def _user(path: str, content: Any, reading: Reading) -> list[Message]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     results: list[Message] = []
-    parts: list[dict[str, Any]] = []
+    shown: list[Part] = []  # images of results
+    parts: list[Part] = []
     for here, kind, block in _blocks(path, content):
         match kind:
             case "text":
                 parts.append({"type": "text", "text": _text(here, block, reading)})
-            case "image":
-                parts.append({"type": "image_url", "image_url": {"url": _image(here, block, reading)}})
             case "tool_result":
-                results.append(_result(here, block, reading))
+                result, images = _result(here, block, reading)
+                results.append(result)
+                shown += images
             case _:
-                raise reading.refusal(f"{here}.type", "leave it out", value=kind)
-    return [*results, {"role": "user", "content": _plain(parts)}] if parts else results
+                parts.append(_part(here, kind, block, reading))
+    said = [*shown, *parts]
+    return [*results, {"role": "user", "content": _plain(said)}] if said else results
 
 
-def _plain(parts: list[dict[str, Any]]) -> Any:
+def _part(path: str, kind: Any, block: dict[str, Any], reading: Reading) -> Part:
+    """Return an image or a document as a part; a note where a chat has no part for it."""
+    source = block.get("source")
+    source = source if isinstance(source, dict) else {}
+    if kind == "image" and source.get("type") in tuple(_SOURCES):
+        return {"type": "image_url", "image_url": {"url": _image(path, block, reading)}}
+    if kind == "document" and source.get("type") == "text":
+        return {"type": "text", "text": text(f"{path}.source.data", source.get("data"))}
+    if kind == "document" and source.get("type") == "base64":
+        values = reading.read(_SOURCES["base64"], source, f"{path}.source")
+        media_type, data = (text(f"{path}.source.{name}", values.get(name)) for name in ("media_type", "data"))
+        title = block.get("title")
+        name = title if isinstance(title, str) and title else "document"
+        return {"type": "file", "file": {"filename": name, "file_data": f"data:{media_type};base64,{data}"}}
+    return {"type": "text", "text": reading.leave_out_part(path, str(kind))}
+
+
+def _plain(parts: list[Part]) -> Any:
     """Return one text as it is: every server takes it."""
     if len(parts) == 1 and parts[0]["type"] == "text":
         return parts[0]["text"]
     return parts
 
 
-def _result(path: str, block: dict[str, Any], reading: Reading) -> Message:
+def _result(path: str, block: dict[str, Any], reading: Reading) -> tuple[Message, list[Part]]:
+    """Return a result, and its images: a chat has them in a user's message only, which follows."""
     values = reading.read(_RESULT, block, path)
     content = values.get("content", "")
-    words = content if isinstance(content, str) else "".join(_texts(f"{path}.content", content, reading))
+    call_id = text(f"{path}.tool_use_id", values.get("tool_use_id"))
+    words, images = (content, []) if isinstance(content, str) else _seen(f"{path}.content", content, reading)
     if boolean(f"{path}.is_error", values.get("is_error", False)):
         words = f"Error: {words}"  # a chat has no other place for it
-    call_id = text(f"{path}.tool_use_id", values.get("tool_use_id"))
-    return {"role": "tool", "tool_call_id": call_id, "content": words}
+    return {"role": "tool", "tool_call_id": call_id, "content": words}, images
+
+
+def _seen(path: str, content: Any, reading: Reading) -> tuple[str, list[Part]]:
+    """Return the text of a result's blocks, and the images and files that it speaks of."""
+    words, images = "", []
+    for here, kind, block in _blocks(path, content):
+        if kind == "text":
+            words += _text(here, block, reading)
+            continue
+        part = _part(here, kind, block, reading)
+        if part["type"] == "text":
+            words += part["text"]
+        else:
+            words += f"[{kind}: see the user's next message]"
+            images.append(part)
+    return words, images
 
 
 def _assistant(path: str, content: Any, reading: Reading) -> Message:
@@ -125,7 +161,7 @@ def _assistant(path: str, content: Any, reading: Reading) -> Message:
             case "tool_use":
                 calls.append(_call(here, block, reading))
             case _:
-                raise reading.refusal(f"{here}.type", "leave it out", value=kind)
+                reading.leave_out(f"{here}.{kind}")  # of tools that Anthropic's servers run
     message: Message = {"role": "assistant", "content": _plain(parts) if parts else None if calls else ""}
     if any(thoughts):
         message["reasoning_content"] = "".join(thoughts)
@@ -147,21 +183,17 @@ def _call(path: str, block: dict[str, Any], reading: Reading) -> dict[str, Any]:
 
 def _image(path: str, block: dict[str, Any], reading: Reading) -> str:
     source = mapping(f"{path}.source", reading.read(_IMAGE, block, path).get("source"))
-    kind = source.get("type")
-    if not isinstance(kind, str) or kind not in _SOURCES:
-        raise reading.refusal(f"{path}.source.type", "send base64 or url")
+    kind: str = source["type"]
     values = reading.read(_SOURCES[kind], source, f"{path}.source")
     checked = {name: text(f"{path}.source.{name}", values.get(name)) for name in _SOURCES[kind]}
     return checked["url"] if kind == "url" else f"data:{checked['media_type']};base64,{checked['data']}"
 
 
 def _texts(path: str, content: Any, reading: Reading) -> list[str]:
-    """Return the texts of blocks that may be nothing else."""
+    """Return the texts of blocks, and notes for what is none."""
     texts = []
     for here, kind, block in _blocks(path, content):
-        if kind != "text":
-            raise reading.refusal(f"{here}.type", "only text can", value=kind)
-        texts.append(_text(here, block, reading))
+        texts.append(_text(here, block, reading) if kind == "text" else reading.leave_out_part(here, str(kind)))
     return texts
 
 

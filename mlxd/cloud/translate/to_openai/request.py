@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.translate.reading import DROPPED, SAID, Reading, Refused, Table, boolean, listing, mapping, text, wrong
+from mlxd.client_tool import client_tool
+from mlxd.cloud.protocol.base import whole
+from mlxd.cloud.translate.reading import (
+    DROPPED,
+    SAID,
+    Omitted,
+    Reading,
+    Refused,
+    Table,
+    boolean,
+    listing,
+    mapping,
+    text,
+    wrong,
+)
 from mlxd.cloud.translate.to_openai.message import conversation
 from mlxd.protocol.errors import InvalidRequest
 
@@ -36,25 +51,32 @@ _MESSAGES: Table = {
     "tool_choice": SAID,
     "thinking": SAID,
     "output_config": SAID,
+    "output_format": SAID,  # the older name of output_config.format
     "metadata": SAID,
     "service_tier": SAID,
     "cache_control": DROPPED,
+    "billing_policy": DROPPED,
     "diagnostics": DROPPED,
+    "fallback_credit_token": DROPPED,
     "user_profile_id": DROPPED,
     "workspace_id": DROPPED,
-    "container": Refused(),
-    "context_management": Refused(),
-    "fallbacks": Refused(([],)),
-    "inference_geo": Refused(),
-    "mcp_servers": Refused(([],)),
-    "speed": Refused(("standard",)),
+    "betas": Omitted(([],)),
+    "container": Omitted(),
+    "context_management": Omitted(({}, {"edits": []})),
+    "fallbacks": Omitted(([],)),
+    "mcp_servers": Omitted(([],)),
+    "speed": Omitted(("standard",)),
+    "compaction": Refused(),  # it asks for a summary, and for no answer
+    "inference_geo": Refused(),  # a promise of where the answer is made
+    "thread": Refused(),  # the rest of the conversation is with Anthropic
 }
 _THINKING: Table = {
     "type": SAID,
-    "budget_tokens": Refused((), "send thinking.type adaptive, and output_config.effort to bound it"),
-    "display": Refused(("summarized",)),
+    "budget_tokens": SAID,
+    "display": Omitted(("summarized",)),
+    "block_binding": DROPPED,
 }
-_OUTPUT: Table = {"effort": SAID, "format": SAID}
+_OUTPUT: Table = {"effort": SAID, "format": SAID, "task_budget": Omitted()}
 _FORMAT: Table = {"type": SAID, "schema": SAID}
 _METADATA: Table = {"user_id": SAID}
 _TOOL: Table = {
@@ -65,15 +87,17 @@ _TOOL: Table = {
     "strict": SAID,
     "cache_control": DROPPED,
     "eager_input_streaming": DROPPED,
-    "allowed_callers": Refused((["direct"],)),
-    "defer_loading": Refused((False,)),
-    "input_examples": Refused(([],), "put them into the description"),
+    "allowed_callers": Omitted((["direct"],)),
+    "defer_loading": Omitted((False,)),  # the tool is there from the start
+    "input_examples": Omitted(([],)),
+    "max_characters": Omitted(),
 }
 _CHOICE: Table = {"type": SAID, "name": SAID, "disable_parallel_tool_use": SAID}
 _MODES = {"none": "none", "auto": "auto", "any": "required"}
 _EFFORTS = ("low", "medium", "high", "xhigh", "max")
 _TIERS = {"auto": "auto", "standard_only": "default"}
-_MOST_STOPS = 4
+# Budgets of thoughts up to so many tokens → the effort that thinks about as much.
+_BUDGETS = ((0, "none"), (4096, "low"), (16384, "medium"))
 _SAME = ("temperature", "top_p", *_EXTRAS)
 # OpenAI wants a name for every schema, and shows it to nobody.
 _SCHEMA_NAME = "answer"
@@ -96,9 +120,8 @@ def chat_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict[str
         "max_completion_tokens": values["max_tokens"],
     }
     built |= {name: values[name] for name in _SAME if name in values}
-    stops = listing("stop_sequences", values.get("stop_sequences", []))
-    if len(stops) > _MOST_STOPS:
-        raise reading.refusal("stop_sequences", f"it holds {len(stops)} texts, and {_MOST_STOPS} are the most there")
+    # OpenAI takes 4, others more: how many it can do with is the upstream's to say.
+    stops = [stop for stop in listing("stop_sequences", values.get("stop_sequences", [])) if stop != ""]
     if stops:
         built["stop"] = stops
     if "stream" in values:
@@ -109,23 +132,34 @@ def chat_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict[str
     built |= _output(values, reading)
     user = reading.read(_METADATA, values.get("metadata", {}), "metadata").get("user_id")
     if user is not None:
-        built["user"] = text("metadata.user_id", user)
+        # Claude Code's holds ids of device and account, and is longer than the 64 characters that OpenAI takes.
+        built["user"] = hashlib.sha256(text("metadata.user_id", user).encode(errors="replace")).hexdigest()
     if "service_tier" in values:
         tier = values["service_tier"]
-        if not isinstance(tier, str) or tier not in _TIERS:
-            raise reading.refusal("service_tier", "send auto or standard_only", value=tier)
-        built["service_tier"] = _TIERS[tier]
+        if isinstance(tier, str) and tier in _TIERS:
+            built["service_tier"] = _TIERS[tier]
+        else:
+            reading.leave_out("service_tier")
     return built
 
 
 def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     tools = listing("tools", values.get("tools", []))
     choice = reading.read(_CHOICE, values.get("tool_choice", {}), "tool_choice")
-    if not tools:
-        if choice.get("type") not in (None, "none", "auto"):
-            raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
+    given = (_tool(f"tools[{at}]", tool, reading) for at, tool in enumerate(tools))
+    functions = [tool for tool in given if tool is not None]
+    mode = choice.get("type")
+    if not functions and mode not in (None, "none", "auto"):
+        if tools:
+            raise reading.refusal("tool_choice", "it asks for a call of tools that run on Anthropic's servers")
+        raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
+    if not functions:
         return {}
-    built: dict[str, Any] = {"tools": [_tool(f"tools[{at}]", tool, reading) for at, tool in enumerate(tools)]}
+    if mode == "tool" and len(functions) < len(tools):
+        name = choice.get("name")
+        if all(function["function"]["name"] != name for function in functions):
+            raise reading.refusal("tool_choice.name", "such tools run on Anthropic's servers", value=name)
+    built: dict[str, Any] = {"tools": functions}
     if choice:
         built["tool_choice"] = _choice(choice)
         if boolean("tool_choice.disable_parallel_tool_use", choice.get("disable_parallel_tool_use", False)):
@@ -133,10 +167,16 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     return built
 
 
-def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any]:
-    if mapping(path, tool).get("type") not in (None, "custom"):
-        raise reading.refusal(f"{path}.type", "such tools run on Anthropic's servers", value=tool["type"])
-    values = reading.read(_TOOL, tool, path)
+def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any] | None:
+    """Return a function; None for a tool that runs on Anthropic's servers."""
+    kind = mapping(path, tool).get("type")
+    defined = None
+    if kind not in (None, "custom"):
+        defined = client_tool(text(f"{path}.type", kind))
+        if defined is None:
+            reading.leave_out(f"{path}.{kind}")
+            return None
+    values = (defined or {}) | reading.read(_TOOL, tool, path)
     function: dict[str, Any] = {"name": text(f"{path}.name", values.get("name"))}
     if "description" in values:
         function["description"] = values["description"]
@@ -162,26 +202,41 @@ def _output(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     """
     built: dict[str, Any] = {}
     output = reading.read(_OUTPUT, values.get("output_config", {}), "output_config")
-    effort = output.get("effort")
+    effort = _effort(output.get("effort"), values.get("thinking"), reading)
     if effort is not None:
-        if effort not in _EFFORTS:
-            raise wrong("output_config.effort", effort, ", ".join(_EFFORTS[:-1]) + f" or {_EFFORTS[-1]}")
         built["reasoning_effort"] = effort
-    if "thinking" in values:
-        thinking = mapping("thinking", values["thinking"])
-        kind = thinking.get("type")
-        if kind not in ("enabled", "adaptive", "disabled"):
-            raise reading.refusal("thinking.type", "send adaptive or disabled", value=kind)
-        reading.read(_THINKING, thinking, "thinking")
-        if kind == "disabled":
-            if effort is not None:
-                raise reading.refusal("output_config.effort", "without thinking leave it out")
-            built["reasoning_effort"] = "none"
-    if "format" in output:
-        values_of_format = reading.read(_FORMAT, output["format"], "output_config.format")
+    path, answer_format = "output_config.format", output.get("format")
+    if answer_format is None:
+        path, answer_format = "output_format", values.get("output_format")
+    if answer_format is not None:
+        values_of_format = reading.read(_FORMAT, answer_format, path)
         if values_of_format.get("type") != "json_schema":
-            raise reading.refusal("output_config.format.type", "send json_schema")
-        schema = mapping("output_config.format.schema", values_of_format.get("schema"))
+            raise reading.refusal(f"{path}.type", "send json_schema")
+        schema = mapping(f"{path}.schema", values_of_format.get("schema"))
         named = {"name": _SCHEMA_NAME, "schema": schema, "strict": True}
         built["response_format"] = {"type": "json_schema", "json_schema": named}
     return built
+
+
+def _effort(asked: Any, thinking: Any, reading: Reading) -> str | None:
+    """Return OpenAI's word for how much to think: the one that is asked for, or the one next to a budget of tokens."""
+    effort = asked if isinstance(asked, str) and asked in _EFFORTS else None
+    if asked is not None and effort is None:
+        reading.leave_out("output_config.effort")
+    if thinking is None:
+        return effort
+    given = reading.read(_THINKING, thinking, "thinking")
+    match given.get("type"):
+        case "disabled":
+            if effort is not None:
+                reading.leave_out("output_config.effort")
+            return "none"
+        case "enabled" if effort is None and "budget_tokens" in given:
+            budget_tokens = whole(given["budget_tokens"])
+            return next((word for most, word in _BUDGETS if budget_tokens <= most), "high")
+        case "enabled" | "adaptive":
+            return effort
+        case "between_tools":
+            reading.leave_out("thinking.type")
+            return effort
+    raise wrong("thinking.type", given.get("type"), "'enabled', 'adaptive', 'between_tools' or 'disabled'")

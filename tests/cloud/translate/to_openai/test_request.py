@@ -9,9 +9,16 @@ import pytest
 
 from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from tests.support import claude_code
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"name": "weather", "description": "Tells it.", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}
+FUNCTIONS = {
+    "tools": [
+        {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}}
+    ]
+}  # fmt: skip
+WEB_SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 HI = [{"role": "user", "content": "hi"}]
 PLAIN = {"model": "gpt", "max_completion_tokens": 9, "messages": HI}
 
@@ -118,20 +125,20 @@ def test_a_whole_conversation() -> None:
                 }
             },
         ),
-        ({"metadata": {"user_id": "u"}}, {"user": "u"}),
+        ({"thinking": {"type": "enabled"}}, {}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 0}}, {"reasoning_effort": "none"}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 4096}}, {"reasoning_effort": "low"}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 4097}}, {"reasoning_effort": "medium"}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 31999}}, {"reasoning_effort": "high"}),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 31999}, "output_config": {"effort": "low"}},
+            {"reasoning_effort": "low"},
+        ),
+        ({"stop_sequences": ["", *"abcde"]}, {"stop": list("abcde")}),
+        ({"context_management": {"edits": []}, "betas": []}, {}),
         ({"service_tier": "standard_only", "speed": "standard", "container": None}, {"service_tier": "default"}),
         ({"tools": [], "tool_choice": {"type": "auto"}}, {}),
-        (
-            {"tools": [TOOL]},
-            {
-                "tools": [
-                    {
-                        "type": "function",
-                        "function": {"name": "weather", "description": "Tells it.", "parameters": SCHEMA},
-                    }
-                ]
-            },
-        ),
+        ({"tools": [TOOL]}, FUNCTIONS),
     ],
 )  # fmt: skip
 def test_what_a_field_is_there(body: dict[str, Any], said: dict[str, Any]) -> None:
@@ -159,27 +166,112 @@ def test_the_choice_of_tools(choice: Any, said: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "said", "left_out"),
+    [
+        ({"container": "c"}, {}, "container"),
+        ({"context_management": {"edits": [{"type": "clear_thinking_20251015"}]}}, {}, "context_management"),
+        ({"betas": ["x"]}, {}, "betas"),
+        ({"mcp_servers": [{}]}, {}, "mcp_servers"),
+        ({"speed": "fast"}, {}, "speed"),
+        ({"service_tier": "flex"}, {}, "service_tier"),
+        ({"thinking": {"type": "adaptive", "display": "omitted"}}, {}, "thinking.display"),
+        ({"thinking": {"type": "between_tools"}}, {}, "thinking.type"),
+        ({"output_config": {"effort": "ultra"}}, {}, "output_config.effort"),
+        (
+            {"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}},
+            {"reasoning_effort": "none"},
+            "output_config.effort",
+        ),
+        ({"tools": [WEB_SEARCH]}, {}, "tools[0].web_search_20250305"),
+        ({"tools": [TOOL | {"input_examples": [{"city": "Rome"}]}]}, FUNCTIONS, "tools[0].input_examples"),
+        ({"tools": [TOOL | {"defer_loading": True}, WEB_SEARCH]}, FUNCTIONS, "tools[0].defer_loading"),
+        (
+            user({"type": "document", "source": {"type": "url", "url": "https://x"}}),
+            {"messages": [{"role": "user", "content": "[document omitted: it cannot be sent to this model]"}]},
+            "messages[0].content[0]",
+        ),
+        (
+            user({"type": "image", "source": {"type": "file", "file_id": "f"}}),
+            {"messages": [{"role": "user", "content": "[image omitted: it cannot be sent to this model]"}]},
+            "messages[0].content[0]",
+        ),
+        (user({"type": "text", "text": "hi", "citations": [{}]}), {}, "messages[0].content[0].citations"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "server_tool_use"}]}, *HI]},
+            {"messages": [{"role": "assistant", "content": ""}, *HI]},
+            "messages[0].content[0].server_tool_use",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_answer_can_do_without_is_left_out_in_the_open(
+    body: dict[str, Any], said: dict[str, Any], left_out: str
+) -> None:
+    """The rest is sent, and the field is named; it is no reason to refuse the request."""
+    between = ToOpenAI()
+    whole = {"model": "big", "max_tokens": 9, "messages": HI} | body
+    assert json.loads(between.request(b"", whole, "gpt")) == PLAIN | said
+    assert left_out == between.left_out[0]
+
+
+def test_a_tool_that_the_client_runs_becomes_a_function() -> None:
+    """Its type stands for a schema that every model can be given."""
+    (tool,) = sent(tools=[{"type": "bash_20250124", "name": "bash"}])["tools"]
+    assert (tool["type"], tool["function"]["name"]) == ("function", "bash")
+    assert "command" in tool["function"]["parameters"]["properties"]
+
+
+def test_who_asks_is_told_as_a_hash_of_64_characters() -> None:
+    """It is the same for every request, OpenAI takes it, and it tells nobody what Claude Code knows of a device."""
+    ids = json.dumps({"device_id": "0" * 64, "account_uuid": "", "session_id": "c521f72a-9071-42fc-89ff-075de3ae3506"})
+    first, second = (sent(metadata={"user_id": ids})["user"] for _ in range(2))
+    assert first == second
+    assert len(first) == 64
+    assert "0000" not in first
+    assert sent(metadata={"user_id": "u"})["user"] != first
+
+
+def test_images_of_a_result_follow_in_the_users_message() -> None:
+    """A chat has them nowhere else; the result's text says so, and documents come as files."""
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+    paper = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"}}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "text", "text": "x.png "}, image]}
+    assert sent(**user(result, {"type": "text", "text": "And?"}, paper))["messages"] == [
+        {"role": "tool", "tool_call_id": "a", "content": "x.png [image: see the user's next message]"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+                {"type": "text", "text": "And?"},
+                {"type": "file", "file": {"filename": "document", "file_data": "data:application/pdf;base64,BBBB"}},
+            ],
+        },
+    ]
+
+
+def test_claude_codes_body_is_sent_whole() -> None:
+    """Nothing but the edits of the context is left out, and a late system message stands where it stood."""
+    given = claude_code.body(claude_code.billing()) | {
+        "stream": True,
+        "thinking": {"type": "adaptive"},
+        "output_config": {"effort": "high"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "metadata": {"user_id": "x" * 159},
+        "tools": [TOOL | {"eager_input_streaming": True}],
+    }
+    between = ToOpenAI()
+    body = json.loads(between.request(b"", given, "gpt"))
+    assert between.left_out == ("context_management",)
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "system", "assistant", "tool"]
+    assert (body["reasoning_effort"], len(body["user"])) == ("high", 64)
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"stop_sequences": list("abcde")}, "stop_sequences"),
-        ({"container": "c"}, "container"),
         ({"inference_geo": "eu"}, "inference_geo"),
-        ({"mcp_servers": [{}]}, "mcp_servers"),
-        ({"speed": "fast"}, "speed"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2048}}, "thinking.budget_tokens"),
-        ({"thinking": {"type": "adaptive", "display": "omitted"}}, "thinking.display"),
-        ({"thinking": {"type": "between_tools"}}, "thinking.type"),
-        ({"thinking": {"type": "disabled"}, "output_config": {"effort": "low"}}, "output_config.effort"),
-        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
-        ({"tools": [TOOL | {"input_examples": [{"city": "Rome"}]}]}, "tools[0].input_examples"),
-        ({"tools": [TOOL | {"defer_loading": True}]}, "tools[0].defer_loading"),
-        (user({"type": "document", "source": {}}), "messages[0].content[0].type"),
-        (user({"type": "image", "source": {"type": "file", "file_id": "f"}}), "messages[0].content[0].source.type"),
-        (user({"type": "text", "text": "x", "citations": [{}]}), "messages[0].content[0].citations"),
-        (
-            user({"type": "tool_result", "tool_use_id": "a", "content": [{"type": "image", "source": {}}]}),
-            "messages[0].content[0].content[0].type",
-        ),
+        ({"compaction": {}}, "compaction"),
+        ({"tools": [WEB_SEARCH], "tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tools": [TOOL, WEB_SEARCH], "tool_choice": {"type": "tool", "name": "web_search"}}, "tool_choice.name"),
         ({"messages": [*HI, {"role": "assistant", "content": "The answer is"}]}, "messages[1]"),
     ],
 )
