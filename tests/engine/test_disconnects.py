@@ -15,8 +15,6 @@ from tests.engine.test_reuse import answer, prompt, words
 from tests.support.model_on_disk import write_any_model
 from tests.support.sequence import Recorder, start
 
-HEADS = [words(1, 300), words(2, 150)]
-
 
 def join(engine: Engine, asked: PreparedPrompt, patience: int | None) -> Recorder:
     """Send a request whose client leaves after so many events; None stays."""
@@ -43,13 +41,13 @@ async def test_who_stays_hears_what_a_cold_run_says(model_type: str, device: Dev
     ]
     device.set_scheduling(SchedulingParams(prefill_step_tokens=48, target_gap_ms=30))
     rows: list[tuple[PreparedPrompt, Recorder]] = []
-    for _ in range(5):
+    for number in range(3):
         wave = []
-        for _ in range(5):
-            parts = [rng.choice(HEADS), words(rng.randrange(3, 7), 60), words(rng.randrange(7, 20), 9)]
-            asked = prompt(*parts[: rng.randrange(2, 4)], max_tokens=6)
-            wave.append((asked, join(warm, asked, rng.choice([None, None, 0, 1, 2, 4, 8]))))
-        await wave[rng.randrange(5)][1].ended()
+        for _ in range(8):
+            head = words(20 + rng.choice([number, number, rng.randrange(number + 1)]), 300)
+            asked = prompt(head, words(rng.randrange(4), 60), words(4 + rng.randrange(10), 9), max_tokens=6)
+            wave.append((asked, join(warm, asked, rng.choice([None, None, None, 0, 2, 4, 6, 8]))))
+        await wave[rng.randrange(8)][1].ended()
         rows += wave
     await asyncio.gather(*(row.ended() for _, row in rows))
     stayed = [(asked, row) for asked, row in rows if row.reason is not FinishReason.CANCELLED]
