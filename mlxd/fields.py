@@ -15,7 +15,7 @@ from mlxd.engine.tool_grammar import FORMATS
 from mlxd.http import field
 from mlxd.http.table import Habit, Omitted, Refused, Table, Treatment, Works
 from mlxd.openai.embeddings import EMBEDDING
-from mlxd.openai.response_schema import RESPONSE
+from mlxd.openai.response_fields import RESPONSE_FIELDS
 from mlxd.openai.schema import CHAT, COMPLETION
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.quote import as_json
@@ -23,7 +23,7 @@ from mlxd.protocol.quote import as_json
 ROUTES: tuple[tuple[str, Table], ...] = (
     ("POST /v1/chat/completions", CHAT),
     ("POST /v1/completions", COMPLETION),
-    ("POST /v1/responses", RESPONSE),
+    ("POST /v1/responses", RESPONSE_FIELDS),
     ("POST /v1/embeddings", EMBEDDING),
     ("POST /v1/messages", MESSAGES),
     ("POST /v1/messages/count_tokens", COUNT),
@@ -66,7 +66,7 @@ def _row(name: str, treatment: Treatment) -> str:
         case Works(check, ""):
             here, values = "done", _expected(check)
         case Works(check, mapped):
-            here, values = "mapped", f"{_expected(check)}; {mapped}"
+            here, values = "mapped", "; ".join(filter(None, (_expected(check), mapped)))
         case Refused(neutral):
             here, values = "refused", _but_for(neutral)
         case Omitted(neutral):

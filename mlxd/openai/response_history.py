@@ -20,14 +20,14 @@ from mlxd.protocol.quote import shown
 
 # Applied before the items are read (`response_schema.py`).
 APPLIED = frozenset({"additional_tools", "configuration_update"})
-_WITHOUT_WORDS = frozenset(
+WITHOUT_WORDS = frozenset(
     [
         *("compaction", "compaction_summary", "context_compaction", "computer_call", "computer_call_output"),
         *("ghost_snapshot", "image_generation_call", "mcp_approval_request", "mcp_approval_response"),
         *("mcp_list_tools", "tool_search_call", "tool_search_output", "web_search_call"),
     ]
 )
-_KNOWN: Mapping[str, Callable[[str, Mapping[str, Any], Omissions], Item | None]] = {
+READ: Mapping[str, Callable[[str, Mapping[str, Any], Omissions], Item | None]] = {
     "message": response_item.parse_message,
     "function_call": response_item.parse_call,
     "custom_tool_call": response_item.parse_call,
@@ -69,14 +69,14 @@ def _parse(path: str, item: Any, omitted: Omissions, find: Find) -> list[Item]:
     field.text(f"{path}.type", kind)
     if kind == "item_reference":
         return [response_item.parse_reference(path, item, omitted, find)]
-    if kind in _KNOWN:
-        parsed = _KNOWN[kind](path, {**item, "type": kind}, omitted)
+    if kind in READ:
+        parsed = READ[kind](path, {**item, "type": kind}, omitted)
         return [] if parsed is None else [parsed]
-    if kind in _OTHERS:
-        return list(_OTHERS[kind](path, item, omitted))
+    if kind in CALLS_AND_RESULTS:
+        return list(CALLS_AND_RESULTS[kind](path, item, omitted))
     if kind in APPLIED:
         return []
-    if kind in _WITHOUT_WORDS:
+    if kind in WITHOUT_WORDS:
         omitted.leave_out(f"{path}.{kind}")
         return []
     # `compaction_trigger` asks for a summary in place of an answer.
@@ -186,7 +186,7 @@ def _program_output(path: str, item: Mapping[str, Any], _: Omissions) -> Iterato
     yield _result(path, item, field.string(f"{path}.result", item.get("result") or ""))
 
 
-_OTHERS: Mapping[str, Callable[[str, Mapping[str, Any], Omissions], Iterator[Item]]] = {
+CALLS_AND_RESULTS: Mapping[str, Callable[[str, Mapping[str, Any], Omissions], Iterator[Item]]] = {
     "agent_message": _agent_message,
     "apply_patch_call_output": _text_output,
     "code_interpreter_call": _code_call,

@@ -98,8 +98,8 @@ _COUNTED = (
     *("reasoning", "text", "tool_choice", "tools", "truncation", "chat_template_kwargs"),
 )
 INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personality": Omitted()}
-_STREAM_OPTIONS: Table = {"include_obfuscation": Omitted((False,))}
-_REASONING: Table = {
+STREAM_OPTIONS: Table = {"include_obfuscation": Omitted((False,))}
+REASONING: Table = {
     "context": Omitted(("auto",)),
     "effort": Works(field.string, "each is the nearest that the model's template knows"),
     # They ask for a summary where there is one; here the reasoning itself is given.
@@ -107,7 +107,7 @@ _REASONING: Table = {
     "mode": Omitted(("standard",)),
     "summary": Omitted(("auto", "none")),
 }
-_TEXT: Table = {"format": Works(field.mapping), "verbosity": Omitted(("medium",))}
+TEXT: Table = {"format": Works(field.mapping), "verbosity": Omitted(("medium",))}
 _FORMAT_KNOWN = {
     "text": frozenset({"type"}),
     "json_object": frozenset({"type"}),
@@ -144,7 +144,7 @@ def parse_response(
     values = read(RESPONSE, body, omitted)
     stream = values.get("stream", False)
     if stream and "stream_options" in values:
-        read(_STREAM_OPTIONS, values["stream_options"], omitted, "stream_options")
+        read(STREAM_OPTIONS, values["stream_options"], omitted, "stream_options")
     for place, word in enumerate(values.get("include", ())):
         if word not in _INCLUDABLE:
             omitted.leave_out(f"include[{place}]")
@@ -178,7 +178,7 @@ def _request(
     if "input" not in values and previous_id is None:
         raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
     more = _apply_items(values)
-    effort = read(_REASONING, values.get("reasoning", {}), omitted, "reasoning").get("effort")
+    effort = read(REASONING, values.get("reasoning", {}), omitted, "reasoning").get("effort")
     if effort is not None and effort not in EFFORTS:
         omitted.leave_out("reasoning.effort", "is no effort that is known here")
         effort = None
@@ -218,7 +218,7 @@ def _apply_items(values: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _answer_format(values: Mapping[str, Any], omitted: Omissions) -> JsonConstraint | None:
-    given = read(_TEXT, values.get("text", {}), omitted, "text").get("format")
+    given = read(TEXT, values.get("text", {}), omitted, "text").get("format")
     if given is None:
         return None
     kind = field.word(*_FORMAT_KNOWN)("text.format.type", given.get("type"))

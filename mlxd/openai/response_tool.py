@@ -28,7 +28,7 @@ _ANY_TOOL: Table = {
     "async": Omitted((False,)),
     "defer_loading": Omitted((False,)),  # it is offered at once
 }
-_TOOLS: Mapping[str, Table] = {
+OFFERED: Mapping[str, Table] = {
     "function": {**_ANY_TOOL, **dict.fromkeys(("parameters", "strict"), Habit()), "output_schema": Omitted()},
     "custom": {**_ANY_TOOL, "format": Habit()},
     "namespace": {**_ANY_TOOL, "tools": Habit()},
@@ -116,7 +116,7 @@ def shown_tools(tools: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
-    ours = {name: tool[name] for name in _TOOLS[tool["type"]] if tool.get(name) is not None}
+    ours = {name: tool[name] for name in OFFERED[tool["type"]] if tool.get(name) is not None}
     if tool["type"] == "namespace":
         return {"description": "", **ours, "tools": shown_tools(tool.get("tools") or [])}
     if tool["type"] != "function":
@@ -133,7 +133,7 @@ def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
 def _is_offered(tool: Mapping[str, Any]) -> bool:
     """Whether the client runs a tool: a shell that it does not would be a container of OpenAI's."""
     environment = tool.get("environment")
-    return tool["type"] in _TOOLS and (
+    return tool["type"] in OFFERED and (
         tool["type"] != "shell" or environment is None or environment.get("type") == "local"
     )
 
@@ -146,7 +146,7 @@ def _offered(path: str, tool: Any, omitted: Omissions, namespace: str | None = N
         # The word helps whoever reads the header; what is no word may be anything.
         omitted.leave_out(f"{path}.{kind if _WORD.fullmatch(kind) else 'type'}", _NOT_HERE)
         return
-    read(_TOOLS[kind], tool, omitted, path)
+    read(OFFERED[kind], tool, omitted, path)
     if kind == "namespace":
         yield from _of_namespace(path, tool, omitted)
         return

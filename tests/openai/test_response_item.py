@@ -13,6 +13,7 @@ from mlxd.engine.tool import CallPiece
 from mlxd.http.omissions import Omissions
 from mlxd.http.sealed import opened, sealed
 from mlxd.openai.response_event import ResponseEvents
+from mlxd.openai.response_fields import RESPONSE_FIELDS
 from mlxd.protocol.errors import UnsupportedParameter
 from tests.support.response_body import TOOL, left_out, messages, refusal, response, types_of
 from tests.support.scripted_pool import USAGE
@@ -136,6 +137,8 @@ def test_every_item_of_the_official_client_is_known() -> None:
     """None is an error but the one that asks for a summary in place of an answer."""
     assert types_of(ResponseInputItemParam) == {*WITHOUT_WORDS, *CALLS, *OUTPUTS, *BOTH, *OTHERS}
     assert refusal(input=[HI, {"type": "compaction_trigger"}]).param == "input[1].type"
+    told = {name.removeprefix("input[] ") for name in RESPONSE_FIELDS if name.startswith("input[]")}
+    assert types_of(ResponseInputItemParam) - told == set()
 
 
 @pytest.mark.parametrize("kind", sorted(WITHOUT_WORDS))
