@@ -41,7 +41,7 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
     stream = local.stream
     members = _members(request, "chat.completion.chunk", local.model)
     choices = [
-        chunk.ChatChunks(members, index, include_usage=parsed.include_usage, uses_functions=parsed.uses_functions)
+        chunk.ChatChunks(members, index, include_usage=parsed.include_usage, calls=parsed.calls)
         for index in range(parsed.n)
     ]
     answers = [ChatAnswer() for _ in choices]
@@ -95,7 +95,7 @@ def _choice(parsed: ParsedBody, index: int, answer: ChatAnswer) -> dict[str, Any
     reasoning = answer.text(TextKind.REASONING)
     if reasoning:
         message["reasoning_content"] = reasoning
-    message |= chunk.call_members(answer.calls, uses_functions=parsed.uses_functions)
+    message |= chunk.call_members(answer.calls, parsed.calls)
     wants_logprobs = parsed.requests[0].logprobs is not None
     return {
         "index": index,
@@ -107,4 +107,4 @@ def _choice(parsed: ParsedBody, index: int, answer: ChatAnswer) -> dict[str, Any
 
 def _finish_reason(parsed: ParsedBody, answer: ChatAnswer) -> str:
     reason = answer.finish_reason
-    return "function_call" if parsed.uses_functions and reason == "tool_calls" else reason
+    return "function_call" if parsed.calls.uses_functions and reason == "tool_calls" else reason

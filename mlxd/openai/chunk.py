@@ -6,6 +6,7 @@ A chunk is a head and a tail that are formatted once per stream, with one JSON s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -15,8 +16,24 @@ from mlxd.engine.base import Finished, TextKind
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import CallPiece
 from mlxd.http.answer import NumberedCall
+from mlxd.openai.custom_tool import custom_input
 from mlxd.openai.logprob import chat_logprobs
 
+
+@dataclass(frozen=True, slots=True)
+class CallShape:
+    """How a client knows the calls of its answer.
+
+    Attributes:
+        uses_functions: a call is a `function_call`, as before there were tools.
+        custom: the names of custom tools, whose input is one text.
+    """
+
+    uses_functions: bool = False
+    custom: frozenset[str] = frozenset()
+
+
+FUNCTION_TOOLS = CallShape()
 DONE = b"data: [DONE]\n\n"
 FINGERPRINT = f"mlxd-{mlxd.__version__}"
 
@@ -61,15 +78,11 @@ class _Chunks:
 class ChatChunks(_Chunks):
     """The chunks of one choice of a /v1/chat/completions stream."""
 
-    def __init__(
-        self, members: Mapping[str, Any], index: int, *, include_usage: bool, uses_functions: bool = False
-    ) -> None:
-        """Format all that does not change from chunk to chunk of choice *index*.
-
-        With *uses_functions* a call is a `function_call`, as before there were tools.
-        """
+    def __init__(self, members: Mapping[str, Any], index: int, *, include_usage: bool, calls: CallShape) -> None:
+        """Format all that does not change from chunk to chunk of choice *index*."""
         super().__init__(members, include_usage=include_usage)
-        self._uses_functions = uses_functions
+        self._shape = calls
+        self._open_custom: NumberedCall | None = None  # its input is told when all of it is there
         self._unfinished = b',"finish_reason":null}' + self._tail
         self._choice = self._head + b'{"index":%d,"delta":{' % index
         self._starts = {
@@ -91,16 +104,35 @@ class ChatChunks(_Chunks):
 
     def call(self, call: NumberedCall, piece: CallPiece) -> bytes:
         """Return the chunks of a piece of a call: who is called, where it is the first, and with what."""
-        if self._uses_functions:
+        if self._shape.uses_functions:
             return self._function_call(call, piece)
+        if call.name in self._shape.custom:
+            return self._custom_call(call, piece)
         parts: list[dict[str, Any]] = []
         if piece.name is not None:
             function = {"name": call.name, "arguments": ""}
             parts.append({"index": call.index, "id": call.id, "type": "function", "function": function})
         if piece.arguments:
             parts.append({"index": call.index, "function": {"arguments": piece.arguments}})
+        return self._tool_calls(parts)
+
+    def _tool_calls(self, parts: Sequence[Mapping[str, Any]]) -> bytes:
         start = self._choice + b'"tool_calls":['
         return b"".join(start + orjson.dumps(part) + b"]" + self._end for part in parts)
+
+    def _custom_call(self, call: NumberedCall, piece: CallPiece) -> bytes:
+        begun = b""
+        if piece.name is not None:
+            self._open_custom = call
+            custom = {"name": call.name, "input": ""}
+            begun = self._tool_calls([{"index": call.index, "id": call.id, "type": "custom", "custom": custom}])
+        return begun + (self._close_custom() if piece.is_last else b"")
+
+    def _close_custom(self) -> bytes:
+        call, self._open_custom = self._open_custom, None
+        if call is None:
+            return b""
+        return self._tool_calls([{"index": call.index, "custom": {"input": custom_input(call.arguments)}}])
 
     def _function_call(self, call: NumberedCall, piece: CallPiece) -> bytes:
         part = {"arguments": piece.arguments}
@@ -110,18 +142,24 @@ class ChatChunks(_Chunks):
 
     def finish(self, reason: str) -> bytes:
         """Return the chunk with the finish reason."""
-        return self._choice + b'},"logprobs":null,"finish_reason":' + orjson.dumps(reason) + b"}" + self._tail
+        end = self._choice + b'},"logprobs":null,"finish_reason":' + orjson.dumps(reason) + b"}" + self._tail
+        return self._close_custom() + end
 
 
-def call_members(calls: Sequence[NumberedCall], *, uses_functions: bool) -> dict[str, Any]:
+def call_members(calls: Sequence[NumberedCall], shape: CallShape) -> dict[str, Any]:
     """Return the member of a whole message that holds its calls; none where there are none."""
-    functions = [{"name": call.name, "arguments": call.arguments} for call in calls]
     if not calls:
         return {}
-    if uses_functions:
-        return {"function_call": functions[0]}
-    named = zip(calls, functions, strict=True)
-    return {"tool_calls": [{"id": call.id, "type": "function", "function": function} for call, function in named]}
+    if shape.uses_functions:
+        return {"function_call": {"name": calls[0].name, "arguments": calls[0].arguments}}
+    return {"tool_calls": [_call_body(call, shape) for call in calls]}
+
+
+def _call_body(call: NumberedCall, shape: CallShape) -> dict[str, Any]:
+    if call.name in shape.custom:
+        custom = {"name": call.name, "input": custom_input(call.arguments)}
+        return {"id": call.id, "type": "custom", "custom": custom}
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 class CompletionChunks(_Chunks):

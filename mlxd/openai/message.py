@@ -14,6 +14,7 @@ from mlxd.http import field
 from mlxd.http.answer import INVALID
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
+from mlxd.openai.custom_tool import CUSTOM_INPUT
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import shown
 
@@ -29,7 +30,8 @@ _RESULTS = frozenset({"tool", "function"})
 _KNOWN = frozenset({"role", "content", "name"})
 _TOOL_KNOWN = _KNOWN | {"tool_call_id"}
 _FUNCTION_KNOWN = frozenset({"name", "arguments"})
-_CALL_KNOWN = frozenset({"id", "type", "function", "index"})
+_CUSTOM_KNOWN = frozenset({"name", "input"})
+_CALL_KNOWN = frozenset({"id", "type", "function", "custom", "index"})
 # What SDKs send back of an earlier answer.
 _ASSISTANT_KNOWN = _KNOWN | {
     "reasoning_content",
@@ -122,8 +124,18 @@ def _call(path: str, call: Any, omitted: Omissions) -> dict[str, Any]:
     """Return a call that an earlier answer made, with its arguments as templates want them: an object."""
     omitted.note(path, field.mapping(path, call), _CALL_KNOWN)
     kind = call.get("type", "function")
-    if kind != "function":
-        raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported, only 'function'", param=f"{path}.type")
+    if kind not in ("function", "custom"):
+        raise UnsupportedParameter(
+            f"{path}.type {shown(kind)} is not supported, only 'function' and 'custom'", param=f"{path}.type"
+        )
+    if kind == "custom":
+        custom = field.mapping(f"{path}.custom", call.get("custom"))
+        omitted.note(f"{path}.custom", custom, _CUSTOM_KNOWN)
+        function = {
+            "name": field.text(f"{path}.custom.name", custom.get("name")),
+            "arguments": {CUSTOM_INPUT: field.string(f"{path}.custom.input", custom.get("input"))},
+        }
+        return {"id": field.text(f"{path}.id", call.get("id")), "type": "function", "function": function}
     function = _function(f"{path}.function", call.get("function"), omitted)
     return {"id": field.text(f"{path}.id", call.get("id")), "type": "function", "function": function}
 

@@ -7,13 +7,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import orjson
-
 from mlxd.http.answer import is_object
+from mlxd.openai.custom_tool import CUSTOM_INPUT, custom_input
 from mlxd.openai.message import call_arguments
 from mlxd.openai.tool_name import Callee, ToolNames
 
-CUSTOM_INPUT = "input"  # the one parameter of what a custom tool is for the model
 _SHELL_NUMBERS = ("timeout_ms", "max_output_length")
 _PREFIXES = {"function_call": "fc", "custom_tool_call": "ctc", "shell_call": "sh", "apply_patch_call": "apc"}
 CALLS = frozenset(_PREFIXES)
@@ -146,19 +144,6 @@ def called(item: Mapping[str, Any], names: ToolNames) -> dict[str, Any]:
         case _:
             arguments = call_arguments(item["arguments"])
     return {"name": names.name(item.get("namespace"), item["name"]), "arguments": arguments}
-
-
-def custom_input(arguments: str) -> str:
-    """Return the input of a custom tool: of the one parameter, or of the only text, or the arguments as they are."""
-    try:
-        given = orjson.loads(arguments)
-    except orjson.JSONDecodeError:
-        return arguments
-    if isinstance(given, dict):
-        texts = [given[CUSTOM_INPUT]] if CUSTOM_INPUT in given else list(given.values())
-        if len(texts) == 1 and isinstance(texts[0], str):
-            return texts[0]
-    return arguments
 
 
 def shell_action(given: Any) -> dict[str, Any] | None:

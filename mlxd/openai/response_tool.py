@@ -14,7 +14,7 @@ from mlxd.http import field
 from mlxd.http.omissions import Omissions
 from mlxd.http.table import Habit, Omitted, Table, read
 from mlxd.http.tool_rules import Choice, ToolRules, rules_of
-from mlxd.openai.response_call import CUSTOM_INPUT
+from mlxd.openai.custom_tool import custom_function
 from mlxd.openai.tool import parse_function
 from mlxd.openai.tool_name import Callee, ToolNames, named_space
 from mlxd.protocol.errors import UnsupportedParameter
@@ -152,7 +152,7 @@ def _offered(path: str, tool: Any, omitted: Omissions, namespace: str | None = N
         return
     match kind:
         case "custom":
-            function = _custom(path, tool, omitted)
+            function = custom_function(path, tool, omitted)
         case "shell":
             function = _SHELL
         case "apply_patch":
@@ -173,29 +173,6 @@ def _of_namespace(path: str, tool: Mapping[str, Any], omitted: Omissions) -> Ite
             described = "\n\n".join(text for text in (about, function["description"]) if text)
             yield callee, {**function, "description": described}
             about = ""
-
-
-def _custom(path: str, tool: Mapping[str, Any], omitted: Omissions) -> dict[str, Any]:
-    """Return the function that a custom tool is for the model.
-
-    A grammar is told to the model. One that is a regular expression binds calls that are required as well.
-    """
-    about = "The whole input, as it is."
-    schema: dict[str, Any] = {"type": "string"}
-    given = tool.get("format")
-    if given is not None and field.mapping(f"{path}.format", given).get("type") == "grammar":
-        syntax = field.word("lark", "regex")(f"{path}.format.syntax", given.get("syntax"))
-        definition = field.string(f"{path}.format.definition", given.get("definition"))
-        kind = "regular expression" if syntax == "regex" else "Lark grammar"
-        about = f"{about} It must match this {kind}:\n{definition}"
-        if syntax == "regex":
-            schema["pattern"] = f"^(?:{definition})$"
-        omitted.leave_out(f"{path}.format", "is not enforced")
-    elif given is not None and given.get("type") != "text":
-        omitted.leave_out(f"{path}.format")
-    properties = {CUSTOM_INPUT: {**schema, "description": about}}
-    parameters = {"type": "object", "properties": properties, "required": [CUSTOM_INPUT], "additionalProperties": False}
-    return {"name": tool.get("name"), "description": tool.get("description"), "parameters": parameters}
 
 
 def _parse_choice(value: Any, names: ToolNames, omitted: Omissions) -> Choice:

@@ -15,9 +15,10 @@ from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import SAMPLING, sampling_params
 from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
+from mlxd.openai.chunk import FUNCTION_TOOLS, CallShape
 from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
-from mlxd.openai.tool import parse_tools, uses_functions
+from mlxd.openai.tool import custom_names, parse_tools, uses_functions
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import as_json
 
@@ -87,7 +88,7 @@ class ParsedBody:
     stream: bool
     include_usage: bool
     n: int = 1  # answers per prompt
-    uses_functions: bool = False  # a call is a `function_call`
+    calls: CallShape = FUNCTION_TOOLS
     echo: bool = False  # the prompt stands before its answer
     echoes_only: bool = False  # ... and no answer is wanted
 
@@ -124,7 +125,8 @@ def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) 
         logprobs=_chat_logprobs(values),
         constraint=answer if rules.constraint is None else rules.constraint,
     )
-    return replace(_parsed(values, [request], omitted), uses_functions=uses_functions(values))
+    shape = CallShape(uses_functions=uses_functions(values), custom=custom_names(values))
+    return replace(_parsed(values, [request], omitted), calls=shape)
 
 
 def parse_completion(body: Mapping[str, Any], omitted: Omissions) -> ParsedBody:

@@ -10,11 +10,13 @@ from mlxd.engine.constraint import JsonConstraint
 from mlxd.http import field
 from mlxd.http.omissions import Omissions
 from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
+from mlxd.openai.custom_tool import custom_function
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _TOOL_KNOWN = frozenset({"type", "function"})
+_CUSTOM_KNOWN = frozenset({"type", "custom"})
 _FUNCTION_KNOWN = frozenset({"name", "description", "parameters", "strict"})
 _NAMED_KNOWN = frozenset({"name"})
 _ALLOWED_KNOWN = frozenset({"type", "allowed_tools"})
@@ -25,8 +27,12 @@ _MODES = {"none": "none", "auto": "auto", "required": "required", "any": "requir
 
 
 def parse_tool(path: str, tool: Any, omitted: Omissions) -> dict[str, Any] | None:
-    """Return one function tool as templates and parsers want it; None for one that a server of others runs."""
+    """Return one tool as templates and parsers want it, a function; None for one that a server of others runs."""
     kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
+    if kind == "custom":
+        omitted.note(path, tool, _CUSTOM_KNOWN)
+        custom = field.mapping(f"{path}.custom", tool.get("custom"))
+        return _tool(f"{path}.custom", custom_function(f"{path}.custom", custom, omitted), omitted)
     if kind != "function":
         omitted.leave_out(path, f"is of type {shown(kind)}, which is not supported")
         return None
@@ -75,6 +81,11 @@ def parse_tools(values: Mapping[str, Any], omitted: Omissions, answer: JsonConst
     return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer)
 
 
+def custom_names(values: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the custom tools of a body whose tools have been parsed."""
+    return frozenset(tool["custom"]["name"] for tool in values.get("tools", ()) if tool["type"] == "custom")
+
+
 def uses_functions(values: Mapping[str, Any]) -> bool:
     """Whether a body speaks of `functions`, as before there were `tools`: its answer calls that way, one at a time."""
     return bool(values.get("functions")) and not values.get("tools")
@@ -100,6 +111,10 @@ def _parse_choice(value: Any, omitted: Omissions) -> Choice:
             function = field.mapping("tool_choice.function", value.get("function"))
             omitted.note("tool_choice.function", function, _NAMED_KNOWN)
             return Choice("required", (field.text("tool_choice.function.name", function.get("name")),))
+        case "custom":
+            omitted.note("tool_choice", value, _CUSTOM_KNOWN)
+            custom = field.mapping("tool_choice.custom", value.get("custom"))
+            return Choice("required", (field.text("tool_choice.custom.name", custom.get("name")),))
         case "allowed_tools":
             omitted.note("tool_choice", value, _ALLOWED_KNOWN)
             allowed = field.mapping("tool_choice.allowed_tools", value.get("allowed_tools"))

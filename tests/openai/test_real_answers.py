@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import openai
@@ -103,6 +104,30 @@ async def test_a_client_of_functions_is_called_as_it_was_before_there_were_tools
     assert pieces[0].name == "weather"
     assert "".join(piece.arguments or "" for piece in pieces) == called.arguments
     assert deltas[-1].finish_reason == "function_call"
+    assert second.choices[0].finish_reason == "length"
+
+
+async def test_a_custom_tool_gets_one_text(serve_models: ServeModels) -> None:
+    """Its call streams as one input that is the whole answer's, and goes back into the next prompt."""
+    tool: Any = {"type": "custom", "custom": {"name": "note", "description": "Keep a note", "format": {
+        "type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]{3}"}}}}  # fmt: skip
+    asked: dict[str, Any] = {
+        "model": "caller", "messages": HI, "tools": [tool, CLOCK], "seed": 2, "max_tokens": 300,
+        "tool_choice": {"type": "custom", "custom": {"name": "note"}}, "parallel_tool_calls": False,
+    }  # fmt: skip
+    async with client_of(serve_models) as client:
+        (whole,) = (await client.chat.completions.create(**asked)).choices
+        deltas = [chunk.choices[0].delta async for chunk in await client.chat.completions.create(**asked, stream=True)]
+        (call,) = whole.message.tool_calls or []
+        result: Any = {"role": "tool", "tool_call_id": call.id, "content": "kept"}
+        second = await client.chat.completions.create(
+            model="caller", max_tokens=5, tools=[tool], messages=[*HI, whole.message.to_dict(), result]
+        )
+    assert call.type == "custom"
+    assert (call.custom.name, whole.finish_reason) == ("note", "tool_calls")
+    assert re.fullmatch("[a-c]{3}", call.custom.input)
+    pieces = [piece.to_dict() for delta in deltas for piece in delta.tool_calls or []]
+    assert [piece["custom"] for piece in pieces] == [{"name": "note", "input": ""}, {"input": call.custom.input}]
     assert second.choices[0].finish_reason == "length"
 
 

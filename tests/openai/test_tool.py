@@ -140,7 +140,7 @@ def test_many_tools_are_taken_and_a_name_twice_is_told() -> None:
         rules(tools=[tool("t0"), tool("t1"), tool("t1"), tool("t2")])
 
 
-@pytest.mark.parametrize("kind", ["custom", "web_search", "mcp"])
+@pytest.mark.parametrize("kind", ["web_search", "mcp"])
 def test_tools_that_only_a_cloud_has_are_left_out(kind: str) -> None:
     """The others stay; a choice that asks for a call needs one that is left."""
     assert rules(tools=[{"type": kind}, tool()]) == rules(tools=[tool()])
