@@ -19,7 +19,7 @@ from mlxd.cloud.errand import Errand
 from mlxd.cloud.protocol import Protocol, Usage
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import CloudRoute
-from mlxd.cloud.sse import Event, EventCutter
+from mlxd.cloud.sse import LAST, Event, EventCutter
 from mlxd.protocol.errors import (
     AuthFailed,
     StreamInterrupted,
@@ -128,6 +128,7 @@ class Reply:
         self._secret = secret
         self._cutter = EventCutter()
         self._is_answering = False
+        self._unfinished: frozenset[int] | None = None  # answers of a stream that have begun and not ended
         self.status = response.status
         self.usage: Usage | None = None
         self.is_whole = False  # the answer has come to its end, so that `usage` is all of it
@@ -218,14 +219,18 @@ class Reply:
         group: list[tuple[Event, dict[str, Any] | None]] = []
         while not self.is_whole and (chunk := await self._next_chunk()):
             for event in map(self._masked, self._cutter.feed(chunk)):
-                group.append((event, self._note(event)))
-                self.is_whole = self.is_whole or self._protocol.is_end(event)
+                parsed = self._note(event)
+                group.append((event, parsed))
+                self.is_whole = self.is_whole or self._protocol.is_end(event, parsed)
             if group and self._is_answering:
                 yield group
                 group = []
         for event in self._cutter.close():
             group.append((event, None))
-            self.is_whole = self.is_whole or self._protocol.is_end(event)
+            self.is_whole = self.is_whole or self._protocol.is_end(event, None)
+        if not self.is_whole and self._unfinished == frozenset():
+            group.append((LAST, None))
+            self.is_whole = True
         if not self.is_whole:
             message = f"{self._route.target} ended its stream before its answer was whole"
             raise StreamInterrupted(message) if self._is_answering else UpstreamBroke(message)
@@ -262,6 +267,7 @@ class Reply:
             self.failed = words
         self.usage = self._protocol.usage_of(parsed, self.usage)
         self._is_answering = self._is_answering or self._protocol.has_content(parsed)
+        self._unfinished = self._protocol.unfinished(parsed, self._unfinished)
         return parsed
 
     async def _next_chunk(self) -> bytes:

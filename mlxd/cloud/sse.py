@@ -21,6 +21,10 @@ class Event:
     data: bytes
 
 
+# How streams of OpenAI's protocol end.
+LAST = Event(b"data: [DONE]\n\n", "", b"[DONE]")
+
+
 class EventCutter:
     """Passes on whole events only, so that a break leaves no half event with the client."""
 
@@ -52,7 +56,7 @@ class EventCutter:
         last, self._rest = self._rest.strip(), b""
         if last.removeprefix(b"data:").strip() != b"[DONE]":
             return []
-        return [_event(b"data: [DONE]\n\n")]
+        return [LAST]
 
 
 def _event(raw: bytes) -> Event:

@@ -16,7 +16,7 @@ from mlxd.cloud.protocol.base import Usage, whole
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.upstream import most_tokens
-from mlxd.protocol.errors import UpstreamError
+from mlxd.protocol.errors import StreamInterrupted, UpstreamError
 from mlxd.protocol.settings import ProviderSettings, TimeoutSettings
 
 KEY = 'sk/far"0123456789'
@@ -150,3 +150,34 @@ def test_the_usage_of_an_anthropic_stream_comes_in_two_parts() -> None:
 def test_a_count_is_a_whole_number(value: object, count: int) -> None:
     """Whatever an upstream says of tokens; what is none counts as nothing."""
     assert whole(value) == count
+
+
+_WORD = b'data: {"choices":[{"index":%d,"delta":{"content":"Hel"}}]}\n\n'
+_REASON = b'data: {"choices":[{"index":%d,"delta":{},"finish_reason":"stop"}]}\n\n'
+_USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":1}}\n\n'
+
+
+async def test_a_chat_that_tells_its_end_is_whole_without_a_last_line() -> None:
+    """The client gets the line that the server forgot, and what was counted is what was used."""
+    answer = reply(_WORD % 0, _REASON % 0, _USAGE, kind="text/event-stream")
+    assert (await said(answer)).endswith(_USAGE + b"data: [DONE]\n\n")
+    assert (answer.is_whole, answer.usage) == (True, Usage(2, 0, 1))
+
+
+async def test_a_chat_of_which_one_answer_has_no_end_is_not_whole() -> None:
+    """Each choice has its own."""
+    answer = reply(_WORD % 0, _WORD % 1, _REASON % 0, _USAGE, kind="text/event-stream")
+    with pytest.raises(StreamInterrupted):
+        await said(answer)
+    assert not answer.is_whole
+
+
+@pytest.mark.parametrize("last", ["response.completed", "response.incomplete", "response.failed"])
+async def test_events_without_names_are_called_by_their_type(last: str) -> None:
+    """Some servers leave the line `event:` out."""
+    events = b'data: {"type":"response.output_text.delta","delta":"Hel"}\n\n' + (
+        b'data: {"type":"%b","response":{"usage":{"input_tokens":2,"output_tokens":1}}}\n\n' % last.encode()
+    )
+    answer = reply(events, kind="text/event-stream")
+    assert await said(answer) == events
+    assert (answer.is_whole, answer.usage) == (True, Usage(2, 0, 1))

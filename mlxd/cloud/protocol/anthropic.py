@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.protocol.base import Usage, whole
+from mlxd.cloud.protocol.base import Usage, name_of, whole
 from mlxd.cloud.sse import Event
 
 _VERSION = "2023-06-01"
@@ -29,9 +29,13 @@ class Anthropic:
             return block.get("type") not in {"text", "thinking"}
         return event.get("type") in _SAYING
 
-    def is_end(self, event: Event) -> bool:
+    def is_end(self, event: Event, parsed: Mapping[str, Any] | None) -> bool:
         """`message_stop`, or an error."""
-        return event.name in {"message_stop", "error"}
+        return name_of(event, parsed) in {"message_stop", "error"}
+
+    def unfinished(self, event: Mapping[str, Any], before: frozenset[int] | None) -> frozenset[int] | None:  # noqa: ARG002
+        """Nothing but the last event tells the end."""
+        return before
 
     def error_of(self, body: Any) -> str | None:
         """The message in `error` of a body of type error."""

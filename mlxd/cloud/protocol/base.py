@@ -32,8 +32,14 @@ class Protocol(typing.Protocol):
     def has_content(self, event: Mapping[str, Any]) -> bool:
         """Tell whether an event of a stream says something; roles, pings and empty deltas do not."""
 
-    def is_end(self, event: Event) -> bool:
-        """Tell whether a stream that ends after *event* is whole."""
+    def is_end(self, event: Event, parsed: Mapping[str, Any] | None) -> bool:
+        """Tell whether an event, *parsed* where it holds JSON, is the last of a whole stream."""
+
+    def unfinished(self, event: Mapping[str, Any], before: frozenset[int] | None) -> frozenset[int] | None:
+        """Return which answers of a stream have begun and not ended after an event; None before any has.
+
+        A stream that closes in good order while there is none is whole, though it lacks its last event.
+        """
 
     def error_of(self, body: Any) -> str | None:
         """Return the message of a body or an event that is an error of the protocol; None for any other."""
@@ -49,6 +55,11 @@ def parse(data: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None
+
+
+def name_of(event: Event, parsed: Mapping[str, Any] | None) -> str:
+    """Return what an event is called: some servers leave the line with its name out, and its data has it too."""
+    return event.name or ("" if parsed is None else word(parsed, "type"))
 
 
 def whole(value: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.protocol.base import Usage, parse, whole
+from mlxd.cloud.protocol.base import Usage, name_of, whole
 from mlxd.cloud.sse import Event
 
 _SAYING = ("content", "reasoning_content", "reasoning", "refusal", "tool_calls", "function_call", "audio")
@@ -31,12 +31,19 @@ class OpenAI:
         choices = event.get("choices")
         return isinstance(choices, list) and any(_says(choice) for choice in choices if isinstance(choice, dict))
 
-    def is_end(self, event: Event) -> bool:
+    def is_end(self, event: Event, parsed: Mapping[str, Any] | None) -> bool:
         """`[DONE]`, the last event of a response, or an error."""
-        if event.data == b"[DONE]" or event.name in _LAST:
-            return True
-        # Many chunks say that there is no error: `"error": null`.
-        return b'"error"' in event.data and self.error_of(parse(event.data)) is not None
+        return event.data == b"[DONE]" or name_of(event, parsed) in _LAST or self.error_of(parsed) is not None
+
+    def unfinished(self, event: Mapping[str, Any], before: frozenset[int] | None) -> frozenset[int] | None:
+        """Each choice of a chat or a completion tells the reason of its end; some servers send no `[DONE]`."""
+        choices = event.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict):
+                index = whole(choice.get("index"))
+                others = (before or frozenset()) - {index}
+                before = others if choice.get("finish_reason") is not None else others | {index}
+        return before
 
     def error_of(self, body: Any) -> str | None:
         """The message in `error`, which a failed response and an error among its events have elsewhere."""
