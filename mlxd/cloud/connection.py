@@ -128,6 +128,7 @@ class Reply:
         self._secret = secret
         self._cutter = EventCutter()
         self._is_answering = False
+        self._alive_s = started_s  # when the last event came, or comment: thoughts that are not told come with those
         self._unfinished: frozenset[int] | None = None  # answers of a stream that have begun and not ended
         self.status = response.status
         self.usage: Usage | None = None
@@ -219,6 +220,7 @@ class Reply:
         group: list[tuple[Event, dict[str, Any] | None]] = []
         while not self.is_whole and (chunk := await self._next_chunk()):
             for event in map(self._masked, self._cutter.feed(chunk)):
+                self._alive_s = asyncio.get_running_loop().time()
                 parsed = self._note(event)
                 group.append((event, parsed))
                 self.is_whole = self.is_whole or self._protocol.is_end(event, parsed)
@@ -273,7 +275,7 @@ class Reply:
     async def _next_chunk(self) -> bytes:
         loop = asyncio.get_running_loop()
         timeouts = self._route.provider.timeouts
-        until_s = loop.time() + timeouts.idle if self._is_answering else self._started_s + timeouts.first_token
+        until_s = loop.time() + timeouts.idle if self._is_answering else self._alive_s + timeouts.first_token
         try:
             with _mapped(self._route):
                 async with asyncio.timeout_at(min(until_s, self._started_s + timeouts.total)):

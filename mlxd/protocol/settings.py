@@ -297,7 +297,9 @@ class TimeoutSettings:
 
     connect: float = row(Duration(minimum_s=0.01, maximum_s=300), "5s", "How long a connection may take.")
     first_token: float = row(
-        Duration(minimum_s=0.01, maximum_s=3600), "45s", "How long the first content of a stream may take."
+        Duration(minimum_s=0.01, maximum_s=3600),
+        "2m",  # models think that long, and who is cut off is paid for all the same
+        "Longest silence before the first content of a stream; comments, pings and empty deltas break it.",
     )
     idle: float = row(Duration(minimum_s=0.01, maximum_s=3600), "60s", "Longest silence within a stream.")
     total: float = row(Duration(minimum_s=0.01, maximum_s=86400), "15m", "How long a whole answer may take.")

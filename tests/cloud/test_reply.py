@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from mlxd.cloud.protocol.base import Usage, whole
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.upstream import most_tokens
-from mlxd.protocol.errors import StreamInterrupted, UpstreamError
+from mlxd.protocol.errors import StreamInterrupted, UpstreamError, UpstreamTimeout
 from mlxd.protocol.settings import ProviderSettings, TimeoutSettings
 
 KEY = 'sk/far"0123456789'
@@ -39,14 +39,19 @@ class Body:
             yield self._chunks.pop(0)
 
 
+_NOW_S = 1e12  # the loop's clock never comes near its timeouts
+
+
 def reply(*chunks: bytes, status: int = 200, kind: str = "application/json", **headers: str) -> Reply:
     """Return the reply of an upstream that was sent `KEY`."""
     response = SimpleNamespace(status=status, content_type=kind, headers=headers, content=Body(*chunks))
-    provider = ProviderSettings("openai", "http://far/v1", None, None, TimeoutSettings(5, 45, 60, 900))
-    return Reply(cast("Any", response), CloudRoute("r", "one", provider, "a"), OpenAI(), _NOW_S, KEY)
+    return replying(response, 45, _NOW_S)
 
 
-_NOW_S = 1e12  # the loop's clock never comes near its timeouts
+def replying(response: SimpleNamespace, first_token_s: float, started_s: float) -> Reply:
+    """Return the reply that a response is."""
+    provider = ProviderSettings("openai", "http://far/v1", None, None, TimeoutSettings(5, first_token_s, 60, 900))
+    return Reply(cast("Any", response), CloudRoute("r", "one", provider, "a"), OpenAI(), started_s, KEY)
 
 
 async def said(answer: Reply) -> bytes:
@@ -181,3 +186,46 @@ async def test_events_without_names_are_called_by_their_type(last: str) -> None:
     answer = reply(events, kind="text/event-stream")
     assert await said(answer) == events
     assert (answer.is_whole, answer.usage) == (True, Usage(2, 0, 1))
+
+
+class Thinking(Body):
+    """An upstream that sends a sign of life each 40 s, of a clock that it moves."""
+
+    def __init__(self, clock: Callable[[float], None], *chunks: bytes) -> None:
+        super().__init__(*chunks)
+        self._advance = clock
+
+    async def readany(self) -> bytes:
+        self._advance(40)
+        return await super().readany()
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        b": PROCESSING\n\n",
+        b'event: ping\ndata: {"type":"ping"}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}\n\n',
+    ],
+)
+@pytest.mark.parametrize("limit_s", [45, 30])
+async def test_signs_of_life_extend_the_wait_for_the_first_content(
+    sign: bytes, limit_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upstream that thinks for minutes is waited for, unless one silence is too long."""
+    loop, passed_s = asyncio.get_running_loop(), 0.0
+    real = loop.time
+
+    def advance(by_s: float) -> None:
+        nonlocal passed_s
+        passed_s += by_s
+
+    monkeypatch.setattr(loop, "time", lambda: real() + passed_s)
+    body = Thinking(advance, sign, sign, sign, _WORD % 0, _REASON % 0)
+    response = SimpleNamespace(status=200, content_type="text/event-stream", headers={}, content=body)
+    answer = replying(response, limit_s, loop.time())
+    if limit_s == 45:
+        assert (await said(answer)).startswith(sign * 3 + _WORD % 0)
+    else:
+        with pytest.raises(UpstreamTimeout):
+            await said(answer)

@@ -10,7 +10,7 @@ _AUTH = {
 }
 _TIMEOUTS = {
     "connect": text("How long a connection may take.", required=False),
-    "first_token": text("How long the first content of a stream may take.", required=False),
+    "first_token": text("Longest silence before the first content of a stream.", required=False),
     "idle": text("Longest silence within a stream.", required=False),
     "total": text("How long a whole answer may take.", required=False),
 }
