@@ -88,7 +88,7 @@ async def test_a_typo_does_not_spend_money(error: type[MlxdError]) -> None:
 async def test_a_clients_own_mistake_stays_here() -> None:
     """An invalid request is nobody's failure."""
     async with two_upstreams() as (served, first, _):
-        status, _, _ = await served.post(CHAT, BODY | {"temperature": 9})
+        status, _, _ = await served.post(CHAT, BODY | {"temperature": "hot"})
     assert (status, first.seen) == (400, [])
 
 
