@@ -15,6 +15,9 @@ from mlxd.http.context import EXCHANGE
 from mlxd.http.dispatch import Local, Surface, dispatch
 from mlxd.http.generation import AnswerEvent, generation
 
+# What the engine calls as chats do.
+_FIELDS = {"reasoning_effort": "output_config.effort"}
+
 
 async def post_messages(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, streamed or whole, here or by an upstream."""
@@ -35,7 +38,7 @@ async def _message(request: web.Request, local: Local) -> web.StreamResponse:
 
 async def _count(request: web.Request, local: Local) -> web.StreamResponse:
     parsed = parse_count_body(local.take_body(), local.noise, local.omitted)
-    async with generation(request, local.model) as held:
+    async with generation(request, local.model, _FIELDS) as held:
         tokens = await held.count(parsed.request)
     return _json({"input_tokens": tokens})
 
@@ -73,7 +76,7 @@ async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web
                 last = event("message_delta", delta=ended, usage=usage) + event("message_stop")
                 await local.stream.send(lead + blocks.close() + last)
 
-    async with generation(request, local.model) as held:
+    async with generation(request, local.model, _FIELDS) as held:
         await held.deliver([parsed.request], 1, write)
     return local.stream.response
 
@@ -85,7 +88,7 @@ async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.R
         if isinstance(happened, Delta) and parsed.answers:
             blocks.take(happened)
 
-    async with generation(request, model) as held:
+    async with generation(request, model, _FIELDS) as held:
         (finished,) = await held.deliver([parsed.request], 1, keep)
     finished = finished if parsed.answers else _unsaid(finished)
     blocks.close()

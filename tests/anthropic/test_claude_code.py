@@ -38,7 +38,7 @@ async def test_a_session_is_answered_under_every_template(template: str, tmp_pat
             status, headers, raw = await served.post(f"{MESSAGES}?beta=true", {**asked, "stream": True})
             assert status == 200, raw
             named = headers["x-mlxd-ignored-fields"].split(", ")
-            assert [name for name in named if name != "reasoning_effort"] == LEFT_OUT + [IMAGE] * (number > 0)
+            assert [name for name in named if name != "output_config.effort"] == LEFT_OUT + [IMAGE] * (number > 0)
             told = events(raw)
             assert (told[0].type, told[-1].type) == ("message_start", "message_stop")
             used = told[0].message.usage
