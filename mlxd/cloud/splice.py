@@ -11,6 +11,7 @@ from mlxd.protocol.errors import InvalidRequest
 
 # Possessive, so that a string of megabytes keeps no stack of places to come back to.
 _TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]', re.DOTALL)
+_HOLDERS = (b'"message"', b'"response"')
 _COLON = re.compile(rb"[ \t\n\r]*:[ \t\n\r]*")
 
 
@@ -25,6 +26,33 @@ def replace_model(raw: bytes, model: str) -> bytes:
         raise InvalidRequest("model must be given exactly once", param="model")
     start, end = spans[0]
     return raw[:start] + orjson.dumps(model) + raw[end:]
+
+
+def rename_model(raw: bytes, model: str) -> bytes:
+    """Return *raw*, valid JSON of an answer or an event, with the name of the model that answers replaced by *model*.
+
+    It stands at the top, or in the `message` or the `response` that an event holds.
+    """
+    depth = 0
+    is_inside = False  # of one of those
+    position = 0
+    while (token := _TOKEN.search(raw, position)) is not None:
+        position = token.end()
+        if token[0] in b"{[":
+            depth += 1
+        elif token[0] in b"}]":
+            depth -= 1
+            is_inside = is_inside and depth > 1
+        elif depth <= 2 and (colon := _COLON.match(raw, position)) is not None:
+            start = colon.end()
+            if depth == 1:
+                is_inside = token[0] in _HOLDERS and raw[start : start + 1] == b"{"
+            if token[0] == b'"model"' and (depth == 1 or is_inside):
+                value = _TOKEN.match(raw, start)
+                if value is None or raw[start] != ord('"'):
+                    return raw  # null, where it is nobody's
+                return raw[:start] + orjson.dumps(model) + raw[value.end() :]
+    return raw
 
 
 def set_member(raw: bytes, name: str, value: Any) -> bytes:

@@ -45,6 +45,7 @@ async def test_a_response_of_an_upstream_passes() -> None:
             await client.responses.retrieve("resp_up")
     whole = raw.parse()
     assert whole.output_text == final.output_text == TEXT
+    assert whole.model == final.model == "big-1"
     assert (raw.headers["x-mlxd-route"], raw.headers["x-mlxd-target"]) == ("cloud", "far/org/model")
     assert [seen.path for seen in far.seen] == ["/v1/responses"] * 2
     assert far.seen[0].json == {

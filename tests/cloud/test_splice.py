@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxd.cloud.splice import add_member, replace_model, set_member
+from mlxd.cloud.splice import add_member, rename_model, replace_model, set_member
 from mlxd.protocol.errors import InvalidRequest
 
 _VALUES = st.recursive(
@@ -86,3 +86,20 @@ def test_a_member_is_set_whatever_it_holds(old: bytes) -> None:
 def test_a_member_is_added_at_the_beginning(raw: bytes, added: bytes) -> None:
     """With a comma where others follow."""
     assert add_member(raw, "o", 1) == added
+
+
+@pytest.mark.parametrize(
+    ("raw", "renamed"),
+    [
+        (b'{"id":1, "model" : "far", "model":"x"}', b'{"id":1, "model" : "m", "model":"x"}'),
+        (b'{"message":{"a":{"model":"x"},"model":"far"}}', b'{"message":{"a":{"model":"x"},"model":"m"}}'),
+        (b'{"response":{"model":"far"},"x":1}', b'{"response":{"model":"m"},"x":1}'),
+        (b'{"other":{"model":"x"},"response":"model","b":{"model":"x"}}', None),
+        (b'{"response":{},"other":{"model":"x"}}', None),
+        (b'{"content":["model",{"model":"x"}],"a":"\\"model\\":"}', None),
+        (b'{"model":null}', None),
+    ],
+)
+def test_the_model_that_answers_is_renamed(raw: bytes, renamed: bytes | None) -> None:
+    """At the top, or in what an event holds; what an answer says of models is left alone."""
+    assert rename_model(raw, "m") == (raw if renamed is None else renamed)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.splice import add_member, replace_model, set_member
+from mlxd.cloud.splice import add_member, rename_model, replace_model, set_member
 from mlxd.cloud.sse import Event
 
 
@@ -47,12 +47,13 @@ class Translation(typing.Protocol):
 
 
 class Passthrough:
-    """Both speak the same protocol: bytes pass as they are, but for the model and the question for usage."""
+    """Both speak the same protocol: bytes pass as they are, but for the model's names and the question for usage."""
 
     def __init__(self, endpoint: str) -> None:
         """Take the path."""
         self.endpoint = endpoint
         self._hides_usage = False
+        self._asked: str | None = None  # the model as the client calls it; None: as the upstream does
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -62,6 +63,7 @@ class Passthrough:
     def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:
         """Change the model; ask a stream of completions for its usage, which the log and the budget need."""
         raw = replace_model(raw, model)
+        self._asked = None if body["model"] == model else body["model"]
         asks = body.get("stream") is True and self.endpoint in {"chat/completions", "completions"}
         options = body.get("stream_options")
         if asks and (options is None or (isinstance(options, dict) and not options.get("include_usage"))):
@@ -71,14 +73,17 @@ class Passthrough:
         return raw
 
     def answer(self, body: bytes) -> bytes:
-        """Nothing changes."""
-        return body
+        """Call the model as the client does: some take an answer of another model for none of theirs."""
+        return body if self._asked is None else rename_model(body, self._asked)
 
     def event(self, event: Event, parsed: Mapping[str, Any] | None) -> bytes:
-        """Nothing changes, but that usage that the client did not ask for is not told."""
+        """Call the model as the client does; usage that the client did not ask for is not told."""
         if self._hides_usage and parsed is not None and parsed.get("choices") == [] and parsed.get("usage"):
             return b""
-        return event.raw
+        if self._asked is None or b'"model"' not in event.data:
+            return event.raw
+        # Data of several lines is not found in its event, and left as it is.
+        return event.raw.replace(event.data, rename_model(event.data, self._asked), 1)
 
     def end(self) -> bytes:
         """Nothing is added."""

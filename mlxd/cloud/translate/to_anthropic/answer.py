@@ -20,8 +20,10 @@ _FINISH_REASONS = {
 }
 
 
-def completion(message: Mapping[str, Any], created_s: int) -> dict[str, Any]:
-    """Return the answer in OpenAI's shape. Thoughts with their signatures are kept in `thinking_blocks`.
+def completion(message: Mapping[str, Any], created_s: int, model: str = "") -> dict[str, Any]:
+    """Return the answer in OpenAI's shape, of *model* if it is given.
+
+    Thoughts with their signatures are kept in `thinking_blocks`.
 
     Raises:
         UpstreamError: it is no message, or has a block that a chat has no place for.
@@ -54,7 +56,7 @@ def completion(message: Mapping[str, Any], created_s: int) -> dict[str, Any]:
         "id": word(message, "id"),
         "object": "chat.completion",
         "created": created_s,
-        "model": word(message, "model"),
+        "model": model or word(message, "model"),
         "choices": [choice],
         "usage": usage_body(message.get("usage")),
     }

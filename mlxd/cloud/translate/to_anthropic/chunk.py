@@ -27,9 +27,13 @@ class _Call:
 class Chunks:
     """One stream. An event is taken once, in order."""
 
-    def __init__(self, created_s: int, *, include_usage: bool) -> None:
-        """With *include_usage* the chunk before the last line tells the usage, and all others have a null there."""
+    def __init__(self, created_s: int, model: str = "", *, include_usage: bool) -> None:
+        """Take the model as the client calls it, if it is not to be the message's.
+
+        With *include_usage* the chunk before the last line tells the usage, and all others have a null there.
+        """
         self._head: dict[str, Any] = {"id": "", "object": "chat.completion.chunk", "created": created_s, "model": ""}
+        self._model = model
         self._include_usage = include_usage
         self._usage: dict[str, Any] = {}
         self._blocks: dict[int, _Call | dict[str, Any] | None] = {}  # a call, thoughts, or text
@@ -65,7 +69,7 @@ class Chunks:
         return b""
 
     def _start(self, message: Mapping[str, Any]) -> bytes:
-        self._head |= {"id": word(message, "id"), "model": word(message, "model")}
+        self._head |= {"id": word(message, "id"), "model": self._model or word(message, "model")}
         self._note(message.get("usage"))
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 

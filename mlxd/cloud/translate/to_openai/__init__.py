@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.protocol.base import parse
+from mlxd.cloud.protocol.base import parse, word
 from mlxd.cloud.sse import Event
 from mlxd.cloud.translate.reading import Reading, encoded_answer, encoded_request
 from mlxd.cloud.translate.to_openai.answer import message_of
@@ -21,6 +21,7 @@ class ToOpenAI:
     def __init__(self) -> None:
         """Begin with nothing read."""
         self._reading = Reading("OpenAI")
+        self._asked = ""  # the model as the client calls it
         self._events = Events()
 
     @property
@@ -30,11 +31,13 @@ class ToOpenAI:
 
     def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:  # noqa: ARG002
         """Return the body of /v1/chat/completions."""
+        self._asked = word(body, "model")
+        self._events = Events(self._asked)
         return encoded_request(chat_body(body, model, self._reading))
 
     def answer(self, body: bytes) -> bytes:
         """Return a message."""
-        return encoded_answer(message_of(parse(body) or {}))
+        return encoded_answer(message_of(parse(body) or {}, self._asked))
 
     def event(self, event: Event, parsed: Mapping[str, Any] | None) -> bytes:
         """Return the events that a chunk is, and at `[DONE]` those of the end."""

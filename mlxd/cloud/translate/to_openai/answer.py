@@ -20,8 +20,8 @@ _STOP_REASONS = {
 }
 
 
-def message_of(completion: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer in Anthropic's shape.
+def message_of(completion: Mapping[str, Any], model: str = "") -> dict[str, Any]:
+    """Return the answer in Anthropic's shape, of *model* if it is given.
 
     Raises:
         UpstreamError: it is no answer to a chat, says something else than text, or calls a tool with what is no JSON
@@ -43,18 +43,18 @@ def message_of(completion: Mapping[str, Any]) -> dict[str, Any]:
     given = said.get("tool_calls")
     calls = [_use(call) for call in given] if isinstance(given, list) else []
     reason = stop_reason(choice.get("finish_reason"), has_called=bool(calls), has_refused=bool(refusal))
-    return message(completion, [*content, *calls], reason, usage_body(completion.get("usage")))
+    return message(completion, [*content, *calls], reason, usage_body(completion.get("usage")), model)
 
 
 def message(
-    head: Mapping[str, Any], content: list[dict[str, Any]], reason: str | None, usage: Mapping[str, Any]
+    head: Mapping[str, Any], content: list[dict[str, Any]], reason: str | None, usage: Mapping[str, Any], model: str
 ) -> dict[str, Any]:
-    """Return a message with the id and the model of an answer or a chunk."""
+    """Return a message with the id of an answer or a chunk, and with its model unless *model* is given."""
     return {
         "id": word(head, "id"),
         "type": "message",
         "role": "assistant",
-        "model": word(head, "model"),
+        "model": model or word(head, "model"),
         "content": content,
         "stop_reason": reason,
         "stop_sequence": None,

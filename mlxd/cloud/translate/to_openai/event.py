@@ -22,8 +22,9 @@ from mlxd.protocol.errors import StreamInterrupted
 class Events:
     """One stream. A chunk is taken once, in order; `end` is called once, after the last."""
 
-    def __init__(self) -> None:
-        """Begin before the first chunk."""
+    def __init__(self, model: str = "") -> None:
+        """Begin before the first chunk; the answer is of *model* if it is given."""
+        self._model = model
         self._has_begun = False
         self._blocks = 0
         self._open: str | None = None  # the kind of the block that is open: text, thinking or tool_use
@@ -69,7 +70,7 @@ class Events:
         if self._has_begun:
             return b""
         self._has_begun = True
-        return _event("message_start", message=message(chunk, [], None, usage_body(None)))
+        return _event("message_start", message=message(chunk, [], None, usage_body(None), self._model))
 
     def _delta(self, delta: Mapping[str, Any]) -> bytes:
         refusal = word(delta, "refusal")
