@@ -26,6 +26,7 @@ from tests.agents.telling_daemon import read_prompts
 from tests.agents.verdict import Verdict, judge
 from tests.support.daemon import RealDaemon, running_daemon
 from tests.support.node import installed, node
+from tests.support.templates import TEMPLATES
 
 HERE = Path(__file__).parent
 CONFIG = f"""
@@ -69,6 +70,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("programs", nargs="*", help="words of their names [default: all]")
     parser.add_argument("--together", action="store_true", help="run them side by side")
     parser.add_argument("--restart", action="store_true", help="restart the daemon after each step")
+    parser.add_argument("--template", choices=[*TEMPLATES], help="another chat template, by what it behaves like")
     parser.add_argument("--keep", type=Path, help="folder for what was sent and answered")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -78,7 +80,7 @@ async def _run(folder: Path, packages: Path, options: argparse.Namespace) -> tup
     """Run the sessions; return what came of each program's requests, and what else went wrong."""
     chosen = [each for each in PROGRAMS if not options.programs or any(word in each.name for word in options.programs)]
     home = folder / "home"
-    write_agent_model(home / "models" / MODEL)
+    write_agent_model(home / "models" / MODEL, template=options.template)
     verdicts = {program.name: Verdict() for program in chosen}
     faults: list[str] = []
     with running_daemon(home, CONFIG, module=_DAEMON) as daemon:

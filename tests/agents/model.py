@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tests.support.templates import TEMPLATES
 from tests.support.tiny_model import END, write_tiny_model
 
 CONTEXT = 131_072
@@ -23,9 +24,10 @@ _NEVER = -80.0  # times 0.5 to 1, by the last norm: what is added to a logit tha
 _ROOT = Path(__file__).parents[2]
 
 
-def write_agent_model(folder: Path, *, seed: int = 11) -> Path:
-    """Write the model into *folder* and return it."""
-    write_tiny_model(folder, seed=seed, context=CONTEXT, tools=True)
+def write_agent_model(folder: Path, *, template: str | None = None, seed: int = 11) -> Path:
+    """Write the model into *folder* and return it; its chat template is one of `templates.py`, or the tiny model's."""
+    named = None if template is None else TEMPLATES[template]
+    write_tiny_model(folder, seed=seed, context=CONTEXT, tools=True, template=named)
     special = [entry["content"] for entry in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]]
     tokenizer = _trained(special)
     tokenizer.save(str(folder / "tokenizer.json"))
