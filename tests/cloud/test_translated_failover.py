@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mlxd.protocol.errors import DoesNotFit
+from mlxd.protocol.errors import DoesNotFit, QueueTimeout
+from tests.support import claude_code
 from tests.support.http_server import Served, serving
 from tests.support.said import Said, error_body
 from tests.support.scripted_pool import ScriptedPool, Step, end, say
@@ -90,3 +91,48 @@ async def test_another_mlxd_takes_what_is_translated(kind: str, path: str, strea
         assert text == "from next door"
     else:
         assert body.endswith(b"data: [DONE]\n\n" if path == CHAT else b'data: {"type":"message_stop"}\n\n')
+
+
+IMAGE: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
+IMAGE_URL: Any = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+LATE = [{"role": "system", "content": claude_code.left(5)}, {"role": "user", "content": "And?"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "body"),
+    [
+        (
+            "openai",
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [IMAGE_URL]}, *LATE], "reasoning_effort": "max", "odd": 1},
+        ),
+        (
+            "anthropic",
+            "/v1/messages",
+            {
+                "system": claude_code.text(claude_code.billing(), claude_code.AGENT),
+                "messages": [{"role": "user", "content": [IMAGE]}, *LATE],
+                "max_tokens": 9,
+                "output_config": {"effort": "max"},
+                "tools": [{"type": "web_search_20250305", "name": "web_search"}],
+            },
+        ),
+    ],
+)
+async def test_a_body_that_falls_back_is_the_clients_own(kind: str, path: str, body: dict[str, Any]) -> None:
+    """Notes for images, merged messages and what is left out are for the model of this machine alone."""
+    async with upstream() as far:
+        far.said = Said()
+        providers = {"far": {"kind": kind, "base_url": far.url}}
+        rules = {"r": {"match": "m", "mode": "fallback", "to": ["far/x"]}}
+        pool = ScriptedPool(end())
+        pool.on_lease = [QueueTimeout("waited 120 s")]
+        document = {"cloud": {"enabled": True, "providers": providers, "rules": rules}}
+        raw = json.dumps({"model": "m", **body}, indent=1).encode()
+        async with (
+            serving(pool, document=document, environ={}) as served,
+            served.http.post(served.url + path, data=raw, headers={"Content-Type": "application/json"}) as response,
+        ):
+            assert (response.status, response.headers["x-mlxd-reason"]) == (200, "queue_timeout")
+            assert "x-mlxd-ignored-fields" not in response.headers
+    assert far.seen[0].body == raw.replace(b'"model": "m"', b'"model": "x"')
