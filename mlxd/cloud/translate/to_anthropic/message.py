@@ -6,9 +6,9 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.translate.reading import DROPPED, SAID, Reading, Refused, Table, listing, mapping, text, wrong
+from mlxd.cloud.translate.reading import DROPPED, SAID, Omitted, Reading, Refused, Table, listing, mapping, text, wrong
 
-_USER: Table = {"role": SAID, "content": SAID, "name": Refused()}
+_USER: Table = {"role": SAID, "content": SAID, "name": Omitted(("",))}
 _TOOL: Table = {"role": SAID, "content": SAID, "tool_call_id": SAID, "name": DROPPED}  # the call has the name
 _ASSISTANT: Table = {
     "role": SAID,
@@ -16,18 +16,21 @@ _ASSISTANT: Table = {
     "tool_calls": SAID,
     "thinking_blocks": SAID,
     "reasoning_content": SAID,
-    "name": Refused(),
-    "refusal": Refused(("",)),
-    "audio": Refused(),
+    "reasoning": SAID,
+    "name": Omitted(("",)),
+    "refusal": SAID,
+    "audio": Omitted(),
     "function_call": Refused((), "send it as one of tool_calls"),
-    "annotations": Refused(([],)),
+    "annotations": Omitted(([],)),
 }
 _TEXT: Table = {"type": SAID, "text": SAID, "prompt_cache_breakpoint": DROPPED}
 _IMAGE: Table = {"type": SAID, "image_url": SAID, "prompt_cache_breakpoint": DROPPED}
 # There an image is always looked at in full.
-_IMAGE_URL: Table = {"url": SAID, "detail": Refused(("auto", "high"))}
+_IMAGE_URL: Table = {"url": SAID, "detail": Omitted(("auto", "high"))}
 _CALL: Table = {"id": SAID, "type": SAID, "function": SAID, "index": DROPPED}
 _FUNCTION: Table = {"name": SAID, "arguments": SAID}
+# What the note in the place of a part calls it.
+_KINDS = {"image_url": "image", "input_audio": "audio"}
 _THOUGHTS = {"thinking": ("thinking", "signature"), "redacted_thinking": ("data",)}
 
 Block = dict[str, Any]
@@ -69,7 +72,7 @@ def conversation(messages: Any, reading: Reading) -> tuple[str | list[Block], li
                 results.append(_result(path, message, reading))
                 continue
             case "assistant":
-                turns.append({"role": "assistant", "content": _assistant(path, message, reading)})
+                turns += _assistant(path, message, reading)
             case _:
                 raise wrong(f"{path}.role", role, "system, developer, user, assistant or tool")
         results = None
@@ -105,10 +108,10 @@ def _blocks(path: str, content: Any, reading: Reading, *, takes_images: bool = F
             blocks += _text_block(text(f"{here}.text", reading.read(_TEXT, part, here).get("text")))
         elif kind == "image_url" and takes_images:
             blocks.append(_image(here, part, reading))
+        elif kind == "refusal":
+            blocks += _text_block(text(f"{here}.refusal", part.get("refusal")))
         else:
-            raise reading.refusal(
-                f"{here}.type", "only text can" + (", and images" if takes_images else ""), value=kind
-            )
+            blocks += _text_block(reading.leave_out_part(here, _KINDS.get(str(kind), str(kind))))
     return blocks
 
 
@@ -131,23 +134,28 @@ def _image(path: str, part: dict[str, Any], reading: Reading) -> Block:
 def _result(path: str, message: dict[str, Any], reading: Reading) -> Block:
     values = reading.read(_TOOL, message, path)
     call_id = text(f"{path}.tool_call_id", values.get("tool_call_id"))
-    content = _content(f"{path}.content", values.get("content"), reading)
+    content = _content(f"{path}.content", values.get("content", ""), reading, takes_images=True)
     return {"type": "tool_result", "tool_use_id": call_id, "content": content}
 
 
-def _assistant(path: str, message: dict[str, Any], reading: Reading) -> str | list[Block]:
+def _assistant(path: str, message: dict[str, Any], reading: Reading) -> list[dict[str, Any]]:
+    """Return the turn; none where nothing was said, which Anthropic does not take."""
     values = reading.read(_ASSISTANT, message, path)
     content, calls = values.get("content"), listing(f"{path}.tool_calls", values.get("tool_calls", []))
     thoughts = listing(f"{path}.thinking_blocks", values.get("thinking_blocks", []))
-    if values.get("reasoning_content") and not thoughts:
-        # Anthropic takes thoughts back with the signature that came with them, and no others.
-        reading.leave_out(f"{path}.reasoning_content")
+    for name in ("reasoning_content", "reasoning"):
+        if values.get(name) and not thoughts:
+            # Anthropic takes thoughts back with the signature that came with them, and no others.
+            reading.leave_out(f"{path}.{name}")
+    if content in (None, []):
+        content = values.get("refusal")
     if isinstance(content, str) and not calls and not thoughts:
-        return content
+        return [{"role": "assistant", "content": content}] if content else []
     blocks = [_thought(f"{path}.thinking_blocks[{at}]", thought) for at, thought in enumerate(thoughts)]
     if content is not None:
         blocks += _blocks(f"{path}.content", content, reading)
-    return blocks + [_call(f"{path}.tool_calls[{at}]", call, reading) for at, call in enumerate(calls)]
+    blocks += [_call(f"{path}.tool_calls[{at}]", call, reading) for at, call in enumerate(calls)]
+    return [{"role": "assistant", "content": blocks}] if blocks else []
 
 
 def _thought(path: str, thought: Any) -> Block:
@@ -173,6 +181,8 @@ def _call(path: str, call: Any, reading: Reading) -> Block:
 
 def _input(path: str, arguments: Any) -> dict[str, Any]:
     """Return the object that the text *arguments* holds; calls without arguments have an empty text in some clients."""
+    if isinstance(arguments, dict):
+        return arguments
     try:
         value = orjson.loads(text(path, arguments) or "{}")
     except orjson.JSONDecodeError:

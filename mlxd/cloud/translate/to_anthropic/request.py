@@ -8,6 +8,7 @@ from typing import Any
 from mlxd.cloud.translate.reading import (
     DROPPED,
     SAID,
+    Omitted,
     Reading,
     Refused,
     Table,
@@ -24,7 +25,8 @@ from mlxd.protocol.errors import InvalidRequest
 DEFAULT_MAX_TOKENS = 4096
 # OpenAI's temperatures go up to 2, Anthropic's to 1; between 0 and 1 they mean the same.
 _MAX_TEMPERATURE = 1
-_EFFORTS = ("low", "medium", "high", "xhigh", "max")
+_EFFORTS = {"minimal": "low"} | {word: word for word in ("low", "medium", "high", "xhigh", "max")}
+_NO_BOUND = (-1, 0)
 
 _CHAT: Table = {
     "model": SAID,
@@ -50,7 +52,7 @@ _CHAT: Table = {
     "prompt_cache_key": DROPPED,
     "prompt_cache_options": DROPPED,
     "prompt_cache_retention": DROPPED,
-    "audio": Refused(),
+    "audio": Omitted(),
     "chat_template_kwargs": Refused(({},)),
     "frequency_penalty": Refused((0,)),
     "function_call": Refused(("none", "auto"), "use tools and tool_choice"),
@@ -58,20 +60,20 @@ _CHAT: Table = {
     "logit_bias": Refused(({},)),
     "logprobs": Refused((False,)),
     "min_p": Refused((0,)),
-    "modalities": Refused((["text"],)),
-    "moderation": Refused(),
+    "modalities": SAID,
+    "moderation": Omitted(),
     "n": Refused((1,)),
-    "prediction": Refused(),
+    "prediction": Omitted(),
     "presence_penalty": Refused((0,)),
     "repetition_penalty": Refused((1,)),
     "seed": Refused(),
     "top_logprobs": Refused((0,)),
-    "verbosity": Refused(("medium",)),
-    "web_search_options": Refused(),
+    "verbosity": Omitted(("medium",)),
+    "web_search_options": Omitted(),
     "xtc_probability": Refused((0,)),
     "xtc_threshold": Refused(),  # without a probability it means nothing, and nobody sends it
 }
-_STREAM_OPTIONS: Table = {"include_usage": SAID, "include_obfuscation": Refused((False,))}
+_STREAM_OPTIONS: Table = {"include_usage": SAID, "include_obfuscation": DROPPED}
 _TOOL: Table = {"type": SAID, "function": SAID}
 _FUNCTION: Table = {"name": SAID, "description": SAID, "parameters": SAID, "strict": SAID}
 _CHOICE: Table = {"type": SAID, "function": SAID, "allowed_tools": Refused((), "send only those tools")}
@@ -81,7 +83,7 @@ _FORMAT: Table = {"type": SAID, "json_schema": SAID}
 _SCHEMA: Table = {"name": DROPPED, "strict": DROPPED, "description": SAID, "schema": SAID}
 _MODES = {"none": "none", "auto": "auto", "required": "any"}
 _TIERS = {"auto": "auto", "default": "standard_only"}
-_SAME = ("temperature", "top_p", "top_k", "stream")
+_SAME = ("temperature", "top_p", "stream")
 
 
 def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict[str, Any]:
@@ -103,9 +105,11 @@ def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict
     if isinstance(temperature, int | float) and temperature > _MAX_TEMPERATURE:
         raise reading.refusal("temperature", f"send at most {_MAX_TEMPERATURE}", value=temperature)
     built |= {name: values[name] for name in _SAME if name in values}
+    built |= {} if values.get("top_k", 0) in _NO_BOUND else {"top_k": values["top_k"]}
     if "stop" in values:
         stop = values["stop"]
-        built["stop_sequences"] = [stop] if isinstance(stop, str) else listing("stop", stop)
+        stops = [stop] if isinstance(stop, str) else listing("stop", stop)
+        built["stop_sequences"] = [stop for stop in stops if stop != ""]
     built |= _tools(values, reading)
     built |= _output(values, reading)
     user = values.get("safety_identifier", values.get("user"))
@@ -113,9 +117,11 @@ def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict
         built["metadata"] = {"user_id": text("user", user)}
     if "service_tier" in values:
         tier = values["service_tier"]
-        if not isinstance(tier, str) or tier not in _TIERS:
-            raise reading.refusal("service_tier", "send auto or default", value=tier)
-        built["service_tier"] = _TIERS[tier]
+        if isinstance(tier, str) and tier in _TIERS:
+            built["service_tier"] = _TIERS[tier]
+        else:
+            reading.leave_out("service_tier")
+    _leave_out_modalities(listing("modalities", values.get("modalities", [])), reading)
     if "stream_options" in values:
         reading.read(_STREAM_OPTIONS, values["stream_options"], "stream_options")
     return built
@@ -128,12 +134,17 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 
 
 def _max_tokens(values: Mapping[str, Any]) -> Any:
-    given = [values[name] for name in ("max_completion_tokens", "max_tokens") if name in values]
-    if len(given) > 1 and given[0] != given[1]:
-        raise InvalidRequest(
-            "max_tokens and max_completion_tokens mean the same and differ; send one", param="max_completion_tokens"
-        )
-    return given[0] if given else DEFAULT_MAX_TOKENS
+    # The newer name wins: proxies add one of them.
+    given = values.get("max_completion_tokens", values.get("max_tokens"))
+    return DEFAULT_MAX_TOKENS if given is None or given in _NO_BOUND else given
+
+
+def _leave_out_modalities(modalities: list[Any], reading: Reading) -> None:
+    if modalities and "text" not in modalities:
+        raise reading.refusal("modalities", 'leave it out or send ["text"]')
+    for place, modality in enumerate(modalities):
+        if modality != "text":
+            reading.leave_out(f"modalities[{place}]")
 
 
 def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
@@ -143,7 +154,13 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
         if choice not in (None, "none", "auto"):
             raise InvalidRequest("tool_choice asks for a call, and there are no tools", param="tool_choice")
         return {}
-    built: dict[str, Any] = {"tools": [_tool(f"tools[{at}]", tool, reading) for at, tool in enumerate(tools)]}
+    given = (_tool(f"tools[{at}]", tool, reading) for at, tool in enumerate(tools))
+    functions = [tool for tool in given if tool is not None]
+    if not functions:
+        if choice not in (None, "none", "auto"):
+            raise reading.refusal("tool_choice", "it asks for a call of tools that are no functions")
+        return {}
+    built: dict[str, Any] = {"tools": functions}
     is_alone = not boolean("parallel_tool_calls", values.get("parallel_tool_calls", True))
     if choice is not None or is_alone:
         chosen: dict[str, Any] = {"type": "auto"} if choice is None else _choice(choice, reading)
@@ -153,10 +170,12 @@ def _tools(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     return built
 
 
-def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any]:
+def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any] | None:
+    """Return a tool; None for one that is no function."""
     kind = mapping(path, tool).get("type")
     if kind != "function":
-        raise reading.refusal(f"{path}.type", "only 'function' can", value=kind)
+        reading.leave_out(f"{path}.{text(f'{path}.type', kind)}")
+        return None
     function = reading.read(_FUNCTION, reading.read(_TOOL, tool, path).get("function"), f"{path}.function")
     built: dict[str, Any] = {"name": text(f"{path}.function.name", function.get("name"))}
     if "description" in function:
@@ -186,11 +205,11 @@ def _output(values: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
     effort = values.get("reasoning_effort")
     if effort == "none":
         built["thinking"] = {"type": "disabled"}
-    elif effort is not None:
-        if effort not in _EFFORTS:
-            raise reading.refusal("reasoning_effort", f"send none, {', '.join(_EFFORTS[:-1])} or max", value=effort)
+    elif isinstance(effort, str) and effort in _EFFORTS:
         built["thinking"] = {"type": "adaptive"}
-        output["effort"] = effort
+        output["effort"] = _EFFORTS[effort]
+    elif effort is not None:
+        reading.leave_out("reasoning_effort")
     schema = _schema(values.get("response_format"), reading)
     if schema is not None:
         output["format"] = {"type": "json_schema", "schema": schema}

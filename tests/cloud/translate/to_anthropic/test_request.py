@@ -135,6 +135,63 @@ def test_the_choice_of_tools(choice: Any, parallel: bool | None, said: Any) -> N
 
 
 @pytest.mark.parametrize(
+    ("body", "said", "left_out"),
+    [
+        ({"audio": {"voice": "x"}}, {}, ("audio",)),
+        ({"modalities": ["text", "audio"]}, {}, ("modalities[1]",)),
+        ({"prediction": {"type": "content", "content": "x"}}, {}, ("prediction",)),
+        ({"verbosity": "low"}, {}, ("verbosity",)),
+        ({"web_search_options": {}}, {}, ("web_search_options",)),
+        ({"service_tier": "flex"}, {}, ("service_tier",)),
+        ({"reasoning_effort": "ultra"}, {}, ("reasoning_effort",)),
+        ({"reasoning_effort": "minimal"}, {"thinking": {"type": "adaptive"}, "output_config": {"effort": "low"}}, ()),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, {}, ("tools[0].custom",)),
+        ({"max_tokens": -1, "top_k": -1, "stream_options": {"include_obfuscation": True}}, {}, ()),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, {"max_tokens": 2}, ()),
+        ({"stop": ["", *"abcde"]}, {"stop_sequences": list("abcde")}, ()),
+        ({"messages": [*HI, {"role": "assistant", "content": None}, *HI]}, {"messages": HI * 2}, ()),
+        (
+            {"messages": [*HI, {"role": "assistant", "refusal": "No.", "annotations": [{}]}, *HI]},
+            {"messages": [*HI, {"role": "assistant", "content": "No."}, *HI]},
+            ("messages[1].annotations",),
+        ),
+        (
+            {"messages": [{"role": "user", "name": "Ann", "content": "hi"}]},
+            {},
+            ("messages[0].name",),
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "[audio omitted: it cannot be sent to this model]"}],
+                    }
+                ]
+            },
+            ("messages[0].content[0]",),
+        ),
+        (
+            {"messages": [*HI, {"role": "tool", "tool_call_id": "a", "content": None}]},
+            {"messages": [*HI, {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "a", "content": ""},
+            ]}]},
+            (),
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_answer_can_do_without_is_left_out_in_the_open(
+    body: dict[str, Any], said: dict[str, Any], left_out: tuple[str, ...]
+) -> None:
+    """The rest is sent, and the field is named; it is no reason to refuse the request."""
+    between = ToAnthropic()
+    result = json.loads(between.request(b"", {"model": "x", "messages": HI} | body, "claude"))
+    assert result == {"model": "claude", "max_tokens": 4096, "messages": HI} | said
+    assert between.left_out == left_out
+
+
+@pytest.mark.parametrize(
     ("body", "param"),
     [
         ({"n": 2}, "n"),
@@ -142,26 +199,12 @@ def test_the_choice_of_tools(choice: Any, parallel: bool | None, said: Any) -> N
         ({"seed": 0}, "seed"),
         ({"logit_bias": {"1": 2}}, "logit_bias"),
         ({"presence_penalty": 0.1}, "presence_penalty"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}], "tool_choice": "required"}, "tool_choice"),
         ({"temperature": 1.1}, "temperature"),
-        ({"reasoning_effort": "minimal"}, "reasoning_effort"),
         ({"response_format": {"type": "json_object"}}, "response_format.type"),
-        ({"service_tier": "flex"}, "service_tier"),
-        ({"service_tier": []}, "service_tier"),
-        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools[0].type"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.allowed_tools"),
-        ({"audio": {"voice": "x"}}, "audio"),
-        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
-        ({"web_search_options": {}}, "web_search_options"),
-        ({"messages": [{"role": "user", "name": "Ann", "content": "x"}]}, "messages[0].name"),
         ({"messages": [*HI, {"role": "assistant", "content": "Well,"}]}, "messages[1]"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
-            "messages[0].content[0].type",
-        ),
-        (
-            {"messages": [{"role": "user", "content": [IMAGE | {"image_url": {"url": "https://x", "detail": "low"}}]}]},
-            "messages[0].content[0].image_url.detail",
-        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_said_is_refused(body: dict[str, Any], param: str) -> None:
@@ -189,7 +232,6 @@ def test_what_cannot_be_said_is_refused(body: dict[str, Any], param: str) -> Non
             "messages[0].content[0].image_url.url",
         ),
         ({"tool_choice": "required"}, "tool_choice"),
-        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_completion_tokens"),
     ],
 )
 def test_what_is_malformed_is_refused(body: dict[str, Any], param: str) -> None:
