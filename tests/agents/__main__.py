@@ -93,7 +93,7 @@ async def _run(folder: Path, packages: Path, options: argparse.Namespace) -> tup
                 for number in range(max(len(session.program.steps) for session in group)):
                     if options.restart and number:
                         await asyncio.to_thread(_restart, daemon)
-                        for session in group:
+                        for session in sessions:
                             session.proxy.upstream = _url(daemon)
                             session.proxy.new_daemon()
                     done = await asyncio.gather(*(session.run(number) for session in group))
