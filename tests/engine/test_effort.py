@@ -77,6 +77,12 @@ def test_an_effort_that_changes_nothing_is_ignored(effort: str, traits: Template
     assert choose_reasoning(effort, None, traits).is_ignored
 
 
+def test_a_word_that_no_api_has_switches_nothing() -> None:
+    """It is told as ignored, also where the template can switch thinking on."""
+    chosen = choose_reasoning("banana", None, BOTH)
+    assert (chosen.variables, chosen.is_ignored) == ({}, True)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_no_effort_fails_a_request(name: str) -> None:
     """Every word of every API is taken by every template, and named as ignored where the model does not reason."""
