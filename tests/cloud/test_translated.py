@@ -11,6 +11,7 @@ import anthropic
 import openai
 import pytest
 
+from tests.support import claude_code
 from tests.support.http_server import Served, serving
 from tests.support.said import Call, Said, error_body
 from tests.support.scripted_pool import ScriptedPool, end
@@ -265,6 +266,24 @@ async def test_what_is_left_out_is_named_in_a_header() -> None:
         body = {"model": "via-anthropic", "messages": HI, "chat_id": 5}
         _, headers, _ = await served.post("/v1/chat/completions", body)
     assert (headers["x-mlxd-ignored-fields"], headers["x-mlxd-target"]) == ("chat_id", "anthropic/far")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_claude_code_is_answered_by_an_upstream_of_openais_protocol(stream: bool) -> None:
+    """Its body is no 400; what it has to do without is named, and the message is of the model that it asked for."""
+    asked = claude_code.body(claude_code.billing()) | {
+        "model": "via-openai",
+        "stream": stream,
+        "thinking": {"type": "adaptive", "display": "omitted"},
+        "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+        "output_config": {"effort": "high"},
+        "metadata": {"user_id": "x" * 159},
+    }
+    async with routed() as (served, far):
+        status, headers, answer = await served.post("/v1/messages?beta=true", asked, anthropic_beta="effort-2025-11-24")
+    assert (status, headers["x-mlxd-ignored-fields"]) == (200, "context_management, thinking.display")
+    assert b'"model":"via-openai"' in answer
+    assert len(far.seen[0].json["user"]) == 64
 
 
 @pytest.mark.parametrize("stream", [False, True])
