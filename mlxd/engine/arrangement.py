@@ -25,7 +25,8 @@ def arranged(messages: Sequence[Message], traits: TemplateTraits) -> tuple[Messa
     turns = _Turns(traits)
     if leading:
         first = messages[0] if leading == 1 else _system(messages[:leading])
-        turns.add_system(first, is_taken=traits.takes_system)
+        is_asked = traits.takes_system_alone or any(message.get("role") == "user" for message in messages)
+        turns.add_system(first, is_taken=traits.takes_system and is_asked)
     for message in messages[leading:]:
         match message.get("role"):
             case "system":

@@ -31,6 +31,7 @@ class TemplateTraits:
     """What one template takes. The defaults are for one of which nothing could be learned: it gets all as it comes."""
 
     takes_system: bool = True
+    takes_system_alone: bool = True  # without any question
     takes_late_system: bool = True  # at its place, after other messages
     takes_users_in_a_row: bool = True
     takes_user_after_tool: bool = True
@@ -66,6 +67,7 @@ _TOOL_TURN = (
 _CHATS: dict[str, tuple[Mapping[str, Any], ...]] = {
     "user": (_user(_FIRST),),
     "system": (_system(_RULE), _user(_FIRST)),
+    "system alone": (_system(_RULE),),
     "late system": (
         _system(_RULE),
         _user(_FIRST),
@@ -108,6 +110,7 @@ def learn(template: str, rendered: Rendered) -> TemplateTraits:
     is_late_taken = _has_in_order(rendered["late system"], _FIRST, _ANSWER, _LATE, _SECOND)
     return TemplateTraits(
         takes_system=_has_in_order(rendered["system"], _RULE),
+        takes_system_alone=_has_in_order(rendered["system alone"], _RULE),
         takes_late_system=is_late_taken and _has_in_order(rendered["last system"], _FIRST, _LATE),
         takes_users_in_a_row=_has_in_order(rendered["users"], _FIRST, _SECOND),
         takes_user_after_tool=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,14 @@ def answer(content: str) -> Message:
 CALL = {"id": "callcall1", "type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "callcall1", "content": "Blue."}
+
+
+def test_instructions_without_a_question_are_the_question() -> None:
+    """Where the template refuses a chat without one; with one they stay what they are."""
+    traits = replace(STRICT, takes_system_alone=False)
+    assert short(arranged([system("a"), system("b")], traits)) == "u a+b"
+    assert short(arranged([system("a"), answer("b"), system("c")], traits)) == "u a|a b|u c"
+    assert short(arranged([system("a"), user("b")], traits)) == "s a|u b"
 
 
 @pytest.mark.parametrize("traits", [TemplateTraits(), STRICT])

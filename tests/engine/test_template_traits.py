@@ -17,6 +17,7 @@ from tests.support.prompt import with_template
 from tests.support.templates import TEMPLATES
 
 LENIENT = TemplateTraits(efforts=(), thinking=None, can_stop_thinking=False)
+IN_TURN = replace(LENIENT, takes_system_alone=False, takes_late_system=False, takes_users_in_a_row=False)
 
 
 def traits_of(template: str, processes: Processes = PROCESSES) -> TemplateTraits:
@@ -29,17 +30,28 @@ def traits_of(template: str, processes: Processes = PROCESSES) -> TemplateTraits
     [
         (
             "qwen",
-            TemplateTraits(takes_late_system=False, efforts=("low", "medium", "xhigh"), thinking="enable_thinking"),
+            TemplateTraits(
+                takes_system_alone=False,
+                takes_late_system=False,
+                efforts=("low", "medium", "xhigh"),
+                thinking="enable_thinking",
+            ),
         ),
         ("gpt-oss", replace(LENIENT, takes_late_system=False, efforts=("low", "medium", "high"))),
         ("llama", LENIENT),
         (
             "gemma",
-            replace(LENIENT, takes_system=False, takes_late_system=False, takes_users_in_a_row=False),
+            replace(
+                LENIENT,
+                takes_system=False,
+                takes_system_alone=False,
+                takes_late_system=False,
+                takes_users_in_a_row=False,
+            ),
         ),
         (
             "mistral",
-            replace(LENIENT, takes_late_system=False, takes_users_in_a_row=False, takes_user_after_tool=False),
+            replace(IN_TURN, takes_user_after_tool=False),
         ),
         ("deepseek", TemplateTraits(takes_late_system=False, efforts=(), thinking="thinking")),
         ("plain", LENIENT),
