@@ -56,7 +56,7 @@ COUNT: Table = {
 MESSAGES: Table = {
     **COUNT,
     **SAMPLING,
-    "max_tokens": Works(field.integer(0, _MAX_TOKENS)),
+    "max_tokens": Works(field.standing_for(field.integer(0, _MAX_TOKENS), {-1: _MAX_TOKENS}), "-1 is no bound"),
     "stop_sequences": Works(field.stop),
     "stream": Works(field.boolean),
     "compaction": Refused(),  # it asks for a summary, and for no answer

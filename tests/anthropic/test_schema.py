@@ -149,7 +149,7 @@ def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, may_think: 
     ("fields", "param", "code"),
     [
         ({"max_tokens": None}, "max_tokens", "invalid_request"),
-        ({"max_tokens": -1}, "max_tokens", "invalid_request"),
+        ({"max_tokens": -2}, "max_tokens", "invalid_request"),
         ({"messages": None}, "messages", "invalid_request"),
         ({"temperature": 101}, "temperature", "invalid_request"),
         ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", "invalid_request"),
@@ -220,6 +220,12 @@ def test_what_only_anthropic_serves_is_left_out(field: dict[str, Any]) -> None:
     quiet = Omissions("m", rejects_fields=True)
     parse_message_body({**body, name: neutral.get(name, type(value)())}, NoiseFilter(), quiet)
     assert list(quiet.names) == []
+
+
+def test_a_max_tokens_of_minus_one_is_all_the_room() -> None:
+    """It is larger than any context, and reduced to what there is."""
+    parsed = parse(max_tokens=-1)
+    assert parsed.max_tokens == 2**31 - 1
 
 
 def test_counting_needs_no_max_tokens() -> None:
