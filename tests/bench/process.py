@@ -97,7 +97,10 @@ def _wait_until_listening(port: int, process: subprocess.Popen[bytes], log: Path
 
 
 def read_rss_bytes(pid: int) -> int:
-    """Return the resident memory of a process; `ps` knows it on both systems."""
+    """Return the resident memory of a process; `ps` knows it too, and costs other processes time."""
+    statm = Path(f"/proc/{pid}/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return int(_ask_ps(pid, "rss")) * 1024
 
 
