@@ -6,6 +6,7 @@ holds none is left out visibly. They come with conversations that began elsewher
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ WITHOUT_WORDS = frozenset(
         *("mcp_list_tools", "tool_search_call", "tool_search_output", "web_search_call"),
     ]
 )
+REFUSED = frozenset({"compaction_trigger"})  # it asks for a summary in place of an answer
+_WORD = re.compile(r"[a-z0-9_]{1,40}")
 READ: Mapping[str, Callable[[str, Mapping[str, Any], Omissions], Item | None]] = {
     "message": response_item.parse_message,
     "function_call": response_item.parse_call,
@@ -48,7 +51,7 @@ def parse_input(value: Any, omitted: Omissions, find: Find) -> tuple[Item, ...]:
         find: returns a stored item by its id, for `item_reference`.
 
     Raises:
-        UnsupportedParameter: an item of a kind that OpenAI's API does not have, or one that asks for another answer.
+        UnsupportedParameter: an item that asks for another answer, or one that is left out where omissions are refused.
         InvalidRequest: a malformed item, or a reference to one that is not stored.
     """
     if isinstance(value, str):
@@ -76,11 +79,11 @@ def _parse(path: str, item: Any, omitted: Omissions, find: Find) -> list[Item]:
         return list(CALLS_AND_RESULTS[kind](path, item, omitted))
     if kind in APPLIED:
         return []
-    if kind in WITHOUT_WORDS:
-        omitted.leave_out(f"{path}.{kind}")
-        return []
-    # `compaction_trigger` asks for a summary in place of an answer.
-    raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported", param=f"{path}.type")
+    if kind in REFUSED:
+        raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported", param=f"{path}.type")
+    # A kind that is newer than this server must not end a conversation. Its name helps whoever reads the header.
+    omitted.leave_out(f"{path}.{kind if _WORD.fullmatch(kind) else 'type'}")
+    return []
 
 
 def _call(path: str, item: Mapping[str, Any], name: str, arguments: Any) -> Item:
