@@ -13,6 +13,7 @@ from typing import Any
 from mlxd.anthropic.tool import Toolbox
 from mlxd.http import field
 from mlxd.http.omissions import Omissions
+from mlxd.protocol.quote import kind_word
 
 Block = Mapping[str, Any]
 
@@ -89,7 +90,7 @@ class BlockReader:
             found = "\n".join(_readable(block.get("content")))
             if found:
                 return f"<{kind}>\n{found}\n</{kind}>\n"
-        self._omitted.leave_out(f"{path}.{kind}", "is a block that means nothing to a model of this machine")
+        self._omitted.leave_out(f"{path}.{kind_word(kind)}", "is a block that means nothing to a model of this machine")
         return ""
 
     def _document(self, path: str, block: Block) -> str:
@@ -116,7 +117,7 @@ class BlockReader:
             if block["type"] == "text" or block["type"] in _MEDIA:
                 texts.append(self.text(here, block))
             else:
-                self._omitted.leave_out(f"{here}.{block['type']}", "has no place inside of a block")
+                self._omitted.leave_out(f"{here}.{kind_word(block['type'])}", "has no place inside of a block")
         return "".join(texts)
 
     def _note_cited(self, path: str, block: Block, known: frozenset[str]) -> None:

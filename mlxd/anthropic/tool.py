@@ -17,6 +17,7 @@ from mlxd.http import field
 from mlxd.http.omissions import Omissions
 from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.quote import kind_word
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _KNOWN = frozenset(
@@ -95,7 +96,7 @@ class Toolbox:
             self._deferred.add(name)
             return self.refer([name])
         if kind != "tool_reference":
-            self._omitted.leave_out(f"{path}.tool.{kind}", "is not served here")
+            self._omitted.leave_out(f"{path}.tool.{kind_word(kind)}", "is not served here")
             return ""
         name = field.text(f"{path}.tool.name", tool.get("name"))
         if block["type"] == "tool_addition":
@@ -137,7 +138,7 @@ class Toolbox:
             kind = field.text(f"{path}.type", kind)
             defined = client_tool(kind)
             if defined is None:
-                self._omitted.leave_out(f"{path}.{kind}", "is a tool that this machine does not run")
+                self._omitted.leave_out(f"{path}.{kind_word(kind)}", "is a tool that this machine does not run")
                 self._left_out.add(str(tool.get("name", kind)))
                 return None
         callers = tool.get("allowed_callers")

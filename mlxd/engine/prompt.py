@@ -24,6 +24,7 @@ from mlxd.engine.process import Processes
 from mlxd.engine.prompt_check import check_sampling, foreign_token
 from mlxd.engine.prompt_length import PromptLength
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.quote import shown
 
 if TYPE_CHECKING:
     from mlxd.engine.grammar import Grammars  # imports mlx
@@ -133,11 +134,12 @@ class PromptRenderer:
         reasoning = choose_reasoning(prompt.reasoning_effort, prompt.thinking, traits)
         variables = {**reasoning.variables, **prompt.template_kwargs}
         _log.debug(
-            "a chat for %s: effort %s, thinking %s, variables %s",
+            "a chat for %s: effort %s, thinking %s, %s; variables of its client: %d",
             self._model_id,
-            prompt.reasoning_effort,
+            shown(prompt.reasoning_effort),
             prompt.thinking,
-            variables,
+            reasoning.variables,
+            len(prompt.template_kwargs),
         )
         text, marked_text = self._template.render(prompt, tools, variables, is_given_up)
         return _Rendered(text, marked_text, is_effort_ignored=reasoning.is_ignored)

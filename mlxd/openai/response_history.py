@@ -6,7 +6,6 @@ holds none is left out visibly. They come with conversations that began elsewher
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from mlxd.openai.response_item import Find, Item, new_id, text_message
 from mlxd.openai.response_part import part_texts
 from mlxd.openai.tool_name import joined
 from mlxd.protocol.errors import UnsupportedParameter
-from mlxd.protocol.quote import shown
+from mlxd.protocol.quote import kind_word, shown
 
 # Applied before the items are read (`response_schema.py`).
 APPLIED = frozenset({"additional_tools", "configuration_update"})
@@ -29,7 +28,6 @@ WITHOUT_WORDS = frozenset(
     ]
 )
 REFUSED = frozenset({"compaction_trigger"})  # it asks for a summary in place of an answer
-_WORD = re.compile(r"[a-z0-9_]{1,40}")
 READ: Mapping[str, Callable[[str, Mapping[str, Any], Omissions], Item | None]] = {
     "message": response_item.parse_message,
     "function_call": response_item.parse_call,
@@ -82,7 +80,7 @@ def _parse(path: str, item: Any, omitted: Omissions, find: Find) -> list[Item]:
     if kind in REFUSED:
         raise UnsupportedParameter(f"{path}.type {shown(kind)} is not supported", param=f"{path}.type")
     # A kind that is newer than this server must not end a conversation. Its name helps whoever reads the header.
-    omitted.leave_out(f"{path}.{kind if _WORD.fullmatch(kind) else 'type'}")
+    omitted.leave_out(f"{path}.{kind_word(kind)}")
     return []
 
 

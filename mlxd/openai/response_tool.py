@@ -5,7 +5,6 @@ A custom tool is a function with one text; the tools of a namespace go by one na
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from mlxd.openai.custom_tool import custom_function
 from mlxd.openai.tool import parse_function
 from mlxd.openai.tool_name import Callee, ToolNames, named_space
 from mlxd.protocol.errors import UnsupportedParameter
-from mlxd.protocol.quote import shown
+from mlxd.protocol.quote import kind_word, shown
 
 _MODES = ("none", "auto", "required")
 _FUNCTION = ("name", "description", "parameters", "strict")
@@ -35,7 +34,6 @@ OFFERED: Mapping[str, Table] = {
     "shell": {**_ANY_TOOL, "environment": Habit()},
     "apply_patch": _ANY_TOOL,
 }
-_WORD = re.compile(r"[a-z0-9_]{1,40}")
 _NOT_HERE = "is a tool that this machine does not run"
 _NUMBER = {"type": "integer", "minimum": 0}
 _SHELL = {
@@ -144,7 +142,7 @@ def _offered(path: str, tool: Any, omitted: Omissions, namespace: str | None = N
         field.mapping(f"{path}.environment", tool["environment"])
     if not _is_offered(tool) or (namespace is not None and kind not in ("function", "custom")):
         # The word helps whoever reads the header; what is no word may be anything.
-        omitted.leave_out(f"{path}.{kind if _WORD.fullmatch(kind) else 'type'}", _NOT_HERE)
+        omitted.leave_out(f"{path}.{kind_word(kind)}", _NOT_HERE)
         return
     read(OFFERED[kind], tool, omitted, path)
     if kind == "namespace":

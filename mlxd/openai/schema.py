@@ -20,7 +20,6 @@ from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
 from mlxd.openai.tool import custom_names, parse_tools, uses_functions
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
-from mlxd.protocol.quote import as_json
 
 MAX_TOKENS = 2**31 - 1
 UP_TO_THE_CONTEXT = field.standing_for(field.integer(1, MAX_TOKENS), {-1: None, 0: None})
@@ -169,7 +168,7 @@ def parse_completion(body: Mapping[str, Any], omitted: Omissions) -> ParsedBody:
 def _leave_out_modalities(modalities: list[Any], omitted: Omissions) -> None:
     if modalities and "text" not in modalities:
         raise UnsupportedParameter(
-            f'modalities {as_json(modalities)} is not supported; leave it out or send ["text"]', param="modalities"
+            'modalities without "text" is not supported; leave it out or send ["text"]', param="modalities"
         )
     for place, modality in enumerate(modalities):
         if modality != "text":

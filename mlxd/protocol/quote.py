@@ -29,3 +29,8 @@ def shown(value: object) -> str:
             return f"a list of {count(len(value), 'item')}"
         case _:
             return "an object"
+
+
+def kind_word(kind: object) -> str:
+    """Return the kind that a client gave to a part of its body; "type" where that is no word and may be a prompt."""
+    return kind if isinstance(kind, str) and _WORD.fullmatch(kind) else "type"

@@ -43,7 +43,7 @@ def bodies() -> Iterator[tuple[str, Mapping[str, Any]]]:
             whole["max_tokens"] = 1
         yield route.path, whole
         yield route.path, {**whole, "stream": True}
-        yield route.path, {**whole, "max_tokens": 10**6, "max_output_tokens": 10**6}
+        yield route.path, json.loads(json.dumps(whole).replace(PROMPT, PROMPT * 2000))  # over the context
         yield route.path, {**whole, "model": "not-there"}
         for name in route.body.table.keys() - NAMES:
             for value in WRONG:

@@ -49,13 +49,13 @@ def test_an_unknown_model_names_the_nearest(daemon: RealDaemon) -> None:
 
 
 def test_a_bad_parameter_is_named(daemon: RealDaemon) -> None:
-    """`BadRequestError` says which field it is; a documented field that is not supported is refused, not ignored."""
+    """`BadRequestError` says which field it is; what would change the answer is refused, not ignored."""
     client = daemon.client()
 
     with pytest.raises(BadRequestError) as bad:
-        client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], temperature=3)
+        client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], temperature=101)
     with pytest.raises(BadRequestError) as unsupported:
-        client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], verbosity="low")
+        client.chat.completions.create(model="a", messages=[{"role": "user", "content": "hi"}], modalities=["audio"])
 
     assert bad.value.param == "temperature"
-    assert (unsupported.value.param, unsupported.value.code) == ("verbosity", "unsupported_parameter")
+    assert (unsupported.value.param, unsupported.value.code) == ("modalities", "unsupported_parameter")

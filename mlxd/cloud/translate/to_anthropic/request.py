@@ -20,6 +20,7 @@ from mlxd.cloud.translate.reading import (
 )
 from mlxd.cloud.translate.to_anthropic.message import conversation
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.quote import kind_word
 
 # Anthropic's protocol requires a bound; this is the largest that every model of theirs has taken.
 DEFAULT_MAX_TOKENS = 4096
@@ -174,7 +175,7 @@ def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any] | None:
     """Return a tool; None for one that is no function."""
     kind = mapping(path, tool).get("type")
     if kind != "function":
-        reading.leave_out(f"{path}.{text(f'{path}.type', kind)}")
+        reading.leave_out(f"{path}.{kind_word(text(f'{path}.type', kind))}")
         return None
     function = reading.read(_FUNCTION, reading.read(_TOOL, tool, path).get("function"), f"{path}.function")
     built: dict[str, Any] = {"name": text(f"{path}.function.name", function.get("name"))}

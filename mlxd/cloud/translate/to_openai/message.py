@@ -8,6 +8,7 @@ import orjson
 
 from mlxd.cloud.translate.reading import DROPPED, SAID, Omitted, Reading, Table, boolean, listing, mapping, text, wrong
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.quote import kind_word
 
 _TURN: Table = {"role": SAID, "content": SAID}
 _TEXT: Table = {"type": SAID, "text": SAID, "cache_control": DROPPED, "citations": Omitted(([],))}
@@ -161,7 +162,7 @@ def _assistant(path: str, content: Any, reading: Reading) -> Message:
             case "tool_use":
                 calls.append(_call(here, block, reading))
             case _:
-                reading.leave_out(f"{here}.{kind}")  # of tools that Anthropic's servers run
+                reading.leave_out(f"{here}.{kind_word(kind)}")  # of tools that Anthropic's servers run
     message: Message = {"role": "assistant", "content": _plain(parts) if parts else None if calls else ""}
     if any(thoughts):
         message["reasoning_content"] = "".join(thoughts)

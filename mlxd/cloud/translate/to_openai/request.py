@@ -23,6 +23,7 @@ from mlxd.cloud.translate.reading import (
 )
 from mlxd.cloud.translate.to_openai.message import conversation
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.quote import kind_word
 
 # Sampling params that are not Anthropic's, or not OpenAI's, but that this server's messages route takes and that most
 # servers that speak OpenAI's protocol know; the others refuse them by name.
@@ -174,7 +175,7 @@ def _tool(path: str, tool: Any, reading: Reading) -> dict[str, Any] | None:
     if kind not in (None, "custom"):
         defined = client_tool(text(f"{path}.type", kind))
         if defined is None:
-            reading.leave_out(f"{path}.{kind}")
+            reading.leave_out(f"{path}.{kind_word(kind)}")
             return None
     values = (defined or {}) | reading.read(_TOOL, tool, path)
     function: dict[str, Any] = {"name": text(f"{path}.name", values.get("name"))}
