@@ -7,7 +7,7 @@ from typing import Any
 from mlxd.http import field
 from mlxd.http.omissions import Omissions
 from mlxd.protocol.errors import UnsupportedParameter
-from mlxd.protocol.quote import kind_word, shown
+from mlxd.protocol.quote import shown
 
 _TEXTS = {
     "input_text": frozenset({"type", "text", "prompt_cache_breakpoint"}),
@@ -48,7 +48,7 @@ def _texts(path: str, part: Any, omitted: Omissions) -> list[str]:
     if kind in _MEDIA:
         return [omitted.leave_out_media(path, _MEDIA[kind])]
     if kind == "encrypted_content":
-        omitted.leave_out(f"{path}.{kind_word(kind)}", "cannot be read here")
+        omitted.leave_out(f"{path}.encrypted_content", "cannot be read here")
         return []
     if kind not in _TEXTS:
         message = f"{path}.type {shown(kind)} is not supported, only 'input_text', 'output_text' and media"
