@@ -57,20 +57,19 @@ class Intake:
     async def run(self, steps: Generator[None, None, T]) -> T:
         """Return what *steps* return, run when it is their turn, with everything else in between.
 
-        After them the loop has as long for everything else, streams first of all.
+        The loop sleeps for as long as each millisecond of steps took. It must not just look for events and go on: it
+        lets go of the interpreter meanwhile, so that no thread waits for it long enough to demand it, and takes it
+        again before another thread is awake.
         """
         async with self._parsing:
-            began_s = self._clock.now()
-            pause_at_s = began_s + _STEP_S
             try:
                 while True:
-                    next(steps)
-                    if self._clock.now() >= pause_at_s:
-                        await asyncio.sleep(0)
-                        pause_at_s = self._clock.now() + _STEP_S
+                    began_s = self._clock.now()
+                    while (took_s := self._clock.now() - began_s) < _STEP_S:
+                        next(steps)
+                    await asyncio.sleep(took_s)
             except StopIteration as end:
                 result: T = end.value
-            await asyncio.sleep(self._clock.now() - began_s)
             return result
 
     def pump(self) -> None:

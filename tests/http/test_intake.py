@@ -131,6 +131,24 @@ async def test_bodies_are_parsed_one_at_a_time() -> None:
     assert seen == {1, 2, 3, 4, 5}
 
 
+async def test_parsing_sleeps_as_long_as_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop that only looked for events would take the interpreter back before any other thread has it."""
+    clock, pauses = FakeClock(), list[float]()
+    intake = Intake(lambda: 100, clock)
+
+    def parse() -> Generator[None, None, None]:
+        for took_s in (0.0004, 0.0008, 0.003, 0.0001):
+            clock.move(took_s)
+            yield
+
+    async def sleep(delay_s: float) -> None:
+        pauses.append(delay_s)
+
+    monkeypatch.setattr("mlxd.http.intake.asyncio.sleep", sleep)
+    await intake.run(parse())
+    assert pauses == pytest.approx([0.0012, 0.003])
+
+
 async def test_a_large_body_waits_while_others_run() -> None:
     """Its place is held until its request ends; a small body needs none."""
     gate = asyncio.Event()
