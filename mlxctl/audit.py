@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mlxctl import output
-from mlxctl.audit_filter import FilterVerb, read_filter, usage_error
+from mlxctl.audit_filter import HELP, FilterVerb, read_filter
 from mlxctl.audit_view import (
     format_change_line,
     format_changes,
@@ -19,7 +19,7 @@ from mlxctl.audit_view import (
     format_stats,
 )
 from mlxctl.call import Call, Document
-from mlxctl.verb import Verb, make_app
+from mlxctl.verb import Verb, make_app, usage_error
 from mlxd.protocol.errors import EXIT_NOT_FOUND, ControlError
 from mlxd.protocol.event import Gap
 from mlxd.protocol.units import count
@@ -93,7 +93,7 @@ def export(
 ) -> None:
     """Write all rows to stdout, the oldest first: JSON lines or CSV. A page at a time, however many there are."""
     if form not in {"jsonl", "csv"}:
-        raise usage_error(f"there is no format {form!r}; there are jsonl and csv", "usage.format")
+        raise usage_error(f"there is no format {form!r}; there are jsonl and csv", HELP, "usage.format")
     call = Call.of(ctx)
     chosen = read_filter(ctx.meta, changes=changes)
     if chosen.get("until_ms") is None:
@@ -111,7 +111,7 @@ def tail(
     call = Call.of(ctx)
     chosen = read_filter(ctx.meta, changes=changes)
     if "since_ms" in chosen or "until_ms" in chosen:
-        raise usage_error("tail shows what ends from now on; --since and --until are for list and export", "usage")
+        raise usage_error("tail shows what ends from now on; --since and --until are for list and export", HELP)
     kind, form = ("audit.change", format_change_line) if changes else ("audit.request", format_request_line)
     with call.connect() as client:
         log = client.request("audit.stats", {"since_ms": 2**53}, is_question=True).result["log"]

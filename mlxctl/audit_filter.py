@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperOption
 
-from mlxctl.verb import Verb
-from mlxd.protocol.errors import EXIT_USAGE, ControlError
+from mlxctl.verb import Verb, usage_error
 from mlxd.protocol.units import parse_duration_s
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ _TIMES = {
     "since": ("WHEN", "Begun in the last 2h, or since 2026-01-31T12:00."),
     "until": ("WHEN", "Begun before then."),
 }
+HELP = "mlxctl audit --help"
 _GIVEN = "mlxctl.audit.given"
 
 
@@ -71,10 +71,10 @@ def read_filter(meta: dict[str, Any], *, changes: bool = False) -> dict[str, Any
             chosen[f"{name}_ms"] = parse_moment_ms(value, time.time())
             continue
         if changes:
-            raise usage_error(f"--{name} is for requests; changes are chosen by --since and --until", "usage")
+            raise usage_error(f"--{name} is for requests; changes are chosen by --since and --until", HELP)
         words = _OPTIONS[name][2]
         if words and value not in words:
-            raise usage_error(f"there is no {name} {value!r}; there are {', '.join(words)}", f"usage.{name}")
+            raise usage_error(f"there is no {name} {value!r}; there are {', '.join(words)}", HELP, f"usage.{name}")
         chosen[name] = value
     return chosen
 
@@ -92,9 +92,6 @@ def parse_moment_ms(text: str, now_s: float) -> int:
     try:
         return max(0, int(datetime.fromisoformat(text).timestamp() * 1000))
     except (ValueError, OverflowError, OSError):
-        raise usage_error(f"{text!r} is no time: 2h (ago), 2026-01-31 or 2026-01-31T12:00", "usage.time") from None
-
-
-def usage_error(message: str, code: str) -> ControlError:
-    """Return the error of a line that cannot be meant."""
-    return ControlError(message, exit_code=EXIT_USAGE, code=code, hint="mlxctl audit --help")
+        raise usage_error(
+            f"{text!r} is no time: 2h (ago), 2026-01-31 or 2026-01-31T12:00", HELP, "usage.time"
+        ) from None

@@ -6,20 +6,20 @@ Every verb goes through `Call`, so that `--json`, `-q`, `--timeout`, `--wait` an
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import typer
 
 from mlxctl import output
 from mlxctl.client import Client, Reply, Terms
 from mlxctl.connect import ABSENT
-from mlxctl.verb import Options
+from mlxctl.verb import Options, usage_error
 from mlxctl.wait import wait_for
 from mlxd import __version__
 from mlxd.protocol.errors import EXIT_INVALID, ControlError
 from mlxd.protocol.paths import Home
-
-if TYPE_CHECKING:
-    import typer
 
 Document = dict[str, Any]
 
@@ -30,6 +30,20 @@ _KEY_BYTES = 16
 def without_none(**values: object) -> Document:
     """Return the params that were given."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Return when the answer is yes, before something is destroyed: asked on a terminal, given by `--yes` elsewhere.
+
+    Raises:
+        ControlError: nobody can be asked.
+        typer.Abort: the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise usage_error(f"{question} Nobody is there to answer.", "the same with --yes")
+    typer.confirm(question, abort=True, err=True)
 
 
 class Call:

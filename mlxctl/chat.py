@@ -10,13 +10,12 @@ import typer
 
 from mlxctl import output
 from mlxctl.address import find_address
-from mlxctl.answer import print_answer
 from mlxctl.call import Call, Document
+from mlxctl.chat_client import Answer, Server, list_models, print_answer
 from mlxctl.client import Client
-from mlxctl.completion import Answer, Server, list_models
-from mlxctl.conversation import Conversation
-from mlxctl.verb import Verb, make_app
-from mlxd.protocol.errors import EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNREACHABLE, EXIT_USAGE, ControlError
+from mlxctl.repl import Conversation, Repl
+from mlxctl.verb import Verb, make_app, usage_error
+from mlxd.protocol.errors import EXIT_INVALID, EXIT_NOT_FOUND, EXIT_UNREACHABLE, ControlError
 
 app = make_app("Talk to a model.")
 
@@ -51,8 +50,6 @@ def chat(
     parameters = {name: value for name, value in given.items() if value is not None}
     conversation = Conversation(model, system, parameters)
     if prompt is None and sys.stdin.isatty() and sys.stdout.isatty() and not call.options.json:
-        from mlxctl.repl import Repl  # the line editor comes with it
-
         Repl(call, lambda: _connect(call), conversation).run()
         return
     answer = Answer(model=model)
@@ -116,11 +113,9 @@ def _default_model(models: Sequence[Mapping[str, Any]]) -> str:
             hint="mlxctl model pull starter",
         )
     names = [str(model["id"]) for model in (loaded or usable)]
-    raise ControlError(
+    raise usage_error(
         f"which model? There are {len(names)}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}",
-        exit_code=EXIT_USAGE,
-        code="usage",
-        hint=f"mlxctl chat {names[0]} PROMPT",
+        f"mlxctl chat {names[0]} PROMPT",
     )
 
 
@@ -131,12 +126,7 @@ def _read_prompt(call: Call) -> str:
     if any("\udc80" <= character <= "\udcff" for character in text):  # how Python keeps bytes that are no UTF-8
         raise ControlError("the prompt on stdin is not UTF-8", exit_code=EXIT_INVALID, code="chat.not_utf8")
     if not text:
-        raise ControlError(
-            "there is no prompt",
-            exit_code=EXIT_USAGE,
-            code="usage",
-            hint='mlxctl chat "What is the capital of France?"',
-        )
+        raise usage_error("there is no prompt", 'mlxctl chat "What is the capital of France?"')
     return text
 
 

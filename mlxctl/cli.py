@@ -15,8 +15,8 @@ import typer.main
 from typer.core import TyperGroup
 
 from mlxctl import output
-from mlxctl.verb import Noun
-from mlxd.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OTHER, EXIT_USAGE, ControlError, MlxdError
+from mlxctl.verb import Noun, usage_error
+from mlxd.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OTHER, ControlError, MlxdError
 
 if TYPE_CHECKING:
     from typer._click import Command, Context
@@ -135,11 +135,9 @@ def _usage_error(error: typer.TyperException) -> ControlError:
     ctx = getattr(error, "ctx", None)
     path = "mlxctl" if ctx is None else ctx.command_path
     text = _INT.sub("a whole number", error.format_message().rstrip("."))
-    return ControlError(
+    return usage_error(
         text[:1].lower() + text[1:],
-        exit_code=EXIT_USAGE,
-        code="usage",
-        hint="mlxctl version" if getattr(error, "option_name", "") == "--version" else f"{path} --help",
+        "mlxctl version" if getattr(error, "option_name", "") == "--version" else f"{path} --help",
     )
 
 

@@ -14,12 +14,12 @@ from mlxctl.call import Call, Document
 from mlxctl.change import show_change, show_difference
 from mlxctl.editor import Draft
 from mlxctl.output import format_error, format_table, print_note, show_time
+from mlxctl.verb import usage_error
 from mlxd.protocol.errors import (
     EXIT_CAPACITY,
     EXIT_INVALID,
     EXIT_NOT_FOUND,
     EXIT_OTHER,
-    EXIT_USAGE,
     ControlError,
     FileInvalid,
 )
@@ -99,12 +99,7 @@ def diff(
     call = Call.of(ctx)
     numbers = generations or []
     if len(numbers) > 2 or (numbers and (runtime or file)):
-        raise ControlError(
-            "config diff takes at most two generations, or --runtime or --file",
-            exit_code=EXIT_USAGE,
-            code="usage",
-            hint=f"{call.command} --help",
-        )
+        raise usage_error("config diff takes at most two generations, or --runtime or --file", f"{call.command} --help")
     document = call.ask("settings.diff", **dict(zip(("old", "new"), numbers, strict=False)))
     if not numbers:
         problem = document.get("problem")

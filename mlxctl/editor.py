@@ -12,7 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from mlxd.protocol.errors import EXIT_OTHER, EXIT_USAGE, ControlError, FileInvalid
+from mlxctl.verb import usage_error
+from mlxd.protocol.errors import EXIT_OTHER, ControlError, FileInvalid
 
 _FALLBACK = "vi"
 
@@ -80,11 +81,10 @@ def _editor() -> list[str]:
             if words:
                 return words
     if not sys.stdin.isatty():
-        raise ControlError(
+        raise usage_error(
             "there is no editor: neither VISUAL nor EDITOR is set, and this is no terminal",
-            exit_code=EXIT_USAGE,
-            code="editor.missing",
-            hint="EDITOR=COMMAND mlxctl config edit\nmlxctl config apply FILE",
+            "EDITOR=COMMAND mlxctl config edit\nmlxctl config apply FILE",
+            "editor.missing",
         )
     return [_FALLBACK]
 

@@ -12,8 +12,8 @@ from mlxctl import output
 from mlxctl.call import Call
 from mlxctl.change import show_difference, show_value
 from mlxctl.output import show_duration
-from mlxctl.verb import Verb, make_app
-from mlxd.protocol.errors import EXIT_USAGE, ControlError, InvalidRequest
+from mlxctl.verb import Verb, make_app, usage_error
+from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.event import Event, Gap
 from mlxd.protocol.topic import TOPICS, check_topics
 from mlxd.protocol.units import count
@@ -102,9 +102,7 @@ def _check(topics: list[str] | None) -> list[str] | None:
     try:
         return list(check_topics(topics))
     except InvalidRequest as error:
-        raise ControlError(
-            error.message, exit_code=EXIT_USAGE, code="usage.unknown_topic", hint="mlxctl events --help"
-        ) from None
+        raise usage_error(error.message, "mlxctl events --help", "usage.unknown_topic") from None
 
 
 def describe(item: Event | Gap) -> dict[str, Any]:

@@ -10,8 +10,7 @@ import typer
 from mlxctl.call import Call, Document, without_none
 from mlxctl.change import show_change
 from mlxctl.output import format_table
-from mlxctl.verb import Verb, changes, make_app
-from mlxd.protocol.errors import EXIT_USAGE, ControlError
+from mlxctl.verb import Verb, changes, make_app, usage_error
 
 app = make_app("Keys of providers; those of clients are `apikey`.")
 
@@ -27,12 +26,10 @@ Provider = Annotated[
 def set_one(ctx: typer.Context, name: Name, provider: Provider = None) -> None:
     """Keep a key, asked for without echo or read from stdin: in the keychain, else in a file of mode 0600."""
     if ctx.args:
-        raise ControlError(
+        raise usage_error(
             "a key is never an argument: the shell's history and ps show it. It was not kept; if it was the key, have"
             " its provider replace it",
-            exit_code=EXIT_USAGE,
-            code="usage",
-            hint="mlxctl key set NAME, and type the key; or: mlxctl key set NAME < FILE",
+            "mlxctl key set NAME, and type the key; or: mlxctl key set NAME < FILE",
         )
     call = Call.of(ctx)
     document = call.change("key.set", name=name, secret=_read(name), **without_none(provider=provider))
@@ -67,7 +64,7 @@ def _read(name: str) -> str:
     else:
         secret = sys.stdin.read(_MOST_CHARACTERS)
     if not secret.strip():
-        raise ControlError("no key was given", exit_code=EXIT_USAGE, code="usage", hint=f"mlxctl key set {name} < FILE")
+        raise usage_error("no key was given", f"mlxctl key set {name} < FILE")
     return secret.strip()
 
 

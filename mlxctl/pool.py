@@ -11,9 +11,8 @@ from mlxctl.call import Call
 from mlxctl.change import show_change
 from mlxctl.planning import format_evicted, format_simulation
 from mlxctl.setting import parse_changes
-from mlxctl.verb import Verb, changes, make_app
+from mlxctl.verb import Verb, changes, make_app, usage_error
 from mlxctl.view import format_pool
-from mlxd.protocol.errors import EXIT_USAGE, ControlError
 from mlxd.protocol.key import format_path
 from mlxd.protocol.row import Row
 from mlxd.protocol.table import rows
@@ -44,11 +43,9 @@ def show(ctx: typer.Context) -> None:
 def simulate(ctx: typer.Context, load: Load = None, memory: Memory = None, max_models: MaxModels = None) -> None:
     """What a load, or another limit, would do; nothing is changed."""
     if (load is None) == (memory is None and max_models is None):
-        raise ControlError(
+        raise usage_error(
             "name a model to load, or a memory limit or a number of models",
-            exit_code=EXIT_USAGE,
-            code="usage",
-            hint="mlxctl pool simulate --load MODEL\nmlxctl pool simulate --memory SIZE --max-models N",
+            "mlxctl pool simulate --load MODEL\nmlxctl pool simulate --memory SIZE --max-models N",
         )
     call = Call.of(ctx)
     call.show(call.ask("pool.simulate", load=load, memory=memory, max_models=max_models), format_simulation)
@@ -58,12 +55,7 @@ def simulate(ctx: typer.Context, load: Load = None, memory: Memory = None, max_m
 def evict(ctx: typer.Context, model: Victim = None, idle: Idle = False) -> None:
     """Let a model go, or all idle ones, as if another needed the memory: what waits for it is loaded again."""
     if (model is None) != idle:
-        raise ControlError(
-            "name a model, or say --idle",
-            exit_code=EXIT_USAGE,
-            code="usage",
-            hint="mlxctl pool evict MODEL\nmlxctl pool evict --idle",
-        )
+        raise usage_error("name a model, or say --idle", "mlxctl pool evict MODEL\nmlxctl pool evict --idle")
     call = Call.of(ctx)
     call.show(call.change("pool.evict", model=model), format_evicted)
 

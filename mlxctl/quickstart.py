@@ -11,11 +11,10 @@ from pathlib import Path
 import typer
 
 from mlxctl import download, output, process
-from mlxctl.answer import print_answer
 from mlxctl.call import Call
 from mlxctl.chat import find_server
+from mlxctl.chat_client import Answer, Server, list_models, print_answer
 from mlxctl.client import Client
-from mlxctl.completion import Answer, Server, list_models
 from mlxctl.daemon import begin
 from mlxctl.model import format_pulled
 from mlxctl.verb import DEFAULT_WAIT_S, Verb, make_app

@@ -1,24 +1,38 @@
 """`mlxctl chat` without a prompt: a conversation on the terminal.
 
-Owns the commands that begin with a slash, and what Ctrl-C and errors do to the conversation: they end an answer, never
-the chat.
+Owns what was said, the commands that begin with a slash, and what Ctrl-C and errors do: they end an answer, never the
+chat.
 """
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from mlxctl import output
-from mlxctl.answer import print_answer
 from mlxctl.call import Call
-from mlxctl.completion import Answer, Server, list_models
-from mlxctl.conversation import DEFAULT, PARAMETERS, Conversation
-from mlxctl.history import History
-from mlxctl.prompt import Prompt
+from mlxctl.chat_client import Answer, Server, list_models, print_answer
+from mlxctl.line_editor import History, LineEditor
+from mlxctl.verb import usage_error
 from mlxd.protocol.errors import EXIT_USAGE, ContextLengthExceeded, ControlError
 
+# Their bounds are the server's, which names them.
+_PARAMETERS: Mapping[str, type[int | float]] = {
+    "temperature": float,
+    "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "max_tokens": int,
+    "seed": int,
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+}
+_DEFAULT = "default"
 _HELP = '''  /model [NAME]         ask another model from here on; without a name: which there are
   /system [TEXT|off]    set, show or take away the system message
   /set [NAME VALUE]     temperature, max_tokens ...; VALUE default leaves it to the server
@@ -31,6 +45,33 @@ _HELP = '''  /model [NAME]         ask another model from here on; without a nam
   A text that begins with a slash: put a space before it.'''
 
 
+@dataclass(slots=True)
+class Conversation:
+    """What was said to a model, and how it is asked.
+
+    Attributes:
+        model: the model's id.
+        system: the system message; None for none.
+        parameters: what is not the server's default.
+        exchanges: prompts and what was answered, as far as it came.
+        unanswered: the last prompt, when nothing was answered.
+    """
+
+    model: str
+    system: str | None = None
+    parameters: dict[str, float] = field(default_factory=dict)
+    exchanges: list[tuple[str, str]] = field(default_factory=list)
+    unanswered: str | None = None
+
+    def make_body(self, prompt: str) -> dict[str, Any]:
+        """Return the request that asks *prompt* after all that was said."""
+        messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for asked, answered in self.exchanges:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages.append({"role": "user", "content": prompt})
+        return {"model": self.model, "messages": messages, **self.parameters}
+
+
 class Repl:
     """One chat on the terminal."""
 
@@ -40,7 +81,7 @@ class Repl:
         self._find_server = find_server
         self._conversation = conversation
         self._history = History(call.home.root / "chat_history")
-        self._prompt = Prompt(self._history, self._complete, output.print_note)
+        self._editor = LineEditor(self._history, self._complete, output.print_note)
         self._models: list[str] = []
         self._commands: Mapping[str, Callable[[str], None]] = {
             "/help": lambda _: output.print_note(_HELP),
@@ -67,18 +108,13 @@ class Repl:
                     output.print_note("\n(Ctrl-D or /exit ends the chat)")
 
     def _take_turn(self) -> bool:
-        """Read a text and act upon it; False when it ends the chat."""
-        text = self._prompt.read()
+        """Read a text and act upon it; False when it ends the chat. An error is told, and the chat goes on."""
+        text = self._editor.read()
         if text is None:
             output.print_note("")
             return False
         if text.strip() in ("/exit", "/quit", "/bye"):
             return False
-        self._take(text)
-        return True
-
-    def _take(self, text: str) -> None:
-        """Act upon what was typed; an error is told, and the chat goes on."""
         try:
             if text.startswith("/"):
                 self._run_command(text)
@@ -88,6 +124,7 @@ class Repl:
             output.print_note("")
         except ControlError as error:
             output.print_note(output.format_error(error))
+        return True
 
     def _ask(self, prompt: str) -> None:
         if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python keeps bytes that are no UTF-8
@@ -105,7 +142,9 @@ class Repl:
         else:
             self._note_end(answer)
         finally:
-            conversation.add(prompt, answer.content)
+            conversation.unanswered = None if answer.content else prompt
+            if answer.content:
+                conversation.exchanges.append((prompt, answer.content))
 
     def _advise(self, error: ControlError, answer: Answer) -> str | None:
         if error.code == ContextLengthExceeded.code:
@@ -113,7 +152,7 @@ class Repl:
                 return "a shorter prompt, or /model NAME with a longer context"
             return "/clear forgets what was said, then /retry asks this again; or /model NAME with a longer context"
         if error.param in self._conversation.parameters:
-            return f"/set {error.param} {DEFAULT}, or another value; then /retry"
+            return f"/set {error.param} {_DEFAULT}, or another value; then /retry"
         again = "/retry asks again" if not answer.content else "what came stays in the conversation; /retry asks again"
         return again if error.hint is None else f"{error.hint}\n{again}"
 
@@ -132,32 +171,28 @@ class Repl:
         command = self._commands.get(name)
         if command is None:
             near = difflib.get_close_matches(name, [*self._commands, "/exit"], n=1, cutoff=0.5)
-            raise ControlError(
+            raise usage_error(
                 f"there is no command {name}",
-                exit_code=EXIT_USAGE,
-                code="usage",
-                hint=f"{near[0] if near else '/help'}; a text that begins with a slash takes a space before it",
+                f"{near[0] if near else '/help'}; a text that begins with a slash takes a space before it",
             )
+        if argument.strip() and name in ("/retry", "/clear"):
+            raise usage_error(f"{name} takes no argument", name)
         command(argument.strip())
 
     def _choose_model(self, name: str) -> None:
+        conversation = self._conversation
         models = list_models(self._find_server(), self._call.options.timeout_s)
         self._models = [str(model["id"]) for model in models]
         if not name:
-            rows = [
-                (
-                    f"* {model['id']}" if model["id"] == self._conversation.model else f"  {model['id']}",
-                    model.get("state"),
-                )
-                for model in models
-            ]
+            signs = {conversation.model: "*"}
+            rows = [(f"{signs.get(model['id'], ' ')} {model['id']}", model.get("state")) for model in models]
             output.print_note(output.format_table(("  MODEL", "STATE"), rows))
             return
         if name not in self._models:  # a cloud rule may know it all the same
             near = difflib.get_close_matches(name, self._models, n=3, cutoff=0.5)
             nearest = f"; the nearest names are {', '.join(near)}" if near else ""
             output.print_note(f"note: no model {name} is listed{nearest}; it is asked for by this name all the same")
-        self._conversation.model = name
+        conversation.model = name
         self._call.note(f"[{name} answers from here on]")
 
     def _set_system(self, text: str) -> None:
@@ -168,29 +203,34 @@ class Repl:
         self._call.note("[no system message]" if text == "off" else "[system message set]")
 
     def _set_parameter(self, argument: str) -> None:
-        name, _, value = argument.replace("=", " ").partition(" ")
-        if name and not value.strip():
-            raise ControlError(
-                f"a value is missing for {name}", exit_code=EXIT_USAGE, code="usage", hint=f"/set {name} VALUE"
-            )
-        if name:
-            self._conversation.set_parameter(name, value.strip())
-            self._call.note(f"[{name} is {self._conversation.parameters.get(name, 'the default of the server')}]")
+        name, _, text = (word.strip() for word in argument.replace("=", " ").partition(" "))
+        given = self._conversation.parameters
+        if not name:
+            output.print_note(output.format_pairs([(key, given.get(key, _DEFAULT)) for key in _PARAMETERS]))
             return
-        shown = self._conversation.parameters
-        output.print_note(output.format_pairs([(key, shown.get(key, DEFAULT)) for key in PARAMETERS]))
+        if not text:
+            raise usage_error(f"a value is missing for {name}", f"/set {name} VALUE")
+        value = _parse_parameter(name, text)
+        if value is None:
+            given.pop(name, None)
+        else:
+            given[name] = value
+        self._call.note(f"[{name} is {given.get(name, 'the default of the server')}]")
 
-    def _retry(self, argument: str) -> None:
-        _refuse_argument("/retry", argument)
-        prompt = self._conversation.take_back()
+    def _retry(self, _: str) -> None:
+        prompt = self._conversation.unanswered
+        if prompt is None and self._conversation.exchanges:
+            prompt, _ = self._conversation.exchanges.pop()
         if prompt is None:
-            raise ControlError("nothing was asked yet", exit_code=EXIT_USAGE, code="usage", hint="type a prompt")
+            raise usage_error("nothing was asked yet", "type a prompt")
         self._call.note(f"[again: {prompt if len(prompt) <= 60 else prompt[:57] + '...'}]")
         self._ask(prompt)
 
-    def _clear(self, argument: str) -> None:
-        _refuse_argument("/clear", argument)
-        self._conversation.clear()
+    def _clear(self, _: str) -> None:
+        exchanges = self._conversation.exchanges
+        if exchanges and self._conversation.unanswered is None:
+            self._conversation.unanswered = exchanges[-1][0]
+        exchanges.clear()
         self._call.note("[what was said is forgotten]")
 
     def _keep_history(self, argument: str) -> None:
@@ -198,18 +238,13 @@ class Repl:
             self._history.is_kept = argument == "on"
         elif argument == "clear":
             try:
-                self._prompt.forget()
+                self._editor.forget()
             except OSError as error:
                 raise ControlError(f"{self._history.path}: {error.strerror}", code="os_error") from None
             self._call.note("[what you typed is forgotten]")
             return
         elif argument:
-            raise ControlError(
-                f"/history takes on, off or clear, not {argument!r}",
-                exit_code=EXIT_USAGE,
-                code="usage",
-                hint="/history off",
-            )
+            raise usage_error(f"/history takes on, off or clear, not {argument!r}", "/history off")
         is_kept = "is kept" if self._history.is_kept else "is not kept"
         output.print_note(f"what you type {is_kept} in {self._history.path}")
 
@@ -217,20 +252,31 @@ class Repl:
         """Return the lines that *line* may become: commands, models, parameters."""
         candidates = [*self._commands, "/exit"]
         if line.startswith("/model "):
-            candidates = [f"/model {model}" for model in self._find_models()]
+            if not self._models:
+                with contextlib.suppress(ControlError):
+                    self._models = [str(model["id"]) for model in list_models(self._find_server(), timeout_s=1.0)]
+            candidates = [f"/model {model}" for model in self._models]
         elif line.startswith("/set "):
-            candidates = [f"/set {name} " for name in PARAMETERS]
+            candidates = [f"/set {name} " for name in _PARAMETERS]
         return [candidate for candidate in candidates if candidate.startswith(line)] if line.startswith("/") else []
 
-    def _find_models(self) -> list[str]:
-        if not self._models:
-            try:
-                self._models = [str(model["id"]) for model in list_models(self._find_server(), timeout_s=1.0)]
-            except ControlError:
-                return []
-        return self._models
 
+def _parse_parameter(name: str, text: str) -> float | None:
+    """Return the value of a sampling parameter that was typed; None for `default`, which leaves it to the server.
 
-def _refuse_argument(command: str, argument: str) -> None:
-    if argument:
-        raise ControlError(f"{command} takes no argument", exit_code=EXIT_USAGE, code="usage", hint=command)
+    Raises:
+        ControlError: there is no such parameter, or the text is no number for it.
+    """
+    kind = _PARAMETERS.get(name)
+    if kind is None:
+        raise usage_error(f"there is no parameter {name!r}; there are {', '.join(_PARAMETERS)}", "/set temperature 0.2")
+    if text == _DEFAULT:
+        return None
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        wanted = "a whole number" if kind is int else "a number"
+        raise usage_error(f"{name} is {wanted} or {_DEFAULT}, not {text!r}", f"/set {name} {_DEFAULT}")
+    return value

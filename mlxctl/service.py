@@ -15,8 +15,8 @@ from mlxctl.call import Call, Document
 from mlxctl.client import is_running
 from mlxctl.output import format_pairs
 from mlxctl.supervisor import Supervisor, make_supervisor, run
-from mlxctl.verb import Verb, make_app
-from mlxd.protocol.errors import EXIT_UNREACHABLE, EXIT_USAGE, ControlError
+from mlxctl.verb import Verb, make_app, usage_error
+from mlxd.protocol.errors import EXIT_UNREACHABLE
 
 app = make_app("Run mlxd under launchd or systemd: from login on, and again after a crash.")
 
@@ -95,11 +95,9 @@ def print_file(ctx: typer.Context) -> None:
 
 def _make_agent(call: Call) -> Supervisor:
     if call.options.socket is not None:
-        raise ControlError(
+        raise usage_error(
             "--socket has no meaning for the service, which is one per user and uses the socket in MLXD_HOME",
-            hint="MLXD_HOME=PATH mlxctl service install",
-            code="usage",
-            exit_code=EXIT_USAGE,
+            "MLXD_HOME=PATH mlxctl service install",
         )
 
     def is_listening(path: Path) -> bool:

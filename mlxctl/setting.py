@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mlxd.protocol.errors import EXIT_USAGE, ControlError
+from mlxctl.verb import usage_error
+from mlxd.protocol.errors import ControlError
 from mlxd.protocol.key import parse_path
 from mlxd.protocol.table import find_row
 
@@ -72,4 +73,4 @@ def _read_pairs(
 
 def _usage(message: str, table: str | None, what: str = "") -> ControlError:
     verb = "mlxctl config set KEY VALUE, or" if table is None else f"mlxctl {table} set {what}".rstrip()
-    return ControlError(message, exit_code=EXIT_USAGE, code="usage", hint=f"{verb} KEY=VALUE...")
+    return usage_error(message, f"{verb} KEY=VALUE...")

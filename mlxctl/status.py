@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlxctl.call import Call, Document
-from mlxctl.verb import Verb, make_app
+from mlxctl.verb import Verb, make_app, usage_error
 from mlxctl.view import format_ps, format_status
-from mlxd.protocol.errors import EXIT_OTHER, EXIT_USAGE, ControlError
+from mlxd.protocol.errors import EXIT_OTHER
 
 if TYPE_CHECKING:
     from mlxctl.screen import Line
@@ -31,12 +31,7 @@ def status(ctx: typer.Context, watch: Watch = False, check: Check = False, inter
     """
     call = Call.of(ctx)
     if watch and check:
-        raise ControlError(
-            "--watch and --check exclude each other",
-            exit_code=EXIT_USAGE,
-            code="usage",
-            hint="mlxctl status --help",
-        )
+        raise usage_error("--watch and --check exclude each other", "mlxctl status --help")
     if watch:
         _watch(call, "status", format_status, interval)
         return

@@ -69,6 +69,11 @@ class Options:
         )
 
 
+def usage_error(message: str, hint: str, code: str = "usage") -> ControlError:
+    """Return the error that says what is wrong with the words of a command line, and the right ones."""
+    return ControlError(message, exit_code=EXIT_USAGE, code=code, hint=hint)
+
+
 def make_app(help_text: str) -> typer.Typer:
     """Return the typer app of one noun, whose verbs have the shared options."""
     return typer.Typer(
@@ -144,12 +149,8 @@ class Noun(_WithOptions, TyperGroup):
         command = self.get_command(ctx, args[0])
         if command is None:
             near = self.suggest(ctx, args[0])
-            raise ControlError(
-                f"there is no verb {args[0]!r} in {ctx.command_path}",
-                exit_code=EXIT_USAGE,
-                code="usage.unknown_verb",
-                hint=near or f"{ctx.command_path} --help",
-            )
+            message = f"there is no verb {args[0]!r} in {ctx.command_path}"
+            raise usage_error(message, near or f"{ctx.command_path} --help", "usage.unknown_verb")
         return args[0], command, args[1:]
 
     def suggest(self, ctx: Context, typed: str) -> str | None:

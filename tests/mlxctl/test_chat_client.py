@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mlxctl.completion import Answer, Server, list_models, stream_chat
+from mlxctl.chat_client import Answer, Server, list_models, stream_chat
 from mlxd.protocol.errors import ControlError
 from tests.support.fake_openai import DONE, FakeHTTP, delta, running_openai, sse
 
@@ -31,13 +31,11 @@ def test_pieces_come_as_they_are_made(http: FakeHTTP) -> None:
         + sse(delta("stop"), USAGE)
         + DONE
     )
-    contents: list[str] = []
-    thoughts: list[str] = []
     answer = Answer("tiny")
 
-    stream_chat(Server(http.url), BODY, answer, on_content=contents.append, on_reasoning=thoughts.append)
+    pieces = list(stream_chat(Server(http.url), BODY, answer))
 
-    assert (contents, thoughts) == (["Pa", "ris"], ["hm"])
+    assert [piece for piece in pieces if any(piece)] == [("", "hm"), ("Pa", ""), ("ris", "")]
     assert (answer.content, answer.finish_reason, answer.usage) == ("Paris", "stop", USAGE["usage"])
     assert answer.ttft_s is not None
     assert http.bodies == [{**BODY, "stream": True, "stream_options": {"include_usage": True}}]
@@ -67,7 +65,7 @@ def test_refusal_before_the_stream(http: FakeHTTP, status: int, exit_code: int) 
     http.answer = json.dumps({"error": error}).encode()
 
     with pytest.raises(ControlError) as caught:
-        stream_chat(Server(http.url), BODY, Answer("tiny"))
+        list(stream_chat(Server(http.url), BODY, Answer("tiny")))
 
     assert caught.value.to_wire() == {
         "code": "model_not_found",
@@ -83,7 +81,7 @@ def test_error_without_an_envelope(http: FakeHTTP) -> None:
     http.status, http.answer = 502, b"<html>"
 
     with pytest.raises(ControlError, match="answered 502"):
-        stream_chat(Server(http.url), BODY, Answer("tiny"))
+        list(stream_chat(Server(http.url), BODY, Answer("tiny")))
 
 
 def test_error_in_the_stream(http: FakeHTTP) -> None:
@@ -92,7 +90,7 @@ def test_error_in_the_stream(http: FakeHTTP) -> None:
     answer = Answer("tiny")
 
     with pytest.raises(ControlError, match="cancelled by an operator"):
-        stream_chat(Server(http.url), BODY, answer)
+        list(stream_chat(Server(http.url), BODY, answer))
     assert answer.content == "Pa"
 
 
@@ -101,14 +99,14 @@ def test_stream_that_breaks_off(http: FakeHTTP) -> None:
     http.answer = sse(delta(content="Pa"))
 
     with pytest.raises(ControlError) as caught:
-        stream_chat(Server(http.url), BODY, Answer("tiny"))
+        list(stream_chat(Server(http.url), BODY, Answer("tiny")))
     assert caught.value.code == "http.broken_off"
 
 
 def test_nobody_listens(http: FakeHTTP) -> None:
     """A server that is not there exits 3 and names the address."""
     with pytest.raises(ControlError, match=r"http://127\.0\.0\.1:1 ") as caught:
-        stream_chat(Server("http://127.0.0.1:1"), BODY, Answer("tiny"))
+        list(stream_chat(Server("http://127.0.0.1:1"), BODY, Answer("tiny")))
     assert caught.value.exit_code == 3
 
 
