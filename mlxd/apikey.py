@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from mlxd.cloud.rules import compile_globs
-from mlxd.config.file import ConfigFile
+from mlxd.atomic_file import AtomicFile
+from mlxd.glob import compile_globs
 from mlxd.protocol.errors import (
     CommitFailed,
     FileInvalid,
@@ -174,7 +174,7 @@ class ApiKeys:
         problem: why the file cannot be used; until it is mended nobody is let in.
     """
 
-    file: ConfigFile
+    file: AtomicFile
     monotonic: Callable[[], float]
     now: Callable[[], float] = time.time
     boot_token: str = field(default_factory=lambda: secrets.token_urlsafe(_SECRET_BYTES), repr=False)

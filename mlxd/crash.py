@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import ModelEntry
-from mlxd.config.file import ConfigFile
 from mlxd.engine.base import Backend, BackendLimits, BackendMemory, Engine, LoadProgress, LoadSpec, SchedulingParams
 from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
@@ -71,7 +71,7 @@ class _State:
 class CrashLog:
     """The notes of this daemon, and what those of the ones before it say. Used on the event loop; writes elsewhere."""
 
-    def __init__(self, file: ConfigFile, marks: LoadMarks, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, file: AtomicFile, marks: LoadMarks, now: Callable[[], float] = time.time) -> None:
         """Take the file, the marks of this run, and the clock for what people read."""
         self._file = file
         self.marks = marks

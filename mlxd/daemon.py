@@ -20,8 +20,10 @@ from typing import Any
 
 from mlxd import __version__, log
 from mlxd.apikey import ApiKeys
+from mlxd.atomic_file import AtomicFile
 from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
+from mlxd.clock import LoopClock
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
 from mlxd.cloud.connection import open_session
@@ -30,7 +32,6 @@ from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
 from mlxd.config import SettingsStore
-from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
@@ -53,7 +54,6 @@ from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.metrics import Metrics
 from mlxd.openai.response_store import RESPONSES, ResponseStore
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, MlxdError
@@ -155,7 +155,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         secrets = Secrets(os.environ, options.home.root)
         router = Router(store, catalog.has, catalog.alias_target, secrets)
         boot_id = uuid.uuid4().hex
-        crashes = CrashLog(ConfigFile(options.home.state), LoadMarks(options.home.loading, boot_id))
+        crashes = CrashLog(AtomicFile(options.home.state), LoadMarks(options.home.loading, boot_id))
         await crashes.open()
         device = Device(
             loop,
@@ -177,9 +177,9 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         # Before both: where a read of weights hangs, they wait for the device, and this daemon still ends in order.
         stack.push_async_callback(_note_end, crashes, shutdown)
         session = await stack.enter_async_context(open_session())
-        budget = await stack.enter_async_context(Budget(ConfigFile(options.home.cloud_day), time.time))
+        budget = await stack.enter_async_context(Budget(AtomicFile(options.home.cloud_day), time.time))
         upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
-        api_keys = await ApiKeys(ConfigFile(options.home.api_keys), clock.now).open()
+        api_keys = await ApiKeys(AtomicFile(options.home.api_keys), clock.now).open()
         app = make_app(
             AppContext(
                 pool,

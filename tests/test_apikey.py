@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.apikey import MOST_KEYS, ApiKeys, Rate
-from mlxd.config.file import ConfigFile
+from mlxd.atomic_file import AtomicFile
 from mlxd.protocol.errors import (
     CommitFailed,
     FileInvalid,
@@ -51,7 +51,7 @@ def write(path: Path, text: str) -> None:
 
 async def opened(path: Path, clock: FakeClock) -> ApiKeys:
     """Return the keys as a daemon has them that starts now."""
-    keys = ApiKeys(ConfigFile(path), clock.now, lambda: 1700000000.0)
+    keys = ApiKeys(AtomicFile(path), clock.now, lambda: 1700000000.0)
     await keys.open()
     return keys
 
@@ -187,7 +187,7 @@ async def test_a_file_that_is_none_lets_nobody_in(path: Path, clock: FakeClock, 
 
 async def test_a_disk_that_takes_nothing_changes_nothing(tmp_path: Path, clock: FakeClock) -> None:
     """No key is given out that the next daemon would not know."""
-    keys = ApiKeys(ConfigFile(tmp_path / "nowhere" / "apikeys.json"), clock.now)
+    keys = ApiKeys(AtomicFile(tmp_path / "nowhere" / "apikeys.json"), clock.now)
     await keys.open()
     with pytest.raises(CommitFailed, match="nothing is changed"):
         await keys.create("app", [], None)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.atomic_file import AtomicFile, SystemCalls
 from mlxd.catalog import Catalog, ModelEntry
-from mlxd.config.file import ConfigFile, SystemCalls
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.engine.base import LoadSpec
 from mlxd.load_mark import LoadMarks
@@ -41,7 +41,7 @@ class Boots:
         """Start the next daemon; the one before has died unless it was closed."""
         self.number += 1
         marks = LoadMarks(self.path.with_name("loading.json"), f"boot-{self.number}")
-        log = CrashLog(ConfigFile(self.path, calls), marks, lambda: self.now_s)
+        log = CrashLog(AtomicFile(self.path, calls), marks, lambda: self.now_s)
         await log.open()
         return log
 

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mlxd.catalog import Catalog
+from mlxd.clock import LoopClock
 from mlxd.engine.base import BackendLimits, Delta, GenerationRequest, SchedulingParams, TextPrompt
 from mlxd.engine.device import Device
 from mlxd.engine.vector import EmbeddingRequest
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import MlxdError, ModelNotFound
 from tests.support.adapter import write_adapter

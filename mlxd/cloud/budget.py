@@ -13,35 +13,15 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+from mlxd.atomic_file import AtomicFile
 from mlxd.protocol.errors import BudgetExceeded
 from mlxd.protocol.settings import BudgetSettings, PriceSettings
 
 _MICRO = 1_000_000
 _KEPT_DAYS = 7
 _log = logging.getLogger(__name__)
-
-
-class Content(Protocol):
-    """What the file holds; None when there is none."""
-
-    @property
-    def data(self) -> bytes | None:
-        """All of it."""
-
-
-class SumsFile(Protocol):
-    """The file of the sums. Its methods wait for a disk and raise OSError."""
-
-    path: Path
-
-    def read(self) -> Content:
-        """Return the content."""
-
-    def replace(self, data: bytes) -> None:
-        """Replace the content as a whole, down to the disk."""
 
 
 @dataclass(slots=True)
@@ -66,7 +46,7 @@ class Reservation:
 class Budget:
     """The day's spending."""
 
-    def __init__(self, file: SumsFile | None, now: Callable[[], float]) -> None:
+    def __init__(self, file: AtomicFile | None, now: Callable[[], float]) -> None:
         """Take the file that the sums are kept in (None keeps none), and unix time."""
         self._file = file
         self._now = now
@@ -208,7 +188,7 @@ class Budget:
                 hint="free some disk space",
             )
 
-    async def _write(self, file: SumsFile) -> None:
+    async def _write(self, file: AtomicFile) -> None:
         while self._kept_changes < self._changes:
             changes, data = self._changes, self._format()
             try:

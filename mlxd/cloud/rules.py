@@ -6,20 +6,18 @@ literal part, the id. A match is always one of the whole name. Globs and regexes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any
 
 import re2
 
+from mlxd.glob import MAX_PATTERN_CHARACTERS, glob_regex, re2_options
 from mlxd.protocol.errors import InvalidValue
 from mlxd.protocol.key import format_path
 from mlxd.protocol.settings import CloudSettings, RuleSettings
 
-_MAX_PATTERN_CHARACTERS = 256
-# Bounds RE2's program and its cache of states; what needs more is refused when it is compiled.
-_MAX_MEMORY_BYTES = 1 << 18
 # Of all globs and regexes together; ten thousand short ones take a fraction of it.
 _MAX_SET_BYTES = 256 << 20
 # Characters that are not plain text in RE2's syntax.
@@ -126,7 +124,7 @@ class RuleSet:
 def _automaton(patterns: list[Rule]) -> Any:
     if not patterns:
         return None
-    options = _options()
+    options = re2_options()
     options.max_mem = _MAX_SET_BYTES
     automaton = re2.Set.FullMatchSet(options)
     for rule in patterns:
@@ -185,8 +183,8 @@ def _split(rule_id: str, match: str) -> tuple[MatchKind, str]:
         return MatchKind.EXACT, match
     if not pattern:
         raise _refuse(rule_id, "match", f"there is nothing after {word}:")
-    if len(pattern) > _MAX_PATTERN_CHARACTERS:
-        raise _refuse(rule_id, "match", f"the pattern has {len(pattern)} characters; at most {_MAX_PATTERN_CHARACTERS}")
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise _refuse(rule_id, "match", f"the pattern has {len(pattern)} characters; at most {MAX_PATTERN_CHARACTERS}")
     return kind, pattern
 
 
@@ -220,44 +218,13 @@ def _literal_and_regex(rule_id: str, kind: MatchKind, pattern: str) -> tuple[int
             if "[" in pattern:
                 raise _refuse(rule_id, "match", "a glob knows * and ? only; for sets write regex:")
             literal = sum(character not in "*?" for character in pattern)
-            regex = _glob_regex(pattern)
+            regex = glob_regex(pattern)
         case MatchKind.REGEX:
             literal = next((i for i, character in enumerate(pattern) if character in _SPECIAL), len(pattern))
             regex = pattern
     try:
-        re2.compile(regex, _options())
+        re2.compile(regex, re2_options())
     except re2.error as error:
         reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else str(error)
         raise _refuse(rule_id, "match", f"the pattern cannot be used: {reason}") from None
     return literal, regex
-
-
-def compile_globs(globs: Sequence[Any]) -> Any:
-    """Return one RE2 pattern whose `fullmatch` finds what any of *globs* matches, as a rule's glob does.
-
-    Raises:
-        ValueError: one of them is no glob, or they are too many.
-    """
-    for glob in globs:
-        if not isinstance(glob, str) or not glob or "[" in glob or len(glob) > _MAX_PATTERN_CHARACTERS:
-            raise ValueError(
-                f"{str(glob)[:80]!r} is no glob of 1 to {_MAX_PATTERN_CHARACTERS} characters with * and ? as wildcards"
-            )
-    try:
-        return re2.compile("|".join(f"(?:{_glob_regex(glob)})" for glob in globs), _options())
-    except re2.error:
-        raise ValueError("the globs are too many") from None
-
-
-def _glob_regex(glob: str) -> str:
-    wildcards = {"*": ".*", "?": "."}
-    return "".join(wildcards.get(character, re2.escape(character)) for character in glob)
-
-
-def _options() -> Any:
-    options = re2.Options()
-    options.max_mem = _MAX_MEMORY_BYTES
-    options.log_errors = False
-    options.dot_nl = True
-    options.never_capture = True
-    return options

@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from mlxd.config.file import ConfigFile, Content, Identity, StagedFile, SystemCalls, identify
+from mlxd.atomic_file import AtomicFile, Content, Identity, StagedFile, SystemCalls, identify
 from mlxd.config.history import History, Record
 from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, FileMissing
 
@@ -35,7 +35,7 @@ class Disk:
         self, path: Path, history: Path, calls: SystemCalls | None, pause: Callable[[float], Awaitable[object]]
     ) -> None:
         """Take the paths, the system calls, and how to wait for an editor that is writing."""
-        self.file = ConfigFile(path, calls)
+        self.file = AtomicFile(path, calls)
         self.history = History(history, calls)
         self._pause = pause
         self._folders = self._find_folders()
@@ -160,7 +160,7 @@ class Disk:
 class Staged:
     """A file that is ready to become the settings file."""
 
-    def __init__(self, file: ConfigFile, staged: StagedFile, expected: str, kept: Path | None) -> None:
+    def __init__(self, file: AtomicFile, staged: StagedFile, expected: str, kept: Path | None) -> None:
         """Made by `Disk.stage` only; *kept* is where the file that it replaces was put aside."""
         self.kept = kept
         self._file = file

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlxd.config.file import SystemCalls, sync_folder, write_all
+from mlxd.atomic_file import SystemCalls, sync_folder, write_all
 
 KEPT_VERSIONS = 50
 _KEPT_RECORDS = 200

@@ -23,10 +23,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mlxd.atomic_file import Content
 from mlxd.config import document
 from mlxd.config.disk import Disk, now_ms
 from mlxd.config.document import Version
-from mlxd.config.file import Content
 from mlxd.config.history import Record
 from mlxd.config.overlay import Overlay, State
 from mlxd.config.owners import Owners

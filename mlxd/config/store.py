@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mlxd.atomic_file import Content, SystemCalls
 from mlxd.config import draft
 from mlxd.config.disk import Disk
 from mlxd.config.document import Version
-from mlxd.config.file import Content, SystemCalls
 from mlxd.config.history import Record
 from mlxd.config.overlay import State
 from mlxd.config.owners import Owners

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mlxd.config.file import ConfigFile, Identity, Signature, identify
+from mlxd.atomic_file import AtomicFile, Identity, Signature, identify
 
 Look = tuple[Signature, Identity | None]  # of the file, and of its folder
 
@@ -10,7 +10,7 @@ Look = tuple[Signature, Identity | None]  # of the file, and of its folder
 class FileWatch:
     """What the file looked like when it was last looked at, and when it was last read."""
 
-    def __init__(self, file: ConfigFile) -> None:
+    def __init__(self, file: AtomicFile) -> None:
         """Take the file, which somebody reads now."""
         self._file = file
         self._seen = self._look()

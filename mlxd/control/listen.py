@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlxd.config.file import identify
+from mlxd.atomic_file import identify
 from mlxd.protocol.errors import CommitFailed, InUse, InvalidRequest
 from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from mlxd.apikey import ApiKey, ApiKeys
 from mlxd.audit.record import RequestRecord
 from mlxd.catalog import Catalog
+from mlxd.clock import Clock
 from mlxd.cloud.attempt import Attempt
 from mlxd.cloud.protocol import Usage
 from mlxd.cloud.router import CloudRoute, Router
@@ -20,7 +21,6 @@ from mlxd.cloud.upstream import Answer, Upstreams
 from mlxd.http.intake import Intake
 from mlxd.http.omissions import OmissionLog
 from mlxd.metrics import Metrics
-from mlxd.pool.clock import Clock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, MlxdError
 from mlxd.protocol.settings import Settings

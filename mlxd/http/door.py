@@ -13,8 +13,8 @@ from enum import Enum
 
 from aiohttp import HttpVersion11, hdrs, web
 
+from mlxd.clock import Clock, Timer
 from mlxd.http import errors
-from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import MlxdError, RequestTimedOut, TooManyConnections
 from mlxd.protocol.settings import HttpSettings
 

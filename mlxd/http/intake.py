@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from mlxd.pool.clock import Clock
+from mlxd.clock import Clock
 from mlxd.protocol.errors import TooManyBodies
 from mlxd.protocol.units import format_bytes
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from aiohttp import web
 
+from mlxd.clock import Clock, Timer
 from mlxd.http.connection import Connection, ConnectionLog
 from mlxd.http.door import Door
 from mlxd.http.listener import Listener, in_url, in_words, listen
-from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import InvalidValue
 from mlxd.protocol.settings import HttpSettings, Settings
 

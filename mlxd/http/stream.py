@@ -14,9 +14,9 @@ from typing import Self
 
 from aiohttp import web
 
+from mlxd.clock import Timer
 from mlxd.http import errors
 from mlxd.http.context import CONTEXT, EXCHANGE
-from mlxd.pool.clock import Timer
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from mlxd.catalog import context_limit
+from mlxd.clock import Clock
 from mlxd.engine.base import Backend, SchedulingParams
 from mlxd.pool import change, command, plan, policy, report
-from mlxd.pool.clock import Clock
 from mlxd.pool.estimate import estimate
 from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
+from mlxd.clock import Timer
 from mlxd.engine.base import (
     BackendLimits,
     BackendMemory,
@@ -33,7 +34,6 @@ from mlxd.engine.base import (
 )
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
 from mlxd.pool import ledger
-from mlxd.pool.clock import Timer
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.resident import ModelState, Resident

@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from mlxd.clock import Timer
 from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
 from mlxd.engine.vector import PreparedInputs
 from mlxd.pool import report
 from mlxd.pool.admission import refuse_if_full, retry_after_s
-from mlxd.pool.clock import Timer
 from mlxd.pool.granter import NOT_LOADED, Granter
 from mlxd.pool.mover import Mover
 from mlxd.pool.policy import Rank

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from mlxd.catalog import ModelEntry, context_limit, pooling_of
+from mlxd.clock import Clock
 from mlxd.engine.base import BackendLimits
 from mlxd.pool import ledger
-from mlxd.pool.clock import Clock
 from mlxd.pool.event import OnEvent, PoolEvent
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age, Candidate, Rank, View

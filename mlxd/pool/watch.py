@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from mlxd.pool.clock import Clock
+from mlxd.clock import Clock
 
 Condition = Callable[[], bool]
 

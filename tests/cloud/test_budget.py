@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlxd.atomic_file import AtomicFile, Content
 from mlxd.cloud.budget import Budget, Reservation
-from mlxd.config.file import ConfigFile, Content
 from mlxd.protocol.errors import BudgetExceeded
 from mlxd.protocol.settings import BudgetSettings, PriceSettings
 
@@ -25,11 +25,11 @@ UNBOUNDED = BudgetSettings(usd_per_day=None, requests_per_day=None)
 PRICE = PriceSettings(input=1.0, output=2.0)  # micro-USD per token
 
 
-class SlowFile:
-    """A disk that takes until a test says so."""
+class SlowFile(AtomicFile):
+    """A file on a disk that takes until a test says so."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.begun, self.may_write = threading.Semaphore(0), threading.Semaphore(0)
         self.contents: list[Any] = []
 
@@ -71,7 +71,7 @@ async def test_what_was_never_sent_is_taken_back() -> None:
 
 async def test_a_restart_does_not_begin_the_day_anew(tmp_path: Path) -> None:
     """The sums are read from the file; the next day (UTC) begins with nothing, and pays for what ran over midnight."""
-    now_s, file = [NOON_S], ConfigFile(tmp_path / "cloud-day.json")
+    now_s, file = [NOON_S], AtomicFile(tmp_path / "cloud-day.json")
     async with Budget(file, lambda: now_s[0]) as budget:
         budget.settle(await budget.reserve(ONE_USD, PRICE, "p/m", 400_000, 100_000), None)
     async with Budget(file, lambda: now_s[0]) as again:
@@ -90,26 +90,26 @@ async def test_a_bounded_day_of_which_nobody_knows_the_sums_is_over(tmp_path: Pa
     path, now_s = tmp_path / "cloud-day.json", [NOON_S]
     path.write_text(content)
     for _ in range(2):
-        async with Budget(ConfigFile(path), lambda: now_s[0]) as budget:
+        async with Budget(AtomicFile(path), lambda: now_s[0]) as budget:
             with pytest.raises(BudgetExceeded, match=r"nobody knows .*cloud-day\.json could not be read"):
                 await budget.reserve(ONE_USD, PRICE, "p/m", 1, 1)
             budget.settle(await budget.reserve(UNBOUNDED, PRICE, "p/m", 1, 1), None)
     now_s[0] += DAY_S
-    async with Budget(ConfigFile(path), lambda: now_s[0]) as budget:
+    async with Budget(AtomicFile(path), lambda: now_s[0]) as budget:
         assert (await budget.reserve(ONE_USD, PRICE, "p/m", 1, 1)).micro_usd == 3
 
 
 async def test_a_pipe_in_the_place_of_the_file_holds_nobody_up(tmp_path: Path) -> None:
     """It is no file, and nobody waits for a writer."""
     os.mkfifo(tmp_path / "pipe")
-    async with Budget(ConfigFile(tmp_path / "pipe"), lambda: NOON_S) as budget:
+    async with Budget(AtomicFile(tmp_path / "pipe"), lambda: NOON_S) as budget:
         assert "no regular file" in str(budget.today.doubt)
 
 
 async def test_sums_that_cannot_be_kept_let_nothing_out(tmp_path: Path) -> None:
     """A daemon that is killed would forget them: a bounded request is refused, an unbounded one is sent."""
     folder = tmp_path / "later"
-    async with Budget(ConfigFile(folder / "cloud-day.json"), lambda: NOON_S) as budget:
+    async with Budget(AtomicFile(folder / "cloud-day.json"), lambda: NOON_S) as budget:
         with pytest.raises(BudgetExceeded, match="cannot be written: No such file or directory"):
             await budget.reserve(ONE_USD, PRICE, "p/m", 1, 1)
         assert (budget.reserved, budget.today.requests) == (0, 0)
@@ -138,7 +138,7 @@ async def test_a_bounded_request_waits_until_the_file_holds_it(tmp_path: Path) -
 
 async def test_a_clock_that_jumps_and_comes_back_finds_the_day_as_it_was(tmp_path: Path) -> None:
     """Also over a restart on the wrong day; after many days the oldest is forgotten."""
-    now_s, file = [NOON_S], ConfigFile(tmp_path / "cloud-day.json")
+    now_s, file = [NOON_S], AtomicFile(tmp_path / "cloud-day.json")
     async with Budget(file, lambda: now_s[0]) as budget:
         budget.settle(await budget.reserve(ONE_USD, PRICE, "p/m", 1_000_000, 0), None)
         now_s[0] += DAY_S
@@ -167,7 +167,7 @@ async def test_a_file_of_an_older_daemon_is_read(tmp_path: Path) -> None:
     """It holds one day."""
     path = tmp_path / "cloud-day.json"
     path.write_text('{"date": "2023-11-14", "spent": 7, "requests": 2}')
-    async with Budget(ConfigFile(path), lambda: NOON_S) as budget:
+    async with Budget(AtomicFile(path), lambda: NOON_S) as budget:
         assert (budget.today.spent, budget.today.requests, budget.today.doubt) == (7, 2, None)
 
 
@@ -211,6 +211,6 @@ async def _live(steps: list[Step]) -> None:
 async def test_the_file_holds_sums_and_nothing_else(tmp_path: Path) -> None:
     """No model, no prompt, no key; what runs counts as spent, should this be all that is left of the daemon."""
     path = tmp_path / "cloud-day.json"
-    await Budget(ConfigFile(path), lambda: NOON_S).reserve(ONE_USD, PRICE, "p/m", 1, 1)
+    await Budget(AtomicFile(path), lambda: NOON_S).reserve(ONE_USD, PRICE, "p/m", 1, 1)
     kept: dict[str, Any] = json.loads(path.read_text())
     assert kept == {"days": [{"date": "2023-11-14", "spent": 3, "requests": 1, "doubt": None}]}

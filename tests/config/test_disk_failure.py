@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.config import Terms, draft, file
+from mlxd import atomic_file
+from mlxd.atomic_file import AtomicFile, SystemCalls
+from mlxd.config import Terms, draft
 from mlxd.config.edit import CannotEditError
-from mlxd.config.file import ConfigFile, SystemCalls
 from mlxd.protocol.errors import (
     CommitFailed,
     Conflict,
@@ -65,16 +66,16 @@ def test_a_file_that_cannot_take_the_place_of_another_is_removed(tmp_path: Path)
     path = tmp_path / "apikeys.json"
     path.write_bytes(b"old")
     with pytest.raises(PermissionError):
-        ConfigFile(path, SystemCalls(replace=refuse)).replace(b"new")
+        AtomicFile(path, SystemCalls(replace=refuse)).replace(b"new")
     assert {kept.name: kept.read_bytes() for kept in tmp_path.iterdir()} == {"apikeys.json": b"old"}
 
 
 def test_a_disk_with_a_cache_of_its_own_is_asked_to_empty_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the system has a call for that: `fsync` alone leaves the data in the disk's cache."""
     asked: list[int] = []
-    monkeypatch.setattr(file, "_FULL_FSYNC", 51)
+    monkeypatch.setattr(atomic_file, "_FULL_FSYNC", 51)
     monkeypatch.setattr(fcntl, "fcntl", lambda _, command: asked.append(command))
-    ConfigFile(tmp_path / "apikeys.json").replace(b"new")
+    AtomicFile(tmp_path / "apikeys.json").replace(b"new")
     assert asked == [51, 51]  # the file and its folder
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.atomic_file import SystemCalls
 from mlxd.config import Terms
-from mlxd.config.file import SystemCalls
 from mlxd.config.history import History
 from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, NotFound
 from tests.support.settings import TEXT, Faults, MakeStore, assert_untouched

@@ -23,7 +23,7 @@ KILLED_AT_EACH_CALL = """
 import asyncio, dataclasses, json, os, signal, sys
 from pathlib import Path
 from mlxd.config import Edit, SettingsStore, Terms
-from mlxd.config.file import SystemCalls
+from mlxd.atomic_file import SystemCalls
 from mlxd.protocol.kind import Machine
 
 base, old, new = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

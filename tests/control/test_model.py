@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlxctl.view import format_model
+from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import Catalog
-from mlxd.config.file import ConfigFile
 from mlxd.crash import CrashLog
 from mlxd.engine.base import Decoding
 from mlxd.load_mark import LoadMarks
@@ -357,7 +357,7 @@ async def test_a_model_that_killed_daemons_is_a_problem(home: Home) -> None:
     unfinished = []
     for number in range(2):
         marks = LoadMarks(home.loading, f"boot {number}")
-        doomed = CrashLog(ConfigFile(home.state), marks)
+        doomed = CrashLog(AtomicFile(home.state), marks)
         await doomed.open()
         await doomed.begin_load(entry)
         unfinished.append(marks.working_on("a", on_device=True))

@@ -25,10 +25,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from mlxd.catalog import Catalog
+from mlxd.clock import LoopClock
 from mlxd.http import field
 from mlxd.http.openapi import describe
 from mlxd.http.table import Works
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.routes import ROUTES

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from mlxd.catalog import Catalog
+from mlxd.clock import LoopClock
 from mlxd.engine import load_queue
 from mlxd.engine.base import BackendLimits, Delta, GenerationRequest, SamplingParams, SchedulingParams, TextPrompt
 from mlxd.engine.device import Device
 from mlxd.engine.loader import LoadedModel, SlicedLoad
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import InsufficientCapacity, MlxdError

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import pytest
 
+from mlxd.clock import LoopClock
 from mlxd.engine.base import GenerationRequest, TextPrompt
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import Draining, RequestCancelled
 from tests.support.fake_row import answer_text

@@ -13,8 +13,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxd.apikey import ApiKeys
+from mlxd.atomic_file import AtomicFile
 from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
+from mlxd.clock import LoopClock
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
 from mlxd.cloud.connection import open_session
@@ -23,7 +25,6 @@ from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
 from mlxd.config import SettingsStore
-from mlxd.config.file import ConfigFile
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.follow import CatalogFollower, PoolFollower
@@ -35,7 +36,6 @@ from mlxd.control.trail import note_settings
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.load_mark import LoadMarks
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol import framing
 from mlxd.protocol.kind import Machine
@@ -153,7 +153,7 @@ class Plane:
         self.catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
         self.bus = Bus()
         self.audit = AuditLog(home.audit, settings.audit, self.bus.publish)
-        self.crashes = CrashLog(ConfigFile(home.state), LoadMarks(home.loading, "boot-1"))
+        self.crashes = CrashLog(AtomicFile(home.state), LoadMarks(home.loading, "boot-1"))
         self.pool = Pool(
             NotedBackend(self.backend, self.crashes, self.catalog.get),
             self.catalog,
@@ -168,7 +168,7 @@ class Plane:
         self.secrets = Secrets(self.environ, home.root)
         self.router = Router(self.store, self.catalog.has, self.catalog.alias_target, self.secrets)
         self.session = open_session()
-        budget = Budget(ConfigFile(home.cloud_day), time.time)
+        budget = Budget(AtomicFile(home.cloud_day), time.time)
         self.upstreams = Upstreams(self.session, self.secrets, Breakers(self.clock.now), budget, self.store)
         self.store.attach("pool", PoolFollower(self.pool))
         self.store.attach("cloud", self.router)
@@ -178,7 +178,7 @@ class Plane:
         self.store.subscribe(lambda event: relay_store_event(self.bus, event))
         self.store.subscribe(lambda event: note_settings(self.audit, event))
         self.http = HttpState("http://127.0.0.1:6593", None)
-        self.api_keys = ApiKeys(ConfigFile(home.api_keys), self.clock.now)
+        self.api_keys = ApiKeys(AtomicFile(home.api_keys), self.clock.now)
         self.stops: list[bool] = []
         info = DaemonInfo("1.2.3", "boot-1", os.getpid(), home, lambda: self.http, time.time())
         context = ControlContext(

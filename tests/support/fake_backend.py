@@ -13,10 +13,10 @@ import dataclasses
 from collections import defaultdict, deque
 from collections.abc import Mapping
 
+from mlxd.clock import Clock, Timer
 from mlxd.engine.base import BackendLimits, BackendMemory, Engine, EngineFacts, LoadProgress, LoadSpec, SchedulingParams
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.vector import Pooling, VectorFacts
-from mlxd.pool.clock import Clock, Timer
 from mlxd.protocol.errors import MlxdError
 from tests.support.fake_engine import FakeEngine, Post
 

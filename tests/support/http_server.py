@@ -14,20 +14,20 @@ from typing import Any
 import aiohttp
 
 from mlxd.apikey import ApiKeys
+from mlxd.atomic_file import AtomicFile
 from mlxd.audit import RequestRecord
 from mlxd.catalog import Catalog
+from mlxd.clock import Clock, LoopClock
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
 from mlxd.cloud.connection import open_session
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
-from mlxd.config.file import ConfigFile
 from mlxd.http.context import AppContext
 from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
 from mlxd.metrics import Metrics
-from mlxd.pool.clock import Clock, LoopClock
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
 from mlxd.protocol.kind import Machine
@@ -115,7 +115,7 @@ async def serving(
             requests=RunningRequests(),
             store=store,
             clock=time,
-            api_keys=ApiKeys(ConfigFile(Home(home).api_keys), time.now, lambda: CREATED_S),
+            api_keys=ApiKeys(AtomicFile(Home(home).api_keys), time.now, lambda: CREATED_S),
             metrics=Metrics() if metrics is None else metrics,
             intake=Intake(lambda: store.current.http.bodies_memory, time),
             now=lambda: CREATED_S,

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from mlxd.catalog import Catalog
+from mlxd.clock import LoopClock
 from mlxd.engine.base import Backend, BackendLimits, SchedulingParams
 from mlxd.engine.device import Device
-from mlxd.pool.clock import LoopClock
 from mlxd.pool.pool import Pool
 from tests.support.fake_backend import FakeBackend
 from tests.support.http_server import Served, serving, settings_of

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mlxd.atomic_file import SystemCalls
 from mlxd.config import CommitResult, Edit, SettingsStore, StoreEvent, Terms
-from mlxd.config.file import SystemCalls
 from mlxd.protocol.errors import SettingsError
 from mlxd.protocol.key import parse_path
 from mlxd.protocol.kind import Machine

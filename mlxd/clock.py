@@ -1,4 +1,4 @@
-"""The pool's only source of time: one protocol, so that tests move time by hand."""
+"""The source of time on the event loop: one protocol, so that tests move time by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings file on disk: read with its hash, replaced by temp file, fsync and rename.
+"""A small file on disk: read with its hash, replaced by temp file, fsync and rename.
 
 All system calls go through one seam. A symlink stays a symlink: what it leads to is replaced, by a temp file
 in the same folder. Mode and owner are kept; a new file is 0600. Nothing here knows what a setting is.
@@ -35,7 +35,7 @@ def _fsync(descriptor: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class SystemCalls:
-    """What the settings file and its history ask of the system; a test puts a failing one in its place."""
+    """What files and their histories ask of the system; a test puts a failing one in its place."""
 
     open: Callable[[str, int, int], int] = os.open
     read: Callable[[int, int], bytes] = os.read
@@ -71,7 +71,7 @@ def identify(path: Path | int) -> Identity | None:
     return found.st_dev, found.st_ino
 
 
-class ConfigFile:
+class AtomicFile:
     """One file that is replaced as a whole or not at all."""
 
     def __init__(self, path: Path, calls: SystemCalls | None = None) -> None:
@@ -179,10 +179,10 @@ class ConfigFile:
 
 
 class StagedFile:
-    """A temp file that is safely on the disk, and its one way to become the settings file."""
+    """A temp file that is safely on the disk, and its one way to become the file itself."""
 
     def __init__(self, temp: Path, target: Path, calls: SystemCalls) -> None:
-        """Made by `ConfigFile.stage` only."""
+        """Made by `AtomicFile.stage` only."""
         self._temp = temp
         self._target = target
         self._calls = calls
