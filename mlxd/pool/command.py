@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mlxd.catalog import context_limit
-from mlxd.pool.admission import retry_after_s
+from mlxd.pool.queue_limit import retry_after_s
 from mlxd.pool.resident import PRESENT, ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import PoolState
@@ -24,7 +24,7 @@ def take_settings(state: PoolState, scheduler: Scheduler, new: Settings) -> None
             resident.is_dismissed = False
             resident.return_wait_s = 0.0
     if new.engine.prompt_cache != old.engine.prompt_cache:
-        scheduler.mover.bound_prompt_caches()
+        scheduler.loader.bound_prompt_caches()
     scheduler.pump()
 
 
@@ -48,16 +48,16 @@ def begin_unload(state: PoolState, scheduler: Scheduler, resident: Resident, *, 
 def begin_evict(state: PoolState, scheduler: Scheduler, model_ids: Iterable[str]) -> None:
     """Let loaded models go as for another model's load: what waits for them goes on waiting."""
     for model_id in model_ids:
-        scheduler.mover.drain(state.residents[model_id], "evicted by command")
+        scheduler.loader.drain(state.residents[model_id], "evicted by command")
     scheduler.pump()
 
 
 def let_go(scheduler: Scheduler, resident: Resident, reason: str) -> None:
     """Drain the model, or abort its load."""
     if resident.state is ModelState.READY:
-        scheduler.mover.drain(resident, reason)
+        scheduler.loader.drain(resident, reason)
     elif resident.state is ModelState.LOADING:
-        scheduler.mover.abort(resident, reason)
+        scheduler.loader.abort(resident, reason)
 
 
 def resident_of(state: PoolState, model_id: str) -> Resident:

@@ -22,7 +22,7 @@ from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import DeviceStatus, MemoryEstimate, PoolPlan, PoolStatus
-from mlxd.pool.work import LoopWork
+from mlxd.pool.task import LoopTasks
 from mlxd.protocol.errors import Draining, LoadFailed, MlxdError, ModelNotFound, RequestCancelled
 from mlxd.protocol.settings import Settings
 
@@ -47,8 +47,8 @@ class Pool:
         self._backend = backend
         self._usable_bytes = usable_bytes
         self._state = PoolState(catalog, settings, clock, on_event)
-        self._work = LoopWork()
-        self._scheduler = Scheduler(self._state, backend, self._work)
+        self._tasks = LoopTasks()
+        self._scheduler = Scheduler(self._state, backend, self._tasks)
 
     async def start(self) -> None:
         """Tell the backend its limits and begin with the preload list, in order; returns at once and never fails."""
@@ -110,7 +110,7 @@ class Pool:
         was_present = resident.state in PRESENT
         unloads = resident.unloads
         command.begin_unload(self._state, self._scheduler, resident, force=force)
-        await self._scheduler.watch.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
+        await self._scheduler.conditions.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
 
     def refuse(self, model_id: str, error: LoadFailed) -> None:
@@ -170,7 +170,7 @@ class Pool:
         resident = state.residents.get(model_id)
         if resident is None:
             return
-        await self._scheduler.watch.wait_until(
+        await self._scheduler.conditions.wait_until(
             lambda: not (state.stale_reason(resident) or resident.is_returning or resident.loading)
         )
         if resident.state is ModelState.FAILED and resident.error is not None:
@@ -319,7 +319,7 @@ class Pool:
 
         if timeout_s is None:
             timeout_s = self._state.settings.pool.drain_timeout
-        await self._scheduler.watch.wait_until(lambda: not busy(), timeout_s)
+        await self._scheduler.conditions.wait_until(lambda: not busy(), timeout_s)
         return tuple(sorted(report.reason_busy(self._state, resident) for resident in busy()))
 
     def force_drain(self, model_ids: Iterable[str]) -> int:
@@ -349,11 +349,11 @@ class Pool:
                 if not sequence.ticket.started:
                     sequence.fail(error)
         self._scheduler.pump()
-        if await self._scheduler.watch.wait_until(self._is_quiet, timeout_s):
+        if await self._scheduler.conditions.wait_until(self._is_quiet, timeout_s):
             return 0
         cancelled = RequestCancelled("the server is shutting down")
         ended = sum(self._scheduler.revoke(resident, cancelled) for resident in list(state.residents.values()))
-        await self._scheduler.watch.wait_until(
+        await self._scheduler.conditions.wait_until(
             lambda: not any(resident.active for resident in state.residents.values())
         )
         return ended
@@ -361,7 +361,7 @@ class Pool:
     async def close(self) -> None:
         """Drop timers and loads in progress; the backend is closed by its owner afterwards."""
         self._scheduler.close()
-        await asyncio.gather(*self._work.cancel_all(), return_exceptions=True)
+        await asyncio.gather(*self._tasks.cancel_all(), return_exceptions=True)
 
     def rescan(self) -> None:
         """Look at the catalog again.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mlxd.pool.mover import Mover
+from mlxd.pool.loader import Loader
 from mlxd.pool.resident import LEAVING, ModelState, Resident
 from mlxd.pool.state import PoolState
 
@@ -21,10 +21,10 @@ MOST_RETURN_S = 1800.0
 class Pressure:
     """Follows samples of the system's memory; `PoolState.pressure` is the answer."""
 
-    def __init__(self, state: PoolState, mover: Mover, wake_at: Callable[[float], None]) -> None:
+    def __init__(self, state: PoolState, loader: Loader, wake_at: Callable[[float], None]) -> None:
         """Take the state, what moves models out, and how to be called again at a later time."""
         self._state = state
-        self._mover = mover
+        self._loader = loader
         self._wake_at = wake_at
 
     def press(self, reason: str) -> None:
@@ -37,8 +37,8 @@ class Pressure:
         staying = [resident for resident in self._state.present if not _leaves(resident)]
         for resident in staying:
             if resident.state is ModelState.LOADING and not resident.is_forced:
-                self._mover.abort(resident, reason)
-        self._mover.give_back(reason, preloaded=True)
+                self._loader.abort(resident, reason)
+        self._loader.give_back(reason, preloaded=True)
         for resident in staying:
             if _leaves(resident):
                 self._keep_out(resident)

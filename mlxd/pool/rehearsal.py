@@ -1,6 +1,6 @@
 """The pool's own scheduler on a copy of its state: what would happen, without anything happening.
 
-Dry runs are no second implementation of the pool's decisions: the scheduler, granter, mover and policies of the live
+Dry runs are no second implementation of the pool's decisions: the scheduler, allocator, loader and policies of the live
 path run here as they are. Only what they stand on is made up: a device on which slow work succeeds at once when the
 rehearsal lets it, a clock that stands still, and waiting tasks that nobody awaits. So requests that run do not end and
 patience does not pass: what would wait for them stays waiting, with its reason.
@@ -67,7 +67,7 @@ class Rehearsal:
                     resident.engine.model_id, resident.engine.facts, resident.engine.prompt_cache_bytes
                 )
         for resident in self.state.residents.values():
-            self.scheduler.mover.follow(resident)
+            self.scheduler.loader.follow(resident)
 
     def finish(self) -> None:
         """Let everything succeed that does not wait for running requests."""
@@ -95,7 +95,7 @@ class Rehearsal:
         """Return the events of one kind, in order."""
         return [event for event in self.events if event.kind == kind]
 
-    # `Work`
+    # `Tasks`
 
     def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> asyncio.Future[T]:
         """Keep the work until `finish`."""
@@ -116,12 +116,12 @@ class Rehearsal:
         for resident in self.state.residents.values():
             for sequence in list(resident.active.values()):
                 if sequence.state is SequenceState.PAUSING:
-                    self.scheduler.runner.take(sequence, Paused(sequence.number, sequence.tokens))
+                    self.scheduler.executor.take(sequence, Paused(sequence.number, sequence.tokens))
                 elif sequence.state is SequenceState.ENDING:
                     ended = Finished(sequence.number, FinishReason.CANCELLED, Usage(0, 0, 0))
-                    self.scheduler.runner.take(sequence, ended)
+                    self.scheduler.executor.take(sequence, ended)
                 elif sequence.left_tokens > 0:
-                    self.scheduler.runner.confirm_grant(sequence)
+                    self.scheduler.executor.confirm_grant(sequence)
 
 
 def _succeed(

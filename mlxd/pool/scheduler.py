@@ -15,17 +15,16 @@ from mlxd.clock import Timer
 from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
 from mlxd.engine.vector import PreparedInputs
 from mlxd.pool import report
-from mlxd.pool.admission import refuse_if_full, retry_after_s
-from mlxd.pool.granter import NOT_LOADED, Granter
-from mlxd.pool.mover import Mover
+from mlxd.pool.allocator import NOT_LOADED, Allocator
+from mlxd.pool.executor import Executor
+from mlxd.pool.loader import Loader
 from mlxd.pool.policy import Rank
 from mlxd.pool.pressure import Pressure
+from mlxd.pool.queue_limit import refuse_if_full, retry_after_s
 from mlxd.pool.resident import ModelState, Resident
-from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
 from mlxd.pool.state import PoolState
-from mlxd.pool.watch import Watch
-from mlxd.pool.work import Work
+from mlxd.pool.task import Conditions, Tasks
 from mlxd.protocol.errors import (
     Draining,
     EngineError,
@@ -44,17 +43,17 @@ _log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Decides when: grants leases, ends drains, expires waits and idle models, and runs the granter."""
+    """Decides when: grants leases, ends drains, expires waits and idle models, and runs the allocator."""
 
-    def __init__(self, state: PoolState, backend: Backend, work: Work) -> None:
+    def __init__(self, state: PoolState, backend: Backend, tasks: Tasks) -> None:
         """Build the parts that act for it."""
         self._state = state
-        self._work = work
-        self.mover = Mover(state, backend, work, self.pump)
-        self.runner = Runner(state, self._pump_soon, self.mover.give_back)
-        self.pressure = Pressure(state, self.mover, self._wake_at)
-        self._granter = Granter(state, self.runner, self.mover, self._wake_at, self._contain)
-        self.watch = Watch(state.clock)
+        self._tasks = tasks
+        self.loader = Loader(state, backend, tasks, self.pump)
+        self.executor = Executor(state, self._pump_soon, self.loader.give_back)
+        self.pressure = Pressure(state, self.loader, self._wake_at)
+        self._allocator = Allocator(state, self.executor, self.loader, self._wake_at, self._contain)
+        self.conditions = Conditions(state.clock)
         self._is_pumping = False
         self._is_due_again = False
         self._is_due_soon = False
@@ -79,13 +78,13 @@ class Scheduler:
             self._is_pumping = False
         self._set_timer()
         self._report_limit()
-        self.watch.look()
+        self.conditions.look()
 
     def _pump_soon(self) -> None:
         """Pump when a pass of the device is told to its end: before, KV that moved into the cache counts twice."""
         if not self._is_due_soon:
             self._is_due_soon = True
-            self._work.soon(self._pump_now)
+            self._tasks.soon(self._pump_now)
 
     def _pump_now(self) -> None:
         self._is_due_soon = False
@@ -144,7 +143,7 @@ class Scheduler:
         self._state.tell_not_waiting(ticket)
         resident.queue.pop(ticket.number, None)
         for sequence in list(ticket.sequences.values()):
-            self.runner.abort(sequence, RequestCancelled("the lease was given back"))
+            self.executor.abort(sequence, RequestCancelled("the lease was given back"))
         if resident.held.pop(ticket.number, None) is not None and ticket.granted_s is not None:
             now = self._state.clock.now()
             resident.touch(now)
@@ -195,7 +194,7 @@ class Scheduler:
     def drop(self, sequence: Sequence) -> None:
         """End a sequence that nobody reads any more."""
         if sequence.state is not SequenceState.ENDED:
-            self.runner.drop(sequence)
+            self.executor.drop(sequence)
             self.pump()
 
     def revoke(self, resident: Resident, error: MlxdError) -> int:
@@ -205,7 +204,7 @@ class Scheduler:
         for ticket in held:
             ticket.revoked = error
             for sequence in list(ticket.sequences.values()):
-                self.runner.abort(sequence, error)
+                self.executor.abort(sequence, error)
                 ended += 1
         self.pump()
         return ended
@@ -218,15 +217,15 @@ class Scheduler:
         for resident in residents:
             with self._contain(resident):
                 if resident.state is ModelState.DRAINING and not resident.is_held:
-                    self.mover.unload(resident)
+                    self.loader.unload(resident)
                 if resident.state is ModelState.READY:
                     self._grant_leases(resident)
         self._expire_idle()
         self._reload_stale()
-        self._granter.enforce_limit()
-        self._granter.grow()
-        self._granter.admit()
-        self._granter.enforce_limit()  # what has started just now may be older than what went over the limit
+        self._allocator.enforce_limit()
+        self._allocator.grow()
+        self._allocator.admit()
+        self._allocator.enforce_limit()  # what has started just now may be older than what went over the limit
         for resident in residents:
             with self._contain(resident):
                 self._mark_queued(resident)
@@ -244,10 +243,10 @@ class Scheduler:
             message = f"{model_id} cannot be planned for: a fault of the server, whose log has the cause"
             if isinstance(want, Sequence):
                 self._is_due_again = True
-                self.runner.abort(want, EngineError(message))
+                self.executor.abort(want, EngineError(message))
             elif want.state in NOT_LOADED:
                 self._is_due_again = True
-                self.mover.fail(want, LoadFailed(message))
+                self.loader.fail(want, LoadFailed(message))
             else:
                 self._is_due_again |= want.is_wanted
                 want.fail_waiting(EngineError(message))
@@ -267,7 +266,7 @@ class Scheduler:
             with self._contain(resident):
                 expiry_s = self._state.expiry_s(resident)
                 if self._state.clock.now() >= expiry_s:
-                    self.mover.drain(resident, "idle for its keep_alive")
+                    self.loader.drain(resident, "idle for its keep_alive")
                 else:
                     self._wake_at(expiry_s)
 
@@ -282,7 +281,7 @@ class Scheduler:
                 if mode == "now" or not (resident.is_busy or resident.is_wanted):
                     for returning in (resident, *resident.adapters.values()):
                         returning.is_returning = returning.state is ModelState.READY
-                    self.mover.drain(resident, f"it is loaded again: {reason}")
+                    self.loader.drain(resident, f"it is loaded again: {reason}")
 
     def _mark_queued(self, resident: Resident) -> None:
         if resident.is_wanted and resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
@@ -321,7 +320,7 @@ class Scheduler:
         timeout_s = self._state.settings.pool.load_timeout
         deadline_s = resident.load_started_s + timeout_s
         if self._state.clock.now() >= deadline_s:
-            self.mover.abort(resident, f"it has not loaded within {timeout_s:g} s, and no request waits for it")
+            self.loader.abort(resident, f"it has not loaded within {timeout_s:g} s, and no request waits for it")
         else:
             self._wake_at(deadline_s)
 

@@ -166,11 +166,11 @@ async def test_a_client_that_goes_away_leaves_nothing_running(serve_models: Serv
     async with serve_models() as served:
         asking = asyncio.create_task(served.post(EMBEDDINGS, {"model": "tiny", "input": ["x" * 99] * 2048}))
         pool = served.context.pool
-        watch = pool._scheduler.watch
-        assert await watch.wait_until(lambda: any(model.running for model in pool.status().models), 120)
+        conditions = pool._scheduler.conditions
+        assert await conditions.wait_until(lambda: any(model.running for model in pool.status().models), 120)
         asking.cancel()
         await served.context.requests.wait_idle()
-        assert await watch.wait_until(
+        assert await conditions.wait_until(
             lambda: not any(model.running or model.leases for model in pool.status().models), 120
         )
         status, _, _ = await served.post(EMBEDDINGS, {"model": "tiny", "input": "a"})

@@ -191,11 +191,11 @@ async def test_a_client_that_goes_away_leaves_nothing_running(serve_models: Serv
         body = {"model": "tiny", "messages": HI, "max_tokens": 1900, "stream": stream}
         asking = asyncio.create_task(served.post(CHAT, body))
         pool = served.context.pool
-        watch = pool._scheduler.watch
-        assert await watch.wait_until(lambda: any(model.running for model in pool.status().models), 120)
+        conditions = pool._scheduler.conditions
+        assert await conditions.wait_until(lambda: any(model.running for model in pool.status().models), 120)
         asking.cancel()
         await served.context.requests.wait_idle()
-        assert await watch.wait_until(
+        assert await conditions.wait_until(
             lambda: not any(model.running or model.leases for model in pool.status().models), 120
         )
         status, _, _ = await served.post(CHAT, body | {"max_tokens": 3, "stream": False})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxd.engine.base import EngineFacts
-from mlxd.pool.granter import TRIMMED_CHECKPOINTS
+from mlxd.pool.allocator import TRIMMED_CHECKPOINTS
 from tests.support.pool_world import MB, STEP_KV_BYTES, World, facts, world
 
 STATE_BYTES = 2 * MB

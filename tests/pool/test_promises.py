@@ -13,7 +13,7 @@ import pytest
 
 from mlxd.engine.base import Engine, LoadProgress, LoadSpec
 from mlxd.pool import policy
-from mlxd.pool.granter import Granter
+from mlxd.pool.allocator import Allocator
 from mlxd.pool.policy import Demand, Outcome, Plan, View
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
@@ -82,7 +82,7 @@ def _claim_nothing(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
 
 
 def _pause_nothing(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Granter, "_pause_youngest", lambda granter, n_bytes, than: 0)
+    patch.setattr(Allocator, "_pause_youngest", lambda allocator, n_bytes, than: 0)
 
 
 def _grant_nothing(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
@@ -125,7 +125,7 @@ def _abort_loads(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
 
 
 def _cancel(w: WatchedWorld) -> None:
-    w.pool._work.cancel_all()
+    w.pool._tasks.cancel_all()
 
 
 def _measure_too_little(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:

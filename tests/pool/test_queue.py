@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.pool.admission import retry_after_s
+from mlxd.pool.queue_limit import retry_after_s
 from mlxd.protocol.errors import LoadTimeout, QueueFull, QueueTimeout
 from tests.support.pool_world import MB, Client, World, world
 

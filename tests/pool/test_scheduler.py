@@ -95,14 +95,14 @@ async def test_a_sequence_whose_growth_cannot_be_planned_ends_with_an_error(monk
     async with world({"a": 20, "b": 20}) as w:
         clients = [w.send(model_id, tokens=1500) for model_id in ("a", "b")]
         await w.advance(2)
-        grow = w.pool._scheduler._granter._grow
+        grow = w.pool._scheduler._allocator._grow
 
         def fail(sequence: Any, claimed_bytes: int, *, is_oldest: bool) -> int:
             if sequence.resident.id == "a":
                 raise ValueError("made to fail")
             return grow(sequence, claimed_bytes, is_oldest=is_oldest)
 
-        monkeypatch.setattr(w.pool._scheduler._granter, "_grow", fail)
+        monkeypatch.setattr(w.pool._scheduler._allocator, "_grow", fail)
         await w.advance(30)
         assert isinstance(clients[0].error, EngineError)
         assert len(clients[1].text) == 1500

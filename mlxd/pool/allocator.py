@@ -12,11 +12,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from mlxd.pool import ledger, policy
-from mlxd.pool.mover import Mover
+from mlxd.pool.executor import Executor
+from mlxd.pool.loader import Loader
 from mlxd.pool.policy import YOUNGEST, Age, Demand, Outcome
 from mlxd.pool.report import reason_blocked, reason_kept_out
 from mlxd.pool.resident import PRESENT, ModelState, Resident
-from mlxd.pool.runner import Runner
 from mlxd.pool.sequence import Sequence, SequenceState
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import DoesNotFit, ModelNotFound
@@ -40,16 +40,16 @@ class Claims:
     is_blocked: bool = False  # an older sequence waits for others to end: no younger one may take memory
 
 
-class Granter:
+class Allocator:
     """One round over everything that wants memory or a slot."""
 
     def __init__(
-        self, state: PoolState, runner: Runner, mover: Mover, wake_at: Callable[[float], None], contain: Contain
+        self, state: PoolState, executor: Executor, loader: Loader, wake_at: Callable[[float], None], contain: Contain
     ) -> None:
         """Take the parts, how to be called again at a later time, and what keeps a fault with its model."""
         self._state = state
-        self._runner = runner
-        self._mover = mover
+        self._executor = executor
+        self._loader = loader
         self._wake_at = wake_at
         self._contain = contain
 
@@ -58,7 +58,7 @@ class Granter:
         if not self._state.is_over_limit:
             return
         plan = policy.plan_limit(self._state.view())
-        self._mover.carry_out(plan, "over the limit")
+        self._loader.carry_out(plan, "over the limit")
         if plan.pause_bytes > 0 and self._state.running:
             self._pause_youngest(plan.pause_bytes, min(sequence.age for sequence in self._state.running))
 
@@ -94,13 +94,13 @@ class Granter:
         n_bytes = ledger.growth_bytes(sequence, sequence.wanted_tokens)
         view = self._state.view()
         if n_bytes <= max(0, view.free_bytes - claimed_bytes):
-            self._runner.grant(sequence)
+            self._executor.grant(sequence)
             return 0
         plan = policy.plan_growth(view, sequence.resident.id, sequence.age, n_bytes + claimed_bytes)
-        self._mover.carry_out(plan, f"making room for {sequence.resident.id}")
+        self._loader.carry_out(plan, f"making room for {sequence.resident.id}")
         paused_bytes = self._pause_youngest(plan.pause_bytes, sequence.age)
         if paused_bytes < plan.pause_bytes and is_oldest:
-            self._runner.grant(sequence)  # over the limit: there is always progress
+            self._executor.grant(sequence)  # over the limit: there is always progress
             return 0
         return n_bytes
 
@@ -113,7 +113,7 @@ class Granter:
             resident = sequence.resident
             gain_bytes = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=[sequence])
             if gain_bytes > 0:
-                self._runner.pause(sequence)
+                self._executor.pause(sequence)
                 freed_bytes += gain_bytes
         return freed_bytes
 
@@ -170,7 +170,7 @@ class Granter:
 
     def _start(self, sequence: Sequence, checkpoint_bytes: int) -> None:
         sequence.checkpoint_bytes = checkpoint_bytes
-        self._runner.start(sequence)
+        self._executor.start(sequence)
 
     def _checkpoint_bytes(self, sequence: Sequence, spare_bytes: int, *, may_trim: bool) -> int:
         """Return how much a sequence may keep on its way: what is spare, and a little that prompt caches give back."""
@@ -204,7 +204,7 @@ class Granter:
         if plan.outcome is Outcome.FREEING:
             self._make_room(plan, demand)
         if may_overrun and not self._state.is_freeing:
-            self._runner.start(sequence)
+            self._executor.start(sequence)
             return
         claims.bytes += demand.bytes
         if plan.outcome is not Outcome.FREEING:
@@ -237,7 +237,7 @@ class Granter:
             claims.bytes += demand.bytes
             claims.models += demand.models
         elif plan.outcome is Outcome.FITS:
-            self._mover.load(resident, force=force)
+            self._loader.load(resident, force=force)
         elif plan.outcome is Outcome.FREEING:
             resident.blocked_reason = reason_blocked(self._state, resident)
             self._make_room(plan, demand)
@@ -249,7 +249,7 @@ class Granter:
 
     def _make_room(self, plan: policy.Plan, demand: Demand) -> None:
         """Begin what the plan for a demand says."""
-        self._mover.carry_out(plan, f"making room for {demand.target}")
+        self._loader.carry_out(plan, f"making room for {demand.target}")
         self._pause_youngest(plan.pause_bytes, demand.age)
 
     def _preload(self, claims: Claims) -> None:
@@ -309,7 +309,7 @@ class Granter:
         demand = self._demand(resident, (YOUNGEST[0], place, 0), self._state.clock.now(), claims)
         plan = policy.plan_room(self._state.view(), demand)
         if plan.outcome is Outcome.FITS:
-            self._mover.load(resident)
+            self._loader.load(resident)
         elif plan.outcome is Outcome.FREEING:
             self._state.deferred[resident.id] = "room is being made for it"
             self._make_room(plan, demand)

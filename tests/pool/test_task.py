@@ -1,4 +1,4 @@
-"""`Watch`: tasks that wait for the pool to become something."""
+"""`Conditions`: tasks that wait for the pool to become something."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from mlxd.pool.watch import Watch
+from mlxd.pool.task import Conditions
 from tests.support.clock import FakeClock
 
 
 async def test_a_condition_that_fails_harms_only_the_task_that_waits_for_it() -> None:
     """It raises what the condition raised; whoever has the conditions looked at and all other tasks go on."""
-    watch, known = Watch(FakeClock()), {"a": False, "b": False}
+    watch, known = Conditions(FakeClock()), {"a": False, "b": False}
     first = asyncio.create_task(watch.wait_until(lambda: known["a"]))
     second = asyncio.create_task(watch.wait_until(lambda: known["b"]))
     await asyncio.sleep(0)

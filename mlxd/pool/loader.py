@@ -1,4 +1,4 @@
-"""Loads, unloads and trims: slow work, each bracketed by two quick events. Decides nothing."""
+"""Loads, unloads and trims models: slow work, each bracketed by two quick events. Decides nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlxd.pool import ledger, policy
 from mlxd.pool.policy import Plan
 from mlxd.pool.resident import Loaded, ModelState, Resident
 from mlxd.pool.state import PoolState
-from mlxd.pool.work import Work
+from mlxd.pool.task import Tasks
 from mlxd.protocol.errors import LoadFailed, MlxdError, OutOfMemory
 from mlxd.protocol.units import count, show_bytes
 
@@ -24,15 +24,15 @@ MOST_BACKOFF_S = 300.0
 _log = logging.getLogger(__name__)
 
 
-class Mover:
+class Loader:
     """Moves models in and out of memory."""
 
-    def __init__(self, state: PoolState, backend: Backend, work: Work, pump: Callable[[], None]) -> None:
+    def __init__(self, state: PoolState, backend: Backend, tasks: Tasks, pump: Callable[[], None]) -> None:
         """Take the state, the device, what runs slow work, and what to call when something may have become possible."""
         self._state = state
         self._backend = backend
         self._pump = pump
-        self._work = work
+        self._tasks = tasks
 
     def load(self, resident: Resident, *, force: bool = False) -> None:
         """Begin to load the model; its bytes are reserved from now on."""
@@ -160,13 +160,13 @@ class Mover:
 
     def _begin_load(self, resident: Resident, spec: LoadSpec) -> None:
         work = self._backend.load(spec, partial(self._on_progress, resident))
-        resident.load = self._work.begin(work, partial(self._on_load_ended, resident, spec))
+        resident.load = self._tasks.begin(work, partial(self._on_load_ended, resident, spec))
 
     def _begin_unload(self, resident: Resident, engine: Engine) -> None:
-        self._work.begin(self._backend.unload(engine), partial(self._on_unloaded, resident))
+        self._tasks.begin(self._backend.unload(engine), partial(self._on_unloaded, resident))
 
     def _begin_trim(self, resident: Resident, engine: Engine, target_bytes: int) -> None:
-        self._work.begin(engine.trim_prompt_cache(target_bytes), partial(self._on_trimmed, resident))
+        self._tasks.begin(engine.trim_prompt_cache(target_bytes), partial(self._on_trimmed, resident))
 
     def _trim(self, resident: Resident, n_bytes: int) -> None:
         engine = resident.engine

@@ -23,9 +23,9 @@ async def test_a_pausing_sequence_asks_for_nothing() -> None:
     """A `KvLow` that was posted before the pause arrived is out of date."""
     async with world({"a": 30}) as w:
         sequence = await running(w)
-        runner = w.pool._scheduler.runner
-        runner.pause(sequence)
-        runner.take(sequence, KvLow(sequence.number, sequence.granted_tokens))
+        executor = w.pool._scheduler.executor
+        executor.pause(sequence)
+        executor.take(sequence, KvLow(sequence.number, sequence.granted_tokens))
 
         assert sequence.wanted_tokens is None
 
@@ -34,7 +34,7 @@ async def test_a_kv_low_of_an_older_grant_is_ignored() -> None:
     """Only the grant in force can run low."""
     async with world({"a": 30}) as w:
         sequence = await running(w)
-        w.pool._scheduler.runner.take(sequence, KvLow(sequence.number, sequence.granted_tokens - 1024))
+        w.pool._scheduler.executor.take(sequence, KvLow(sequence.number, sequence.granted_tokens - 1024))
 
         assert sequence.wanted_tokens is None
 
@@ -86,8 +86,8 @@ async def test_a_row_that_paused_itself_while_it_was_told_to_pauses_once() -> No
     """The pool's pause and the row's own cross: one `Paused` comes, and the stream goes on with one resume."""
     async with world({"a": 30}) as w:
         sequence = await running(w)
-        runner = w.pool._scheduler.runner
-        runner.pause(sequence)
+        executor = w.pool._scheduler.executor
+        executor.pause(sequence)
         await w.advance(0.05)
 
         assert sequence.state is SequenceState.RUNNING
@@ -99,14 +99,14 @@ async def test_a_drop_while_pausing_keeps_the_reservation_until_the_end() -> Non
     """Cancelled in the middle of a pause: `Paused` frees the bytes, the end forgets the sequence."""
     async with world({"a": 30}) as w:
         sequence = await running(w)
-        runner = w.pool._scheduler.runner
-        runner.pause(sequence)
-        runner.drop(sequence)
+        executor = w.pool._scheduler.executor
+        executor.pause(sequence)
+        executor.drop(sequence)
         assert sequence.granted_tokens > 0
 
-        runner.take(sequence, Paused(sequence.number, 700))
+        executor.take(sequence, Paused(sequence.number, 700))
         assert (sequence.state, sequence.granted_tokens) == (SequenceState.ENDING, 0)
-        runner.take(sequence, Finished(sequence.number, FinishReason.CANCELLED, Usage(500, 0, 200)))
+        executor.take(sequence, Finished(sequence.number, FinishReason.CANCELLED, Usage(500, 0, 200)))
         assert sequence.state is SequenceState.ENDED
         assert sequence.resident.active == {}
 
@@ -121,7 +121,7 @@ async def test_nothing_is_submitted_to_a_model_that_unloads() -> None:
             sequence = await running(other)
             sequence.ticket.resident = w.pool._state.residents["a"]
             with pytest.raises(RuntimeError, match="was unloaded under sequence"):
-                w.pool._scheduler.runner.pause(sequence)
+                w.pool._scheduler.executor.pause(sequence)
             sequence.ticket.resident = other.pool._state.residents["a"]
 
 

@@ -147,8 +147,8 @@ async def _share(slots: int, requests: list[tuple[int, int, int]]) -> None:
     async with quick_world({"engine": {"max_sequences": slots}}) as w:
         await w.load("c")
         resident = w.pool._state.residents["c"]
-        granter = w.pool._scheduler._granter
-        admit = granter.admit
+        allocator = w.pool._scheduler._allocator
+        admit = allocator.admit
         rounds: list[tuple[set[int], set[int]]] = []
 
         def watched_admit() -> None:
@@ -164,7 +164,7 @@ async def _share(slots: int, requests: list[tuple[int, int, int]]) -> None:
             admit()
             rounds.append((expected, set(resident.active) - before))
 
-        granter.admit = watched_admit  # type: ignore[method-assign]
+        allocator.admit = watched_admit  # type: ignore[method-assign]
         tasks = []
         for n, tokens, wait_s in requests:
             tasks.append(w.task(w.answer("c", n=n, tokens=tokens)))

@@ -28,7 +28,7 @@ from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import MlxdError, ModelUnloaded, OutOfMemory
 
 
-class Runner:
+class Executor:
     """The traffic between the pool's sequences and the engines."""
 
     def __init__(self, state: PoolState, pump: Callable[[], None], give_back: Callable[[str], None]) -> None:
