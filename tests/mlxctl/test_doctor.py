@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mlxctl import check_daemon, check_files, check_system
-from mlxctl.check_daemon import check_environment
-from mlxctl.check_system import check_service, check_wired_limit
+from mlxctl import doctor, doctor_daemon, doctor_home
 from mlxctl.cli import main
-from mlxctl.finding import Finding, Verdict
+from mlxctl.doctor import check_service, check_wired_limit
+from mlxctl.doctor_daemon import check_environment
+from mlxctl.finding import Finding
 from mlxctl.launchd import LaunchAgent
 from mlxctl.supervisor import Completed
 from mlxd.protocol.errors import NotFound
@@ -76,7 +76,7 @@ def answers(home: Home) -> dict[str, Any]:
 @pytest.fixture
 def fake(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     """A daemon with which all is well."""
-    monkeypatch.setattr(check_daemon, "try_address", lambda url: None)
+    monkeypatch.setattr(doctor_daemon, "try_address", lambda url: None)
     with home.lock.open("w") as lock, FakeControl(home.socket, answers(home)) as control:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         home.socket.chmod(0o600)
@@ -122,7 +122,7 @@ def test_no_daemon(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_home(own_home: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Before the first start nothing is wrong."""
-    monkeypatch.setattr(check_files, "_default", {"host": "127.0.0.1", "port": 0}.get)  # another may have the real one
+    monkeypatch.setattr(doctor_home, "_default", {"host": "127.0.0.1", "port": 0}.get)  # another may have the real one
     status, found = examine(capsys)
     assert (status, set(found)) == (0, {"home", "daemon"})
 
@@ -217,15 +217,7 @@ def test_taken_port(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("status", {"version": "0.0.9"}, "daemon", "warn", "0.1.0 installed, 0.0.9 running"),
         ("daemon.show", {"python": "/gone/python"}, "daemon", "warn", "from an interpreter that is gone: /gone/python"),
-        ("status", {"http": {"url": None, "problem": "port 1 is taken"}}, "http", "fail", "port 1 is taken"),
         ("status", {"http": {"url": None, "problem": None}}, "http", "warn", "is not listening yet"),
-        (
-            "status",
-            {"config": {"path": "/c", "problem": {"code": "config.file_invalid", "msg": "/c:3:1: no value"}}},
-            "settings",
-            "fail",
-            "/c:3:1: no value",
-        ),
         ("settings.diff", {"pending": [{"key": "pool.memory"}]}, "settings", "warn", "differs from what is in force"),
         ("settings.diff", {"overlay": [{"key": "pool.memory"}]}, "settings", "warn", "not in the file: pool.memory"),
         ("daemon.show", {"usable_bytes": GB}, "memory", "warn", "is over the usable 1.0 GB"),
@@ -255,13 +247,18 @@ def test_daemon(
     assert "mlxctl" in finding["try"] or "fix" in finding["try"] or "ulimit" in finding["try"]
 
 
-def test_problem_with_a_check_is_told_once(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
-    """What the daemon lists as a problem and has a check of its own is not told twice."""
+def test_problem_of_the_daemon_is_told_once(fake: FakeControl, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sockets and settings that do not work are told in the daemon's words, and no second time."""
+    problems = ["port 1 is taken", "/c:3:1: no value"]
     fake.answers["status"] = status_document(
-        http={"url": None, "problem": "port 1 is taken"}, problems=["port 1 is taken"]
+        http={"url": None, "problem": problems[0]},
+        config={"path": "/c", "problem": {"code": "config.file_invalid", "msg": problems[1]}},
+        problems=problems,
     )
-    _, found = examine(capsys)
-    assert "problem" not in found
+    status, found = examine(capsys)
+    assert status == 1
+    assert [finding["what"] for finding in found.pop("problem")] == problems
+    assert found == {}
 
 
 def test_daemon_that_hangs(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,9 +291,9 @@ def test_environment(shell: dict[str, str], what: str) -> None:
     """What a service sees otherwise than the shell is named: it reads no shell files."""
     process = {"home": "/home/ada/.mlxd", "environment": {"HOME": "/home/ada", "PATH": "/usr/bin"}}
     findings = list(check_environment(process, Home(Path("/home/ada/.mlxd")), shell))
-    assert [(finding.verdict, finding.what) for finding in findings] == [(Verdict.WARN, what)]
+    assert [(finding["verdict"], finding["what"]) for finding in findings] == [("warn", what)]
     (other,) = check_environment(process, Home(Path("/tmp/home")), {"HOME": "/home/ada"})
-    assert other.what == "the daemon's home is /home/ada/.mlxd, this shell's /tmp/home"
+    assert other["what"] == "the daemon's home is /home/ada/.mlxd, this shell's /tmp/home"
 
 
 def make_agent(tmp_path: Path, launchctl: FakeLaunchctl, home: Home, python: str = sys.executable) -> LaunchAgent:
@@ -317,20 +314,20 @@ def runs(command: Sequence[str]) -> Completed:
     return Completed(0, "mlxd 0.1.0\n")
 
 
-def one(findings: Iterator[Finding]) -> tuple[Verdict, str]:
+def one(findings: Iterator[Finding]) -> tuple[str, str]:
     """Return the one finding."""
     (finding,) = findings
-    return finding.verdict, finding.what
+    return finding["verdict"], finding["what"]
 
 
 def test_service(tmp_path: Path, home: Home) -> None:
     """Of the service: not there, running, stopped, beside another daemon, for another home, without an interpreter."""
     launchctl = FakeLaunchctl()
     agent = make_agent(tmp_path, launchctl, home)
-    assert one(check_service(agent, None, runs))[0] is Verdict.OK
+    assert one(check_service(agent, None, runs))[0] == "ok"
     agent.install()
     pid = launchctl.pid
-    assert one(check_service(agent, pid, runs)) == (Verdict.OK, f"launchd runs it, pid {pid}")
+    assert one(check_service(agent, pid, runs)) == ("ok", f"launchd runs it, pid {pid}")
     assert "is not the service's" in one(check_service(agent, 1, runs))[1]
     agent.stop()
     assert "loaded, and not running" in one(check_service(agent, None, runs))[1]
@@ -345,37 +342,37 @@ def test_service_whose_interpreter_is_gone(tmp_path: Path, home: Home) -> None:
     agent = make_agent(tmp_path, launchctl, home, python=str(tmp_path / "gone" / "python"))
     agent.install()
     findings = list(check_service(agent, launchctl.pid, runs))
-    assert findings[0].what == f"its interpreter is gone: {tmp_path}/gone/python"
-    assert findings[0].hint == "mlxctl service install"
+    assert findings[0]["what"] == f"its interpreter is gone: {tmp_path}/gone/python"
+    assert findings[0]["try"] == "mlxctl service install"
 
 
 @pytest.mark.parametrize(
     ("printed", "limit_bytes", "verdict"),
     [
-        ("0\n", 20 * GB, Verdict.OK),
-        ("16384\n", 20 * GB, Verdict.WARN),
-        ("16384\n", 10 * GB, Verdict.OK),
-        ("16384\n", None, Verdict.OK),
+        ("0\n", 20 * GB, "ok"),
+        ("16384\n", 20 * GB, "warn"),
+        ("16384\n", 10 * GB, "ok"),
+        ("16384\n", None, "ok"),
     ],
 )
-def test_wired_limit(printed: str, limit_bytes: int | None, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wired_limit(printed: str, limit_bytes: int | None, verdict: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a Mac the memory limit is held against the GPU's wired limit, where somebody set that."""
-    monkeypatch.setattr(check_system, "is_mac", lambda: True)
+    monkeypatch.setattr(doctor, "is_mac", lambda: True)
     commands = []
 
     def run(command: Any) -> Completed:
         commands.append(list(command))
         return Completed(0, printed)
 
-    assert one(check_wired_limit(limit_bytes, run))[0] is verdict
+    assert one(check_wired_limit(limit_bytes, run))[0] == verdict
     assert commands == [["/usr/sbin/sysctl", "-n", "iogpu.wired_limit_mb"]]
 
 
 def test_wired_limit_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no such limit there is nothing to say."""
-    monkeypatch.setattr(check_system, "is_mac", lambda: False)
+    monkeypatch.setattr(doctor, "is_mac", lambda: False)
     assert list(check_wired_limit(GB, lambda command: Completed(0, "1"))) == []
-    monkeypatch.setattr(check_system, "is_mac", lambda: True)
+    monkeypatch.setattr(doctor, "is_mac", lambda: True)
     assert list(check_wired_limit(GB, lambda command: Completed(1, "", "unknown oid"))) == []
 
 
@@ -411,14 +408,14 @@ def test_the_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(("127.0.0.1", 0), Health) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         port = server.server_address[1]
-        assert check_daemon.try_address(f"http://127.0.0.1:{port}") is None
-        assert check_daemon.try_address(f"http://0.0.0.0:{port}") is None
+        assert doctor_daemon.try_address(f"http://127.0.0.1:{port}") is None
+        assert doctor_daemon.try_address(f"http://0.0.0.0:{port}") is None
         monkeypatch.setattr(Health, "status", 503)
-        assert check_daemon.try_address(f"http://127.0.0.1:{port}") == "GET /health was answered with status 503"
+        assert doctor_daemon.try_address(f"http://127.0.0.1:{port}") == "the server answered 503"
         server.shutdown()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        trouble = check_daemon.try_address(f"http://127.0.0.1:{taken.getsockname()[1]}")
+        trouble = doctor_daemon.try_address(f"http://127.0.0.1:{taken.getsockname()[1]}")
     assert trouble is not None
     assert "refused" in trouble
 
@@ -427,7 +424,7 @@ def test_an_address_that_does_not_answer_has_failed(
     fake: FakeControl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The daemon says that it listens; what a client meets counts."""
-    monkeypatch.setattr(check_daemon, "try_address", lambda url: "timed out")
+    monkeypatch.setattr(doctor_daemon, "try_address", lambda url: "timed out")
     status, found = examine(capsys)
     assert status == 1
     assert found["http"][0]["what"].endswith("and a request to it failed: timed out")
@@ -495,5 +492,5 @@ def test_service_whose_interpreter_lost_mlxd(tmp_path: Path, home: Home) -> None
     agent.install()
     lost = Completed(1, "", "Traceback ...\nNo module named mlxd\n")
     first = next(check_service(agent, launchctl.pid, lambda command: lost))
-    assert first.what == f"its interpreter {agent.python} cannot run mlxd: No module named mlxd"
-    assert first.hint == "mlxctl service install"
+    assert first["what"] == f"its interpreter {agent.python} cannot run mlxd: No module named mlxd"
+    assert first["try"] == "mlxctl service install"

@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,45 +43,37 @@ def check_home(home: Home) -> Iterator[Finding]:
     if not stat.S_ISDIR(found.st_mode):
         yield fail("home", f"{root} is no folder", hint="another MLXD_HOME")
         return
-    if found.st_uid != os.geteuid():
-        yield fail(
-            "home",
-            f"{root} belongs to another account (user {found.st_uid})",
-            why="the daemon cannot write there, and must not let others read keys",
-            hint="another MLXD_HOME",
-        )
-    elif found.st_mode & _OTHERS:
-        yield fail(
-            "home",
-            f"{root} is open to other accounts (mode {_mode(found)})",
-            why="settings, keys and the control socket are in it",
-            hint=f"chmod 700 {root}",
-        )
-    elif (trouble := _try_writing(home.root)) is not None:
-        yield fail(
-            "home",
-            f"a file in {root} cannot be written: {trouble}",
-            why="the daemon can save no setting and write no log",
-            hint="free some disk space, or make the disk writable",
-        )
-    else:
-        yield ok("home", f"{root}, mode {_mode(found)}, can be written")
+    yield _check_root(home.root, root, found)
     yield from _check_modes(home)
-    yield from _check_disk(home.root)
+    usage = shutil.disk_usage(home.root)
+    what = f"{show_bytes(usage.free)} free of {show_bytes(usage.total)}"
+    if usage.free < _LEAST_BYTES:
+        yield fail("disk", what, "settings and logs may not be written any more", "mlxctl model list")
+    elif usage.free < _LITTLE_BYTES:
+        yield warn("disk", what, "most models do not fit any more", "mlxctl model list")
+    else:
+        yield ok("disk", what)
 
 
-def _try_writing(folder: Path) -> str | None:
-    """Write a file down to the disk and delete it again; return what went wrong."""
-    import tempfile
-
+def _check_root(path: Path, root: str, found: os.stat_result) -> Finding:
+    if found.st_uid != os.geteuid():
+        what = f"{root} belongs to another account (user {found.st_uid})"
+        return fail(
+            "home", what, "the daemon cannot write there, and must not let others read keys", "another MLXD_HOME"
+        )
+    if found.st_mode & _OTHERS:
+        what = f"{root} is open to other accounts (mode {_mode(found)})"
+        return fail("home", what, "settings, keys and the control socket are in it", f"chmod 700 {root}")
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor.") as file:
+        with tempfile.NamedTemporaryFile(dir=path, prefix=".doctor.") as file:
             file.write(b"x" * 4096)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        return error.strerror or str(error)
-    return None
+        what = f"a file in {root} cannot be written: {error.strerror or error}"
+        hint = "free some disk space, or make the disk writable"
+        return fail("home", what, "the daemon can save no setting and write no log", hint)
+    return ok("home", f"{root}, mode {_mode(found)}, can be written")
 
 
 def _check_modes(home: Home) -> Iterator[Finding]:
@@ -87,30 +81,15 @@ def _check_modes(home: Home) -> Iterator[Finding]:
     open_ones = [path for path in secret if _has(path, _OTHERS)]
     writable = [path for path in (home.config, home.history, home.logs, home.lock) if _has(path, _OTHERS_WRITE)]
     for path in open_ones:
-        yield fail(
-            "secrets",
-            f"{show_path(str(path))} can be read by other accounts (mode {_mode(path.stat())})",
-            hint=f"chmod go= {show_path(str(path))}",
-        )
+        shown = show_path(str(path))
+        what = f"{shown} can be read by other accounts (mode {_mode(path.stat())})"
+        yield fail("secrets", what, hint=f"chmod go= {shown}")
     for path in writable:
-        yield warn(
-            "files",
-            f"{show_path(str(path))} can be written by other accounts (mode {_mode(path.stat())})",
-            hint=f"chmod go-w {show_path(str(path))}",
-        )
+        shown = show_path(str(path))
+        what = f"{shown} can be written by other accounts (mode {_mode(path.stat())})"
+        yield warn("files", what, hint=f"chmod go-w {shown}")
     if not open_ones and not writable:
         yield ok("files", "settings, history, logs and keys are this account's alone")
-
-
-def _check_disk(root: Path) -> Iterator[Finding]:
-    usage = shutil.disk_usage(root)
-    what = f"{show_bytes(usage.free)} free of {show_bytes(usage.total)}"
-    if usage.free < _LEAST_BYTES:
-        yield fail("disk", what, why="settings and logs may not be written any more", hint="mlxctl model list")
-    elif usage.free < _LITTLE_BYTES:
-        yield warn("disk", what, why="most models do not fit any more", hint="mlxctl model list")
-    else:
-        yield ok("disk", what)
 
 
 def check_socket(home: Home, path: Path) -> Iterator[Finding]:
@@ -123,19 +102,12 @@ def check_socket(home: Home, path: Path) -> Iterator[Finding]:
     if not stat.S_ISSOCK(found.st_mode):
         yield fail("socket", f"{shown} is not a socket", hint=f"move it away: mv {shown} {shown}.old")
     elif found.st_mode & _OTHERS:
-        yield fail(
-            "socket",
-            f"{shown} is open to other accounts (mode {_mode(found)})",
-            why="only the account that runs mlxd may steer it",
-            hint="mlxctl restart, which makes it anew",
-        )
+        what = f"{shown} is open to other accounts (mode {_mode(found)})"
+        why = "only the account that runs mlxd may steer it"
+        yield fail("socket", what, why, "mlxctl restart, which makes it anew")
     elif path == home.socket and find_holder(home) is None:
-        yield warn(
-            "socket",
-            f"{shown} was left behind by a daemon that was killed or has crashed",
-            why="the next start replaces it",
-            hint="mlxctl logs --level warning\nmlxctl start",
-        )
+        what = f"{shown} was left behind by a daemon that was killed or has crashed"
+        yield warn("socket", what, "the next start replaces it", "mlxctl logs --level warning\nmlxctl start")
     else:
         yield ok("socket", f"{shown}, mode {_mode(found)}")
 
@@ -145,36 +117,24 @@ def check_settings_file(home: Home) -> Iterator[Finding]:
     shown = show_path(str(home.config))
     document: dict[str, Any] = {}
     try:
-        document = _read_toml(home.config)
+        with home.config.open("rb") as file:
+            document = tomllib.load(file)
         decode(document, Machine(usable_bytes=_SOME_BYTES))
     except FileNotFoundError:
-        kept = sorted(int(path.stem) for path in home.history.glob("*.toml") if path.stem.isdecimal())
+        kept = [int(path.stem) for path in home.history.glob("*.toml") if path.stem.isdecimal()]
         if kept:
-            yield warn(
-                "settings",
-                f"{shown} was deleted: the defaults hold",
-                hint=f"mlxctl start, then mlxctl config rollback {kept[-1]}",
-            )
+            hint = f"mlxctl start, then mlxctl config rollback {max(kept)}"
+            yield warn("settings", f"{shown} was deleted: the defaults hold", hint=hint)
         else:
             yield ok("settings", f"{shown} does not exist: the defaults hold")
     except (OSError, ValueError, SettingProblem) as error:
-        yield fail(
-            "settings",
-            f"{shown} cannot be used: {error}",
-            why="the daemon would come up without its settings and serve nothing",
-            hint=f"mlxctl config edit, or move it away: mv {shown} {shown}.old",
-        )
+        why = "the daemon would come up without its settings and serve nothing"
+        hint = f"mlxctl config edit, or move it away: mv {shown} {shown}.old"
+        yield fail("settings", f"{shown} cannot be used: {error}", why, hint)
         return
     else:
         yield ok("settings", f"{shown} can be used, each value is within its bounds")
     yield from _check_port(document.get("http"))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    import tomllib
-
-    with path.open("rb") as file:
-        return tomllib.load(file)
 
 
 def _check_port(http: object) -> Iterator[Finding]:
