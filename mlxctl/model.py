@@ -44,6 +44,10 @@ Dtype = Annotated[
 Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit (hub only).")]
 File = Annotated[str, typer.Argument(metavar="FILE.gguf", help="The file, which is left as it is.")]
 Name = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Model id; that of the file if left out.")]
+Bits = Annotated[
+    Literal["4", "8", "16"] | None,
+    typer.Option("--bits", help="Of the weights, 16 for floats; as close to the file as MLX can if left out."),
+]
 Context = Annotated[
     int | None, typer.Option("--context", metavar="N", help="Tokens of each sequence; 4096 when left out.")
 ]
@@ -89,11 +93,14 @@ def pull(ctx: typer.Context, source: Source, dtype: Dtype = None, revision: Revi
 
 
 @app.command("import", cls=Verb)
-def import_file(ctx: typer.Context, file: File, name: Name = None) -> None:
+def import_file(ctx: typer.Context, file: File, name: Name = None, bits: Bits = None) -> None:
     """Make a model of a GGUF file; needs no daemon, and tells a running one."""
     call = Call.of(ctx)
     path = Path(file).expanduser().absolute()  # the program that does it has a working folder of its own
-    options = ["--name", name] if name is not None else []
+    options = [
+        *(["--name", name] if name is not None else []),
+        *(["--bits", bits] if bits is not None else []),
+    ]
     call.show(download.run(call, ["import", *options, "--", str(path)]), format_pulled)
 
 

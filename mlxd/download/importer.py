@@ -24,7 +24,7 @@ Converted from {file} to a folder for MLX: the architecture {architecture}, {dty
 """
 
 
-def import_gguf(file: Path, name: str | None, home: Home, reporter: Reporter) -> Pulled:
+def import_gguf(file: Path, name: str | None, home: Home, reporter: Reporter, bits: int | None = None) -> Pulled:
     """Convert *file* into `home.models` under *name*.
 
     Args:
@@ -32,6 +32,7 @@ def import_gguf(file: Path, name: str | None, home: Home, reporter: Reporter) ->
         name: the model's id; None: made of the file's name.
         home: where models lie.
         reporter: gets the progress.
+        bits: of the weights: 4, 8, or 16 for floats; None: those of the file where MLX has them.
 
     Raises:
         DownloadError: in words, with what to do next.
@@ -40,7 +41,7 @@ def import_gguf(file: Path, name: str | None, home: Home, reporter: Reporter) ->
     _require_file(file)
     model_id = check_name(name) if name is not None else name_from(file)
     target = home.models / model_id
-    made = _plan(file)
+    made = _plan(file, bits)
     staging.ensure_folder(home.root, 0o700)
     staging.ensure_folder(home.models)
     staging.sweep(home.models)
@@ -95,9 +96,9 @@ def _require_file(file: Path) -> None:
         raise CannotConvert(f"{file} is {kind}, and one GGUF file is wanted", hint="mlxctl model import FILE.gguf")
 
 
-def _plan(file: Path) -> Plan:
+def _plan(file: Path, bits: int | None) -> Plan:
     try:
-        return plan(file)
+        return plan(file, bits=bits)
     except PermissionError as error:
         raise NotReadable(f"may not read {file}: {error.strerror}", hint="check its owner and mode") from error
 
@@ -114,6 +115,8 @@ def _refuse_taken(models: Path, model_id: str, file: Path) -> None:
 
 
 def _note_problems(home: Home, target: Path, made: Plan, reporter: Reporter) -> None:
+    if made.changes:
+        reporter.note(f"computed anew: {made.changes}; --bits 4, 8 or 16 makes others")
     entry = find_entry(home.models, target)
     if entry is not None and entry.problem is not None:
         reporter.note(f"{entry.id} cannot be served: {entry.problem}")
@@ -125,10 +128,11 @@ def _note_problems(home: Home, target: Path, made: Plan, reporter: Reporter) -> 
 def _describe(made: Plan, name: str) -> str:
     quantization = made.config.get("quantization")
     bits = f", quantized to {quantization['bits']} bits" if quantization is not None else ""
+    changes = f" (computed anew: {made.changes})" if made.changes else ""
     return _README.format(
         name=name,
         file=made.file.path.name,
         architecture=made.config["model_type"],
         dtype=made.dtype,
-        quantization=bits,
+        quantization=bits + changes,
     )

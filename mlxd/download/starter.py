@@ -97,7 +97,7 @@ def _make(wheel: Path, stage: Path, dtype: str | None, reporter: Reporter) -> No
     folder.mkdir()
     on_bytes = counter("converting", FOLDER_BYTES[dtype], reporter)
     # float32 also for the quantized one: on a CPU, where many meet it first, it is a tenth faster than float16.
-    made = plan(gguf, dtype="float32", is_plain=dtype is not None)
+    made = plan(gguf, dtype="float32", bits=None if dtype is None else 16)
     convert(made, folder, functools.partial(staging.open_counted, on_bytes=on_bytes))
     reporter.progress("converting", FOLDER_BYTES[dtype], FOLDER_BYTES[dtype])
     quantization = "4-bit" if dtype is None else f"4-bit, here as {dtype}"

@@ -20,7 +20,7 @@ from mlxd.download.progress import Pulled
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.paths import Home
 from tests.support.recording_reporter import RecordingReporter
-from tests.support.tiny_gguf import write_gguf
+from tests.support.tiny_gguf import TinyModel, write_gguf
 
 # Converts as ever, and says so and stops when the weights are being written.
 _STOPS = """
@@ -85,10 +85,35 @@ def test_import(home: Home, file: Path) -> None:
     assert [path.name for path in home.models.iterdir() if path.name.endswith(".partial")] == []
 
 
+@pytest.mark.parametrize(
+    ("bits", "note", "quantization"),
+    [
+        (None, "Q4_K as 4 bits", "4-bit group 32"),
+        (8, "Q4_K as 8 bits", "8-bit group 32"),
+        (16, "Q4_K as float16", None),
+    ],
+)
+def test_what_is_computed_anew_is_told(
+    home: Home, tmp_path: Path, bits: int | None, note: str, quantization: str | None
+) -> None:
+    """Weights of a type that MLX does not have get its bits or those asked for, and a note and the README say so."""
+    write_gguf(tmp_path / "k.gguf", TinyModel(width=256, hidden=256, head_dim=128), "Q4_K")
+    reporter = RecordingReporter()
+    pulled = import_gguf(tmp_path / "k.gguf", None, home, reporter, bits)
+    assert reporter.notes == [f"computed anew: {note}; --bits 4, 8 or 16 makes others"]
+    assert f"(computed anew: {note})" in (pulled.path / "README.md").read_text()
+    catalog = Catalog([home.models])
+    catalog.scan()
+    (entry,) = catalog.entries()
+    assert (entry.problem, entry.quantization) == (None, quantization)
+    assert reporter.phases["converting"][-1] == (entry.weights_bytes, entry.weights_bytes)
+
+
 def test_name_of_its_own(home: Home, file: Path) -> None:
-    """The program takes a name, and says where the model is on its last line."""
-    status, events = run_import(str(file), "--name", "other")
+    """The program takes a name and bits, and says where the model is on its last line."""
+    status, events = run_import(str(file), "--name", "other", "--bits", "4")
     assert status == 0
+    assert "computed anew: Q8_0 as 4 bits" in events[-2]["msg"]
     assert events[-1] == {"event": "done", "id": "other", "path": str(home.models / "other"), "already": False}
 
 
@@ -132,7 +157,7 @@ def test_files_that_cannot_be_read(home: Home, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(CannotConvert, match="no ordinary file"):
         import_gguf(tmp_path / "pipe.gguf", None, home, reporter)
 
-    def refuse(path: Path) -> None:
+    def refuse(path: Path, bits: int | None) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     (tmp_path / "x.gguf").touch()

@@ -63,10 +63,20 @@ def test_import(
     monkeypatch.chdir(tmp_path)
     with FakeControl(Home.from_environment().socket, {"catalog.rescan": {}}) as fake:
         assert main(["model", "import", "-x.gguf", "--name", "x"]) == 2  # an option of that name there is not
-        assert main(["model", "import", "--name", "x", "--", "-x.gguf"]) == 0
+        assert main(["model", "import", "--name", "x", "--bits", "8", "--", "-x.gguf"]) == 0
         assert fake.asked("catalog.rescan") == [{}]
     assert capsys.readouterr().out == "x is ready: /m/smollm2\n"
-    assert commands[0][1:] == ["-m", "mlxd.download", "import", "--name", "x", "--", f"{tmp_path}/-x.gguf"]
+    assert commands[0][1:] == [
+        "-m",
+        "mlxd.download",
+        "import",
+        "--name",
+        "x",
+        "--bits",
+        "8",
+        "--",
+        f"{tmp_path}/-x.gguf",
+    ]
 
 
 def test_running_daemon_is_told(child: Callable[..., list[list[str]]], own_home: None) -> None:
