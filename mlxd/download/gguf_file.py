@@ -124,17 +124,16 @@ def read_gguf(path: Path) -> GgufFile:
     return GgufFile(path, metadata, tensors)
 
 
-class _Reader(GGUFReader):
+class _Reader(GGUFReader):  # type: ignore[misc]
     """The package's reader, which would loop over a made-up length, and read nothing where there is nothing."""
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
         if offset + np.dtype(dtype).itemsize * int(count) > len(self.data):
             raise EOFError
-        return super()._get(offset, dtype, count, override_order)
+        found: NDArray[Any] = super()._get(offset, dtype, count, override_order)
+        return found
 
-    def _get_field_parts(
-        self, orig_offs: int, raw_type: int
-    ) -> tuple[int, list[NDArray[Any]], list[int], list[GGUFValueType]]:
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         """Read an array at once: the package takes twenty seconds for a large vocabulary."""
         if orig_offs > _HEADER_BYTES:
             raise ValueError(f"its metadata are over {_HEADER_BYTES >> 20} MiB")
@@ -211,7 +210,8 @@ def _is_known(type_name: str) -> bool:
 
 def _dequantized(data: NDArray[np.uint8], type_name: str) -> NDArray[np.float32]:
     with np.errstate(all="ignore"):  # a block whose scale is no number has weights that are none
-        return dequantize(data, GGMLQuantizationType[type_name])
+        floats: NDArray[np.float32] = dequantize(data, GGMLQuantizationType[type_name])
+    return floats
 
 
 def _computed(tensor: GgufTensor, data: NDArray[np.uint8], bits: int | None) -> Parts:
