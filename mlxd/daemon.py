@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from aiohttp import web
 
 from mlxd import __version__, log
 from mlxd.apikey import ApiKeys
@@ -53,7 +55,7 @@ from mlxd.load_mark import LoadMarks
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.metrics import Metrics
-from mlxd.openai.response_store import RESPONSES, ResponseStore
+from mlxd.openai.response_store import RESPONSES
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, MlxdError
@@ -124,168 +126,205 @@ def _parse(arguments: Sequence[str] | None) -> Options:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What all other parts stand on: the settings, the time, who may call, and who is told what happens."""
+
+    options: Options
+    shutdown: Shutdown
+    usable_bytes: int
+    store: SettingsStore
+    clock: LoopClock
+    bus: Bus
+    metrics: Metrics
+    audit: AuditLog
+    requests: RunningRequests
+    api_keys: ApiKeys
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Models:
+    """The models of this machine."""
+
+    catalog: Catalog
+    crashes: CrashLog
+    device: Device
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class _Cloud:
+    """The models of others."""
+
+    secrets: Secrets
+    router: Router
+    upstreams: Upstreams
+
+
 async def _run(options: Options, lock: InstanceLock) -> int:
     """Build, listen, wait for the wish to end, drain, close in the reverse order of building."""
-    loop = asyncio.get_running_loop()
     shutdown = Shutdown()
-    shutdown.take_signals(loop)
+    shutdown.take_signals(asyncio.get_running_loop())
     async with AsyncExitStack() as stack:
         # First, so that beside another daemon, whose lock was deleted, nothing of the home is touched.
         listening = stack.enter_context(contextlib.closing(ListeningSocket(options.socket)))
-        usable_bytes = usable_memory_bytes(recommended_working_set_bytes())
-        store = SettingsStore(
-            options.config,
-            options.home.history,
-            Machine(usable_bytes),
-            validate=cross_check,
-        )
-        settings = store.current
-        log.configure(settings.daemon.log_level, options.log_file)
-        if store.problem is not None:
-            _log.error("%s; the defaults hold until it is fixed", store.problem.message)
-        clock, bus, metrics = LoopClock(loop), Bus(), Metrics()
-        audit = await stack.enter_async_context(AuditLog(options.home.audit, settings.audit, bus.publish))
-        metrics.watch_audit(audit.status)
-        requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
-        catalog = Catalog(
-            resolve_roots(settings.catalog.paths, options.home),
-            options.home.models,
-            adapter_paths(settings, options.home),
-        )
-        secrets = Secrets(os.environ, options.home.root)
-        router = Router(store, catalog.has, catalog.alias_target, secrets)
-        boot_id = uuid.uuid4().hex
-        crashes = CrashLog(AtomicFile(options.home.state), LoadMarks(options.home.loading, boot_id))
-        await crashes.open()
-        device = Device(
-            loop,
-            BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
-            scheduling_params(settings),
-            lambda error: _on_device_failed(requests, shutdown, error),
-            crashes.marks.working_on,
-        )
-        stack.push_async_callback(device.close)
-        pool = Pool(
-            NotedBackend(device, crashes, catalog.get),
-            catalog,
-            settings,
-            clock=clock,
-            usable_bytes=usable_bytes,
-            on_event=lambda event: _spread(event, bus, metrics),
-        )
-        stack.push_async_callback(pool.close)
-        # Before both: where a read of weights hangs, they wait for the device, and this daemon still ends in order.
-        stack.push_async_callback(_note_end, crashes, shutdown)
-        session = await stack.enter_async_context(open_session())
-        budget = await stack.enter_async_context(Budget(AtomicFile(options.home.cloud_day), time.time))
-        upstreams = Upstreams(session, secrets, Breakers(clock.now), budget, store)
-        api_keys = await ApiKeys(AtomicFile(options.home.api_keys), clock.now).open()
-        app = make_app(
-            AppContext(
-                pool,
-                catalog,
-                router,
-                upstreams,
-                requests,
-                store,
-                clock,
-                api_keys,
-                metrics,
-                Intake(lambda: store.current.http.bodies_memory, clock),
-                on_ended=audit.note_request,
-            )
-        )
-        http = HttpServer(app, settings.http, clock=clock, has_keys=lambda: api_keys.is_required)
-        operations = Operations(bus, boot_id)
-        info = DaemonInfo(
-            version=__version__,
-            boot_id=boot_id,
-            pid=os.getpid(),
-            home=options.home,
-            http=lambda: _http_state(http),
-            usable_bytes=usable_bytes,
-            socket=options.socket,
-            log=options.log_file,
-        )
-        control = ControlServer(
-            ControlContext(
-                info,
-                store,
-                pool,
-                catalog,
-                requests,
-                router,
-                upstreams,
-                secrets,
-                Keys(options.home.secrets),
-                operations,
-                bus,
-                crashes,
-                api_keys,
-                audit,
-                shutdown.ask,
-            )
-        )
-        follower = _attach(store, options.home, pool, catalog, router, http, audit, bus)
+        base = await _open_base(stack, options, shutdown)
+        models = await _open_models(stack, base)
+        cloud = await _open_cloud(stack, base, models.catalog)
+        app = _make_app(base, models, cloud)
+        http = HttpServer(app, base.store.current.http, clock=base.clock, has_keys=lambda: base.api_keys.is_required)
+        operations = Operations(base.bus, base.boot_id)
+        control = _make_control(base, models, cloud, http, operations)
+        follower = _attach(base, models, cloud, http)
 
         stack.callback(listening.close)  # before the rest: mlxctl should find nobody
         stack.push_async_callback(control.close)
         await control.start(listening.socket)
         stack.push_async_callback(operations.close)
-        await catalog.rescan()
-        _refuse_deadly(pool, catalog, crashes)
+        await models.catalog.rescan()
+        _refuse_deadly(models)
         stack.push_async_callback(http.close)
         await http.start()
-        await pool.start()
-        stack.callback(end_at_last, _CLOSE_S, _warm_up(device), shutdown)
-        _watch(
-            stack,
-            store,
-            follower,
-            pool,
-            Presence(lock, listening, control, shutdown.ask),
-            app[RESPONSES],
-            app[CONTEXT].intake,
-        )
+        await models.pool.start()
+        stack.callback(end_at_last, _CLOSE_S, _warm_up(models.device), shutdown)
+        presence = Presence(lock, listening, control, shutdown.ask)
+        _watch(stack, base, models.pool, app, (follower.watch(), presence.watch()))
         await shutdown.wait()
-        await _drain(pool, requests, bus, shutdown, store.current.daemon.drain_timeout)
+        await _drain(base, models.pool)
     return shutdown.exit_status
 
 
-def _spread(event: PoolEvent, bus: Bus, metrics: Metrics) -> None:
-    relay_pool_event(bus, event)
-    metrics.take_pool_event(event)
+async def _open_base(stack: AsyncExitStack, options: Options, shutdown: Shutdown) -> _Base:
+    usable_bytes = usable_memory_bytes(recommended_working_set_bytes())
+    store = SettingsStore(options.config, options.home.history, Machine(usable_bytes), validate=cross_check)
+    log.configure(store.current.daemon.log_level, options.log_file)
+    if store.problem is not None:
+        _log.error("%s; the defaults hold until it is fixed", store.problem.message)
+    bus, metrics = Bus(), Metrics()
+    audit = await stack.enter_async_context(AuditLog(options.home.audit, store.current.audit, bus.publish))
+    metrics.watch_audit(audit.status)
+    requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
+    clock = LoopClock(asyncio.get_running_loop())
+    api_keys = await ApiKeys(AtomicFile(options.home.api_keys), clock.now).open()
+    boot_id = uuid.uuid4().hex
+    return _Base(options, shutdown, usable_bytes, store, clock, bus, metrics, audit, requests, api_keys, boot_id)
 
 
-def _attach(
-    store: SettingsStore,
-    home: Home,
-    pool: Pool,
-    catalog: Catalog,
-    router: Router,
-    http: HttpServer,
-    audit: AuditLog,
-    bus: Bus,
-) -> CatalogFollower:
+async def _open_models(stack: AsyncExitStack, base: _Base) -> _Models:
+    home, settings = base.options.home, base.store.current
+    catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
+    crashes = CrashLog(AtomicFile(home.state), LoadMarks(home.loading, base.boot_id))
+    await crashes.open()
+    device = Device(
+        asyncio.get_running_loop(),
+        BackendLimits(memory_bytes=settings.pool.memory, cache_bytes=0),
+        scheduling_params(settings),
+        lambda error: _on_device_failed(base.requests, base.shutdown, error),
+        crashes.marks.working_on,
+    )
+    stack.push_async_callback(device.close)
+
+    def on_event(event: PoolEvent) -> None:
+        relay_pool_event(base.bus, event)
+        base.metrics.take_pool_event(event)
+
+    pool = Pool(
+        NotedBackend(device, crashes, catalog.get),
+        catalog,
+        settings,
+        clock=base.clock,
+        usable_bytes=base.usable_bytes,
+        on_event=on_event,
+    )
+    stack.push_async_callback(pool.close)
+    # Before both: where a read of weights hangs, they wait for the device, and this daemon still ends in order.
+    stack.push_async_callback(_note_end, crashes, base.shutdown)
+    return _Models(catalog, crashes, device, pool)
+
+
+async def _open_cloud(stack: AsyncExitStack, base: _Base, catalog: Catalog) -> _Cloud:
+    secrets = Secrets(os.environ, base.options.home.root)
+    router = Router(base.store, catalog.has, catalog.alias_target, secrets)
+    session = await stack.enter_async_context(open_session())
+    budget = await stack.enter_async_context(Budget(AtomicFile(base.options.home.cloud_day), time.time))
+    return _Cloud(secrets, router, Upstreams(session, secrets, Breakers(base.clock.now), budget, base.store))
+
+
+def _make_app(base: _Base, models: _Models, cloud: _Cloud) -> web.Application:
+    return make_app(
+        AppContext(
+            models.pool,
+            models.catalog,
+            cloud.router,
+            cloud.upstreams,
+            base.requests,
+            base.store,
+            base.clock,
+            base.api_keys,
+            base.metrics,
+            Intake(lambda: base.store.current.http.bodies_memory, base.clock),
+            on_ended=base.audit.note_request,
+        )
+    )
+
+
+def _make_control(
+    base: _Base, models: _Models, cloud: _Cloud, http: HttpServer, operations: Operations
+) -> ControlServer:
+    options = base.options
+    info = DaemonInfo(
+        version=__version__,
+        boot_id=base.boot_id,
+        pid=os.getpid(),
+        home=options.home,
+        http=lambda: _http_state(http),
+        usable_bytes=base.usable_bytes,
+        socket=options.socket,
+        log=options.log_file,
+    )
+    return ControlServer(
+        ControlContext(
+            info,
+            base.store,
+            models.pool,
+            models.catalog,
+            base.requests,
+            cloud.router,
+            cloud.upstreams,
+            cloud.secrets,
+            Keys(options.home.secrets),
+            operations,
+            base.bus,
+            models.crashes,
+            base.api_keys,
+            base.audit,
+            base.shutdown.ask,
+        )
+    )
+
+
+def _attach(base: _Base, models: _Models, cloud: _Cloud, http: HttpServer) -> CatalogFollower:
     """Let those who own a group of settings take part in its changes; return the one that also follows files."""
-    follower = CatalogFollower(catalog, pool, home, store.current)
-    store.attach("pool", PoolFollower(pool))
+    store = base.store
+    follower = CatalogFollower(models.catalog, models.pool, base.options.home, store.current)
+    store.attach("pool", PoolFollower(models.pool))
     store.attach("catalog", follower, follower)
-    store.attach("cloud", router)
+    store.attach("cloud", cloud.router)
     store.attach("http", http, http)
-    store.attach("audit", audit)
-    store.subscribe(lambda event: relay_store_event(bus, event))
-    store.subscribe(lambda event: note_settings(audit, event))
+    store.attach("audit", base.audit)
+    store.subscribe(lambda event: relay_store_event(base.bus, event))
+    store.subscribe(lambda event: note_settings(base.audit, event))
     store.attach("log", log.LevelFollower())
     return follower
 
 
-def _refuse_deadly(pool: Pool, catalog: Catalog, crashes: CrashLog) -> None:
+def _refuse_deadly(models: _Models) -> None:
     """Have the pool refuse the models whose loads killed daemons."""
-    for entry in catalog.entries():
-        refusal = crashes.refusal(entry)
+    for entry in models.catalog.entries():
+        refusal = models.crashes.refusal(entry)
         if refusal is not None and entry.problem is None:
-            pool.refuse(entry.id, refusal)
+            models.pool.refuse(entry.id, refusal)
 
 
 def _warm_up(device: Device) -> Callable[[], bool]:
@@ -301,20 +340,14 @@ def _warm_up(device: Device) -> Callable[[], bool]:
 
 
 def _watch(
-    stack: AsyncExitStack,
-    store: SettingsStore,
-    follower: CatalogFollower,
-    pool: Pool,
-    presence: Presence,
-    responses: ResponseStore,
-    intake: Intake,
+    stack: AsyncExitStack, base: _Base, pool: Pool, app: web.Application, watches: Iterable[Coroutine[Any, Any, None]]
 ) -> None:
-    """Follow the settings file, also at SIGHUP, our lock and socket, the files of loaded models, and the memory."""
-    loop = asyncio.get_running_loop()
-    store.subscribe(lambda _: responses.trim())
-    store.subscribe(lambda _: intake.pump())
+    """Follow the settings file, also at SIGHUP, the memory, and what *watches* look at, until the end."""
+    store, loop = base.store, asyncio.get_running_loop()
+    store.subscribe(lambda _: app[RESPONSES].trim())
+    store.subscribe(lambda _: app[CONTEXT].intake.pump())
     memory_watch = watch_memory_pressure(lambda sample: pool.report_pressure(sample.shortage, sample.spare_bytes))
-    for watch in (store.watch(), presence.watch(), follower.watch(), memory_watch):
+    for watch in (store.watch(), memory_watch, *watches):
         _keep_watching(stack, watch)
     loop.add_signal_handler(signal.SIGHUP, lambda: loop.create_task(store.follow()))
 
@@ -343,13 +376,14 @@ async def _note_end(crashes: CrashLog, shutdown: Shutdown) -> None:
     await crashes.close(has_failed=shutdown.exit_status != EXIT_OK)
 
 
-async def _drain(pool: Pool, requests: RunningRequests, bus: Bus, shutdown: Shutdown, timeout_s: float) -> None:
-    """Refuse what is new, let what runs end, and cancel the rest after *timeout_s* or when somebody hurries."""
+async def _drain(base: _Base, pool: Pool) -> None:
+    """Refuse what is new, let what runs end, and cancel the rest after `daemon.drain_timeout` or at a hurry."""
+    requests, timeout_s = base.requests, base.store.current.daemon.drain_timeout
     _log.info("shutting down: %s to end within %g s", count(len(requests.list()), "request"), timeout_s)
-    bus.publish("daemon.stopping", {"requests": len(requests.list()), "timeout_ms": round(1000 * timeout_s)})
+    base.bus.publish("daemon.stopping", {"requests": len(requests.list()), "timeout_ms": round(1000 * timeout_s)})
     requests.close()
     drained: asyncio.Future[Any] = asyncio.gather(pool.drain(timeout_s), requests.wait_idle())
-    hurried: asyncio.Future[Any] = asyncio.ensure_future(shutdown.wait_hurried())
+    hurried: asyncio.Future[Any] = asyncio.ensure_future(base.shutdown.wait_hurried())
     await asyncio.wait({drained, hurried}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     hurried.cancel()
     cancelled = requests.cancel_all("the daemon is shutting down")
