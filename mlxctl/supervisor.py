@@ -1,12 +1,13 @@
-"""What keeps the daemon running from login on: launchd or systemd, behind one seam.
+"""The service that keeps the daemon running from login on: what launchd and systemd have in common, and their choice.
 
-Owns what both have in common, and the choice between them. Knows no terminal. Programs are run by an injected runner,
-so that each is tested on the other's system.
+Owns the verbs of a service: each is written once, on what `launchd.py` and `systemd.py` know to do. Knows no terminal.
+Programs are run by an injected runner, so that each is tested on the other's system.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -20,6 +21,7 @@ from mlxd.protocol.paths import Home
 # The interpreter starts in well under a second; a machine that has just booted is slower.
 _LISTEN_TIMEOUT_S = 15.0
 _POLL_S = 0.1
+_PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,11 @@ class Completed:
     stdout: str = ""
     stderr: str = ""
 
+    @property
+    def said(self) -> str:
+        """Why it failed, in its own words."""
+        return (self.stderr or self.stdout).strip()
+
 
 Runner = Callable[[Sequence[str]], Completed]
 Sleep = Callable[[float], None]
@@ -38,8 +45,6 @@ IsListening = Callable[[Path], bool]
 
 def run(command: Sequence[str]) -> Completed:
     """Run a program to its end and return what it said; status 127 stands for one that is not there, as in a shell."""
-    import subprocess
-
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
@@ -57,35 +62,31 @@ class Job:
     last_exit: str | None
 
 
-def wait(is_done: Callable[[], bool], timeout_s: float, what: str, sleep: Sleep = time.sleep) -> None:
-    """Return when *is_done*; look ten times a second.
-
-    Raises:
-        ControlError: not within *timeout_s*; *what* says what has not happened.
-    """
-    for _ in range(round(timeout_s / _POLL_S)):
-        if is_done():
-            return
-        sleep(_POLL_S)
-    raise ControlError(
-        f"{what} after {timeout_s:g} s",
-        hint="mlxctl service status, which names the log",
-        code="service.timeout",
-        exit_code=EXIT_UNREACHABLE,
-    )
-
-
 class Supervisor(ABC):
     """The one service of this user: `mlxd` with one `MLXD_HOME`, described by one *file*."""
 
     name: str  # "launchd" or "systemd"
+    file_name: str
 
-    def __init__(self, file: Path, home: Home, is_listening: IsListening, python: str | None, sleep: Sleep) -> None:
-        """Take the *file* that describes it, and what tells whether a daemon answers on a control socket."""
-        self.file = file
+    def __init__(
+        self,
+        home: Home,
+        is_listening: IsListening,
+        *,
+        folder: Path | None = None,
+        python: str | None = None,
+        run: Runner = run,
+        sleep: Sleep = time.sleep,
+    ) -> None:
+        """Take the *home*, and what tells whether a daemon answers on a control socket.
+
+        The rest is this user's and this interpreter's unless a test says otherwise.
+        """
         self.home = home
+        self.file = (self._usual_folder() if folder is None else folder) / self.file_name
         self.python = python if python is not None else sys.executable
         self._is_listening = is_listening
+        self._run = run
         self._sleep = sleep
 
     @property
@@ -99,7 +100,11 @@ class Supervisor(ABC):
 
     @abstractmethod
     def find_job(self) -> Job | None:
-        """Return what is known of the service; None when it is not loaded."""
+        """Return what is known of the service; None when it is not loaded.
+
+        Raises:
+            ControlError: there is no supervisor to ask.
+        """
 
     @abstractmethod
     def installed_python(self) -> str | None:
@@ -111,22 +116,57 @@ class Supervisor(ABC):
         """Whether the file in place is for this home, so that its daemon is the supervisor's to start."""
 
     @abstractmethod
+    def _usual_folder(self) -> Path:
+        """Return where the supervisor looks for the files of this user."""
+
+    @abstractmethod
+    def _load(self, job: Job | None, *, has_changed: bool, at_login: bool) -> None:
+        """Run the service as the file says, also *at_login*; a *job* whose file *has_changed* is replaced."""
+
+    @abstractmethod
+    def _terminate(self, job: Job) -> None:
+        """End the process of *job* by SIGTERM and wait; the service stays loaded."""
+
+    @abstractmethod
+    def _unload(self, job: Job) -> None:
+        """End the process of *job* and forget the service."""
+
+    def _reread(self) -> None:  # noqa: B027  (launchd reads a file when it is told to load it)
+        """Have the supervisor look at its files again."""
+
+    def find_advice(self) -> str | None:
+        """Return what the user should know of how the service lives, if anything."""
+        return None
+
     def install(self) -> None:
         """Write the file, load it and wait until the daemon listens; a repeat with nothing changed only starts it.
 
         Raises:
             ControlError: a daemon that the supervisor does not own is running, or the supervisor refuses.
         """
+        job = self.find_job()
+        has_changed = job is None or not self.is_current
+        if has_changed:
+            self._refuse_beside_another(job)
+            self._write_file()
+        self._load(job, has_changed=has_changed, at_login=True)
+        self._wait_until_listening()
 
-    @abstractmethod
     def uninstall(self) -> bool:
         """Stop the service and remove the file; False when there was neither.
 
         Raises:
             ControlError: the supervisor refuses.
         """
+        job = self.find_job()
+        was_installed = self.is_installed
+        if job is not None:
+            self._unload(job)
+        self.file.unlink(missing_ok=True)
+        if was_installed:
+            self._reread()
+        return job is not None or was_installed
 
-    @abstractmethod
     def start(self) -> None:
         """Start the installed service and wait until the daemon listens.
 
@@ -134,26 +174,44 @@ class Supervisor(ABC):
             ControlError: it cannot be started as it is installed, a daemon that the supervisor does not own is running,
                 or the supervisor refuses.
         """
+        self._require_installed()
+        python = self.installed_python()
+        if python is None or not os.access(python, os.X_OK):
+            raise ControlError(
+                f"the service cannot start: its interpreter is gone ({python}, in {self.file})",
+                hint="mlxctl service install, which writes it anew",
+                code="service.no_interpreter",
+                exit_code=EXIT_INVALID,
+            )
+        job = self.find_job()
+        self._refuse_beside_another(job)
+        self._load(job, has_changed=False, at_login=False)
+        self._wait_until_listening()
 
-    @abstractmethod
     def stop(self) -> bool:
         """End the daemon by SIGTERM and wait; it comes back at the next login. False when it did not run.
 
         Raises:
             ControlError: the supervisor refuses, or the daemon does not end.
         """
+        job = self.find_job()
+        if job is None or job.pid is None:
+            return False
+        self._terminate(job)
+        return True
 
-    @abstractmethod
     def restart(self) -> None:
         """End the daemon in peace and start it again; a file that this installation would write otherwise is replaced.
 
         Raises:
             ControlError: it is not installed, or the supervisor refuses.
         """
-
-    def find_advice(self) -> str | None:
-        """Return what the user should know of how the service lives, if anything."""
-        return None
+        self._require_installed()
+        self.stop()
+        if self.is_current:
+            self.start()
+        else:
+            self.install()
 
     @property
     def is_installed(self) -> bool:
@@ -172,16 +230,6 @@ class Supervisor(ABC):
                 hint="mlxctl service install",
                 code="service.not_installed",
                 exit_code=EXIT_NOT_FOUND,
-            )
-
-    def _require_python(self) -> None:
-        python = self.installed_python()
-        if python is None or not os.access(python, os.X_OK):
-            raise ControlError(
-                f"the service cannot start: its interpreter is gone ({python}, in {self.file})",
-                hint="mlxctl service install, which writes it anew",
-                code="service.no_interpreter",
-                exit_code=EXIT_INVALID,
             )
 
     def _refuse_beside_another(self, job: Job | None) -> None:
@@ -205,7 +253,24 @@ class Supervisor(ABC):
         temporary.replace(self.file)
 
     def _wait_until_listening(self) -> None:
-        wait(lambda: self._is_listening(self.home.socket), _LISTEN_TIMEOUT_S, "the daemon does not answer", self._sleep)
+        self._wait(lambda: self._is_listening(self.home.socket), _LISTEN_TIMEOUT_S, "the daemon does not answer")
+
+    def _wait(self, is_done: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Return when *is_done*; look ten times a second.
+
+        Raises:
+            ControlError: not within *timeout_s*; *what* says what has not happened.
+        """
+        for _ in range(round(timeout_s / _POLL_S)):
+            if is_done():
+                return
+            self._sleep(_POLL_S)
+        raise ControlError(
+            f"{what} after {timeout_s:g} s",
+            hint="mlxctl service status, which names the log",
+            code="service.timeout",
+            exit_code=EXIT_UNREACHABLE,
+        )
 
 
 def make_supervisor(
@@ -224,3 +289,16 @@ def make_supervisor(
 def is_mac() -> bool:
     """Tell whether this is a Mac."""
     return sys.platform == "darwin"
+
+
+def launchd_folder() -> Path:
+    """Return the folder with the templates of both: beside this package in a wheel, at the top of a checkout.
+
+    Raises:
+        FileNotFoundError: the installation is damaged; the message names both places.
+    """
+    packed, checkout = _PACKAGE / "launchd", _PACKAGE.parent / "launchd"
+    for folder in (packed, checkout):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"the installation is damaged: neither {packed} nor {checkout} exists")

@@ -1,23 +1,25 @@
-"""The systemd user unit: its file, and what to do with it to install, start, stop, restart and remove the service.
-
-Knows no terminal. All that reaches systemd goes through `systemctl.py`.
-"""
+"""The service as a systemd user unit: its file, and the `systemctl --user` command lines for it."""
 
 from __future__ import annotations
 
 import os
 import re
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from mlxctl.resources import launchd_folder
-from mlxctl.supervisor import IsListening, Job, Runner, Sleep, Supervisor, run
-from mlxctl.systemctl import Systemctl
-from mlxd.protocol.errors import EXIT_INVALID, ControlError
+from mlxctl.supervisor import Completed, Job, Supervisor, launchd_folder
+from mlxd.protocol.errors import EXIT_INVALID, EXIT_UNREACHABLE, ControlError
 from mlxd.protocol.paths import Home
 
 UNIT = "mlxd.service"
+
 _HOME_VARIABLE = "MLXD_HOME="
+_PROPERTIES = ("LoadState", "ActiveState", "SubState", "MainPID", "Result", "ExecMainCode", "ExecMainStatus")
+_NOT_THERE = 127
+# What systemctl writes when no manager of this user can be asked.
+_NO_BUS_SIGNS = ("Failed to connect to bus", "Failed to connect to user scope bus", "Failed to get D-Bus connection")
+# ExecMainCode is the siginfo code of the end: it exited, was killed, or dumped its core.
+_ENDS = {"1": "exit status", "2": "signal", "3": "signal"}
 
 
 def render(home: Home, python: str) -> bytes:
@@ -54,28 +56,30 @@ def unquote(line: str) -> str | None:
     return None if match is None else re.sub(r"\\(.)", r"\1", match[1]).replace("%%", "%")
 
 
+def parse_show(text: str) -> Job | None:
+    """Read the output of `systemctl show`: None for a unit that is not loaded."""
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if values.get("LoadState") in (None, "", "not-found"):
+        return None
+    pid, state, sub = values.get("MainPID", "0"), values.get("ActiveState"), values.get("SubState")
+    last_exit = None
+    if end := _ENDS.get(values.get("ExecMainCode", "")):
+        result = values.get("Result", "success")
+        last_exit = f"{end} {values.get('ExecMainStatus', '')}"
+        last_exit += "" if result in ("success", "exit-code", "signal") else f" ({result})"
+    return Job(
+        "the user manager",
+        f"{state} ({sub})" if state and sub else state,
+        int(pid) if pid.isdecimal() and int(pid) > 0 else None,
+        last_exit,
+    )
+
+
 class UserUnit(Supervisor):
-    """The service as a systemd user unit."""
+    """The one unit of this user's systemd."""
 
     name = "systemd"
-
-    def __init__(
-        self,
-        home: Home,
-        is_listening: IsListening,
-        *,
-        units: Path | None = None,
-        python: str | None = None,
-        run: Runner = run,
-        sleep: Sleep = time.sleep,
-    ) -> None:
-        """Take the *home*, and what tells whether a daemon answers on a control socket.
-
-        The rest is this user's and this interpreter's unless a test says otherwise.
-        """
-        folder = units if units is not None else _config_folder() / "systemd" / "user"
-        super().__init__(folder / UNIT, home, is_listening, python, sleep)
-        self._systemctl = Systemctl(UNIT, run=run)
+    file_name = UNIT
 
     @property
     def early_log(self) -> str:
@@ -92,7 +96,7 @@ class UserUnit(Supervisor):
         Raises:
             ControlError: there is no systemd to ask.
         """
-        return self._systemctl.find_job()
+        return parse_show(self._call("ask for", "show", UNIT, f"--property={','.join(_PROPERTIES)}"))
 
     def installed_python(self) -> str | None:
         """Return the interpreter that the unit in place names, or None when there is none to read."""
@@ -103,6 +107,13 @@ class UserUnit(Supervisor):
         """Whether the unit in place is for this home, so that its daemon is systemd's to start."""
         return self._read_word("Environment=") == f"{_HOME_VARIABLE}{self.home.root}"
 
+    def find_advice(self) -> str | None:
+        """Say how to keep it running after a logout, unless it does or nobody can tell."""
+        shown = self._run(["loginctl", "show-user", str(os.getuid()), "--property=Linger", "--value"])
+        if shown.status != 0 or shown.stdout.strip() != "no":
+            return None
+        return "it ends at your last logout and starts at the next login; to keep it: loginctl enable-linger"
+
     def _read_word(self, key: str) -> str | None:
         try:
             lines = self.file.read_text(errors="surrogateescape").splitlines()
@@ -110,71 +121,69 @@ class UserUnit(Supervisor):
             return None
         return next((unquote(line.removeprefix(key)) for line in lines if line.startswith(key)), None)
 
-    def install(self) -> None:
-        """Enable and start the unit, or restart it when it has changed."""
-        job = self.find_job()
-        is_current = job is not None and self.is_current
-        if not is_current:
-            self._refuse_beside_another(job)
-            self._write_file()
-            self._systemctl.reload()
-        self._systemctl.enable()
-        if not is_current and job is not None and job.pid is not None:
-            self._systemctl.restart()
-        else:
-            self._systemctl.start()
-        self._wait_until_listening()
+    def _usual_folder(self) -> Path:
+        given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+        return (given if given.is_absolute() else Path.home() / ".config") / "systemd" / "user"
 
-    def uninstall(self) -> bool:
-        """Stop and disable the unit and remove its file."""
-        job = self.find_job()
-        was_installed = self.is_installed
-        if job is not None:
-            self._systemctl.stop()
-            self._systemctl.disable()
-        self.file.unlink(missing_ok=True)
-        if was_installed:
-            self._systemctl.reload()
-        return job is not None or was_installed
-
-    def start(self) -> None:
-        """Start the unit."""
-        self._require_installed()
-        self._require_python()
-        job = self.find_job()
-        self._refuse_beside_another(job)
-        if job is None:  # a file that systemd has not read yet
-            self._systemctl.reload()
-        self._systemctl.start()
-        self._wait_until_listening()
-
-    def stop(self) -> bool:
-        """Stop the unit; it stays enabled."""
-        job = self.find_job()
-        if job is None or job.pid is None:
-            return False
-        self._systemctl.stop()
-        return True
-
-    def restart(self) -> None:
-        """Restart the unit; install it anew when it has changed."""
-        self._require_installed()
-        job = self.find_job()
-        if job is None or not self.is_current:
-            self.install()
+    def _load(self, job: Job | None, *, has_changed: bool, at_login: bool) -> None:
+        if has_changed or job is None:
+            self._reread()
+        if at_login:
+            self._call("enable", "enable", "--quiet", UNIT)
+        if has_changed and job is not None and job.pid is not None:
+            self._call("restart", "restart", UNIT)
             return
-        self._refuse_beside_another(job)
-        self._systemctl.restart()
-        self._wait_until_listening()
+        self._run(_command("reset-failed", UNIT))  # earlier failures do not count; refused when there was none
+        self._call("start", "start", UNIT)
 
-    def find_advice(self) -> str | None:
-        """Say how to keep it running after a logout, unless it does."""
-        if self._systemctl.is_lingering() is not False:
-            return None
-        return "it ends at your last logout and starts at the next login; to keep it: loginctl enable-linger"
+    def _terminate(self, job: Job) -> None:  # noqa: ARG002  (a unit has one job)
+        self._call("stop", "stop", UNIT)  # SIGKILL after TimeoutStopSec
+
+    def _unload(self, job: Job) -> None:
+        self._terminate(job)
+        self._call("disable", "disable", "--quiet", UNIT)
+
+    def _reread(self) -> None:
+        self._call("read", "daemon-reload")
+
+    def _call(self, verb: str, *arguments: str) -> str:
+        """Run `systemctl --user` and return its output.
+
+        Raises:
+            ControlError: it could not *verb* the service.
+        """
+        done = self._run(_command(*arguments))
+        if done.status == 0:
+            return done.stdout
+        raise _refused(done, verb)
 
 
-def _config_folder() -> Path:
-    """Return where systemd looks for the units of a user."""
-    given = os.environ.get("XDG_CONFIG_HOME", "")
-    return Path(given) if Path(given).is_absolute() else Path.home() / ".config"
+def _refused(done: Completed, verb: str) -> ControlError:
+    if done.status == _NOT_THERE:
+        return ControlError(
+            "there is no systemd on this machine: systemctl was not found",
+            hint="mlxctl start, which runs mlxd in the background without it",
+            code="service.unsupported",
+        )
+    if any(sign in done.said for sign in _NO_BUS_SIGNS):
+        return ControlError(
+            "this session has no systemd of its user to talk to, as in a container, or after su and sudo\n"
+            f"systemctl: {done.said.splitlines()[0]}",
+            hint="log in as this user, by ssh or on the console, and repeat; or run mlxd, in the foreground",
+            code="service.no_session",
+            exit_code=EXIT_UNREACHABLE,
+        )
+    said = f": {done.said}" if done.said else ""
+    return ControlError(
+        f"could not {verb} the service (systemctl status {done.status}{said})",
+        hint=f"systemctl --user status {UNIT}",
+        code="service.refused",
+    )
+
+
+def _command(*arguments: str) -> Sequence[str]:
+    """Return the command line; it names the folder where the manager's bus is when `su` or cron left that out."""
+    usual = Path(f"/run/user/{os.getuid()}")
+    is_missing = not os.environ.get("XDG_RUNTIME_DIR") and usual.is_dir()
+    environment = ("env", f"XDG_RUNTIME_DIR={usual}") if is_missing else ()
+    return [*environment, "systemctl", "--user", *arguments]

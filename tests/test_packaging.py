@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from mlxctl.resources import launchd_folder
+from mlxctl.supervisor import launchd_folder
 from mlxd import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +102,7 @@ def test_launchd_folder_of_an_installed_wheel(wheel: Path, tmp_path: Path) -> No
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*install, str(wheel)], check=True)
 
-    command = [str(python), "-c", "from mlxctl.resources import launchd_folder; print(launchd_folder())"]
+    command = [str(python), "-c", "from mlxctl.supervisor import launchd_folder; print(launchd_folder())"]
     found = Path(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip())
 
     assert found.is_relative_to(tmp_path / "venv")
@@ -112,7 +112,7 @@ def test_launchd_folder_of_an_installed_wheel(wheel: Path, tmp_path: Path) -> No
 
 def test_damaged_installation_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Without the template the error names where it was looked for."""
-    monkeypatch.setattr("mlxctl.resources._PACKAGE", tmp_path / "mlxctl")
+    monkeypatch.setattr("mlxctl.supervisor._PACKAGE", tmp_path / "mlxctl")
 
     with pytest.raises(FileNotFoundError, match="damaged"):
         launchd_folder()

@@ -301,7 +301,7 @@ def make_agent(tmp_path: Path, launchctl: FakeLaunchctl, home: Home, python: str
     return LaunchAgent(
         home,
         launchctl.is_listening,
-        agents=tmp_path / "LaunchAgents",
+        folder=tmp_path / "LaunchAgents",
         python=python,
         run=launchctl.runner,
         sleep=launchctl.sleep,

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxctl.launchctl import parse_print
-from mlxctl.launchd import LABEL, LaunchAgent, render
+from mlxctl.launchd import LABEL, LaunchAgent, parse_print, render
 from mlxctl.supervisor import Job
 from mlxd.protocol.errors import ControlError
 from mlxd.protocol.paths import Home
@@ -26,7 +25,7 @@ def make_agent(tmp_path: Path, launchctl: FakeLaunchctl, *, python: str = PYTHON
     return LaunchAgent(
         Home(tmp_path / "home"),
         launchctl.is_listening,
-        agents=tmp_path / "LaunchAgents",
+        folder=tmp_path / "LaunchAgents",
         python=python,
         run=launchctl.runner,
         sleep=launchctl.sleep,
@@ -186,7 +185,7 @@ def test_daemon_that_never_answers_is_an_error(tmp_path: Path) -> None:
     agent = LaunchAgent(
         Home(tmp_path / "home"),
         lambda path: False,
-        agents=tmp_path / "LaunchAgents",
+        folder=tmp_path / "LaunchAgents",
         run=launchctl.runner,
         sleep=launchctl.sleep,
     )
@@ -208,7 +207,7 @@ def test_daemon_started_by_hand_is_not_fought(tmp_path: Path, verb: str) -> None
     by_hand = LaunchAgent(
         agent.home,
         lambda path: True,
-        agents=agent.file.parent,
+        folder=agent.file.parent,
         python="/other/python",
         run=launchctl.runner,
         sleep=launchctl.sleep,
@@ -278,7 +277,7 @@ def test_start_of_an_unloaded_service_bootstraps(tmp_path: Path) -> None:
 
 
 def test_restart_drains_then_kickstarts(tmp_path: Path) -> None:
-    """With the plist unchanged the daemon ends in peace, and kickstart -k brings it back without a bootout."""
+    """With the plist unchanged the daemon ends in peace, and a kickstart brings it back without a bootout."""
     launchctl = FakeLaunchctl(end_takes=2)
     agent = make_agent(tmp_path, launchctl)
     agent.install()
@@ -286,7 +285,7 @@ def test_restart_drains_then_kickstarts(tmp_path: Path) -> None:
 
     agent.restart()
 
-    assert launchctl.mutations == [f"kill SIGTERM {GUI}/{LABEL}", f"kickstart -k {GUI}/{LABEL}"]
+    assert launchctl.mutations == [f"kill SIGTERM {GUI}/{LABEL}", f"kickstart {GUI}/{LABEL}"]
     assert launchctl.pid == 4712
 
 

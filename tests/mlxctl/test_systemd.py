@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxctl.supervisor import Completed, Job, run
-from mlxctl.systemctl import find_runtime_folder, parse_show
-from mlxctl.systemd import UNIT, UserUnit, quote, render, unquote
+from mlxctl.systemd import UNIT, UserUnit, parse_show, quote, render, unquote
 from mlxd.protocol.errors import ControlError
 from mlxd.protocol.paths import Home
 from tests.support.fake_systemctl import NO_BUS, FakeSystemctl
@@ -32,7 +31,7 @@ def make_unit(
     return UserUnit(
         Home(tmp_path / "home"),
         systemd.is_listening if is_listening is None else is_listening,
-        units=tmp_path / "units",
+        folder=tmp_path / "units",
         python=python,
         run=systemd.runner,
         sleep=systemd.sleep,
@@ -150,8 +149,14 @@ def test_install_again_does_not_interrupt(tmp_path: Path, systemd: FakeSystemctl
     assert systemd.pid == pid
 
 
-@pytest.mark.parametrize("verb", ["install", "restart"])
-def test_changed_unit_is_put_in_place(tmp_path: Path, systemd: FakeSystemctl, verb: str) -> None:
+@pytest.mark.parametrize(
+    ("verb", "commands"),
+    [
+        ("install", [RELOAD, ENABLE, f"systemctl --user restart {UNIT}"]),
+        ("restart", [f"systemctl --user stop {UNIT}", RELOAD, ENABLE, *START]),
+    ],
+)
+def test_changed_unit_is_put_in_place(tmp_path: Path, systemd: FakeSystemctl, verb: str, commands: list[str]) -> None:
     """With another interpreter the unit is written anew and the daemon runs under it."""
     make_unit(tmp_path, systemd, python="/old/python").install()
     systemd.commands.clear()
@@ -159,7 +164,7 @@ def test_changed_unit_is_put_in_place(tmp_path: Path, systemd: FakeSystemctl, ve
 
     getattr(unit, verb)()
 
-    assert systemd.mutations == [RELOAD, ENABLE, f"systemctl --user restart {UNIT}"]
+    assert systemd.mutations == commands
     assert systemd.running_content == render(unit.home, PYTHON)
 
 
@@ -258,9 +263,3 @@ def test_lingering(tmp_path: Path, lingers: bool | None, is_told: bool) -> None:
 def test_program_that_is_not_there() -> None:
     """A supervisor's program that does not exist ends like in a shell, with 127."""
     assert run(["/nowhere/systemctl"]).status == 127
-
-
-def test_runtime_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runtime folder that the environment names is taken as it is."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/77")
-    assert find_runtime_folder() == "/run/user/77"
