@@ -1,6 +1,6 @@
 # Works with GNU make 3.81, which macOS ships: no .ONESHELL, no grouped targets. .ci/venv does what takes more than a line.
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-clients test-agents lint format bench bench-audit bench-bodies soak soak-pool fuzz-folders test-architectures clean
+.PHONY: help quickstart test test-clients test-agents lint format bench bench-audit bench-bodies soak soak-histories fuzz-folders test-architectures clean
 
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -27,12 +27,16 @@ test-agents: ## drive a daemon with Claude Code, Codex and opencode, which are k
 	@goal=$@ .ci/venv clients
 	@.venv/bin/python -m tests.agents $(AGENTS_ARGS)
 
-lint: ## ruff, mypy --strict, import-linter
+lint: ## ruff, mypy --strict, import-linter; then the lines and files of each package
 	@goal=$@ .ci/venv test
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	@for package in mlxd mlxd/*/ mlxctl tests; do \
+		[ "$$package" = tests ] || [ -f $$package/__init__.py ] || continue; \
+		find $$package -name '*.py' -exec cat {} + | wc -l | tr '\n' ' '; echo "lines, $$(find $$package -name '*.py' | wc -l | tr -d ' ') files in $$package"; \
+	done
 
 format: ## let ruff set the layout and mend what it can
 	@goal=$@ .ci/venv test
@@ -55,9 +59,9 @@ soak: ## twenty minutes of random traffic, changes and bad neighbors on one daem
 	@goal=$@ .ci/venv test
 	@.venv/bin/python -m tests.soak $(SOAK_ARGS)
 
-soak-pool: ## live ten thousand random histories of the pool, and look at its twelve promises throughout (a quarter of an hour)
+soak-histories: ## live ten thousand random histories of the pool, and long ones of the prompt cache (half an hour)
 	@goal=$@ .ci/venv test
-	@.venv/bin/python -m pytest --hypothesis-profile=soak tests/pool/test_histories.py tests/pool/test_adapter_histories.py $(PYTEST_ARGS)
+	@.venv/bin/python -m pytest --hypothesis-profile=soak tests/pool/test_histories.py tests/pool/test_adapter_histories.py tests/engine/test_reuse_histories.py $(PYTEST_ARGS)
 
 fuzz-folders: ## spoil thousands of model folders beside a model that answers (ten minutes; PYTEST_ARGS="--hypothesis-seed=7")
 	@goal=$@ .ci/venv test

@@ -13,7 +13,7 @@ from tests.support.tally import Tally
 
 # A shared machine may stall any example: a time limit per example would test the machine.
 hypothesis.settings.register_profile("mlxd", deadline=None)
-# `make soak-pool`, `make fuzz-folders`: a hundred times as much.
+# `make soak-histories`, `make fuzz-folders`: a hundred times as much.
 hypothesis.settings.register_profile("soak", deadline=None, max_examples=10_000)
 hypothesis.settings.load_profile("mlxd")
 

@@ -53,7 +53,7 @@ def test_help_lists_every_target(checkout: Path) -> None:
     assert make(checkout, "--").stdout == done.stdout
     listed = [line.split()[1] for line in done.stdout.splitlines()]
     tests = ["test", "test-clients", "test-agents"]
-    benches, soaks = ["bench", "bench-audit", "bench-bodies"], ["soak", "soak-pool", "fuzz-folders"]
+    benches, soaks = ["bench", "bench-audit", "bench-bodies"], ["soak", "soak-histories", "fuzz-folders"]
     assert listed == ["help", "quickstart", *tests, "lint", "format", *benches, *soaks, "test-architectures", "clean"]
 
 

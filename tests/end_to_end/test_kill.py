@@ -13,7 +13,7 @@ from mlxctl.client import Client
 from mlxd.protocol.errors import ControlError
 from tests.support.daemon import RealDaemon
 
-N_KILLS = 20
+N_KILLS = 10
 
 
 def storm(socket: Path, committed: SimpleQueue[int]) -> None:
@@ -25,7 +25,7 @@ def storm(socket: Path, committed: SimpleQueue[int]) -> None:
 
 
 def test_the_file_is_the_old_one_or_the_new_one_and_the_daemon_starts(daemon: RealDaemon) -> None:
-    """Twenty kills at random moments of a storm of commits: each time the file is whole, and a start takes it."""
+    """Ten kills at random moments of a storm of commits: each time the file is whole, and a start takes it."""
     chance = random.Random(1)
     socket = daemon.home / "mlxd.sock"
     with ThreadPoolExecutor(1) as thread:

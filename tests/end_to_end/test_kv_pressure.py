@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.daemon import RealDaemon, running_daemon
 from tests.support.tiny_model import write_tiny_model
 
-N_REQUESTS = 64
+N_REQUESTS = 32
 # Every eighth outgrows its first grant of prompt + 1024 tokens; the others are long by their prompts, which is faster.
 GROWN_TOKENS = 1300
 # 2 layers, 2 KV heads of 16 numbers, keys and values, 4 bytes: 512 bytes a token. Four rows with their first grant of
@@ -17,7 +17,7 @@ KV_BYTES = 4 * 1310 * 2 * 2 * 2 * 16 * 4
 
 
 def test_all_end_whole_and_equal_to_unhurried_ones(tmp_path: Path) -> None:
-    """64 generations share the KV memory of about four; none is cut, none fails, all read as if they were alone."""
+    """32 generations share the KV memory of about four; none is cut, none fails, all read as if they were alone."""
     home = tmp_path / "home"
     write_tiny_model(home / "models" / "a", context=4096)
     with running_daemon(home, "[http]\nport = 0\n") as daemon:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 import pytest
+from hypothesis import settings
 
 from mlxd.engine.base import FinishReason, PreparedPrompt
 from tests.engine.bench import WriteModel
@@ -33,6 +34,8 @@ KINDS = [
     "longcat_flash_ngram",
     "deepseek_v41",
 ]
+# `make soak-histories` lives a hundred times as long.
+N_EVENTS = settings().max_examples * 35 // 100
 
 
 @pytest.fixture(scope="module", name="load")
@@ -64,7 +67,7 @@ def test_random_histories_say_what_cold_runs_say(model_type: str, load: Load) ->
     base_bytes = mx.get_active_memory()
     stepped = SteppedModel(loaded, prompt_cache_bytes=2_000_000, prefill_step_tokens=48)
     started: list[tuple[PreparedPrompt, Recorder]] = []
-    for _ in range(60):
+    for _ in range(N_EVENTS):
         running = [(asked, row) for asked, row in started if not row.has_ended]
         event = rng.random()
         if event < 0.4 and len(running) < 5:
@@ -92,7 +95,7 @@ def test_random_histories_say_what_cold_runs_say(model_type: str, load: Load) ->
     stepped.run(*(row for _, row in started))
     held_bytes = held_after(stepped) - base_bytes
     answers = [(asked, row) for asked, row in started if row.reason is not FinishReason.CANCELLED]
-    assert len(answers) > 5
+    assert len(answers) > 3
     for asked, row in answers:
         if asked.tokens not in expected:
             expected[asked.tokens] = SteppedModel(loaded).say(asked, logprobs=0)

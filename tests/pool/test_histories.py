@@ -1,6 +1,6 @@
 """Random histories of all that can happen to a pool; its twelve promises hold throughout.
 
-A run of the suite lives some hundred histories; `make soak-pool` lives many thousands.
+A run of the suite lives some hundred histories; `make soak-histories` lives many thousands.
 """
 
 from __future__ import annotations
@@ -324,21 +324,21 @@ def thorough(share: int) -> settings:
     )
 
 
-@thorough(50)
+@thorough(35)
 @given(history=histories({**LOAD, **CHANGES}))
 def test_promises_hold_while_everything_changes(tally: Tally, history: list[tuple[Any, ...]]) -> None:
     """P1 to P12 hold at every event and every quiet moment, each request ends in a stated way, and nothing leaks."""
     asyncio.run(live(tally, history))
 
 
-@thorough(30)
+@thorough(20)
 @given(history=histories({**LOAD, "limit": CHANGES["limit"], "preload": CHANGES["preload"]}))
 def test_promises_hold_under_memory_pressure(tally: Tally, history: list[tuple[Any, ...]]) -> None:
     """The same where nothing fails and nobody interferes, so that requests compete for memory for long."""
     asyncio.run(live(tally, history))
 
 
-@thorough(20)
+@thorough(15)
 @given(history=histories({**LOAD, **CHANGES}), timeout_s=st.sampled_from((0.0, 2.0, 45.0)))
 def test_promises_hold_through_a_shutdown(tally: Tally, history: list[tuple[Any, ...]], timeout_s: float) -> None:
     """Whatever is under way when the daemon is told to end, it ends: whole, refused or cancelled, and in time."""
