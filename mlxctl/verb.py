@@ -113,16 +113,13 @@ class Verb(_WithOptions, TyperCommand):
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the line, with `--wait` standing for `--wait=` and its default, or for the duration behind it.
 
-        `--wait 5s` has a duration where the verb does without that word: in `set-keep-alive --wait 5s` it is the value.
+        In `set-keep-alive --wait 5s` the word behind it is the value: a verb with a VALUE takes `--wait=DURATION` only.
         """
         end = args.index("--") if "--" in args else len(args)
         if any(_NEGATIVE_VALUE.match(arg) for arg in args[:end]):
             ctx.ignore_unknown_options = True
-        try:
-            rest = super().parse_args(ctx, [*_spell_out_wait(args[:end], takes_next=True), *args[end:]])
-        except typer.TyperException:
-            ctx.params.clear()
-            rest = super().parse_args(ctx, [*_spell_out_wait(args[:end], takes_next=False), *args[end:]])
+        takes_next = all(param.metavar != "VALUE" for param in self.params)
+        rest = super().parse_args(ctx, [*spell_out_wait(args[:end], takes_next=takes_next), *args[end:]])
         self._take_options(ctx)
         return rest
 
@@ -162,20 +159,17 @@ class Noun(_WithOptions, TyperGroup):
         return f"{ctx.command_path} {near[0]}" if near else None
 
 
-def _spell_out_wait(args: Sequence[str], *, takes_next: bool) -> Iterator[str]:
-    """Yield the words with every `--wait` as `--wait=DURATION`; *takes_next*: a duration behind it is its own."""
-    words = iter(args)
-    for word in words:
-        if word != _WAIT_FLAG:
-            yield word
+def spell_out_wait(args: Sequence[str], *, takes_next: bool = True) -> list[str]:
+    """Return the words with every `--wait` as `--wait=DURATION`; *takes_next*: a duration behind it is its own."""
+    spelled: list[str] = []
+    is_open = False
+    for word in args:
+        if is_open and takes_next and _DURATION.fullmatch(word):
+            spelled[-1], is_open = f"{_WAIT_FLAG}={word}", False
             continue
-        behind = next(words, None)
-        if takes_next and behind is not None and _DURATION.fullmatch(behind):
-            yield f"{_WAIT_FLAG}={behind}"
-            continue
-        yield f"{_WAIT_FLAG}={DEFAULT_WAIT_S:g}s"
-        if behind is not None:
-            yield from _spell_out_wait([behind, *words], takes_next=takes_next)
+        is_open = word == _WAIT_FLAG
+        spelled.append(f"{_WAIT_FLAG}={DEFAULT_WAIT_S:g}s" if is_open else word)
+    return spelled
 
 
 def changes(operation: str) -> type[Verb]:

@@ -117,11 +117,11 @@ def test_progress_line_is_written_over(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_a_value_is_not_taken_for_the_duration(fake: FakeControl) -> None:
-    """Where the verb needs the word behind `--wait`, it is the verb's."""
+    """Where the verb takes a value, the word behind `--wait` is that."""
     fake.answers["settings.set"] = {"changed": [], "gen": 7}
 
     assert main(["pool", "set-keep-alive", "--wait", "5m"]) == 0
-    assert main(["pool", "set-keep-alive", "--wait", "5m", "10m"]) == 0
+    assert main(["pool", "set-keep-alive", "--wait=5m", "10m"]) == 0
     assert fake.asked("settings.set") == [
         {"changes": {"pool.keep_alive": "5m"}},
         {"changes": {"pool.keep_alive": "10m"}},
