@@ -1,48 +1,41 @@
-"""What may stand at the end of a command line that is being typed: verbs, options, and the names that arguments take.
+"""The words that may stand at the end of a command line that is being typed: verbs, options, and what they take.
 
-Walks the same commands that run, so that nothing is listed twice. Prints nothing.
+typer walks the line, by the same commands that run, so that nothing is listed twice. Names are asked of a running
+daemon, in 150 ms or not at all: completing a line starts nothing. Prints nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typer.core import TyperGroup
+from typer._click.shell_completion import _resolve_context, _resolve_incomplete
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
-from mlxctl.live_name import CAP_S, Names, ask_names
+from mlxctl.client import Client
+from mlxctl.verb import Options, spell_out_wait
+from mlxd.protocol.errors import ControlError
+from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.paths import Home
+from mlxd.protocol.table import find_row, rows
+from mlxd.protocol.topic import TOPICS
 
 if TYPE_CHECKING:
-    from typer._click import Command, Context
+    from typer._click import Context
 
+# A key press waits for this.
+CAP_S = 0.15
 # What the shell itself knows best.
 FILES = None
 _FILE_WORDS = frozenset({"FILE", "PATH"})
 _KIND = re.compile(r"\[?([A-Z]+)(?:\.[a-z]+)?")
-# In `cloud` an ID is that of the noun after it.
-_NOUN_KINDS = {"rule": "RULE", "provider": "PROVIDER"}
 
-
-@dataclass(slots=True)
-class _Place:
-    """Where the last word stands."""
-
-    command: Command
-    ctx: Context
-    path: list[str] = field(default_factory=list)
-    positional: list[str] = field(default_factory=list)
-    option: Any = None  # whose value comes next
-    only_arguments: bool = False
-    socket: Path | None = None
-
-    @property
-    def control_socket(self) -> Path:
-        """The one that the line names, or the home's."""
-        return Home.from_environment().socket if self.socket is None else self.socket
+# name and what it is
+Names = list[tuple[str, str]]
+Map = Mapping[str, Any]
 
 
 def complete(root: TyperGroup, words: Sequence[str], *, cap_s: float = CAP_S) -> Names | None:
@@ -50,149 +43,158 @@ def complete(root: TyperGroup, words: Sequence[str], *, cap_s: float = CAP_S) ->
 
     *words* are those after the program's name; the last is what has been typed of it so far, "" for nothing.
     """
-    with root.make_context("mlxctl", ["status"]) as ctx:
-        place = _Place(root, ctx)
-        for word in words[:-1]:
-            if not _walk(place, word):
-                return []
-        current = words[-1] if words else ""
-        found = _find(place, current, cap_s)
-    return found if found is None else [(name, text) for name, text in found if name.startswith(current)]
+    *before, typed = words or [""]
+    arguments = spell_out_wait(before)
+    try:
+        ctx = _resolve_context(root, {}, "mlxctl", arguments)
+    except ControlError:  # there is no such verb
+        return []
+    place, current = _resolve_incomplete(ctx, arguments, typed)
+    if isinstance(place, TyperCommand | TyperGroup):
+        return [(item.value, item.help or "") for item in place.shell_complete(ctx, current)]
+    found = _values(ctx, place, cap_s)
+    if found is FILES:
+        return FILES
+    prefix = typed.removesuffix(current)  # of --option=value
+    return [(prefix + name, text) for name, text in found if name.startswith(current)]
 
 
-def _walk(place: _Place, word: str) -> bool:
-    """Take one word that is complete; False when the line makes no sense from here on."""
-    if place.option is not None:
-        if place.option.name == "socket":
-            place.socket = Path(word).expanduser()
-        place.option = None
-    elif word == "--" and not place.only_arguments:
-        place.only_arguments = True
-    elif word.startswith("-") and not place.only_arguments:
-        name, sign, value = word.partition("=")
-        option = _option(place.command, name)
-        if option is not None and not option.is_flag and not sign and name != "--wait":
-            place.option = option
-        elif option is not None and option.name == "socket":
-            place.socket = Path(value).expanduser()
-    elif isinstance(place.command, TyperGroup):
-        command = place.command.get_command(place.ctx, word)
-        if command is None:
-            return False
-        place.command = command
-        place.path.append(word)
-    else:
-        place.positional.append(word)
-    return True
-
-
-def _find(place: _Place, current: str, cap_s: float) -> Names | None:
-    if place.option is not None:
-        return _values(place, place.option, cap_s)
-    if current.startswith("-") and not place.only_arguments:
-        name, sign, _ = current.partition("=")
-        if not sign:
-            return list(_options(place.command))
-        option = _option(place.command, name)
-        values = None if option is None else _values(place, option, cap_s)
-        return values if values is None else [(f"{name}={value}", text) for value, text in values]
-    if isinstance(place.command, TyperGroup):
-        return _verbs(place.command, place.ctx)
-    return _arguments(place, cap_s)
-
-
-def _verbs(group: TyperGroup, ctx: Context) -> Names:
-    found = []
-    for name in group.list_commands(ctx):
-        command = group.get_command(ctx, name)
-        if command is not None and not command.hidden:
-            found.append((name, command.get_short_help_str(60)))
-    return found
-
-
-def _options(command: Command) -> Iterator[tuple[str, str]]:
-    for param in command.params:
-        if param.param_type_name == "option":
-            long = [name for name in param.opts if name.startswith("--")] or param.opts
-            yield from ((name, getattr(param, "help", None) or "") for name in long)
-    yield "--help", "Show the help."
-
-
-def _option(command: Command, name: str) -> Any:
-    return next((param for param in command.params if param.param_type_name == "option" and name in param.opts), None)
-
-
-def _arguments(place: _Place, cap_s: float) -> Names | None:
-    arguments = [param for param in place.command.params if param.param_type_name == "argument"]
-    number = len(place.positional)
-    if arguments and number >= len(arguments) and arguments[-1].nargs == -1:
-        number = len(arguments) - 1
-    return _values(place, arguments[number], cap_s) if number < len(arguments) else []
-
-
-def _values(place: _Place, param: Any, cap_s: float) -> Names | None:
-    """Return what a param may hold, by its type or by how its help calls it."""
+def _values(ctx: Context, param: Any, cap_s: float) -> Names | None:
+    """Return what a param may hold, by its type or by how its help calls it; names that the line has are left out."""
     choices = getattr(param.type, "choices", None)
     if choices:
         return [(str(choice), "") for choice in choices]
-    verb = " ".join(place.path)
+    verb = ctx.command_path.removeprefix("mlxctl ")
+    taken = [word for words in _positional(ctx) for word in words]
     metavar = param.metavar or ""
     if verb in {"pool set", "config set"} or metavar.startswith(("[KEY=VALUE]", "KEY")):
-        return _settings(place, verb, cap_s)
+        return _settings(ctx, verb, taken, cap_s)
     if verb.startswith("pool set-"):
         return _setting_values(f"pool.{verb.removeprefix('pool set-').replace('-', '_')}")
-    if "PROVIDER/MODEL" in metavar:
-        return _names(place, "TARGET", cap_s)
     match = _KIND.match(metavar)
-    kind = "" if match is None else match[1]
-    return FILES if kind in _FILE_WORDS else _names(place, kind, cap_s)
-
-
-def _names(place: _Place, kind: str, cap_s: float) -> Names:
-    """Return the names of this kind that are not on the line yet."""
-    verb = " ".join(place.path)
+    kind = "TARGET" if "PROVIDER/MODEL" in metavar else "" if match is None else match[1]
+    if kind in _FILE_WORDS:
+        return FILES
     if kind == "TOPIC":
-        from mlxd.protocol.topic import TOPICS
-
-        return list(TOPICS.items())
-    if verb.endswith(" add") and kind == "ID":  # a new one
+        return [(name, text) for name, text in TOPICS.items() if name not in taken]
+    if (verb.endswith(" add") and kind == "ID") or (verb == "chat" and taken):  # a new name; the prompt
         return []
-    if verb == "chat" and place.positional:  # the prompt
-        return []
-    if kind == "REQUEST" and place.path[0] == "audit":
-        kind = "ENDED"
     if kind == "ID":
-        kind = _NOUN_KINDS.get(place.path[-2], "")
-    taken = set(place.positional)
-    return [(name, text) for name, text in ask_names(kind, verb, place.control_socket, cap_s) if name not in taken]
+        kind = {"rule": "RULE", "provider": "PROVIDER"}.get(verb.split()[-2], "")
+    if kind == "REQUEST" and verb.startswith("audit "):
+        kind = "ENDED"
+    return [(name, text) for name, text in ask_names(kind, verb, _socket(ctx), cap_s) if name not in taken]
 
 
-def _settings(place: _Place, verb: str, cap_s: float) -> Names:
+def _positional(ctx: Context) -> Iterable[Sequence[str]]:
+    for param in ctx.command.params:
+        value = ctx.params.get(param.name or "")
+        if isinstance(param, TyperArgument) and value is not None:
+            yield [value] if isinstance(value, str) else value
+
+
+def _socket(ctx: Context) -> Path:
+    """Return the socket that the line names, or the home's."""
+    given = ctx.obj.socket if isinstance(ctx.obj, Options) else None
+    return Home.from_environment().socket if given is None else given
+
+
+def _settings(ctx: Context, verb: str, taken: Sequence[str], cap_s: float) -> Names:
     """Return keys of settings, with those of models and rules that a daemon knows; or the values of one."""
-    from mlxd.protocol.key import format_path
-    from mlxd.protocol.table import rows
-
-    if verb == "config set" and len(place.positional) == 1 and "=" not in place.positional[0]:
-        return _setting_values(place.positional[0])
+    if verb == "config set" and len(taken) == 1 and "=" not in taken[0]:
+        return _setting_values(taken[0])
     if verb == "model set":
         return [(f"{path[-1]}=", row.help) for path, row in rows() if path[:-1] == ("models", "*")]
     found = {format_path(path): row.help for path, row in rows() if "*" not in path}
     if verb == "pool set":
         return [(f"{key.removeprefix('pool.')}=", text) for key, text in found.items() if key.startswith("pool.")]
-    return list((found | dict(ask_names("KEY", verb, place.control_socket, cap_s))).items())
+    return list((found | dict(ask_names("KEY", verb, _socket(ctx), cap_s))).items())
 
 
 def _setting_values(key: str) -> Names:
-    from mlxd.protocol.key import parse_path
-    from mlxd.protocol.table import find_row
-
     try:
         row = find_row(parse_path(key))
     except ValueError:
         return []
     if row is None:
         return []
-    choices = getattr(row.kind, "choices", None)
-    if choices is None:
-        choices = ("true", "false") if row.kind.describe() == "true or false" else ()
+    is_switch = row.kind.describe() == "true or false"
+    choices = getattr(row.kind, "choices", ("true", "false") if is_switch else ())
     return [(choice, "") for choice in choices]
+
+
+def ask_names(kind: str, verb: str, socket: Path, cap_s: float) -> Names:
+    """Return the names of this *kind* that make sense for the verb; none when the daemon does not answer in time.
+
+    Args:
+        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, APIKEY, KEY, GEN; or ENDED, a request of the
+            log.
+        verb: the whole verb, such as `model unload`.
+        socket: the control socket.
+        cap_s: how long all of it may take.
+    """
+    source = _SOURCES.get(kind)
+    if source is None:
+        return []
+    operation, rows_name, read = source
+    is_meant = _MEANT.get(verb, bool)
+    deadline_s = time.monotonic() + cap_s
+    found: dict[str, str] = {}
+    try:
+        with Client(socket, cap_s) as client:
+            left_s = max(0.001, deadline_s - time.monotonic())
+            for row in client.request(operation, timeout_s=left_s).result[rows_name]:
+                for name, text in read(row) if is_meant(row) else ():
+                    found.setdefault(name, text)
+    except (ControlError, KeyError, TypeError):  # an older daemon's answer is of no use, and nothing to complain about
+        return []
+    return list(found.items())
+
+
+def _read_model(row: Map) -> Iterable[tuple[str, str]]:
+    yield row["id"], str(row.get("state") or row.get("problem") or "model")
+    for alias in row.get("aliases") or ():
+        yield alias, f"alias of {row['id']}"
+
+
+def _named(name: str, text: Callable[[Map], object]) -> Callable[[Map], Iterable[tuple[str, str]]]:
+    """Return what reads one name from a row, which is its *name*."""
+    return lambda row: [(str(row[name]), str(text(row)))]
+
+
+# kind → the operation that lists it, its list there, and how to read a row of that.
+_SOURCES: dict[str, tuple[str, str, Callable[[Map], Iterable[tuple[str, str]]]]] = {
+    "MODEL": ("model.list", "models", _read_model),
+    "OP": (
+        "op.list",
+        "operations",
+        _named("op", lambda row: f"{row['kind']} {' '.join(row['models'])}, {row['state']}"),
+    ),
+    "REQUEST": ("ps", "requests", _named("id", lambda row: f"{row['model']}, {row['state']}")),
+    "ENDED": (
+        "audit.list",
+        "requests",
+        _named("request", lambda row: f"{row['model'] or 'no model'}, {row['status']}"),
+    ),
+    "RULE": ("cloud.rule.list", "rules", _named("id", lambda row: f"{row['mode']} {row['match']}")),
+    "PROVIDER": ("cloud.provider.list", "providers", _named("id", lambda row: row["base_url"])),
+    "APIKEY": ("apikey.list", "keys", _named("name", lambda row: ", ".join(row["models"]) or "all models")),
+    "TARGET": ("cloud.rule.list", "rules", lambda row: [(target, f"of rule {row['id']}") for target in row["to"]]),
+    "KEY": ("settings.list", "settings", _named("key", lambda row: row["help"])),
+    "GEN": (
+        "settings.history",
+        "generations",
+        _named("gen", lambda row: f"{row['source'] or 'unknown'}: {', '.join(row['changed']) or 'comments'}"),
+    ),
+}
+# verb → which rows it is for.
+_MEANT: dict[str, Callable[[Map], bool]] = {
+    "model unload": lambda row: row.get("state") in {"loading", "ready", "draining"},
+    "model unpin": lambda row: bool(row.get("pinned")),
+    "preload remove": lambda row: bool(row.get("preload")),
+    "op wait": lambda row: row["state"] == "running",
+    "op cancel": lambda row: row["state"] == "running",
+    # A generation that is runtime-only has no file to compare or to go back to.
+    "config diff": lambda row: not row["runtime_only"],
+    "config rollback": lambda row: not row["runtime_only"],
+}

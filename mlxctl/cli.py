@@ -35,14 +35,14 @@ _VERBS = {
     "restart": "mlxctl.daemon",
     "doctor": "mlxctl.doctor",
     "version": "mlxctl.daemon",
-    "completion": "mlxctl.shell",
+    "completion": "mlxctl.completion",
 }
 _NAMES = (
     *("pool", "model", "preload", "request", "queue", "op", "cache"),
     *("cloud", "key", "apikey", "config", "audit", "service"),
 )
 _NOUNS = {name: f"mlxctl.{name}" for name in _NAMES}
-# What completion scripts call; see `shell.py`.
+# What completion scripts call; see `completion.py`.
 _COMPLETE = "__complete"
 # What click calls a whole number.
 _INT = re.compile(r"a valid int(?:eger)?(?: range)?")
@@ -123,7 +123,7 @@ def _invoke(arguments: list[str]) -> None:
 
 def _complete(root: Root, arguments: list[str]) -> None:
     """Answer a shell that completes a line; whatever is wrong, words would only land in the middle of the prompt."""
-    from mlxctl.shell import answer
+    from mlxctl.completion import answer
 
     try:
         answer(root, arguments)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import typer
+from typer._click.shell_completion import split_arg_string
 from typer.core import TyperGroup
 
 from mlxctl import output
@@ -99,27 +100,13 @@ def answer(root: TyperGroup, arguments: Sequence[str]) -> None:
     if found is None:
         output.print_text("files")
         return
-    lines = [name[max(0, kept) :] if shell == "bash" else f"{name}\t{_clean(text)}" for name, text in found]
+    lines = [name[max(0, kept) :] if shell == "bash" else f"{name}\t{' '.join(text.split())}" for name, text in found]
     output.print_text("\n".join(["names", *lines]))
 
 
 def split_line(line: str) -> list[str]:
     """Return the words of a line that is still being typed, without the program; the last may be empty or unquoted."""
-    import shlex
-
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    words: list[str] = []
-    try:
-        words.extend(lexer)
-    except ValueError:  # an open quote, or a backslash at the end: what is in it counts as typed
-        words.append(lexer.token)
-    else:
-        if line[-1:].isspace() and not line.endswith("\\ "):
-            words.append("")
+    words = split_arg_string(line)
+    if line[-1:].isspace() and not words[-1][-1:].isspace():  # a blank in a quote, or behind a backslash, is the word's
+        words.append("")
     return words[1:] or [""]
-
-
-def _clean(text: str) -> str:
-    return " ".join(text.split())

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from mlxctl.candidate import complete
+from mlxctl.candidate import CAP_S, complete
 from mlxctl.cli import main, make_root
-from mlxctl.live_name import CAP_S
-from mlxctl.shell import split_line
+from mlxctl.completion import split_line
 from mlxd.protocol.paths import Home
 from tests.support.fake_control import FakeControl
 
