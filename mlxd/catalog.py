@@ -31,11 +31,12 @@ from mlxd.model_folder import (
 from mlxd.model_search import find_folders, is_adapter, is_hub_snapshot
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
-from mlxd.protocol.settings import INHERIT, Settings
+from mlxd.protocol.settings import INHERIT, ModelSettings, Settings
 
 __all__ = [
     "Catalog",
     "ModelEntry",
+    "ModelRef",
     "Prepared",
     "adapter_paths",
     "context_limit",
@@ -57,6 +58,28 @@ class Prepared:
     roots: tuple[Path, ...]
     adapters: Mapping[str, Path]
     index: Index
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """What a client means by the name of a model, resolved once, when its request comes.
+
+    Attributes:
+        asked: the name, as the client calls it: an id or an alias.
+        id: of the model; the name itself where no model has it.
+        entry: the model on disk; None where none has the id.
+        settings: of `[models."ID"]`; None where there are none.
+    """
+
+    asked: str
+    id: str
+    entry: ModelEntry | None
+    settings: ModelSettings | None
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it makes vectors and no text."""
+        return self.entry is not None and self.entry.kind == "embedding"
 
 
 class Catalog:
@@ -139,6 +162,11 @@ class Catalog:
         elif nearest:
             message += f"; the nearest names are {', '.join(nearest)}"
         raise ModelNotFound(message, hint="mlxctl model list", param="model", data={"nearest": nearest})
+
+    def ref(self, name: str, settings: Settings) -> ModelRef:
+        """Return what a client means by *name* under these settings; there may be no such model here."""
+        model_id = self.alias_target(name)
+        return ModelRef(name, model_id, self._index.get(model_id), settings.models.get(model_id))
 
     def resolve(self, name: str) -> ModelEntry:
         """Return the model that a client means by *name*: its id, or an alias.

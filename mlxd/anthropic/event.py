@@ -10,8 +10,7 @@ from typing import Any
 import orjson
 
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind, Usage
-from mlxd.engine.tool import CallPiece
-from mlxd.http.answer import INVALID, is_object
+from mlxd.engine.tool import INVALID, CallPiece, is_object
 from mlxd.http.sealed import sealed
 
 _BLOCKS = {TextKind.CONTENT: "text", TextKind.REASONING: "thinking"}

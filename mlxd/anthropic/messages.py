@@ -1,9 +1,8 @@
-"""POST /v1/messages and /v1/messages/count_tokens."""
+"""POST /v1/messages and /v1/messages/count_tokens: the routes, and the renderer of a message."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import orjson
 from aiohttp import web
@@ -11,9 +10,8 @@ from aiohttp import web
 from mlxd.anthropic.event import Blocks, event, message, stop_reason, usage_body
 from mlxd.anthropic.schema import ParsedBody, parse_count_body, parse_message_body
 from mlxd.engine.base import Delta, Finished, FinishReason, Prefilling, Usage
-from mlxd.http.context import EXCHANGE
-from mlxd.http.dispatch import Local, Surface, dispatch
-from mlxd.http.generation import AnswerEvent, generation
+from mlxd.http.dispatch import Api, Asked, answer
+from mlxd.http.renderer import AnswerEvent, CountRenderer, Job, Renderer
 
 # What the engine calls as chats do.
 _FIELDS = {"reasoning_effort": "output_config.effort"}
@@ -21,93 +19,74 @@ _FIELDS = {"reasoning_effort": "output_config.effort"}
 
 async def post_messages(request: web.Request) -> web.StreamResponse:
     """Answer a conversation, streamed or whole, here or by an upstream."""
-    return await dispatch(request, MESSAGES)
+    return await answer(request, MESSAGES)
 
 
 async def post_count_tokens(request: web.Request) -> web.StreamResponse:
     """Say how many tokens a conversation is for the model, which is loaded for it."""
-    return await dispatch(request, COUNT_TOKENS)
+    return await answer(request, COUNT_TOKENS)
 
 
-async def _message(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_message_body(local.take_body(), local.noise, local.omitted)
-    if parsed.stream:
-        return await _stream(request, local, parsed)
-    return await _answer(request, local.model, parsed)
+def _read(asked: Asked) -> Job:
+    parsed = parse_message_body(asked.body, asked.noise, asked.omitted)
+    renderer = MessageRenderer(f"msg_{asked.id}", asked.model.asked, parsed)
+    return Job(renderer, [parsed.request], fields=_FIELDS)
 
 
-async def _count(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_count_body(local.take_body(), local.noise, local.omitted)
-    async with generation(request, local.model, _FIELDS) as held:
-        tokens = await held.count(parsed.request)
-    return _json({"input_tokens": tokens})
+def _read_count(asked: Asked) -> Job:
+    parsed = parse_count_body(asked.body, asked.noise, asked.omitted)
+    return Job(CountRenderer(), [parsed.request], only_counts=True, fields=_FIELDS)
 
 
-MESSAGES = Surface("anthropic", "messages", _message, keep_alive=event("ping"))
-COUNT_TOKENS = Surface("anthropic", "messages/count_tokens", _count, samples=False)
+MESSAGES = Api("anthropic", "messages", _read, keep_alive=event("ping"))
+COUNT_TOKENS = Api("anthropic", "messages/count_tokens", _read_count, samples=False)
 
 
-async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
-    blocks = Blocks(parsed.hides_thoughts)
-    lead = b""  # held back until there is something to say where the cloud may answer instead until then
+class MessageRenderer(Renderer):
+    """Writes one message."""
 
-    async def write(_: int, happened: AnswerEvent) -> None:
-        nonlocal lead
+    def __init__(self, message_id: str, model: str, parsed: ParsedBody) -> None:
+        """Take the model as the client calls it, and what the client asked for."""
+        self._id = message_id
+        self._model = model
+        self._answers = parsed.answers
+        self._blocks = Blocks(parsed.hides_thoughts)
+        self._has_begun = False
+        self._finished: Finished | None = None
+
+    def event(self, index: int, happened: AnswerEvent) -> bytes:  # noqa: ARG002
+        """Take an event; the first one of the stream comes when the prompt is admitted."""
         match happened:
-            case Prefilling() if not lead and not local.stream.has_content:
+            case Prefilling() if not self._has_begun:
+                self._has_begun = True
                 # The first one says what the prompt cache had.
-                begun = Usage(happened.total, happened.done, 0)
-                lead = event("message_start", message=message(_id(request), local.model, usage_body(begun)))
-                if local.is_last:
-                    data, lead = lead, b""
-                    await local.stream.send(data)
-            case Delta() if parsed.answers:
-                data = blocks.take(happened)
-                if data:
-                    data, lead = lead + data, b""
-                    await local.stream.send(data)
+                begun = usage_body(Usage(happened.total, happened.done, 0))
+                return event("message_start", message=message(self._id, self._model, begun))
+            case Delta() if self._answers:
+                return self._blocks.take(happened)
             case Finished():
-                happened = happened if parsed.answers else _unsaid(happened)
+                finished = self._finished = happened if self._answers else _unsaid(happened)
                 ended = {
-                    "stop_reason": stop_reason(happened, has_called=blocks.has_called),
-                    "stop_sequence": happened.stop,
+                    "stop_reason": stop_reason(finished, has_called=self._blocks.has_called),
+                    "stop_sequence": finished.stop,
                 }
-                usage = usage_body(happened.usage, blocks.thinking_tokens)
+                usage = usage_body(finished.usage, self._blocks.thinking_tokens)
                 last = event("message_delta", delta=ended, usage=usage) + event("message_stop")
-                await local.stream.send(lead + blocks.close() + last)
+                return self._blocks.close() + last
+        return b""
 
-    async with generation(request, local.model, _FIELDS) as held:
-        await held.deliver([parsed.request], 1, write)
-    return local.stream.response
-
-
-async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.Response:
-    blocks = Blocks(parsed.hides_thoughts)
-
-    async def keep(_: int, happened: AnswerEvent) -> None:
-        if isinstance(happened, Delta) and parsed.answers:
-            blocks.take(happened)
-
-    async with generation(request, model, _FIELDS) as held:
-        (finished,) = await held.deliver([parsed.request], 1, keep)
-    finished = finished if parsed.answers else _unsaid(finished)
-    blocks.close()
-    body = message(_id(request), model, usage_body(finished.usage, blocks.thinking_tokens))
-    body["content"] = blocks.blocks
-    body["stop_reason"] = stop_reason(finished, has_called=blocks.has_called)
-    body["stop_sequence"] = finished.stop
-    return _json(body)
+    def whole(self) -> bytes:
+        """Return the message as JSON."""
+        if self._finished is None:
+            raise RuntimeError("the answer goes on")
+        body = message(self._id, self._model, usage_body(self._finished.usage, self._blocks.thinking_tokens))
+        body["content"] = self._blocks.blocks
+        body["stop_reason"] = stop_reason(self._finished, has_called=self._blocks.has_called)
+        body["stop_sequence"] = self._finished.stop
+        return orjson.dumps(body)
 
 
 def _unsaid(finished: Finished) -> Finished:
     """Return the end of an answer that nobody has asked for: an engine makes at least one token."""
     usage = replace(finished.usage, completion_tokens=0)
     return replace(finished, reason=FinishReason.LENGTH, stop=None, usage=usage)
-
-
-def _id(request: web.Request) -> str:
-    return f"msg_{request[EXCHANGE].request_id}"
-
-
-def _json(body: dict[str, Any]) -> web.Response:
-    return web.Response(body=orjson.dumps(body), content_type="application/json")

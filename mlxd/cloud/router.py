@@ -127,13 +127,18 @@ class Router:
             self._compiled_from = cloud
         return self._rules
 
-    def route(self, name: str, *, local_only: bool = False) -> Decision:
-        """Return where a request for *name* goes; *local_only* is the client's wish to stay on this machine.
+    def route(self, name: str, meant: str | None = None, *, local_only: bool = False) -> Decision:
+        """Return where a request goes.
+
+        Args:
+            name: of the model, as the client calls it.
+            meant: the model that it is an alias of, if it is one; rules for that count too.
+            local_only: the client's wish to stay on this machine.
 
         Raises:
             CloudDisabled: a rule always sends the name to the cloud, the cloud is off, and no local model has the name.
         """
-        rule = None if local_only else self._decisive(name)
+        rule = None if local_only else self._decisive(name, meant)
         if rule is None:
             return Decision(asks_local=True)
         cloud = self._store.current.cloud
@@ -154,10 +159,9 @@ class Router:
             data={"rule": rule.id, "target": str(rule.targets[0])},
         )
 
-    def _decisive(self, name: str) -> Rule | None:
+    def _decisive(self, name: str, meant: str | None) -> Rule | None:
         """Return the rule that decides for *name*, which is matched before what it is an alias of."""
-        meant = self._alias_target(name)
-        return self.rules.match(name) if meant == name else self.rules.match(name, meant)
+        return self.rules.match(name) if meant in (None, name) else self.rules.match(name, meant)
 
     def explain(self, name: str, assume: str | None = None) -> Explanation:
         """Run the live matcher on *name* and say what every rule makes of it; sends nothing.
@@ -166,11 +170,11 @@ class Router:
             name: of a model.
             assume: the code of a local failure that is taken to have happened.
         """
-        decisive = self._decisive(name)
         meant = self._alias_target(name)
+        decisive = self._decisive(name, meant)
         names = {name, meant}
         matching = {rule.id for each in names for rule in self.rules.matching(each)}
-        outcome, reason, decision = self._outcome(name, decisive, assume)
+        outcome, reason, decision = self._outcome(name, meant, decisive, assume)
         return Explanation(
             model=name,
             alias_of=None if meant == name else meant,
@@ -186,9 +190,9 @@ class Router:
             ),
         )
 
-    def _outcome(self, name: str, rule: Rule | None, assume: str | None) -> tuple[str, str, Decision]:
+    def _outcome(self, name: str, meant: str, rule: Rule | None, assume: str | None) -> tuple[str, str, Decision]:
         try:
-            decision = self.route(name)
+            decision = self.route(name, meant)
         except CloudDisabled as error:
             return error.code, error.message, Decision(asks_local=False)
         if not decision.asks_local:
@@ -217,7 +221,7 @@ class Router:
         routes = {}
         if self._store.current.cloud.enabled:
             for name in (rule.pattern for rule in rules):
-                decision = self.route(name)
+                decision = self.route(name, self._alias_target(name))
                 if not decision.asks_local:
                     routes[name] = decision.routes[0]
         return routes

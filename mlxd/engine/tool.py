@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
@@ -48,3 +50,15 @@ class CallPiece:
     name: str | None
     arguments: str
     is_last: bool
+
+
+# In an object under this key stand arguments that are none: so Anthropic's documentation of streamed tools has it.
+INVALID = "INVALID_JSON"
+
+
+def is_object(arguments: str) -> bool:
+    """Whether the arguments of a call are a JSON object: a model may fail to write one, or be cut off in it."""
+    try:
+        return isinstance(orjson.loads(arguments), dict)
+    except orjson.JSONDecodeError:
+        return False

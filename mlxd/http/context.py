@@ -90,9 +90,9 @@ class Exchange:
     ignored: Collection[str] = ()  # what is left out of the body
     tool_format: str | None = None  # of the local model, where the request has tools
     noise_removed: Mapping[str, int] = field(default_factory=dict)  # rule → pieces, from a prompt of this machine
-    on_first_token: Callable[[], None] | None = None
     clock: Callable[[], float] = time.monotonic
     first_token_at_s: float | None = None  # of that clock
+    number: int | None = None  # its place among the running requests
     tokens: Tokens | None = None  # of the local answer
     answer: Answer | None = None  # of an upstream
     error: MlxdError | None = None  # what the client was told last, also within its stream
@@ -110,10 +110,6 @@ class Exchange:
     def note_local(self, model: str) -> None:
         """Note that a model of this machine answers."""
         self.route, self.model = "local", model
-
-    def note_tool_format(self, name: str) -> None:
-        """Note in which format the local model calls tools."""
-        self.tool_format = name
 
     def note_cloud(self, route: CloudRoute, reason: str | None) -> None:
         """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
@@ -145,8 +141,6 @@ class Exchange:
         """Note that the local model has made a token; the first one counts."""
         if self.first_token_at_s is None:
             self.first_token_at_s = self.clock()
-        if self.on_first_token is not None:
-            self.on_first_token()
 
     @property
     def usage(self) -> Usage | None:

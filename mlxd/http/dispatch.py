@@ -1,4 +1,4 @@
-"""The way of every request that a model answers: read, routed by its name, answered here, by an upstream, or in turn.
+"""The walk of every request that a model answers: read, routed by its name, answered here, by an upstream, or in turn.
 
 Routed before anything asks whether the model is here or the body is one that we would take. A local failure that a rule
 is for goes on to the cloud, as long as no content has been sent.
@@ -7,20 +7,26 @@ is for goes on to the cloud, as long as no content has been sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from aiohttp import hdrs, web
 
+from mlxd.catalog import ModelRef
 from mlxd.cloud.errand import SILENT, Errand, passed_headers
 from mlxd.cloud.router import Decision
+from mlxd.engine.base import Delta, Prefilling
+from mlxd.engine.vector import EmbeddingRequest
 from mlxd.http import field
 from mlxd.http.body import read_object
 from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.generation import hold
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.relay import relay
+from mlxd.http.renderer import Job
 from mlxd.http.stream import COMMENT, EventStream
 from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
 from mlxd.protocol.settings import CloudSettings, ModelSettings
@@ -30,48 +36,52 @@ _MAX_NAME_CHARACTERS = 512
 
 
 @dataclass(slots=True)
-class Local:
+class Asked:
     """A request for a model of this machine, not checked any further.
 
     Where the body says nothing of a sampling param, it has what the model's settings say.
     """
 
-    model: str  # as the client calls it: its id, or an alias
+    request: web.Request
+    model: ModelRef
+    body: dict[str, Any]  # empty once it is read: what nobody reads of it is not kept while the request waits and runs
     omitted: Omissions
     noise: NoiseFilter  # for the texts of the body; those that a cloud is given are others
-    stream: EventStream  # where a stream is written
+    stream: EventStream
+    is_stream: bool
     is_last: bool  # nobody else could answer; where one could, nothing is sent before the first content
-    _body: dict[str, Any]
 
-    def take_body(self) -> dict[str, Any]:
-        """Return the body, for the only time: what nobody reads of it is not kept while the request waits and runs."""
-        body, self._body = self._body, {}
-        return body
+    @property
+    def id(self) -> str:
+        """The id of the request."""
+        return self.request[EXCHANGE].request_id
 
-
-Answer = Callable[[web.Request, Local], Awaitable[web.StreamResponse]]
+    @property
+    def now_s(self) -> int:
+        """Unix time."""
+        return int(self.request.app[CONTEXT].now())
 
 
 @dataclass(frozen=True, slots=True)
-class Surface:
-    """One route as clients know it, and how this machine answers it.
+class Api:
+    """One route as clients know it.
 
     Attributes:
         protocol: whose protocol it is: openai or anthropic.
         endpoint: its path under /v1.
-        answer: answers a local request; a stream is written to `Local.stream`.
+        read: checks the body, and says what it asks of a model and who writes the answer.
         samples: False where nothing is generated, so that sampling params have no place in the body.
-        keep_alive: what is sent in the silence of a stream, unless the answer knows better.
+        keep_alive: what is sent in the silence of a stream, unless the renderer knows better.
     """
 
     protocol: str
     endpoint: str
-    answer: Answer
+    read: Callable[[Asked], Job]
     samples: bool = True
     keep_alive: bytes = COMMENT
 
 
-async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse:
+async def answer(request: web.Request, api: Api) -> web.StreamResponse:
     """Answer the request.
 
     Raises:
@@ -79,81 +89,125 @@ async def dispatch(request: web.Request, surface: Surface) -> web.StreamResponse
             local failure, it is the local one, with the attempts.
     """
     context, exchange = request.app[CONTEXT], request[EXCHANGE]
-    exchange.endpoint = surface.endpoint
+    exchange.endpoint = api.endpoint
     with context.intake.place() as place:
-        way = _route(request, surface, *await read_object(request, place))
-        if not way.errand.wants_stream:
-            return await _answer(request, surface, way)
-        async with way.local.stream:
-            return await _answer(request, surface, way)
-        return way.local.stream.response  # what went wrong has been told in it
+        raw, body = await read_object(request, place)
+        settings = context.store.current
+        exchange.asked = model_of(body)
+        model = context.catalog.ref(exchange.asked, settings)
+        exchange.require_model(model.asked, model.id)
+        decision = context.router.route(model.asked, model.id, local_only=_is_local_only(request))
+        check_length(body, "input" if api.endpoint.startswith("responses") else "messages", settings.http.max_messages)
+        asked = _asked(request, api, decision, model, body)
+        errand = _errand(asked, api, decision, raw)
+        del raw, body
+        if not asked.is_stream:
+            return await _answer_in_turn(asked, api, decision, errand, settings.cloud)
+        async with asked.stream:
+            return await _answer_in_turn(asked, api, decision, errand, settings.cloud)
+        return asked.stream.response  # what went wrong has been told in it
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """Who may answer a request, in turn, and what each of them is given."""
-
-    decision: Decision
-    local: Local
-    errand: Errand
-    cloud: CloudSettings  # when the request came
-
-
-def _route(request: web.Request, surface: Surface, raw: bytearray, body: dict[str, Any]) -> _Way:
-    context, exchange = request.app[CONTEXT], request[EXCHANGE]
-    model = exchange.asked = model_of(body)
-    exchange.require_model(model, context.catalog.alias_target(model))
-    decision = context.router.route(model, local_only=_is_local_only(request))
-    settings = context.store.current
-    check_length(body, "input" if surface.endpoint.startswith("responses") else "messages", settings.http.max_messages)
-    hops = ", ".join(request.headers.getall(hdrs.VIA, [])).count("mlxd")
-    wants_stream = body.get("stream") is True and surface.endpoint not in SILENT
-    sent, headers = b"", {}
-    if decision.routes:  # nobody else reads them
-        sent, headers = bytes(raw), passed_headers(surface.protocol, lambda name: request.headers.getall(name, []))
-    errand = Errand(surface.protocol, surface.endpoint, sent, wants_stream, hops + 1, headers)
-    defaults = settings.models.get(context.catalog.alias_target(model)) if surface.samples else None
-    omitted = Omissions(
-        model,
-        rejects_fields=settings.http.unknown_fields == "reject",
-        rejects_media=settings.http.media == "reject",
-    )
-    noise = NoiseFilter(settings.http.noise_rules_off)
-    exchange.ignored, exchange.noise_removed = omitted.names, noise.removed
-    local_body = filled(body, defaults) if decision.asks_local else {}
-    stream = EventStream(request, surface.keep_alive)
-    local = Local(model, omitted, noise, stream, not decision.routes, local_body)
-    return _Way(decision, local, errand, settings.cloud)
-
-
-async def _answer(request: web.Request, surface: Surface, way: _Way) -> web.StreamResponse:
+async def _answer_in_turn(
+    asked: Asked, api: Api, decision: Decision, errand: Errand, cloud: CloudSettings
+) -> web.StreamResponse:
     cause: MlxdError | None = None
-    if way.decision.asks_local:
+    if decision.asks_local:
         try:
-            return await _answer_here(request, surface, way.local, way.decision)
+            return await _answer_here(asked, api, decision)
         except MlxdError as error:
-            if way.local.stream.has_content or not way.decision.catches(error):
+            if asked.stream.has_content or not decision.catches(error):
                 raise
             cause = error
-    return await relay(request, way.decision, way.errand, way.cloud, way.local.stream, cause)
+    return await relay(asked.request, decision, errand, cloud, asked.stream, cause)
 
 
-async def _answer_here(request: web.Request, surface: Surface, local: Local, decision: Decision) -> web.StreamResponse:
+async def _answer_here(asked: Asked, api: Api, decision: Decision) -> web.StreamResponse:
     """Answer on this machine; where a rule wants it so, within the time that its first target would have."""
-    if FirstTokenTimeout.code not in decision.triggers or not decision.routes:
-        return await surface.answer(request, local)
-    limit_s = decision.routes[0].provider.timeouts.first_token
-    exchange = request[EXCHANGE]
+    job, stream, limit_s = api.read(asked), asked.stream, None
+    asked.body = {}
+    if decision.routes and FirstTokenTimeout.code in decision.triggers:
+        limit_s = decision.routes[0].provider.timeouts.first_token
+    stream.renderer = job.renderer
     try:
         async with asyncio.timeout(limit_s) as limit:
-            exchange.on_first_token = lambda: None if limit.expired() else limit.reschedule(None)
-            return await surface.answer(request, local)
+            return await _write(asked, job, limit)
     except TimeoutError:
         if not limit.expired():
             raise
-        raise FirstTokenTimeout(f"{local.model} has said nothing within {limit_s:g} s") from None
+        raise FirstTokenTimeout(f"{asked.model.asked} has said nothing within {limit_s:g} s") from None
+    except MlxdError as error:
+        _rename(error, job.fields)
+        last = job.renderer.fail(error) if stream.has_content else b""
+        if not last:
+            raise
+        await stream.send(last)
+        return stream.response
     finally:
-        exchange.on_first_token = None
+        stream.renderer = None
+        job.renderer.close()
+
+
+async def _write(asked: Asked, job: Job, limit: asyncio.Timeout) -> web.StreamResponse:
+    """Hold the model, and write what its events are for the client; *limit* is over with the first token."""
+    if asked.model.is_embedding and not isinstance(job.asked, EmbeddingRequest):  # it is not loaded to find that out
+        message = f"{asked.model.asked!r} is an embedding model and makes no text"
+        raise InvalidRequest(message, hint="POST /v1/embeddings", param="model")
+    stream, renderer, lead = asked.stream, job.renderer, b""
+    async with hold(asked.request, asked.model) as held, aclosing(held.events(job)) as events:
+        async for index, event in events:
+            if isinstance(event, Delta):
+                if limit.when() is not None and not limit.expired():
+                    limit.reschedule(None)
+                if not (event.text or event.logprobs or event.calls):
+                    continue
+            data = renderer.event(index, event)
+            if not asked.is_stream:
+                continue
+            if isinstance(event, Prefilling) and not asked.is_last:
+                lead += data
+            elif data:
+                await stream.send(lead + data)
+                lead = b""
+        if asked.is_stream and (last := renderer.end()):
+            await stream.send(last)
+    return stream.response if asked.is_stream else web.Response(body=renderer.whole(), content_type="application/json")
+
+
+def _asked(request: web.Request, api: Api, decision: Decision, model: ModelRef, body: dict[str, Any]) -> Asked:
+    """Return what this machine is given."""
+    http, exchange = request.app[CONTEXT].store.current.http, request[EXCHANGE]
+    omitted = Omissions(
+        model.asked, rejects_fields=http.unknown_fields == "reject", rejects_media=http.media == "reject"
+    )
+    noise = NoiseFilter(http.noise_rules_off)
+    exchange.ignored, exchange.noise_removed = omitted.names, noise.removed
+    is_stream = body.get("stream") is True and api.endpoint not in SILENT
+    body = filled(body, model.settings if api.samples else None) if decision.asks_local else {}
+    return Asked(
+        request, model, body, omitted, noise, EventStream(request, api.keep_alive), is_stream, not decision.routes
+    )
+
+
+def _errand(asked: Asked, api: Api, decision: Decision, raw: bytearray) -> Errand:
+    """Return what upstreams are given."""
+    given = asked.request.headers
+    hops = ", ".join(given.getall(hdrs.VIA, [])).count("mlxd")
+    sent, headers = b"", {}
+    if decision.routes:  # nobody else reads them
+        sent, headers = bytes(raw), passed_headers(api.protocol, lambda name: given.getall(name, []))
+    return Errand(api.protocol, api.endpoint, sent, asked.is_stream, hops + 1, headers)
+
+
+def _rename(error: MlxdError, fields: Mapping[str, str]) -> None:
+    """Have an error of the engine name the field as the API does."""
+    ours = fields.get(error.param or "")
+    if error.param is None or ours is None:
+        return
+    if error.param != "messages":  # a word, not only a name
+        error.message = error.message.replace(error.param, ours)
+        error.hint = None if error.hint is None else error.hint.replace(error.param, ours)
+    error.param = ours
 
 
 def model_of(body: Mapping[str, Any]) -> str:

@@ -1,93 +1,87 @@
-"""From a leased model to events: what all routes that generate share, streamed or not. Writes nothing itself."""
+"""From a model of this machine to events: the lease, and ONE generator that all routes read. Writes nothing itself."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, TypeVar
 
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt, PromptScored
-from mlxd.http.context import CONTEXT, EXCHANGE, Tokens
+from mlxd.catalog import ModelRef
+from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt
+from mlxd.engine.vector import Embedded, EmbeddingRequest
+from mlxd.http.context import CONTEXT, EXCHANGE, Exchange, Tokens
+from mlxd.http.renderer import AnswerEvent, Job
 from mlxd.pool.lease import Lease
-from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, InvalidRequest, RequestCancelled
+from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, RequestCancelled
 from mlxd.requests import RunningRequest
 
-T = TypeVar("T")
-AnswerEvent = Prefilling | PromptScored | Delta | Finished
-Sink = Callable[[AnswerEvent], Awaitable[None]]
-IndexedSink = Callable[[int, AnswerEvent], Awaitable[None]]
+Events = AsyncGenerator[tuple[int, AnswerEvent], None]
 _SEEDS = 2**64
-_OWN_FIELDS: Mapping[str, str] = {}
+# Vectors that are written before others have their turn on the event loop: 32 of 4096 numbers take some 10 ms.
+_VECTORS_AT_ONCE = 32
+
+
+@asynccontextmanager
+async def hold(request: web.Request, model: ModelRef) -> AsyncIterator[Held]:
+    """Wait for the model and hold it; the request is listed from before until after its last byte.
+
+    Raises:
+        MlxdError: as `Pool.lease`.
+    """
+    context, exchange = request.app[CONTEXT], request[EXCHANGE]
+    exchange.note_local(model.id)
+    with context.requests.track(exchange.request_id, endpoint=request.path, model=model.id, route="local") as running:
+        exchange.number = running.number
+        async with context.pool.lease(model.id, request_id=exchange.request_id) as lease:
+            tokens = exchange.tokens = Tokens()
+            yield Held(lease, running, exchange, tokens, None if model.settings is None else model.settings.max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """One request's hold on a model, and its place in the list of running requests."""
+class Held:
+    """A model while one request has it."""
 
     lease: Lease
     running: RunningRequest
-    on_token: Callable[[], None]  # called at every token, the first one counts
-    tokens: Tokens  # what is counted of it
-    default_max_tokens: int | None = None  # of the model's settings, for requests that say nothing
-    note_ignored: Callable[[Collection[str]], None] = lambda _: None  # told of what the model cannot act upon
-    on_tools: Callable[[], None] = lambda: None  # called when the prompt of a request with tools is ready
+    exchange: Exchange
+    tokens: Tokens
+    default_max_tokens: int | None  # of the model's settings, for requests that say nothing
 
-    async def deliver(self, requests: Sequence[GenerationRequest], n: int, sink: IndexedSink) -> list[Finished]:
-        """Generate *n* answers to each of *requests*, all side by side, and give *sink* what comes of them.
+    def events(self, job: Job) -> Events:
+        """Return what the model makes of *job*: its events, each with the number of its sequence, prompt by prompt.
 
-        Args:
-            requests: one per prompt.
-            n: answers per prompt, which share its prefill. With a seed the i-th answer has seed + i.
-            sink: gets the number of the answer (prompt by prompt) and its events: `Prefilling` (the first says how much
-                of the prompt was cached), `PromptScored`, deltas with text, calls or logprobs, and `Finished`.
-
-        Returns:
-            how each answer ended, in the order of their numbers.
+        They are `Prefilling` (the first says how much of the prompt was cached), `PromptScored`, `Delta`, `Finished`.
+        Vectors are one `Embedded` per text, after a `Prefilling` that says how many tokens the texts have.
 
         Raises:
             RequestCancelled: it was ended by command.
-            MlxdError: whatever the pool or the engine says; the other answers are given up.
+            MlxdError: whatever the pool or the engine says; the other sequences are given up.
         """
+        if isinstance(job.asked, EmbeddingRequest):
+            return self._embed(job.asked)
+        if job.only_counts:
+            return self._count(job.asked[0])
+        return _side_by_side([self._answers(request, job, place) for place, request in enumerate(job.asked)])
 
-        async def answer(place: int, request: GenerationRequest) -> list[Finished]:
-            if self.default_max_tokens is not None:
-                request = replace(request, default_max_tokens=self.default_max_tokens)
-            prompt = await self.lease.prepare(request)
-            self.tokens.prompt += len(prompt.tokens)
-            self.note_ignored(prompt.ignored)
-            if prompt.tools is not None:
-                self.on_tools()
-            return await together(
-                self._deliver_one(_numbered(request, number), prompt, partial(sink, place * n + number), number)
-                for number in range(n)
-            )
+    async def _answers(self, request: GenerationRequest, job: Job, place: int) -> Events:
+        """Yield all answers to one prompt."""
+        if self.default_max_tokens is not None:
+            request = replace(request, default_max_tokens=self.default_max_tokens)
+        prompt = await self.lease.prepare(request)
+        self.tokens.prompt += len(prompt.tokens)
+        self.exchange.note_ignored([job.fields.get(name, name) for name in prompt.ignored])
+        if prompt.tools is not None:
+            self.exchange.tool_format = self.lease.facts.tool_format
+        answers = [self._answer(_numbered(request, number), prompt, place * job.n, number) for number in range(job.n)]
+        async with aclosing(_side_by_side(answers)) as events:
+            async for event in events:
+                yield event
 
-        answers = await together(answer(place, request) for place, request in enumerate(requests))
-        return [finished for group in answers for finished in group]
-
-    async def count(self, request: GenerationRequest) -> int:
-        """Return how many tokens a prompt has, or at least has: one over the context is what clients count for.
-
-        Raises:
-            MlxdError: whatever the engine says.
-        """
-        try:
-            return len((await self.lease.prepare(request)).tokens)
-        except ContextLengthExceeded as error:
-            if "prompt_tokens" not in error.data:
-                raise
-            tokens: int = error.data["prompt_tokens"]
-            return tokens
-
-    async def _deliver_one(
-        self, request: GenerationRequest, prompt: PreparedPrompt, sink: Sink, number: int
-    ) -> Finished:
-        finished: Finished | None = None
+    async def _answer(self, request: GenerationRequest, prompt: PreparedPrompt, first: int, number: int) -> Events:
+        """Yield one answer, and count its tokens."""
         counted_tokens, is_prefilling = 0, False
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
@@ -96,23 +90,39 @@ class Generation:
                     self.running.completion_tokens += event.completion_tokens - counted_tokens
                     self.tokens.completion += event.completion_tokens - counted_tokens
                     counted_tokens = event.completion_tokens
-                    self.on_token()
-                    if event.text or event.logprobs or event.calls:
-                        await sink(event)
-                elif isinstance(event, Prefilling | PromptScored):
-                    if isinstance(event, Prefilling) and not is_prefilling and number == 0:
-                        self.tokens.cached += event.done  # the first one says what was cached; answers share a prompt
-                        is_prefilling = True
-                    await sink(event)
+                    self.exchange.note_first_token()
+                elif isinstance(event, Prefilling) and number == 0 and not is_prefilling:
+                    self.tokens.cached += event.done  # the first one says what was cached; answers share a prompt
+                    is_prefilling = True
                 elif isinstance(event, Finished):
-                    finished = event
                     self.tokens.completion += event.usage.completion_tokens - counted_tokens
-        if finished is None:
-            raise GenerationFailed("the model stopped answering without a reason")
-        if finished.reason is FinishReason.CANCELLED:
-            raise RequestCancelled("the request was cancelled")
-        await sink(finished)
-        return finished
+                    if event.reason is FinishReason.CANCELLED:
+                        raise RequestCancelled("the request was cancelled")
+                    yield first + number, event
+                    return
+                yield first + number, event
+        raise GenerationFailed("the model stopped answering without a reason")
+
+    async def _count(self, request: GenerationRequest) -> Events:
+        """Yield how many tokens a prompt has, or at least has: one over the context is what clients count for."""
+        try:
+            tokens = len((await self.lease.prepare(request)).tokens)
+        except ContextLengthExceeded as error:
+            if "prompt_tokens" not in error.data:
+                raise
+            tokens = error.data["prompt_tokens"]
+        yield 0, Prefilling(0, 0, tokens)
+
+    async def _embed(self, request: EmbeddingRequest) -> Events:
+        inputs = await self.lease.prepare_inputs(request)
+        self.tokens.prompt = inputs.total_tokens
+        yield 0, Prefilling(0, 0, inputs.total_tokens)
+        vectors = await self.lease.embed(inputs)
+        self.running.begin_answering()
+        for index, vector in enumerate(vectors):
+            yield index, Embedded(0, (vector,))
+            if index % _VECTORS_AT_ONCE == _VECTORS_AT_ONCE - 1:
+                await asyncio.sleep(0)
 
 
 def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
@@ -122,66 +132,27 @@ def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
     return replace(request, sampling=replace(request.sampling, seed=(request.sampling.seed + number) % _SEEDS))
 
 
-@asynccontextmanager
-async def generation(
-    request: web.Request, model: str, fields: Mapping[str, str] = _OWN_FIELDS
-) -> AsyncIterator[Generation]:
-    """Wait for *model*, an id or an alias, and hold it; the request is listed from before until after its last byte.
-
-    *fields* says what the API of the request calls fields that the engine calls as chats do.
-
-    Raises:
-        InvalidRequest: the model makes vectors; it is not loaded to find that out.
-        MlxdError: as `leased`.
-    """
-    context = request.app[CONTEXT]
-    if context.catalog.has(model) and context.catalog.resolve(model).kind == "embedding":
-        hint = "POST /v1/embeddings"
-        raise InvalidRequest(f"{model!r} is an embedding model and makes no text", hint=hint, param="model")
-    async with leased(request, model) as (lease, running):
-        defaults = context.store.current.models.get(running.model)
-        default_max_tokens = None if defaults is None else defaults.max_tokens
-        exchange = request[EXCHANGE]
-        exchange.tokens = Tokens()
-
-        def on_tools() -> None:
-            exchange.note_tool_format(lease.facts.tool_format)
-
-        yield Generation(
-            lease,
-            running,
-            exchange.note_first_token,
-            exchange.tokens,
-            default_max_tokens,
-            lambda names: exchange.note_ignored([fields.get(name, name) for name in names]),
-            on_tools,
-        )
+def _side_by_side(streams: Sequence[Events]) -> Events:
+    """Return one stream of what comes of all; the first error ends the others and is raised as it is."""
+    return streams[0] if len(streams) == 1 else _merged(streams)  # the usual case needs no task
 
 
-@asynccontextmanager
-async def leased(request: web.Request, model: str) -> AsyncIterator[tuple[Lease, RunningRequest]]:
-    """Wait for *model*, an id or an alias, and hold it; the request is listed from before until the end.
-
-    Raises:
-        MlxdError: as `Pool.lease`.
-    """
-    context = request.app[CONTEXT]
-    exchange = request[EXCHANGE]
-    model_id = context.catalog.alias_target(model)
-    exchange.note_local(model_id)
-    with context.requests.track(exchange.request_id, endpoint=request.path, model=model_id, route="local") as running:
-        async with context.pool.lease(model_id, request_id=exchange.request_id) as lease:
-            yield lease, running
-
-
-async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Run all at once and return their results in order; the first error cancels the others and is raised as it is."""
-    coroutines = list(coroutines)
-    if len(coroutines) == 1:
-        return [await coroutines[0]]  # the usual case needs no task
+async def _merged(streams: Sequence[Events]) -> Events:
+    pulls = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(coroutine) for coroutine in coroutines]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
+        while pulls:
+            done, _ = await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
+            for pull in [pull for pull in pulls if pull in done]:
+                stream = pulls.pop(pull)
+                try:
+                    event = pull.result()
+                except StopAsyncIteration:
+                    continue
+                yield event
+                pulls[asyncio.ensure_future(anext(stream))] = stream
+    finally:
+        for pull in pulls:
+            pull.cancel()
+        await asyncio.gather(*pulls, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +16,7 @@ from aiohttp import web
 from mlxd.clock import Timer
 from mlxd.http import errors
 from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.renderer import Renderer
 from mlxd.protocol.errors import MlxdError
 
 _log = logging.getLogger(__name__)
@@ -41,8 +41,8 @@ class EventStream:
         self.has_content = False  # something of an answer has been sent: there is no way back
         self._timer: Timer | None = None
         self._keeping_alive: asyncio.Task[None] | None = None
-        # Makes what is sent after a silence: nothing of an answer. Some clients count events only, and no comments.
-        self.keep_alive: Callable[[], bytes] = lambda: keep_alive
+        self._keep_alive_bytes = keep_alive  # nothing of an answer; some clients count events only, and no comments
+        self.renderer: Renderer | None = None  # writes the answer, while this machine does
 
     @property
     def response(self) -> web.StreamResponse:
@@ -108,5 +108,7 @@ class EventStream:
     async def _keep_alive(self) -> None:
         # A client that went away is noticed by the handler itself.
         with contextlib.suppress(ConnectionError):
-            if not self._is_writing:  # nothing comes between an event that is on its way and what it follows
-                await self._write(self.keep_alive())
+            if self._is_writing:
+                return  # nothing comes between an event that is on its way and what it follows
+            said = self.renderer.keep_alive() if self.renderer is not None and self.has_content else b""
+            await self._write(said or self._keep_alive_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,27 +11,81 @@ from aiohttp import web
 
 from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PromptScored, TextPrompt
 from mlxd.engine.logprob import TokenLogprob
-from mlxd.http.context import CONTEXT, EXCHANGE
-from mlxd.http.dispatch import Local, Surface, dispatch
-from mlxd.http.generation import AnswerEvent, generation
-from mlxd.openai import chunk
+from mlxd.http.dispatch import Api, Asked, answer
+from mlxd.http.renderer import AnswerEvent, Job, Renderer
+from mlxd.openai.chunk import Chunks, header, usage_body
 from mlxd.openai.logprob import completion_logprobs
 from mlxd.openai.schema import ParsedBody, parse_completion
 
 
 async def post_completions(request: web.Request) -> web.StreamResponse:
     """Continue one or more prompts, streamed or whole, here or by an upstream."""
-    return await dispatch(request, COMPLETIONS)
+    return await answer(request, COMPLETIONS)
 
 
-async def _complete(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_completion(local.take_body(), local.omitted)
-    if parsed.stream:
-        return await _stream(request, local, parsed)
-    return await _answer(request, local.model, parsed)
+def _read(asked: Asked) -> Job:
+    parsed = parse_completion(asked.body, asked.omitted)
+    renderer = CompletionRenderer(f"cmpl-{asked.id}", asked.now_s, asked.model.asked, parsed)
+    return Job(renderer, parsed.requests, parsed.n)
 
 
-COMPLETIONS = Surface("openai", "completions", _complete)
+COMPLETIONS = Api("openai", "completions", _read)
+
+
+class CompletionRenderer(Renderer):
+    """Writes the choices of one completion; the text of each is the text of all kinds."""
+
+    def __init__(self, answer_id: str, created_s: int, model: str, parsed: ParsedBody) -> None:
+        """Take what every answer and every chunk begins with, and what the client asked for."""
+        self._members = header(answer_id, "text_completion", created_s, model)
+        self._chunks = Chunks(self._members, include_usage=parsed.include_usage)
+        self._parsed = parsed
+        self._choices = [
+            _Choice(request, parsed.echo, answers=not parsed.echoes_only)
+            for request in parsed.requests
+            for _ in range(parsed.n)
+        ]
+
+    def event(self, index: int, event: AnswerEvent) -> bytes:
+        """Take an event of one choice; its first chunk is the prompt, where that is echoed."""
+        choice = self._choices[index]
+        if isinstance(event, Prefilling):
+            return b""
+        data = b""
+        for part in (choice.begin() if not choice.text else None, choice.take(event)):
+            if part is not None:
+                data += self._chunk(index, part.text, choice.shown_logprobs(part))
+        if isinstance(event, Finished):
+            data += self._chunk(index, "", None, choice.finish_reason)
+        return data
+
+    def end(self) -> bytes:
+        """Return the usage, where it is wanted, and [DONE]."""
+        return self._chunks.end(self._usage())
+
+    def whole(self) -> bytes:
+        """Return the answer as JSON."""
+        choices = [
+            {
+                "index": index,
+                "text": "".join(choice.text),
+                "logprobs": None if choice.request.logprobs is None else completion_logprobs(choice.logprobs),
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        return orjson.dumps(self._members | {"choices": choices, "usage": self._usage()})
+
+    def _chunk(self, index: int, text: str, logprobs: Mapping[str, Any] | None, reason: str | None = None) -> bytes:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return self._chunks.head + orjson.dumps(choice) + self._chunks.tail
+
+    def _usage(self) -> dict[str, Any]:
+        ends = [choice.finished for choice in self._choices if choice.finished is not None]
+        usage = usage_body(ends, self._parsed.n)
+        if self._parsed.echoes_only:
+            usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+        return usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,71 +151,3 @@ def _echo(request: GenerationRequest, logprobs: tuple[TokenLogprob, ...]) -> _Pa
             logprobs = logprobs[1:]
         return _Part(request.prompt.text, logprobs)
     return _Part(b"".join(entry.raw for entry in logprobs).decode(errors="replace"), logprobs)
-
-
-def _choices(parsed: ParsedBody) -> list[_Choice]:
-    return [
-        _Choice(request, parsed.echo, answers=not parsed.echoes_only)
-        for request in parsed.requests
-        for _ in range(parsed.n)
-    ]
-
-
-def _members(request: web.Request, model: str) -> dict[str, Any]:
-    answer_id = f"cmpl-{request[EXCHANGE].request_id}"
-    return chunk.header(answer_id, "text_completion", int(request.app[CONTEXT].now()), model)
-
-
-def _usage(ends: list[Finished], parsed: ParsedBody) -> dict[str, Any]:
-    usage = chunk.usage_body(ends, parsed.n)
-    if parsed.echoes_only:
-        usage |= {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
-    return usage
-
-
-async def _stream(request: web.Request, local: Local, parsed: ParsedBody) -> web.StreamResponse:
-    stream = local.stream
-    chunks = chunk.CompletionChunks(_members(request, local.model), include_usage=parsed.include_usage)
-    choices = _choices(parsed)
-
-    async def write(index: int, event: AnswerEvent) -> None:
-        choice = choices[index]
-        if isinstance(event, Prefilling):
-            return
-        parts = [choice.begin() if not choice.text else None, choice.take(event)]
-        data = b"".join(
-            chunks.text(index, part.text, choice.shown_logprobs(part)) for part in parts if part is not None
-        )
-        if isinstance(event, Finished):
-            data += chunks.finish(index, choice.finish_reason)
-        if data:
-            await stream.send(data)
-
-    async with generation(request, local.model) as held:
-        ends = await held.deliver(parsed.requests, parsed.n, write)
-        await stream.send((chunks.usage(_usage(ends, parsed)) if parsed.include_usage else b"") + chunk.DONE)
-    return stream.response
-
-
-async def _answer(request: web.Request, model: str, parsed: ParsedBody) -> web.Response:
-    choices = _choices(parsed)
-    for choice in choices:
-        choice.begin()
-
-    async def keep(index: int, event: AnswerEvent) -> None:
-        choices[index].take(event)
-
-    async with generation(request, model) as held:
-        ends = await held.deliver(parsed.requests, parsed.n, keep)
-    body = _members(request, model)
-    body["choices"] = [
-        {
-            "index": index,
-            "text": "".join(choice.text),
-            "logprobs": None if choice.request.logprobs is None else completion_logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason,
-        }
-        for index, choice in enumerate(choices)
-    ]
-    body["usage"] = _usage(ends, parsed)
-    return web.Response(body=orjson.dumps(body), content_type="application/json")

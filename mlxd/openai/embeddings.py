@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,20 +10,18 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.engine.vector import EmbeddingRequest
+from mlxd.engine.base import Prefilling
+from mlxd.engine.vector import Embedded, EmbeddingRequest
 from mlxd.http import field
-from mlxd.http.context import EXCHANGE, Tokens
-from mlxd.http.dispatch import Local, Surface, dispatch
-from mlxd.http.generation import leased
+from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.http.omissions import Omissions
+from mlxd.http.renderer import AnswerEvent, Job, Renderer
 from mlxd.http.table import Habit, Table, Works, read
 from mlxd.protocol.errors import InvalidRequest
 
 _MAX_DIMENSIONS = 2**31 - 1
 # OpenAI's bound.
 _MAX_INPUTS = 2048
-# Vectors that are written before others have their turn on the event loop: 32 of 4096 numbers take some 10 ms.
-_VECTORS_AT_ONCE = 32
 
 EMBEDDING: Table = {
     "model": Works(field.text),
@@ -46,21 +43,15 @@ class ParsedEmbedding:
 
 async def post_embeddings(request: web.Request) -> web.StreamResponse:
     """Make vectors, here or by an upstream."""
-    return await dispatch(request, EMBEDDINGS)
+    return await answer(request, EMBEDDINGS)
 
 
-async def _embed(request: web.Request, local: Local) -> web.StreamResponse:
-    parsed = parse_embedding(local.take_body(), local.omitted)
-    async with leased(request, local.model) as (lease, running):
-        inputs = await lease.prepare_inputs(parsed.request)
-        request[EXCHANGE].tokens = Tokens(prompt=inputs.total_tokens)
-        vectors = await lease.embed(inputs)
-        running.begin_answering()
-    body = await _render(local.model, vectors, inputs.total_tokens, is_base64=parsed.is_base64)
-    return web.Response(body=body, content_type="application/json")
+def _read(asked: Asked) -> Job:
+    parsed = parse_embedding(asked.body, asked.omitted)
+    return Job(EmbeddingRenderer(asked.model.asked, is_base64=parsed.is_base64), parsed.request)
 
 
-EMBEDDINGS = Surface("openai", "embeddings", _embed, samples=False)
+EMBEDDINGS = Api("openai", "embeddings", _read, samples=False)
 
 
 def parse_embedding(body: Mapping[str, Any], omitted: Omissions) -> ParsedEmbedding:
@@ -83,17 +74,30 @@ def parse_embedding(body: Mapping[str, Any], omitted: Omissions) -> ParsedEmbedd
     )
 
 
-async def _render(model: str, vectors: tuple[bytes, ...], tokens: int, *, is_base64: bool) -> bytes:
-    """Return the answer as JSON; others have their turn while a long one is written."""
-    written = []
-    for index, vector in enumerate(vectors):
-        written.append(
-            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, _shown(vector, is_base64=is_base64))
-        )
-        if index % _VECTORS_AT_ONCE == _VECTORS_AT_ONCE - 1:
-            await asyncio.sleep(0)
-    ending = orjson.dumps({"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}})
-    return b'{"object":"list","data":[%b],%b' % (b",".join(written), ending[1:])
+class EmbeddingRenderer(Renderer):
+    """Writes vectors in the order of their texts."""
+
+    def __init__(self, model: str, *, is_base64: bool) -> None:
+        """Take the model as the client calls it, and how a vector is written."""
+        self._model = model
+        self._is_base64 = is_base64
+        self._tokens = 0
+        self._written: list[bytes] = []
+
+    def event(self, index: int, event: AnswerEvent) -> bytes:
+        """Take how many tokens there are, or a vector."""
+        if isinstance(event, Prefilling):
+            self._tokens = event.total
+        elif isinstance(event, Embedded):
+            shown = _shown(event.vectors[0], is_base64=self._is_base64)
+            self._written.append(b'{"object":"embedding","index":%d,"embedding":%b}' % (index, shown))
+        return b""
+
+    def whole(self) -> bytes:
+        """Return the answer as JSON."""
+        usage = {"prompt_tokens": self._tokens, "total_tokens": self._tokens}
+        ending = orjson.dumps({"model": self._model, "usage": usage})
+        return b'{"object":"list","data":[%b],%b' % (b",".join(self._written), ending[1:])
 
 
 def _shown(vector: bytes, *, is_base64: bool) -> bytes:

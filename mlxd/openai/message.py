@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
+from mlxd.engine.tool import INVALID
 from mlxd.http import field
-from mlxd.http.answer import INVALID
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.openai.custom_tool import CUSTOM_INPUT

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlxd.http.answer import is_object
+from mlxd.engine.tool import is_object
 from mlxd.openai.custom_tool import CUSTOM_INPUT, custom_input
 from mlxd.openai.message import call_arguments
 from mlxd.openai.tool_name import Callee, ToolNames

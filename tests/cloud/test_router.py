@@ -202,7 +202,7 @@ def test_an_alias_is_routed_as_what_it_stands_for() -> None:
         "models": {"big-1": {"aliases": ["short"]}},
     }
     router = _router(settings_of(document))
-    assert router.route("short").routes
+    assert router.route("short", "big-1").routes
     assert router.explain("short").alias_of == "big-1"
 
 
