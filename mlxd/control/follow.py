@@ -31,9 +31,9 @@ class PoolFollower:
         """Ask the pool."""
         return self._pool.check(new, force=force)
 
-    def plan(self, old: Settings, new: Settings) -> PoolPlan:
+    def plan(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (a participant gets both)
         """Ask the pool."""
-        return self._pool.plan(old, new)
+        return self._pool.plan(new)
 
     def apply(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (a participant gets both)
         """Have the pool begin."""

@@ -94,7 +94,6 @@ def terms(request: Request) -> Terms:
 
 def answer(context: ControlContext, request: Request, result: CommitResult) -> Reply:
     """Return the reply to a change of settings."""
-    memory = context.pool.status().memory
     reply: Reply = {
         "gen": result.generation,
         "changed": result.changed,
@@ -102,13 +101,15 @@ def answer(context: ControlContext, request: Request, result: CommitResult) -> R
         "dry_run": result.dry_run,
         "runtime_only": result.is_runtime_only,
         "rewritten": result.is_rewritten,
-        "memory": {"limit_bytes": memory.limit_bytes, "reserved_bytes": memory.reserved_bytes},
     }
     moved = result.effects.get("pool")
     if isinstance(moved, PoolPlan):
         reply |= show_plan(moved)
         if moved.model_ids and not result.dry_run:
             reply["op"] = watch(context, moved, force=request.force)
+    else:
+        memory = context.pool.status().memory
+        reply["memory"] = {"limit_bytes": memory.limit_bytes, "reserved_bytes": memory.reserved_bytes}
     listening = (result.effects.get("http") or {}).get("listening")
     if listening is not None:
         reply["listening"] = listening

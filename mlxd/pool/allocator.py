@@ -255,7 +255,7 @@ class Allocator:
     def _preload(self, claims: Claims) -> None:
         """Begin the next load of the preload list that has room, if no request's load is under way or wanted."""
         state = self._state
-        state.deferred = {}
+        state.deferred, state.coming = {}, set()
         is_behind = any(
             resident.state is ModelState.LOADING or (resident.state in NOT_LOADED and resident.is_wanted)
             for resident in state.residents.values()
@@ -266,21 +266,23 @@ class Allocator:
             except ModelNotFound as error:
                 state.deferred[model_id] = error.message
                 continue
-            if resident.state not in NOT_LOADED or resident.is_wanted:
+            if resident.state not in NOT_LOADED:
                 continue
-            if resident.is_dismissed:
-                state.deferred[model_id] = "it was unloaded by command; a request or `mlxctl model load` brings it back"
-            elif resident.failures and state.clock.now() < resident.retry_s:
+            if resident.is_wanted:
+                state.coming.add(model_id)
+            elif resident.failures and not resident.is_dismissed and state.clock.now() < resident.retry_s:
                 self._wake_at(resident.retry_s)
-            elif state.pressure is not None:
-                state.deferred[model_id] = state.pressure
             elif (reason := reason_kept_out(state, resident)) is not None:
                 state.deferred[model_id] = reason
             elif is_behind or state.is_draining:
                 state.deferred[model_id] = "it waits for other loads"
+                state.coming.add(model_id)
             else:
                 with self._contain(resident):
                     is_behind = self._preload_one(resident, place, claims)
+                base = resident.base
+                if is_behind or (base is not None and base.state in PRESENT and base.state is not ModelState.READY):
+                    state.coming.add(model_id)
 
     def _return(self, claims: Claims) -> None:
         """Load again what went for that, if there is still room and nothing else is on its way; else let it be."""

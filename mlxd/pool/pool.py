@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from mlxd.catalog import context_limit
 from mlxd.clock import Clock
 from mlxd.engine.base import Backend, SchedulingParams
-from mlxd.pool import change, command, plan, policy, report
+from mlxd.pool import check, dry_run, intervention, policy, report
 from mlxd.pool.estimate import estimate
 from mlxd.pool.event import OnEvent
 from mlxd.pool.lease import Lease
@@ -106,10 +106,10 @@ class Pool:
         Raises:
             ModelNotFound: no such model.
         """
-        resident = command.resident_of(self._state, model_id)
+        resident = intervention.resident_of(self._state, model_id)
         was_present = resident.state in PRESENT
         unloads = resident.unloads
-        command.begin_unload(self._state, self._scheduler, resident, force=force)
+        intervention.begin_unload(self._state, self._scheduler, resident, force=force)
         await self._scheduler.conditions.wait_until(lambda: resident.unloads > unloads or resident.state not in PRESENT)
         return was_present
 
@@ -232,7 +232,7 @@ class Pool:
         Raises:
             ModelNotFound, DoesNotFit, Draining: as `load`.
         """
-        return plan.plan_load(self._state, model_id, force=force)
+        return dry_run.plan_load(self._state, model_id, force=force)
 
     def plan_unload(self, model_id: str, *, force: bool = False) -> PoolPlan:
         """Return what `unload` would begin now; changes nothing.
@@ -240,7 +240,7 @@ class Pool:
         Raises:
             ModelNotFound: as `unload`.
         """
-        return plan.plan_unload(self._state, model_id, force=force)
+        return dry_run.plan_unload(self._state, model_id, force=force)
 
     def evict(self, model_id: str | None, *, force: bool = False, dry: bool = False) -> tuple[PoolPlan, dict[str, str]]:
         """Let a model go as for another's load, or without a name all idle ordinary ones; what waits for it stays.
@@ -261,13 +261,14 @@ class Pool:
         if model_id is None:
             victims = policy.plan_relief(state.view()).evict
         else:
-            resident = command.resident_of(state, model_id)
-            victims = (model_id,) if change.check_evict(state, resident, force=force) else ()
-        begun = plan.plan_evict(state, victims)
+            resident = intervention.resident_of(state, model_id)
+            victims = (model_id,) if check.check_evict(state, resident, force=force) else ()
         kept = {other.id: report.activity(state, other) for other in state.present if other.id not in victims}
-        if not dry:
-            command.begin_evict(state, self._scheduler, victims)
-        return begun, kept
+        if dry:
+            return dry_run.plan_evict(state, victims), kept
+        outset = intervention.Outset(state)
+        intervention.begin_evict(state, self._scheduler, victims)
+        return outset.begun(), kept
 
     def check(self, new: Settings, *, force: bool) -> list[str]:
         """Refuse settings that the pool cannot honour, and return warnings for those that it can with a reservation.
@@ -279,23 +280,23 @@ class Pool:
                 fit; *force* turns these into warnings (pins stay, the tail of the list is deferred).
             InvalidValue: an unknown model in `pool.preload` or pinned in `[models]`, with the nearest names.
         """
-        return change.check(self._state, new, self._usable_bytes, force=force)
+        return check.check(self._state, new, self._usable_bytes, force=force)
 
-    def plan(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (every settings participant gets both)
-        """Return what `apply(new)` would begin now; changes nothing."""
-        return plan.plan_settings(self._state, new)
+    def plan(self, new: Settings) -> PoolPlan:
+        """Return what `apply` would begin now, and what that leads to; changes nothing."""
+        return dry_run.plan_settings(self._state, new)
 
     def apply(self, new: Settings) -> PoolPlan:
-        """Take *new* as the live settings and begin what follows from them. Synchronous; cannot fail."""
+        """Take *new* as the live settings, and return what that has begun. Synchronous; cannot fail."""
         state = self._state
-        begun = plan.plan_settings(state, new)
+        outset = intervention.Outset(state, new)
         old = state.settings
         if new.pool.memory != old.pool.memory:
             self._backend.set_limits(PoolState.limits_of(new))
         if scheduling_params(new) != scheduling_params(old):
             self._backend.set_scheduling(scheduling_params(new))
-        command.take_settings(state, self._scheduler, new)
-        return begun
+        intervention.take_settings(state, self._scheduler, new)
+        return outset.begun()
 
     async def wait_settled(self, begun: PoolPlan, timeout_s: float | None = None) -> tuple[str, ...]:
         """Wait until the evictions, drains and loads of a change are done; return what is still busy, in words.
@@ -312,7 +313,8 @@ class Pool:
                 return resident.is_leaving and resident.unloads == moved[resident]
             is_known = residents.get(resident.id) is resident  # else it has left the disk, and was forgotten
             is_wanted = is_known and resident.id in self._state.settings.pool.preload
-            return is_wanted and resident.state not in {ModelState.READY, ModelState.FAILED}
+            is_on_its_way = resident.state in PRESENT or resident.id in self._state.coming
+            return is_wanted and is_on_its_way and resident.state is not ModelState.READY
 
         def busy() -> list[Resident]:
             return [resident for resident in moved if is_busy(resident)]
@@ -376,7 +378,7 @@ class Pool:
             except ModelNotFound as error:
                 resident.fail_waiting(error)
                 resident.is_returning = False
-                command.let_go(self._scheduler, resident, f"it can no longer be served: {error.message}")
+                intervention.let_go(self._scheduler, resident, f"it can no longer be served: {error.message}")
                 if resident.state not in PRESENT:
                     self._state.forget(resident)
                 continue

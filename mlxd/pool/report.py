@@ -51,15 +51,27 @@ def over_limit(state: PoolState) -> str | None:
     """Return why more is reserved, or more is loaded, than the settings allow; None when all is within them."""
     if not state.is_over_limit:
         return None
+    is_trimming = any(resident.trim_target_bytes is not None for resident in state.present)
+    return _reason_over(state, state.present, ["trimming prompt caches"] if is_trimming else [])
+
+
+def over_limit_at_rest(state: PoolState) -> str | None:
+    """Return the same of the pool when the evictions, aborts, trims and pauses under way have ended."""
+    staying = [resident for resident in state.present if not resident.is_going]
+    pool = state.settings.pool
+    is_over = sum(ledger.settled_bytes(resident) for resident in staying) > pool.memory
+    is_over |= pool.max_models is not None and sum(resident.base is None for resident in staying) > pool.max_models
+    return _reason_over(state, staying, []) if is_over else None
+
+
+def _reason_over(state: PoolState, residents: list[Resident], more: list[str]) -> str:
     parts = []
-    for resident in state.present:
+    for resident in residents:
         if resident.state is not ModelState.READY:
             parts.append(reason_busy(state, resident))
         elif state.rank(resident) is Rank.PINNED:
             parts.append(f"{resident.id} is " + ("loaded by force" if resident.is_forced else "pinned"))
-    trimming = [resident.id for resident in state.present if resident.trim_target_bytes is not None]
-    if trimming:
-        parts.append("trimming prompt caches")
+    parts += more
     if not parts:
         oldest = min(state.running, key=lambda sequence: sequence.age, default=None)
         parts.append(
@@ -92,7 +104,11 @@ def reason_blocked(state: PoolState, resident: Resident) -> str:
 
 
 def reason_kept_out(state: PoolState, resident: Resident) -> str | None:
-    """Return why the preload list does not bring back what the system was short of memory with; None when it may."""
+    """Return why the preload list does not load a model, whatever room there is; None when it may."""
+    if resident.is_dismissed:
+        return "it was unloaded by command; a request or `mlxctl model load` brings it back"
+    if state.pressure is not None:
+        return state.pressure
     for needed in (resident.base, resident):
         if needed is None or needed.state in PRESENT or needed.return_wait_s == 0:
             continue

@@ -46,6 +46,7 @@ class PoolState:
         self.residents: dict[str, Resident] = {}
         self.is_draining = False  # the daemon is shutting down
         self.deferred: dict[str, str] = {}  # preloads that wait or cannot be found, and why
+        self.coming: set[str] = set()  # those of them that load when what is under way has ended
         self.mean_service_s = 1.0  # of recent leases
         self.meter = TokenMeter()  # of all completion tokens
         self.prompt_tokens = 0  # of all sequences that have ended

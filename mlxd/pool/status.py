@@ -155,14 +155,14 @@ class StaleModel:
 
 @dataclass(frozen=True, slots=True)
 class PoolPlan:
-    """What a command would do (`Pool.plan`, dry runs), or has begun and will lead to (`Pool.apply`)."""
+    """What a command would do and lead to (dry runs), or has begun (`Pool.apply`, `Pool.evict`)."""
 
     evicting: tuple[Victim, ...]
     draining: tuple[DrainingModel, ...]
     aborting: tuple[Victim, ...]  # loads that end before they are complete
-    evicting_later: tuple[Victim, ...]  # when what has begun is done, to make room for the next
+    evicting_later: tuple[Victim, ...]  # when what has begun is done, to make room for the next; dry runs only
     trimming: tuple[Victim, ...]  # of prompt caches, in models that stay
-    loading: tuple[str, ...]
+    loading: tuple[str, ...]  # now, or when what has begun is done
     deferred: tuple[DeferredModel, ...]
     limit_bytes: int
     reserved_bytes: int

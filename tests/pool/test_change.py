@@ -361,7 +361,7 @@ async def test_a_plan_changes_nothing() -> None:
         await w.advance(2)
         new = settings({"pool": {"memory": 60 * MB, "preload": ["c"]}})
 
-        planned = w.pool.plan(settings(), new)
+        planned = w.pool.plan(new)
 
         assert [victim.id for victim in planned.evicting] == ["b"]
         assert planned.loading == ("c",)

@@ -213,7 +213,7 @@ async def test_os_memory_critical_takes_preloaded_models_last_and_brings_them_ba
         await w.advance(1)
         assert w.state("kept") == "unloaded"
         assert [(preload.state, preload.reason) for preload in w.pool.status().preload] == [("deferred", SHORT)]
-        planned = w.pool.plan(w.pool._state.settings, w.pool._state.settings)
+        planned = w.pool.plan(w.pool._state.settings)
         assert [(model.id, model.reason) for model in planned.deferred] == [("kept", SHORT)]
 
         await w.advance(CALM_S + 2)
@@ -303,7 +303,7 @@ async def test_a_preload_waits_until_the_system_can_spare_what_it_needs() -> Non
             "the system was short of memory while big was loaded; it needs 64.5 MB (61.5 MiB),"
             " the system can spare 50.0 MB (47.7 MiB)"
         )
-        planned = w.pool.plan(w.pool._state.settings, w.pool._state.settings)
+        planned = w.pool.plan(w.pool._state.settings)
         assert [(model.id, model.reason) for model in planned.deferred] == [("big", deferred.reason)]
 
         w.pool.report_pressure(None, 70 * MB)

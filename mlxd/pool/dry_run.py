@@ -1,6 +1,6 @@
-"""The pool's own scheduler on a copy of its state: what would happen, without anything happening.
+"""Dry runs: plays a command through on a copy of the pool, and returns what it would begin and lead to.
 
-Dry runs are no second implementation of the pool's decisions: the scheduler, allocator, loader and policies of the live
+They are no second implementation of the pool's decisions: the scheduler, allocator, loader and policies of the live
 path run here as they are. Only what they stand on is made up: a device on which slow work succeeds at once when the
 rehearsal lets it, a clock that stands still, and waiting tasks that nobody awaits. So requests that run do not end and
 patience does not pass: what would wait for them stays waiting, with its reason.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine, Iterable
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -33,14 +33,17 @@ from mlxd.engine.base import (
     Usage,
 )
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
-from mlxd.pool import ledger
+from mlxd.pool import intervention, ledger, report
 from mlxd.pool.event import PoolEvent
+from mlxd.pool.intervention import Outset, deferred_models
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.resident import ModelState, Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.sequence import EventBuffer, Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
-from mlxd.protocol.errors import RequestCancelled
+from mlxd.pool.status import PoolPlan, Victim
+from mlxd.protocol.errors import MlxdError, RequestCancelled
+from mlxd.protocol.settings import Settings
 
 T = TypeVar("T")
 
@@ -50,11 +53,79 @@ _FIRST_NUMBER = 2**62
 _MOST_STEPS = 10_000
 
 
+def plan_settings(state: PoolState, new: Settings) -> PoolPlan:
+    """Return what a change of settings would do."""
+    rehearsal = Rehearsal(state, new)
+    intervention.take_settings(rehearsal.state, rehearsal.scheduler, new)
+    return rehearsal.plan()
+
+
+def plan_unload(state: PoolState, model_id: str, *, force: bool) -> PoolPlan:
+    """Return what `model unload` would do.
+
+    Raises:
+        ModelNotFound: no such model.
+    """
+    rehearsal = Rehearsal(state)
+    resident = intervention.resident_of(rehearsal.state, model_id)
+    intervention.begin_unload(rehearsal.state, rehearsal.scheduler, resident, force=force)
+    return rehearsal.plan()
+
+
+def plan_evict(state: PoolState, model_ids: Iterable[str]) -> PoolPlan:
+    """Return what an eviction by command would do."""
+    rehearsal = Rehearsal(state)
+    intervention.begin_evict(rehearsal.state, rehearsal.scheduler, model_ids)
+    return rehearsal.plan()
+
+
+def plan_load(state: PoolState, model_id: str, *, force: bool = False) -> PoolPlan:
+    """Return what `model load` would do.
+
+    Where busy models block the load, `waiting` says so, and `draining` names those that would have to drain after
+    `drain_after_s`. `evicting_later` also names what goes when those have drained, or when a load by force has taken
+    the pool over its limit.
+
+    Raises:
+        ModelNotFound, DoesNotFit, Draining: as the load would.
+    """
+    rehearsal = Rehearsal(state)
+    ticket = rehearsal.scheduler.join(model_id, "model load", is_command=True, force=force)
+    begun = rehearsal.plan()
+    error = ticket.granted.exception() if ticket.granted.done() else None
+    if isinstance(error, MlxdError):
+        raise error
+    waiting = None if ticket.granted.done() else report.reason_waiting(rehearsal.state, ticket)
+    patience_s = rehearsal.state.settings.pool.evict_patience
+    if waiting is not None:
+        rehearsal.let_pass(patience_s)
+    draining = {model.id: model for model in rehearsal.outset.begun().draining}
+    while rehearsal.let_drain():
+        draining = {model.id: model for model in rehearsal.outset.begun().draining} | draining
+    known = {victim.id for victim in begun.evicting} | draining.keys()
+    aborted = {str(event.model_id) for event in rehearsal.happened("model.load_aborted")}
+    is_patient = waiting is not None and draining.keys() > {model.id for model in begun.draining}
+    return dataclasses.replace(
+        begun,
+        draining=tuple(draining.values()),
+        aborting=tuple(
+            Victim(model.id, state.held_bytes_of(model.id))
+            for model in state.present
+            if model.state is ModelState.LOADING and model.id in aborted and not model.is_aborting
+        ),
+        evicting_later=tuple(victim for victim in rehearsal.evicted() if victim.id not in known),
+        deferred=tuple(deferred_models(rehearsal.state)),
+        over_limit=report.over_limit(rehearsal.state),
+        waiting=waiting,
+        drain_after_s=patience_s if is_patient else None,
+    )
+
+
 class Rehearsal:
     """A copy of the pool, its scheduler, and what that has begun."""
 
-    def __init__(self, live: PoolState) -> None:
-        """Copy *live*, with what is under way in it."""
+    def __init__(self, live: PoolState, new: Settings | None = None) -> None:
+        """Copy *live*, with what is under way in it; *new* are the settings that come, if any do."""
         self.events: list[PoolEvent] = []
         self._pending: deque[Callable[[], None]] = deque()
         self._clock = _StillClock(live.clock.now())
@@ -68,6 +139,41 @@ class Rehearsal:
                 )
         for resident in self.state.residents.values():
             self.scheduler.loader.follow(resident)
+        self.outset = Outset(self.state, new)
+
+    def plan(self) -> PoolPlan:
+        """Note what has begun, let it come to its end, and return both."""
+        begun = self.outset.begun()
+        self.finish()
+        evicted = self.evicted()
+        # A base that drains goes when its adapters have gone, which takes no request's end.
+        sure = {*(victim.id for victim in begun.evicting), *(model.id for model in begun.draining)}
+        gone = {victim.id for victim in evicted}
+        return dataclasses.replace(
+            begun,
+            evicting=tuple(victim for victim in evicted if victim.id in sure),
+            draining=tuple(model for model in begun.draining if model.id not in gone),
+            evicting_later=tuple(victim for victim in evicted if victim.id not in sure),
+            trimming=tuple(self._trimmed(gone)),
+            loading=tuple(dict.fromkeys(str(event.model_id) for event in self.happened("model.loading"))),
+            deferred=tuple(deferred_models(self.state)),
+            over_limit=report.over_limit(self.state),
+        )
+
+    def evicted(self) -> list[Victim]:
+        """Return the models that were ready, or being loaded, and have gone, in order."""
+        evicted: dict[str, Victim] = {}
+        for event in self.happened("model.evicting"):
+            if event.model_id in self.outset.staying_bytes:
+                evicted.setdefault(event.model_id, Victim(event.model_id, event.data["bytes"]))
+        return list(evicted.values())
+
+    def _trimmed(self, gone: Container[str]) -> Iterable[Victim]:
+        """Yield what was taken out of the prompt caches of models that stay."""
+        for resident in self.state.present:
+            freed_bytes = self.outset.cached_bytes.get(resident.id, 0) - resident.prompt_cache_bytes
+            if freed_bytes > 0 and resident.id not in gone:
+                yield Victim(resident.id, freed_bytes)
 
     def finish(self) -> None:
         """Let everything succeed that does not wait for running requests."""

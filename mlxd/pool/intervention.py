@@ -1,0 +1,155 @@
+"""Carries out what operators ask of the pool, each in one synchronous step, and says what that has begun.
+
+A dry run takes the same steps on a copy of the pool.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+
+from mlxd.catalog import context_limit
+from mlxd.pool import ledger, policy, report
+from mlxd.pool.check import stale_models
+from mlxd.pool.queue_limit import retry_after_s
+from mlxd.pool.resident import PRESENT, ModelState, Resident
+from mlxd.pool.scheduler import Scheduler
+from mlxd.pool.state import PoolState
+from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
+from mlxd.protocol.errors import ModelUnloaded, RequestCancelled
+from mlxd.protocol.settings import Settings
+
+
+class Outset:
+    """How the pool stands when an intervention comes, to tell afterwards what that has begun."""
+
+    def __init__(self, state: PoolState, new: Settings | None = None) -> None:
+        """Note how it stands; *new* are the settings that come, if any do."""
+        self._state = state
+        self._stale = () if new is None else tuple(stale_models(state, new))
+        self._reserved_bytes = state.held_bytes
+        self._trimming = {model.id for model in state.present if model.trim_target_bytes is not None}
+        self.cached_bytes = {model.id: model.prompt_cache_bytes for model in state.present}
+        self.staying_bytes = {model.id: ledger.held_bytes(model) for model in state.present if not model.is_leaving}
+
+    def begun(self) -> PoolPlan:
+        """Return what has begun since, and which loads are on their way."""
+        state = self._state
+        left = [model for model in state.present if model.is_leaving and model.id in self.staying_bytes]
+        left.sort(key=lambda model: model.base is None)  # an adapter goes before its base
+        loading = [
+            model.id
+            for model in state.present
+            if model.state is ModelState.LOADING and model.id not in self.cached_bytes
+        ]
+        returning = [model.id for model in left if model.is_returning]
+        coming = _coming(state)
+        return PoolPlan(
+            evicting=tuple(self._victim(model) for model in left if model.is_going and not model.is_aborting),
+            draining=tuple(
+                DrainingModel(model.id, model.holders, self.staying_bytes[model.id])
+                for model in left
+                if not model.is_going
+            ),
+            aborting=tuple(self._victim(model) for model in left if model.is_aborting),
+            evicting_later=(),
+            trimming=tuple(
+                Victim(model.id, self.cached_bytes[model.id] - model.trim_target_bytes)
+                for model in state.present
+                if model.trim_target_bytes is not None and model.id not in self._trimming and not model.is_going
+            ),
+            loading=tuple(dict.fromkeys((*loading, *returning, *coming))),
+            deferred=tuple(deferred_models(state, coming)),
+            limit_bytes=state.settings.pool.memory,
+            reserved_bytes=self._reserved_bytes,
+            over_limit=report.over_limit_at_rest(state),
+            stale=self._stale,
+            waiting=None,
+            drain_after_s=None,
+        )
+
+    def _victim(self, model: Resident) -> Victim:
+        return Victim(model.id, self.staying_bytes[model.id])
+
+
+def _coming(state: PoolState) -> list[str]:
+    """Return the preloads that load when what is under way has ended, as far as models that stay leave room."""
+    staying = policy.protected(state.view())
+    free_bytes = state.settings.pool.memory - sum(model.floor_bytes for model in staying)
+    most = state.settings.pool.max_models
+    free_places = math.inf if most is None else most - sum(model.base is None for model in staying)
+    coming = []
+    for model_id in (model_id for model_id in state.settings.pool.preload if model_id in state.coming):
+        resident = state.residents[model_id]
+        free_bytes -= ledger.floor_bytes(resident)
+        free_places -= resident.base is None
+        if free_bytes < 0 or free_places < 0:
+            break  # the rest of the list comes behind it
+        coming.append(model_id)
+    return coming
+
+
+def deferred_models(state: PoolState, coming: Collection[str] = ()) -> Iterable[DeferredModel]:
+    """Yield the preloads that have to wait, without those that are *coming*."""
+    for model_id in state.settings.pool.preload:
+        model = report.preload_status(state, model_id)
+        is_out = model.state in {"deferred", "failed"} and model_id not in coming
+        if is_out and model.reason is not None and not state.is_dismissed(model_id):
+            yield DeferredModel(model_id, model.reason)
+
+
+def take_settings(state: PoolState, scheduler: Scheduler, new: Settings) -> None:
+    """Make *new* the settings in force and begin what follows from them."""
+    old, state.settings = state.settings, new
+    for known in state.residents.values():
+        known.context_limit = context_limit(new, known.entry)
+    for model_id in new.pool.preload:
+        resident = state.residents.get(model_id)
+        if resident is not None and model_id not in old.pool.preload:
+            resident.is_dismissed = False
+            resident.return_wait_s = 0.0
+    if new.engine.prompt_cache != old.engine.prompt_cache:
+        scheduler.loader.bound_prompt_caches()
+    scheduler.pump()
+
+
+def begin_unload(state: PoolState, scheduler: Scheduler, resident: Resident, *, force: bool) -> None:
+    """Let the model go when its requests have ended, or with *force* end them; those that wait for it fail."""
+    resident.fail_waiting(
+        ModelUnloaded(
+            f"{resident.id} was unloaded by command while the request waited for it",
+            retry_after_s=retry_after_s(state, resident.holders),
+        )
+    )
+    for leaving in (resident, *resident.adapters.values()):
+        leaving.is_dismissed = True
+        leaving.is_returning = False
+    let_go(scheduler, resident, "unloaded by command")
+    if force:
+        scheduler.revoke(resident, RequestCancelled(f"{resident.id} was unloaded by force"))
+    scheduler.pump()
+
+
+def begin_evict(state: PoolState, scheduler: Scheduler, model_ids: Iterable[str]) -> None:
+    """Let loaded models go as for another model's load: what waits for them goes on waiting."""
+    for model_id in model_ids:
+        scheduler.loader.drain(state.residents[model_id], "evicted by command")
+    scheduler.pump()
+
+
+def let_go(scheduler: Scheduler, resident: Resident, reason: str) -> None:
+    """Drain the model, or abort its load."""
+    if resident.state is ModelState.READY:
+        scheduler.loader.drain(resident, reason)
+    elif resident.state is ModelState.LOADING:
+        scheduler.loader.abort(resident, reason)
+
+
+def resident_of(state: PoolState, model_id: str) -> Resident:
+    """Return the record of a model of the catalog, or of one that is loaded and has left it.
+
+    Raises:
+        ModelNotFound: no such model.
+    """
+    resident = state.residents.get(model_id)
+    return resident if resident is not None and resident.state in PRESENT else state.resident(model_id)
