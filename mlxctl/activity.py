@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from mlxctl.output import format_table, show_duration
@@ -39,8 +39,15 @@ def made_tokens(request: Map) -> int | None:
     return request.get("completion_tokens") if request["route"] == "local" else None
 
 
-def format_requests(requests: Iterable[Map]) -> str:
-    """Return running requests as a table."""
+def request_state(request: Map, waiting: Collection[str]) -> str:
+    """Return the state; a request without a text that is not *waiting* for a place is in its prefill."""
+    is_placed = request["route"] == "local" and request["id"] not in waiting
+    return "prefill" if is_placed and request["state"] == "waiting" else str(request["state"])
+
+
+def format_requests(requests: Iterable[Map], queue: Iterable[Map] | None = None) -> str:
+    """Return running requests as a table; the *queue* tells which of them have no place yet."""
+    waiting = None if queue is None else {wait["request_id"] for wait in queue}
     now_s = time.time()
     return format_table(
         _REQUEST_HEADS,
@@ -49,7 +56,7 @@ def format_requests(requests: Iterable[Map]) -> str:
                 request["id"],
                 request["model"],
                 request["route"],
-                request["state"],
+                request["state"] if waiting is None else request_state(request, waiting),
                 made_tokens(request),
                 request["endpoint"],
                 show_duration(max(0.0, now_s - request["started_at_ms"] / 1000)),

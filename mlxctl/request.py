@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mlxctl.activity import format_requests, format_waits, made_tokens
+from mlxctl.activity import format_requests, format_waits, made_tokens, request_state
 from mlxctl.call import Call, Document
 from mlxctl.output import format_pairs, show_duration
 from mlxctl.verb import Verb, make_app
@@ -49,13 +49,14 @@ def _format_list(document: Document) -> str:
 
 
 def _format(document: Document) -> str:
-    parts = [_format_one(request) for request in document["requests"]]
+    waiting = {wait["request_id"] for wait in document["waits"]}
+    parts = [_format_one(request, request_state(request, waiting)) for request in document["requests"]]
     if document["waits"]:
         parts.append(format_waits(document["waits"]))
     return "\n\n".join(parts)
 
 
-def _format_one(request: Document) -> str:
+def _format_one(request: Document, state: str) -> str:
     age_s = max(0.0, time.time() - request["started_at_ms"] / 1000)
     tokens = made_tokens(request)
     return format_pairs(
@@ -64,7 +65,7 @@ def _format_one(request: Document) -> str:
             ("model", request["model"]),
             ("route", request["route"]),
             ("endpoint", request["endpoint"]),
-            ("state", request["state"]),
+            ("state", state),
             ("began", f"{show_duration(age_s)} ago"),
             ("tokens", None if tokens is None else f"{tokens}, {tokens / max(1.0, age_s):.1f} a second since it began"),
         ]

@@ -45,7 +45,7 @@ def format_ps(document: Map) -> str:
     """Return `mlxctl ps`."""
     parts = [_format_residents(document["models"]) if document["models"] else "no model is loaded"]
     if document.get("requests"):
-        parts.append(format_requests(document["requests"]))
+        parts.append(format_requests(document["requests"], document.get("queue", [])))
     if document.get("queue"):
         parts.append(format_waits(document["queue"]))
     if document.get("operations"):

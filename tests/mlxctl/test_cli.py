@@ -328,9 +328,13 @@ def exists(words: list[str]) -> bool:
     return found is not None
 
 
-def test_lists_of_verbs_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    """In the help of the program no verb's sentence is cut off: it ends at a break of its own."""
-    assert main(["--help"]) == 0
+@pytest.mark.parametrize("noun", [None, *cli._NOUNS])
+def test_lists_of_verbs_are_whole(
+    noun: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On 80 columns no verb's sentence is cut off in a list: it ends at a break of its own."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"] if noun is None else [noun, "--help"]) == 0
     assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 

@@ -97,6 +97,18 @@ def test_ps_shows_requests_and_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_request_with_a_place_is_not_called_waiting() -> None:
+    """Without a text, a request waits while it is in the queue or an upstream has it, and is in its prefill else."""
+    request = {"model": "a", "state": "waiting", "endpoint": "/v1/completions", "started_at_ms": 0}
+    requests = [
+        {**request, "id": "req-9", "route": "local"},
+        {**request, "id": "req-10", "route": "local"},
+        {**request, "id": "req-11", "route": "cloud"},
+    ]
+    lines = view.format_ps({"models": [], "requests": requests, "queue": [WAIT]}).splitlines()
+    assert [line.split()[3] for line in lines[3:6]] == ["waiting", "prefill", "waiting"]
+
+
 def test_status_golden() -> None:
     """Everything at a glance: process, sockets, memory in both units, counts, settings, problems, residents."""
     document = {

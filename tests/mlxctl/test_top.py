@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxctl.dashboard import render_bar, render_top
 from mlxctl.screen import Style
+from mlxctl.top import render_bar, render_top
 from tests.support.status_document import GB, MEMORY, model_document, status_document
 
 BUSY = model_document(
