@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from mlxd import model_config
+from mlxd.engine.config import Config
 from mlxd.engine.model_file import shown_text
 from mlxd.engine.vector import Pooling
+from mlxd.kv_estimate import Ask, KvShapes
 from mlxd.model_folder import (
     ModelEntry,
     Signature,
@@ -86,7 +88,11 @@ class Catalog:
     """The index of the models under some roots; empty until the first `scan`."""
 
     def __init__(
-        self, roots: Sequence[Path], own_root: Path | None = None, adapters: Mapping[str, Path] | None = None
+        self,
+        roots: Sequence[Path],
+        own_root: Path | None = None,
+        adapters: Mapping[str, Path] | None = None,
+        shapes: KvShapes | None = None,
     ) -> None:
         """Search *roots* in this order.
 
@@ -94,9 +100,11 @@ class Catalog:
             roots: folders of models.
             own_root: models under it have the source "mlxd".
             adapters: `BASE+NAME` → folder of those that lie elsewhere.
+            shapes: tells the KV of models; without it all of it is guessed.
         """
         self._roots = tuple(roots)
         self._own_root = own_root
+        self._shapes = shapes
         self._adapters: Mapping[str, Path] = {} if adapters is None else dict(adapters)
         self._aliases: Mapping[str, str] = {}
         self._index: Index = {}
@@ -125,6 +133,10 @@ class Catalog:
         self._roots, self._adapters, self._index = prepared.roots, prepared.adapters, prepared.index
 
     def _read(self, roots: Sequence[Path], defined: Mapping[str, Path]) -> Index:
+        with contextlib.nullcontext(_guess) if self._shapes is None else self._shapes.asking() as ask:
+            return self._search(roots, defined, ask)
+
+    def _search(self, roots: Sequence[Path], defined: Mapping[str, Path], ask: Ask) -> Index:
         runnable = model_config.find_runnable()
         index: Index = {}
         adapters: list[tuple[str, Path, str]] = []
@@ -134,7 +146,7 @@ class Catalog:
                 if is_adapter(folder):
                     adapters.append((model_id, folder, source))
                 elif not _is_hidden(index, model_id, folder):
-                    _add(index, partial(read_model, model_id, folder, source, runnable), model_id, folder, source)
+                    _add(index, partial(read_model, model_id, folder, source, runnable, ask), model_id, folder, source)
         models = dict(index)
         for adapter_id, folder, source, base_id in _all_adapters(models, defined, adapters):
             if not _is_hidden(index, adapter_id, folder):
@@ -262,6 +274,10 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     if wanted:
         keys += sorted(key for key in by_key if wanted in key)
     return list(dict.fromkeys(by_key[key] for key in keys))[:3]
+
+
+def _guess(config: Config, itemsize: int) -> None:
+    """Tell nothing of a model's KV."""
 
 
 def _all_adapters(

@@ -51,6 +51,7 @@ from mlxd.heap import bound_heap
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
+from mlxd.kv_estimate import KvShapes
 from mlxd.load_mark import LoadMarks
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
@@ -213,7 +214,12 @@ async def _open_base(stack: AsyncExitStack, options: Options, shutdown: Shutdown
 
 async def _open_models(stack: AsyncExitStack, base: _Base) -> _Models:
     home, settings = base.options.home, base.store.current
-    catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
+    catalog = Catalog(
+        resolve_roots(settings.catalog.paths, home),
+        home.models,
+        adapter_paths(settings, home),
+        KvShapes(AtomicFile(home.cache / "kv.json")),
+    )
     crashes = CrashLog(AtomicFile(home.state), LoadMarks(home.loading, base.boot_id))
     await crashes.open()
     device = Device(

@@ -1,4 +1,4 @@
-"""What a model's `config.json` says: its kind, context, quantization; `kv_estimate.py` has what its KV costs.
+"""What a model's `config.json` says: its kind, module, context, quantization.
 
 Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the file names of the installed package.
 """
@@ -32,6 +32,9 @@ REMAPPED_TYPES = {
     "gemma4_unified": "gemma4",
     "deepseek_v41_text": "deepseek_v41",
 }
+
+# `mlx_lm.utils.MODEL_ARCHITECTURE_REMAPPING`, likewise.
+REMAPPED_ARCHITECTURES = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
 
 # Files among mlx-lm's models that hold parts of models; a test compares them.
 NOT_MODELS = frozenset(
@@ -118,6 +121,16 @@ def fp8_problem(config: Config, tensors: Iterable[Tensor]) -> str | None:
     if named not in MISREAD_FP8_TYPES or not any(tensor.name.endswith(_SCALE) for tensor in tensors):
         return None
     return f"mlx-lm cannot read fp8 weights of the type {named}; convert the bfloat16 model instead"
+
+
+def module_of(config: Config) -> str:
+    """Return the file among mlx-lm's models that runs the model, by a config whose kind is "text"."""
+    model_type = str(config.get("model_type"))
+    named = config.get("architectures")
+    for architecture in named if isinstance(named, list) else [named]:
+        if isinstance(architecture, str) and (model_type, architecture) in REMAPPED_ARCHITECTURES:
+            return REMAPPED_ARCHITECTURES[model_type, architecture]
+    return REMAPPED_TYPES.get(model_type, model_type)
 
 
 def _text_type(config: Config) -> str:

@@ -35,7 +35,7 @@ from mlxd.engine.model_file import (
     shown_text,
 )
 from mlxd.engine.safetensors_header import Tensor, read_tensors
-from mlxd.kv_estimate import Confidence, KvEstimate, estimate_kv
+from mlxd.kv_estimate import Ask, Confidence, KvEstimate, guess_kv
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -72,8 +72,16 @@ class ModelEntry:
     signature: Signature = ()  # name, size and mtime of the files that a load reads
 
 
-def read_model(model_id: str, folder: Path, source: str, runnable: model_config.Runnable) -> ModelEntry:
-    """Return the entry of a whole model; *runnable* are the model types that can be served."""
+def read_model(model_id: str, folder: Path, source: str, runnable: model_config.Runnable, ask: Ask) -> ModelEntry:
+    """Return the entry of a whole model.
+
+    Args:
+        model_id: its id.
+        folder: where it lies.
+        source: what found it.
+        runnable: the model types that can be served.
+        ask: tells the KV of a sound model.
+    """
     files = _list_files(folder)
     config, config_problem = _read_json(folder / CONFIG_FILE)
     kind, kind_problem = model_config.kind_of(config, runnable)
@@ -82,10 +90,6 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
     dtypes = [tensor.dtype for tensor in tensors if tensor.name.endswith(("norm.weight", ".scales"))]
     itemsize = model_config.activation_itemsize(config, dtypes)
     weights_bytes = min(model_config.loaded_bytes(config, tensors), _MOST_BYTES)
-    if kind == "embedding":
-        kv = KvEstimate(workspace(config), Confidence.HEADER)
-    else:
-        kv = estimate_kv(config, itemsize, weights_bytes)
     context = model_config.context_length(config)
     problems = (
         config_problem,
@@ -96,6 +100,16 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
         model_config.fp8_problem(config, tensors),
         _tokenizer_problem(folder, files, config),
     )
+    problem = next((problem for problem in problems if problem is not None), None)
+    if kind == "embedding":
+        kv = KvEstimate(workspace(config), Confidence.HEADER)
+    else:
+        shape = ask(config, itemsize) if problem is None else None
+        kv = (
+            KvEstimate(guess_kv(config, itemsize, weights_bytes), Confidence.GUESS)
+            if shape is None
+            else KvEstimate(shape, Confidence.HEADER)
+        )
     return ModelEntry(
         id=model_id,
         path=folder,
@@ -109,7 +123,7 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
         kv_confidence=kv.confidence,
         quantization=model_config.quantization_of(config),
         source=source,
-        problem=next((problem for problem in problems if problem is not None), None),
+        problem=problem,
         signature=_signature(files),
     )
 

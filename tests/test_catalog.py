@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import Catalog, ModelEntry, nearest_names, resolve_roots
 from mlxd.engine.kv_shape import KvShape
-from mlxd.kv_estimate import Confidence
+from mlxd.kv_estimate import Confidence, KvShapes
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.paths import Home
 from tests.support.model_folder import LLAMA_CONFIG, TENSORS_BYTES, write_model, write_safetensors
@@ -52,8 +53,20 @@ def test_plain_model(tmp_path: Path) -> None:
     assert entry.weights_bytes == TENSORS_BYTES
     assert sum(file.stat().st_size for file in folder.iterdir()) == entry.disk_bytes
     assert entry.context_length == 2048
-    assert (entry.kv, entry.kv_confidence) == (KvShape(((2 * 2 * 2 * 16 * 4, None),)), Confidence.HEADER)
+    assert (entry.kv, entry.kv_confidence) == (KvShape(((2 * 2 * 64 * 4, None),)), Confidence.GUESS)
     assert entry.source == "folder"
+
+
+def test_sound_models_are_asked(tmp_path: Path) -> None:
+    """With a place for the answers, models that can be served tell what their KV costs, and the others' is guessed."""
+    write_model(tmp_path / "models" / "tiny", {**LLAMA_CONFIG, "intermediate_size": 96, "rms_norm_eps": 1e-5})
+    (write_model(tmp_path / "models" / "broken") / "model.safetensors").unlink()
+    catalog = Catalog([tmp_path / "models"], shapes=KvShapes(AtomicFile(tmp_path / "kv.json")))
+    catalog.scan()
+    tiny, broken = catalog.get("tiny"), catalog.get("broken")
+    assert (tiny.kv, tiny.kv_confidence) == (KvShape(((2 * 2 * 2 * 16 * 4, None),)), Confidence.HEADER)
+    assert broken.kv_confidence is Confidence.GUESS
+    assert len(json.loads((tmp_path / "kv.json").read_text())) == 1
 
 
 def test_nested_and_sorted(tmp_path: Path) -> None:

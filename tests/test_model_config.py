@@ -113,6 +113,7 @@ def test_runnable_types_are_of_the_installed_package() -> None:
     """The types and their other names are those of the mlx-lm that is installed."""
     utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
     assert utils.MODEL_REMAPPING == model_config.REMAPPED_TYPES
+    assert utils.MODEL_ARCHITECTURE_REMAPPING == model_config.REMAPPED_ARCHITECTURES
     assert {"llama", "qwen3", "gemma3", *utils.MODEL_REMAPPING.values()} <= model_config.find_runnable().text
 
 

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlxd.catalog import Catalog, ModelEntry
-from mlxd.kv_estimate import estimate_kv
 from mlxd.model_folder import read_model, read_signature
 from tests.support.adapter import write_adapter
 from tests.support.model_folder import LLAMA_CONFIG, write_model
@@ -189,13 +188,6 @@ def test_refs_of_any_content(tmp_path: Path) -> None:
         file.truncate(1 << 40)
     os.mkfifo(repository / "refs" / "pipe")
     assert list(scan(tmp_path)) == ["org/name"]
-
-
-def test_layers_in_lists_are_looked_up_at_once() -> None:
-    """A long list of layers costs no more than its length."""
-    layers = list(range(400_000))
-    config = {"model_type": "lfm2", "num_hidden_layers": 9_999, "full_attn_idxs": layers}
-    estimate_kv(config | {"layer_types": None}, 2, 1000)
 
 
 def test_the_signature_is_of_regular_files(tmp_path: Path) -> None:

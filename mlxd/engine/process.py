@@ -33,6 +33,7 @@ from typing import Any
 import msgpack
 
 from mlxd.engine import process_child as child
+from mlxd.engine.kv_shape import KvShape
 from mlxd.protocol.errors import InvalidRequest, RequestCancelled, TemplateFailed
 from mlxd.protocol.units import format_bytes
 
@@ -141,6 +142,14 @@ class Processes:
         if kind == child.TEXT:
             return None
         return words if kind == child.REFUSED else f"compiling it {self._in_words(kind, words)}"
+
+    def shape(self, job: Mapping[str, Any]) -> KvShape | None:
+        """Return what the caches of the model of *job* (see `process_child.py`) keep; None where it does not tell."""
+        with contextlib.suppress(_Ended, TypeError, ValueError, OverflowError):
+            kind, body, _ = self._answer(job, lambda: False)
+            if kind == child.TEXT:
+                return read_shape(json.loads(body))
+        return None
 
     def close(self) -> None:
         """End all processes, now or when they are given back."""
@@ -326,6 +335,14 @@ class _Process:
             if pipe is not None:
                 pipe.close()
         self._process.wait()
+
+
+def read_shape(told: Any) -> KvShape:
+    """Return the shape of which JSON has the groups and the fixed bytes; anything else is a ValueError or TypeError."""
+    groups, fixed_bytes = told
+    return KvShape(
+        tuple((int(per_token), None if cap is None else int(cap)) for per_token, cap in groups), int(fixed_bytes)
+    )
 
 
 def _memory_words(bounds: Bounds) -> str:

@@ -2,14 +2,14 @@
 
 It renders chat templates, which are programs that came with models; the rendering itself is transformers' own, so the
 text is the same. And it compiles grammars that clients ask for before the daemon does (`rehearsal`): the library has
-bounds for most of them, and not for all.
+bounds for most of them, and not for all. And it builds models by their configs, to ask their caches what they keep.
 
 Frames come on stdin: their length (u32, big-endian) and a msgpack map, of a template `{template, messages, marked,
-tools, generation, continues, variables}` or `{template, probes, variables}`, of a grammar `{grammar, limits, added}`.
-Each is answered on stdout by one byte for what it is (see below), the length, and UTF-8. A text of a template is
-followed by a second answer where there are messages in `marked`, by index: it is rendered with these in place of those
-in `messages`. It imports nothing of mlxd, and runs without `site` and with an environment of its own: it starts in
-70 ms and takes 25 MB.
+tools, generation, continues, variables}` or `{template, probes, variables}`, of a grammar `{grammar, limits, added}`,
+of a model `{module, config, dtype}`. Each is answered on stdout by one byte for what it is (see below), the length, and
+UTF-8. A text of a template is followed by a second answer where there are messages in `marked`, by index: it is
+rendered with these in place of those in `messages`. It runs without `site` and with an environment of its own, and
+starts in 70 ms and takes 25 MB: only a model makes it import MLX and a part of mlxd.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def work(rendering: Any, job: dict[str, Any]) -> str:
     """Return the text that answers *job*."""
     if "grammar" in job:
         return rehearse(job)
+    if "module" in job:
+        return shape(job)
     return probe(rendering, job) if "probes" in job else render(rendering, job)
 
 
@@ -201,6 +203,35 @@ class _Alphabet:
 
     def __call__(self, text: str | bytes) -> list[int]:
         return [self._bytes_from + byte for byte in (text.encode() if isinstance(text, str) else text)]
+
+
+def shape(job: dict[str, Any]) -> str:
+    """Return the KV of a model (`CacheMaker.probe`) as JSON; its weights are named and never made."""
+    if "mlx_lm" not in sys.modules:
+        if not hasattr(sys.modules["numpy"], "ndarray"):  # the stand-in below
+            del sys.modules["numpy"]
+        found = importlib.util.find_spec("mlx_lm")
+        if found is None:
+            raise ImportError("mlx-lm is not installed")
+        package = types.ModuleType("mlx_lm")  # itself it imports transformers, which takes seconds
+        package.__path__ = list(found.submodule_search_locations or ())
+        sys.modules["mlx_lm"] = package
+    mx, utils, kv = map(importlib.import_module, ("mlx.core", "mlx.utils", "mlxd.engine.kv"))
+    mx.set_default_device(mx.cpu)
+    file = importlib.import_module(f"mlx_lm.models.{job['module']}")
+    model = file.Model(file.ModelArgs.from_dict(job["config"]))
+    is_cast = getattr(model, "cast_predicate", lambda _: True)
+    dtype = getattr(mx, job["dtype"])
+    floats = [
+        (name, array.astype(dtype))
+        for name, array in utils.tree_flatten(model.parameters())
+        if is_cast(name) and mx.issubdtype(array.dtype, mx.floating)
+    ]
+    model.update(utils.tree_unflatten(floats))
+    told, _ = kv.CacheMaker(model).probe()
+    if not told.bytes_for(1):
+        raise ValueError("a sequence that costs nothing")
+    return json.dumps([told.groups, told.fixed_bytes])
 
 
 def load_rendering() -> types.ModuleType:

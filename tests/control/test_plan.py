@@ -16,7 +16,7 @@ async def load(client: Client, *model_ids: str) -> None:
 async def test_an_estimate_says_where_its_numbers_come_from(plane: Plane, client: Client) -> None:
     """Before a load they come of the files, after it they are measured; the parts are the total."""
     before = await client.ask("model.estimate", model="a", context=1000, parallel=2)
-    assert (before["weights_confidence"], before["kv_confidence"], before["fits"]) == ("header", "header", "fits")
+    assert (before["weights_confidence"], before["kv_confidence"], before["fits"]) == ("header", "guess", "fits")
     assert before["total_bytes"] == before["weights_bytes"] + before["kv_bytes"] + before["margin_bytes"]
     await load(client, "a")
     after = await client.ask("model.estimate", model="a")

@@ -1,9 +1,10 @@
-"""KV as configs estimate it, as the probe measures it, and as the running engine holds it."""
+"""KV as models tell it by their configs, as the probe measures it, and as the running engine holds it."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -12,8 +13,9 @@ from mlx_lm.models.cache import ArraysCache, KVCache
 
 from mlxd.engine import kv_shape
 from mlxd.engine.kv import CacheMaker, allocated_bytes
-from mlxd.kv_estimate import Confidence, estimate_kv
 from tests.engine.bench import WriteModel
+from tests.support.every_architecture import config_of, every_type
+from tests.support.processes import PROCESSES
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.tiny_architecture import ARCHITECTURES, make_model
 
@@ -21,28 +23,25 @@ from tests.support.tiny_architecture import ARCHITECTURES, make_model
 RUN = ("llama", "deepseek_v3", "qwen3_next", "falcon_h1", "mamba2")
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_the_config_tells_what_the_caches_are(model_type: str) -> None:
-    """The estimate is the very shape that the model's own caches have: bytes per token, windows, states."""
-    config = ARCHITECTURES[model_type]
-    measured, _ = CacheMaker(make_model(config)).probe()
-    estimate = estimate_kv(config, 4, 1_000_000)
-
-    assert estimate.confidence is Confidence.HEADER
-    assert set(estimate.shape.groups) == set(measured.groups)
-    assert estimate.shape.fixed_bytes == measured.fixed_bytes
+@pytest.mark.parametrize("model_type", every_type())
+def test_a_process_tells_what_the_caches_are(model_type: str) -> None:
+    """A model built by its config alone has the very shape of the loaded one: bytes per token, windows, states."""
+    config = config_of(model_type)
+    module = importlib.import_module(f"mlx_lm.models.{model_type}")
+    measured, _ = CacheMaker(module.Model(module.ModelArgs.from_dict(dict(config)))).probe()
+    assert PROCESSES.shape({"module": model_type, "config": config, "dtype": "float32"}) == measured
 
 
 def test_sizes_follow_the_activations() -> None:
-    """Half-precision activations make half the KV; states stay at four bytes a number."""
+    """Half-precision activations make half the KV; a state has the precision of the weights that keep theirs."""
     config = ARCHITECTURES["qwen3_next"]
-    model = make_model(config)
-    model.set_dtype(mx.bfloat16)
-    measured, _ = CacheMaker(model).probe()
-    shape = estimate_kv(config, 2, 1_000_000).shape
-
-    assert shape.groups == measured.groups
-    assert measured.fixed_bytes <= shape.fixed_bytes < 1.1 * measured.fixed_bytes
+    whole, half = (
+        PROCESSES.shape({"module": "qwen3_next", "config": config, "dtype": dtype}) for dtype in ("float32", "bfloat16")
+    )
+    assert whole is not None
+    assert half is not None
+    assert [(2 * per_token, cap) for per_token, cap in half.groups] == list(whole.groups)
+    assert whole.fixed_bytes * 0.9 < half.fixed_bytes < whole.fixed_bytes
 
 
 @pytest.mark.parametrize("step_tokens", [100, 2048])
@@ -55,7 +54,6 @@ def test_the_running_batch_stays_within_the_estimate(
     model = make_model(config)
     mx.eval(model.parameters())
     measured, vocab_size = CacheMaker(model).probe()
-    shape = estimate_kv(config, 4, 1_000_000).shape
     tiny = load_now(write_model())
     facts = dataclasses.replace(tiny.facts, kv=measured, vocab_size=vocab_size)
     stepped = SteppedModel(
@@ -71,7 +69,7 @@ def test_the_running_batch_stays_within_the_estimate(
         stepped.step()
         most_bytes = max(most_bytes, stepped.kv_bytes)
 
-    reserved_bytes = shape.batch_bytes([length + 15 for length in prompts])
+    reserved_bytes = measured.batch_bytes([length + 15 for length in prompts])
     assert 0 < most_bytes <= reserved_bytes <= 2.5 * most_bytes
 
 
