@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from mlxctl.call import Call, Document
+from mlxctl.noun import add_verbs, split
 from mlxctl.output import format_table, show_duration
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import ControlError
@@ -15,7 +16,6 @@ from mlxd.protocol.errors import ControlError
 app = make_app("API keys that HTTP clients need, once there is one.")
 
 NewName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the key, such as the client's.")]
-Name = Annotated[str, typer.Argument(metavar="APIKEY", help="Name of the key, as `mlxctl apikey list` shows it.")]
 Models = Annotated[
     list[str] | None,
     typer.Option("--models", metavar="GLOBS", help="Models it may use, such as org/*,tiny; all when left out."),
@@ -33,7 +33,7 @@ def create(ctx: typer.Context, name: NewName, models: Models = None, rate: Rate 
     From the first key on, every HTTP request needs one, but /health and /ready.
     """
     call = Call.of(ctx)
-    globs = [glob.strip() for item in models or [] for glob in item.split(",") if glob.strip()]
+    globs = [glob for glob in split(models) if glob]
     given = {"models": globs or None, "rate": rate}
     document = call.change("apikey.create", name=name, **{key: value for key, value in given.items() if value})
     if document["is_first"]:
@@ -46,20 +46,6 @@ def create(ctx: typer.Context, name: NewName, models: Models = None, rate: Rate 
         )
     call.note("note: this is the only time that the key is shown")
     call.show(document, lambda shown: str(shown["key"]))
-
-
-@app.command("list", cls=Verb)
-def list_keys(ctx: typer.Context) -> None:
-    """The keys, without what is secret."""
-    call = Call.of(ctx)
-    call.show(call.ask_all("apikey.list", "keys"), _format)
-
-
-@app.command("revoke", cls=Verb)
-def revoke(ctx: typer.Context, name: Name) -> None:
-    """Refuse a key from now on; requests that it has begun run on."""
-    call = Call.of(ctx)
-    call.show(call.change("apikey.revoke", name=name), _format_revoked)
 
 
 def _format(document: Document) -> str:
@@ -86,3 +72,6 @@ def _ago(at_ms: int | None) -> str | None:
 def _format_revoked(document: Document) -> str:
     rest = "" if document["is_required"] else "; it was the last: HTTP requests need no key any more"
     return f"revoked {document['name']}{rest}"
+
+
+add_verbs(app, "apikey", {"apikey.list": _format, "apikey.revoke": _format_revoked})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mlxctl.verb import Options, spell_out_wait
 from mlxd.protocol.errors import ControlError
 from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.paths import Home
+from mlxd.protocol.resource import RESOURCES
 from mlxd.protocol.table import find_row, rows
 from mlxd.protocol.topic import TOPICS
 
@@ -80,7 +82,7 @@ def _values(ctx: Context, param: Any, cap_s: float) -> Names | None:
     if (verb.endswith(" add") and kind == "ID") or (verb == "chat" and taken):  # a new name; the prompt
         return []
     if kind == "ID":
-        kind = {"rule": "RULE", "provider": "PROVIDER"}.get(verb.split()[-2], "")
+        kind = ".".join(verb.split()[:-1])
     if kind == "REQUEST" and verb.startswith("audit "):
         kind = "ENDED"
     return [(name, text) for name, text in ask_names(kind, verb, _socket(ctx), cap_s) if name not in taken]
@@ -127,13 +129,13 @@ def ask_names(kind: str, verb: str, socket: Path, cap_s: float) -> Names:
     """Return the names of this *kind* that make sense for the verb; none when the daemon does not answer in time.
 
     Args:
-        kind: how the help calls it: MODEL, OP, REQUEST, RULE, PROVIDER, APIKEY, KEY, GEN; or ENDED, a request of the
-            log.
+        kind: how the help calls it: MODEL, OP, REQUEST, APIKEY, KEY, GEN; ENDED, a request of the log; or a resource's
+            noun, or the word for one of its entries.
         verb: the whole verb, such as `model unload`.
         socket: the control socket.
         cap_s: how long all of it may take.
     """
-    source = _SOURCES.get(kind)
+    source = _SOURCES.get(kind) or _find_resource(kind)
     if source is None:
         return []
     operation, rows_name, read = source
@@ -162,8 +164,23 @@ def _named(name: str, text: Callable[[Map], object]) -> Callable[[Map], Iterable
     return lambda row: [(str(row[name]), str(text(row)))]
 
 
-# kind → the operation that lists it, its list there, and how to read a row of that.
-_SOURCES: dict[str, tuple[str, str, Callable[[Map], Iterable[tuple[str, str]]]]] = {
+def _find_resource(kind: str) -> _Source | None:
+    """Return how to list the entries of the resource called *kind*, each with its fields that have no default."""
+    for resource in RESOURCES:
+        if kind in {resource.noun, resource.word.upper()}:
+            told = [name for name, (_, row) in resource.fields.items() if row.is_required]
+            text = partial(_join, names=told)
+            return f"{resource.noun}.list", resource.lists, _named(resource.id[0], text)
+    return None
+
+
+def _join(row: Map, names: Sequence[str]) -> str:
+    return " ".join(str(row[name]) for name in names if name in row)
+
+
+# The operation that lists names, its list there, and how to read a row of that.
+_Source = tuple[str, str, Callable[[Map], Iterable[tuple[str, str]]]]
+_SOURCES: dict[str, _Source] = {
     "MODEL": ("model.list", "models", _read_model),
     "OP": (
         "op.list",
@@ -176,8 +193,6 @@ _SOURCES: dict[str, tuple[str, str, Callable[[Map], Iterable[tuple[str, str]]]]]
         "requests",
         _named("request", lambda row: f"{row['model'] or 'no model'}, {row['status']}"),
     ),
-    "RULE": ("cloud.rule.list", "rules", _named("id", lambda row: f"{row['mode']} {row['match']}")),
-    "PROVIDER": ("cloud.provider.list", "providers", _named("id", lambda row: row["base_url"])),
     "APIKEY": ("apikey.list", "keys", _named("name", lambda row: ", ".join(row["models"]) or "all models")),
     "TARGET": ("cloud.rule.list", "rules", lambda row: [(target, f"of rule {row['id']}") for target in row["to"]]),
     "KEY": ("settings.list", "settings", _named("key", lambda row: row["help"])),

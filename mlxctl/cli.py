@@ -53,7 +53,9 @@ class Root(Noun):
 
     def list_commands(self, ctx: Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """Return the names of all verbs and nouns."""
-        return [*_VERBS, *_NOUNS]
+        from mlxd.protocol.resource import RESOURCES
+
+        return [*_VERBS, *_NOUNS, *(resource.noun for resource in RESOURCES if "." not in resource.noun)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:  # noqa: ARG002  (click's signature)
         """Load the module of a verb or noun and return its command."""
@@ -61,7 +63,10 @@ class Root(Noun):
             return _load(_NOUNS[cmd_name], cmd_name)
         if cmd_name in _VERBS:
             return _load(_VERBS[cmd_name], cmd_name).commands[cmd_name]
-        return None
+        from mlxctl.noun import find_resource
+
+        app = find_resource(cmd_name)
+        return None if app is None else _group(app, cmd_name)
 
     def suggest(self, ctx: Context, typed: str) -> str | None:
         """Name the noun of a verb that was typed without one; else the nearest."""
@@ -72,7 +77,11 @@ class Root(Noun):
 
 
 def _load(module: str, name: str) -> TyperGroup:
-    group: TyperGroup = typer.main.get_group(importlib.import_module(module).app)
+    return _group(importlib.import_module(module).app, name)
+
+
+def _group(app: typer.Typer, name: str) -> TyperGroup:
+    group: TyperGroup = typer.main.get_group(app)
     group.name = name
     return group
 

@@ -1,124 +1,136 @@
-"""`mlxctl cloud`: whether anything may leave this machine, what it may cost, and what is left alone."""
+"""`mlxctl cloud`: providers, rules, whether anything may leave this machine, what it may cost, what is left alone."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from mlxctl import provider, rule
-from mlxctl.call import Call, Document, without_none
-from mlxctl.change import show_change
+from mlxctl.call import Document
+from mlxctl.noun import add_verbs, make_noun
 from mlxctl.output import format_pairs, format_table, show_duration
-from mlxctl.verb import Verb, changes, make_app
+from mlxctl.verb import make_app
+from mlxd.protocol.trigger import DEFAULT_TRIGGERS
 from mlxd.protocol.units import count
 
-app = make_app("Send requests for some names to other servers.")
-breaker = make_app("Targets that keep failing are left alone for a while.")
-budget = make_app("What a day may cost.")
-price = make_app("What targets cost.")
-app.add_typer(provider.app, name="provider")
-app.add_typer(rule.app, name="rule")
-app.add_typer(breaker, name="breaker")
-app.add_typer(budget, name="budget")
-app.add_typer(price, name="price")
-
 _MICRO = 1_000_000
-
-Target = Annotated[str, typer.Argument(metavar="PROVIDER/MODEL", help="The target, as rules name it.")]
-OneTarget = Annotated[
-    str | None, typer.Argument(metavar="[PROVIDER/MODEL]", help="The target, as rules name it; all when left out.")
-]
-Usd = Annotated[
-    str | None, typer.Option("--usd-per-day", metavar="USD|none", help="Most US dollars that a day (UTC) may cost.")
-]
-PerDay = Annotated[
-    str | None,
-    typer.Option("--requests-per-day", metavar="N|none", help="Most requests that a day (UTC) may send out."),
-]
-Input = Annotated[str, typer.Option("--input", metavar="USD", help="US dollars per million tokens of prompts.")]
-Output = Annotated[str, typer.Option("--output", metavar="USD", help="US dollars per million tokens of answers.")]
+_MOST_SHOWN = 20
 
 
-@app.command("show", cls=Verb)
-def show(ctx: typer.Context) -> None:
-    """Whether the cloud is on, providers, rules, budget and breakers."""
-    call = Call.of(ctx)
-    call.show(call.ask("cloud.show"), _format)
-
-
-@app.command("enable", cls=changes("cloud.enable"))
-def enable(ctx: typer.Context) -> None:
-    """Let rules send requests to providers."""
-    call = Call.of(ctx)
-    show_change(call, call.change("cloud.enable"))
-
-
-@app.command("disable", cls=changes("cloud.disable"))
-def disable(ctx: typer.Context) -> None:
-    """Send nothing to providers from now on; answers that have begun end as they would have."""
-    call = Call.of(ctx)
-    show_change(call, call.change("cloud.disable"))
-
-
-@breaker.command("list", cls=Verb)
-def list_breakers(ctx: typer.Context) -> None:
-    """The targets that were tried in the last minute or are left alone."""
-    call = Call.of(ctx)
-    call.show(call.ask_all("cloud.breaker.list", "breakers"), _format_breakers)
-
-
-@breaker.command("reset", cls=changes("cloud.breaker.reset"))
-def reset_breakers(ctx: typer.Context, target: OneTarget = None) -> None:
-    """Ask a target again at once, or all."""
-    call = Call.of(ctx)
-    document = call.change("cloud.breaker.reset", **without_none(target=target))
-    call.show(document, lambda shown: f"{count(shown['closed'], 'breaker')} closed")
-
-
-@budget.command("show", cls=Verb)
-def show_budget(ctx: typer.Context) -> None:
-    """What today may cost, and what it has cost."""
-    call = Call.of(ctx)
-    call.show(call.ask("cloud.budget.show"), _format_budget)
-
-
-@budget.command("set", cls=changes("cloud.budget.set"))
-def set_budget(ctx: typer.Context, usd: Usd = None, requests: PerDay = None) -> None:
-    """Bound what a day may cost; under a bound of money, targets without a price are not asked."""
-    call = Call.of(ctx)
-    given = {"usd_per_day": usd, "requests_per_day": requests}
-    show_change(call, call.change("cloud.budget.set", **{name: value for name, value in given.items() if value}))
-
-
-@price.command("list", cls=Verb)
-def list_prices(ctx: typer.Context) -> None:
-    """The prices, in US dollars per million tokens."""
-    call = Call.of(ctx)
-    call.show(call.ask_all("cloud.price.list", "prices"), _format_prices)
-
-
-@price.command("set", cls=changes("cloud.price.set"))
-def set_price(ctx: typer.Context, target: Target, input_usd: Input, output_usd: Output) -> None:
-    """Say what a target costs."""
-    call = Call.of(ctx)
-    show_change(call, call.change("cloud.price.set", target=target, input=input_usd, output=output_usd))
-
-
-@price.command("remove", cls=changes("cloud.price.remove"))
-def remove_price(ctx: typer.Context, target: Target) -> None:
-    """Forget what a target costs."""
-    call = Call.of(ctx)
-    show_change(call, call.change("cloud.price.remove", target=target))
-
-
-def _format(document: Document) -> str:
+def _format_cloud(document: Document) -> str:
     state = "on" if document["enabled"] else "off: no request leaves this machine (mlxctl cloud enable)"
-    parts = [f"cloud: {state}", provider.format_list(document), rule.format_list(document)]
+    parts = [f"cloud: {state}", _format_providers(document), _format_rules(document)]
     if document.get("budget") is not None:
         parts.append(_format_budget(document["budget"]))
     if document.get("breakers"):
         parts.append(_format_breakers(document))
+    return "\n\n".join(parts)
+
+
+def _format_providers(document: Document) -> str:
+    """Return the providers as a table."""
+    if not document["providers"]:
+        return "no provider; mlxctl cloud provider add ID --base-url URL"
+    return format_table(
+        ["PROVIDER", "KIND", "BASE URL", "KEY FROM", "STATE"],
+        [
+            (item["id"], item["kind"], item["base_url"], item.get("auth") or item.get("auth_env"), item.get("state"))
+            for item in document["providers"]
+        ],
+    )
+
+
+def _format_provider(document: Document) -> str:
+    timeouts = document["timeouts_ms"].items()
+    return format_pairs(
+        [
+            ("provider", document["id"]),
+            ("kind", document["kind"]),
+            ("base URL", document["base_url"]),
+            ("proxy", document.get("proxy")),
+            ("key from", document["auth"] or "nowhere: it needs none"),
+            ("state", document["state"]),
+            ("problem", document["key_problem"]),
+            ("timeouts", ", ".join(f"{name} {show_duration(value / 1000)}" for name, value in timeouts)),
+            ("rules", ", ".join(document["rules"]) or "none"),
+        ]
+    )
+
+
+def _format_test(document: Document) -> str:
+    models = document["models"]
+    more = f" and {len(models) - _MOST_SHOWN} more" if len(models) > _MOST_SHOWN else ""
+    return format_pairs(
+        [
+            ("provider", document["id"]),
+            ("called", document["url"]),
+            ("result", "ok" if document["ok"] else document["code"]),
+            ("status", document["status"]),
+            ("took", f"{document['ms']}ms"),
+            ("reason", document["reason"]),
+            ("models", f"{len(models)}: {', '.join(models[:_MOST_SHOWN])}{more}" if models else None),
+        ]
+    )
+
+
+def _format_rules(document: Document) -> str:
+    """Return the rules as a table."""
+    if not document["rules"]:
+        return "no rule; mlxctl cloud rule add ID --match PATTERN --to PROVIDER/MODEL"
+    return format_table(
+        ["RULE", "MATCH", "MODE", "ON", "TO", "PRIORITY"],
+        [
+            (
+                item["id"] if item.get("enabled", True) else f"{item['id']} (disabled)",
+                item["match"],
+                item["mode"],
+                _triggers(item),
+                ", ".join(item["to"]) or None,
+                item["priority"],
+            )
+            for item in document["rules"]
+        ],
+        optional=["ON"],
+    )
+
+
+def _triggers(item: Document) -> str | None:
+    """Return the failures that a rule is for; those of every such rule by one word."""
+    given = list(item.get("on", ()))
+    usual = [trigger for trigger in given if trigger in DEFAULT_TRIGGERS]
+    if len(usual) < len(DEFAULT_TRIGGERS):
+        return ", ".join(given) or None
+    return ", ".join(["failures", *(trigger for trigger in given if trigger not in DEFAULT_TRIGGERS)])
+
+
+def _format_rule(document: Document) -> str:
+    return format_pairs(
+        [
+            ("rule", document["id"]),
+            ("match", document["match"]),
+            ("mode", document["mode"]),
+            ("on", ", ".join(document["on"]) or None),
+            ("to", ", ".join(document["to"]) or None),
+            ("priority", document["priority"]),
+            ("enabled", "yes" if document["enabled"] else "no"),
+            ("place", f"{document['place']} of {document['of']}"),
+        ]
+    )
+
+
+def _format_explanation(document: Document) -> str:
+    triggers = ", ".join(document.get("triggers", ()))
+    parts = [
+        format_pairs(
+            [
+                ("model", document["model"]),
+                ("alias of", document.get("alias_of")),
+                ("route", document["route"]),
+                ("rule", document.get("rule")),
+                ("target", ", then ".join(document.get("targets") or ()) or document.get("target")),
+                ("reason", document.get("reason")),
+                ("cloud after", triggers if triggers and document["route"] != "cloud" else None),
+            ]
+        )
+    ]
+    if document.get("rules"):
+        parts.append(format_table(["RULE", "VERDICT"], [(item["id"], item["verdict"]) for item in document["rules"]]))
     return "\n\n".join(parts)
 
 
@@ -163,3 +175,26 @@ def _format_prices(document: Document) -> str:
         ["TARGET", "INPUT", "OUTPUT"],
         [(item["target"], f"{item['input']:g}", f"{item['output']:g}") for item in document["prices"]],
     )
+
+
+_VIEWS = {
+    "cloud.show": _format_cloud,
+    "cloud.provider.list": _format_providers,
+    "cloud.provider.show": _format_provider,
+    "cloud.provider.test": _format_test,
+    "cloud.rule.list": _format_rules,
+    "cloud.rule.show": _format_rule,
+    "cloud.rule.explain": _format_explanation,
+    "cloud.breaker.list": _format_breakers,
+    "cloud.breaker.reset": lambda document: f"{count(document['closed'], 'breaker')} closed",
+    "cloud.budget.show": _format_budget,
+    "cloud.price.list": _format_prices,
+}
+
+app = make_app("Send requests for some names to other servers.")
+add_verbs(app, "cloud", _VIEWS)
+for _name, _help in {
+    "breaker": "Targets that keep failing are left alone for a while.",
+    "budget": "What a day may cost.",
+}.items():
+    app.add_typer(make_noun(f"cloud.{_name}", _help, _VIEWS), name=_name)

@@ -9,8 +9,9 @@ import typer
 
 from mlxctl.call import Call, Document, without_none
 from mlxctl.change import show_change
+from mlxctl.noun import add_verbs
 from mlxctl.output import format_table
-from mlxctl.verb import Verb, changes, make_app, usage_error
+from mlxctl.verb import changes, make_app, usage_error
 
 app = make_app("Keys of providers; those of clients are `apikey`.")
 
@@ -40,22 +41,6 @@ def set_one(ctx: typer.Context, name: Name, provider: Provider = None) -> None:
         call.note(f"kept as {document['auth']}, " + (f"used by {users}" if users else f"used by nobody yet: {way}"))
 
 
-@app.command("list", cls=Verb)
-def list_all(ctx: typer.Context) -> None:
-    """Where the keys of providers are, and who uses them; never what they are."""
-    call = Call.of(ctx)
-    call.show(call.ask_all("key.list", "keys"), _format)
-
-
-@app.command("remove", cls=changes("key.remove"))
-def remove(ctx: typer.Context, name: Name) -> None:
-    """Forget a key that was kept."""
-    call = Call.of(ctx)
-    document = call.change("key.remove", name=name)
-    words = "would be removed" if call.options.dry_run else "removed"
-    call.show(document, lambda shown: f"key {shown['name']} {words}, it was kept as {shown['auth']}")
-
-
 def _read(name: str) -> str:
     if sys.stdin.isatty():
         import getpass
@@ -78,3 +63,11 @@ def _format(document: Document) -> str:
             for item in document["keys"]
         ],
     )
+
+
+def _format_removed(document: Document) -> str:
+    words = "would be removed" if document["dry_run"] else "removed"
+    return f"key {document['name']} {words}, it was kept as {document['auth']}"
+
+
+add_verbs(app, "key", {"key.list": _format, "key.remove": _format_removed})

@@ -10,6 +10,7 @@ import typer
 from mlxctl import download
 from mlxctl.call import Call, Document, confirm
 from mlxctl.change import effect_lines, show_change
+from mlxctl.noun import add_verbs, make_noun
 from mlxctl.output import format_table, show_path, show_size
 from mlxctl.planning import format_estimate
 from mlxctl.setting import parse_model_changes
@@ -19,11 +20,8 @@ from mlxd.protocol.table import rows
 from mlxd.protocol.units import count
 
 app = make_app("Models on disk: fetch, import, load, unload, pin, set.")
-alias = make_app("Other names under which clients may ask for a model.")
-app.add_typer(alias, name="alias")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it, or an alias.")]
-Alias = Annotated[str, typer.Argument(metavar="ALIAS", help="The other name.")]
 Pairs = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the model; all or none are changed."),
@@ -48,37 +46,12 @@ Bits = Annotated[
     Literal["4", "8", "16"] | None,
     typer.Option("--bits", help="Of the weights, 16 for floats; as close to the file as MLX can if left out."),
 ]
-Context = Annotated[
-    int | None, typer.Option("--context", metavar="N", help="Tokens of each sequence; 4096 when left out.")
-]
-Parallel = Annotated[int | None, typer.Option("--parallel", metavar="N", help="Sequences at a time.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def _settings_help() -> str:
     names = [path[-1] for path, _ in rows() if path[:2] == ("models", "*")]
     return f"KEY is one of {', '.join(names)}. `inherit` takes a value back; `mlxctl config list` explains them."
-
-
-@app.command("list", cls=Verb)
-def list_models(ctx: typer.Context) -> None:
-    """All models on disk with their state."""
-    call = Call.of(ctx)
-    call.show(call.ask_all("model.list", "models"), format_models)
-
-
-@app.command("show", cls=Verb)
-def show(ctx: typer.Context, model: Model) -> None:
-    """One model: where it lies, what it needs, its state."""
-    call = Call.of(ctx)
-    call.show(call.ask("model.show", model=model), format_model)
-
-
-@app.command("estimate", cls=Verb)
-def estimate(ctx: typer.Context, model: Model, context: Context = None, parallel: Parallel = None) -> None:
-    """What a model takes, where the numbers come from, whether it fits, and what would give way for it."""
-    call = Call.of(ctx)
-    call.show(call.ask("model.estimate", model=model, context=context, parallel=parallel), format_estimate)
 
 
 @app.command("pull", cls=Verb)
@@ -104,34 +77,6 @@ def import_file(ctx: typer.Context, file: File, name: Name = None, bits: Bits = 
     call.show(download.run(call, ["import", *options, "--", str(path)]), format_pulled)
 
 
-@app.command("load", cls=changes("model.load"))
-def load(ctx: typer.Context, model: Model) -> None:
-    """Load a model now."""
-    call = Call.of(ctx)
-    call.show(call.change("model.load", model=model), lambda shown: _format_effects(shown, f"{model} is loaded"))
-
-
-@app.command("unload", cls=changes("model.unload"))
-def unload(ctx: typer.Context, model: Model) -> None:
-    """Unload a model once its requests have ended."""
-    call = Call.of(ctx)
-    call.show(call.change("model.unload", model=model), lambda shown: _format_effects(shown, f"{model} is not loaded"))
-
-
-@app.command("pin", cls=changes("model.pin"))
-def pin(ctx: typer.Context, model: Model) -> None:
-    """Never evict the model and never unload it when idle."""
-    call = Call.of(ctx)
-    show_change(call, call.change("model.pin", model=model))
-
-
-@app.command("unpin", cls=changes("model.unpin"))
-def unpin(ctx: typer.Context, model: Model) -> None:
-    """Make the model ordinary again."""
-    call = Call.of(ctx)
-    show_change(call, call.change("model.unpin", model=model))
-
-
 @app.command("set", cls=changes("model.set"), epilog=_settings_help())
 def set_pairs(ctx: typer.Context, model: Model, pairs: Pairs = None, reload: Reload = None) -> None:
     """Change settings of a model: all or none."""
@@ -141,41 +86,6 @@ def set_pairs(ctx: typer.Context, model: Model, pairs: Pairs = None, reload: Rel
     if reload is not None:
         params["reload"] = reload
     show_change(call, call.change("model.set", **params))
-
-
-@app.command("rescan", cls=changes("catalog.rescan"))
-def rescan(ctx: typer.Context) -> None:
-    """Look for models on disk now: what was copied there, changed or deleted."""
-    call = Call.of(ctx)
-    call.show(call.change("catalog.rescan"), _format_rescan)
-
-
-@app.command("reset", cls=changes("model.reset"))
-def reset(ctx: typer.Context, model: Model) -> None:
-    """Forget that loads of a model failed, or killed the daemon: it may be loaded again at once."""
-    call = Call.of(ctx)
-    call.show(call.change("model.reset", model=model), _format_reset)
-
-
-@alias.command("list", cls=Verb)
-def list_aliases(ctx: typer.Context) -> None:
-    """All aliases and their models."""
-    call = Call.of(ctx)
-    call.show(call.ask("model.alias.list"), _format_aliases)
-
-
-@alias.command("add", cls=changes("model.alias.add"))
-def add_alias(ctx: typer.Context, model: Model, alias: Alias) -> None:
-    """Give a model another name."""
-    call = Call.of(ctx)
-    show_change(call, call.change("model.alias.add", model=model, alias=alias))
-
-
-@alias.command("remove", cls=changes("model.alias.remove"))
-def remove_alias(ctx: typer.Context, alias: Alias) -> None:
-    """Take another name away."""
-    call = Call.of(ctx)
-    show_change(call, call.change("model.alias.remove", alias=alias))
 
 
 @app.command("remove", cls=changes("model.remove"))
@@ -218,6 +128,28 @@ def _format_aliases(document: Document) -> str:
     )
 
 
+def _format_loaded(document: Document) -> str:
+    return _format_effects(document, f"{document['model']} is loaded")
+
+
+def _format_unloaded(document: Document) -> str:
+    return _format_effects(document, f"{document['model']} is not loaded")
+
+
 def _format_effects(document: Document, when_nothing: str) -> str:
     lines = list(effect_lines(document)) or [when_nothing]
     return "\n".join([*lines, *(["dry run: nothing was changed"] if document.get("dry_run") else [])])
+
+
+_VIEWS = {
+    "model.list": format_models,
+    "model.show": format_model,
+    "model.estimate": format_estimate,
+    "model.load": _format_loaded,
+    "model.unload": _format_unloaded,
+    "catalog.rescan": _format_rescan,
+    "model.reset": _format_reset,
+    "model.alias.list": _format_aliases,
+}
+add_verbs(app, "model", _VIEWS)
+app.add_typer(make_noun("model.alias", "Other names under which clients may ask for a model.", _VIEWS), name="alias")

@@ -174,7 +174,12 @@ def format_models(document: Map) -> str:
 def format_model(document: Map) -> str:
     """Return `mlxctl model show`: all that is known, a line each."""
     shown = {**document, "prompts_too_large": _too_large(document.get("prompts_too_large", 0))}
-    return format_pairs((_label(name), _show(name, value)) for name, value in shown.items())
+    return format_fields(shown)
+
+
+def format_fields(document: Map) -> str:
+    """Return all that a document holds, a line each."""
+    return format_pairs((_label(name), show_field(name, value)) for name, value in document.items())
 
 
 def _format_memory(pool: Map) -> str:
@@ -287,7 +292,8 @@ def _label(name: str) -> str:
     return (name.removesuffix("_s") if not name.endswith("_per_s") else name).replace("_", " ")
 
 
-def _show(name: str, value: Any) -> str | None:
+def show_field(name: str, value: Any) -> str | None:
+    """Return the value of a field, in the unit that its name tells."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -299,7 +305,7 @@ def _show(name: str, value: Any) -> str | None:
     if name.endswith("_s"):
         return show_duration(value)
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_show(key, item)}" for key, item in value.items()) or None
+        return ", ".join(f"{key} {show_field(key, item)}" for key, item in value.items()) or None
     if isinstance(value, list):
         return ", ".join(map(str, value)) or None
     return str(value)

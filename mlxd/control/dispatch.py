@@ -17,7 +17,8 @@ from mlxd.control.listen import Peer
 from mlxd.control.mutation import Mutations, Once
 from mlxd.control.trail import note_operation
 from mlxd.protocol.errors import Conflict, InvalidRequest, WaitEnded
-from mlxd.protocol.operations import Operation, check_params, find_operation
+from mlxd.protocol.operation import Operation, check_params
+from mlxd.protocol.operations import find_operation
 
 _LONGEST_KEY = 128
 # Keys of the frame that do not make it another request.

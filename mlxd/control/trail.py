@@ -7,7 +7,7 @@ import time
 from mlxd.audit import AuditLog, ChangeRecord
 from mlxd.config import StoreEvent
 from mlxd.control.context import Request
-from mlxd.protocol.operations import Operation
+from mlxd.protocol.operation import Operation
 
 # What an operation is about; nothing else of its params is kept.
 _SUBJECTS = ("model", "request", "op", "id", "name", "alias")

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from mlxd.protocol import framing
 from mlxd.protocol.key import format_path
-from mlxd.protocol.operations import OPERATIONS, Operation, ParamType
+from mlxd.protocol.operation import Operation, ParamType
+from mlxd.protocol.operations import OPERATIONS
 from mlxd.protocol.paths import Home
 from mlxd.protocol.table import rows
 from tests.support.control import Plane

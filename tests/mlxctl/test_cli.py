@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 
 from mlxctl import cli
 from mlxctl.cli import main
@@ -242,9 +243,17 @@ def test_operations_are_reached() -> None:
     """Every operation of the control table has its verb, but for those that other verbs use."""
     text = "".join(path.read_text() for path in Path(cli.__file__).parent.glob("*.py"))
 
-    assert {name for name in OPERATIONS if f'"{name}"' not in text} == {
-        "ping",
-    }
+    def is_verb(words: list[str]) -> bool:
+        command: object = cli.make_root()
+        for word in words:
+            if not isinstance(command, TyperGroup):
+                return False
+            with command.make_context("mlxctl", ["x"], resilient_parsing=True) as ctx:
+                command = command.get_command(ctx, word)
+        return command is not None
+
+    unwritten = [row for row in OPERATIONS.values() if f'"{row.name}"' not in text]
+    assert [row.name for row in unwritten if not is_verb((row.verb or row.name).split("."))] == ["ping"]
 
 
 def test_broken_pipe_is_silent(own_home: None) -> None:

@@ -16,7 +16,7 @@ from mlxd.protocol.errors import Draining, LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.fake_control import FakeControl
 
-BEGUN = {"op": "op-3", "loading": ["tiny"]}
+BEGUN = {"model": "tiny", "op": "op-3", "loading": ["tiny"]}
 RUNNING = {"op": "op-3", "kind": "model.load", "state": "running", "phase": "loading", "done": 1, "total": 4}
 DONE = {**RUNNING, "state": "done", "phase": "done", "result": {"seconds": 2}}
 
@@ -57,7 +57,7 @@ def test_wait_asks_again(fake: FakeControl) -> None:
 
 def test_nothing_to_wait_for(fake: FakeControl) -> None:
     """A change that begins nothing comes back at once, with `--wait` too."""
-    fake.answers["model.load"] = {}
+    fake.answers["model.load"] = {"model": "tiny"}
 
     assert main(["model", "load", "tiny", "--wait"]) == 0
     assert fake.asked("op.wait") == []

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from mlxd.protocol.errors import InvalidRequest, NotFound
-from mlxd.protocol.operations import OPERATIONS, ParamType, check_params, find_operation
+from mlxd.protocol.operation import ParamType, check_params
+from mlxd.protocol.operations import OPERATIONS, find_operation
 
 EXAMPLES: dict[ParamType, tuple[list[Any], list[Any]]] = {
     ParamType.TEXT: (["x"], ["", 1, ["x"], {}, True]),

@@ -17,7 +17,8 @@ from typing import Any, Self
 from mlxd import __version__
 from mlxd.protocol import framing
 from mlxd.protocol.errors import MlxdError
-from mlxd.protocol.operations import check_params, find_operation
+from mlxd.protocol.operation import check_params
+from mlxd.protocol.operations import find_operation
 
 Answer = Mapping[str, Any] | MlxdError | Callable[[dict[str, Any]], Any]
 

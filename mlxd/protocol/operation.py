@@ -42,11 +42,23 @@ class ParamType(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One param of an operation."""
+    """One param of an operation, which is an argument or an option of its verb in mlxctl.
+
+    Attributes:
+        type: what it may hold.
+        help: one sentence.
+        required: it must be given.
+        word: what the verb's help calls its value; completion knows the names of some. Empty is the param's name.
+        is_argument: the verb takes it by its place; else as an option with its name.
+        table: the verb takes it in the option of this name, as NAME=VALUE.
+    """
 
     type: ParamType
     help: str
-    required: bool = True
+    required: bool = False
+    word: str = ""
+    is_argument: bool = False
+    table: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +67,35 @@ class Operation:
 
     Attributes:
         name: what `m` holds.
-        help: one sentence.
+        help: one sentence, and what else the help of its verb says.
         params: name → type.
-        mutates: True when it changes something; such operations take `idem` and `if_gen`, and run one at a time, in the
+        verb: its verb in mlxctl, where that is not called as the operation is.
+        lists: the list in its reply that comes in pages.
+        changes: True when it changes something; such operations take `idem` and `if_gen`, and run one at a time, in the
             order of their arrival.
         commits: True when it changes settings; such operations take `dry`, and `persist` unless `is_about_file`.
-        plans: True when it changes no settings and takes `dry` all the same.
+        plans: True when it changes something else and takes `dry` all the same.
         is_about_file: True when it makes no sense without the settings file.
-        at_once: True when it mutates and waits for no turn: what ends something must not queue behind it.
+        at_once: True when it changes something and waits for no turn: what ends something must not queue behind it.
         secrets: keys of its result that only the first reply has, and not one that is asked for again by `idem`.
     """
 
     name: str
     help: str
     params: Mapping[str, Param] = field(default_factory=dict)
-    mutates: bool = False
+    verb: str = ""
+    lists: str = ""
+    changes: bool = False
     commits: bool = False
     plans: bool = False
     is_about_file: bool = False
     at_once: bool = False
     secrets: frozenset[str] = frozenset()
+
+    @property
+    def mutates(self) -> bool:
+        """Whether it changes something."""
+        return self.changes or self.commits or self.plans or self.at_once
 
     @property
     def can_be_dry(self) -> bool:
@@ -87,28 +108,31 @@ class Operation:
         return self.commits and not self.is_about_file
 
 
-def text(help_text: str, *, required: bool = True) -> Param:
+def argument(help_text: str, word: str = "", *, required: bool = True) -> Param:
+    """Return a param that holds a text, and that the verb takes by its place."""
+    return Param(ParamType.TEXT, help_text, required, word, is_argument=True)
+
+
+def text(help_text: str, word: str = "", *, required: bool = False) -> Param:
     """Return a param that holds a text."""
-    return Param(ParamType.TEXT, help_text, required)
+    return Param(ParamType.TEXT, help_text, required, word)
 
 
 def flag(help_text: str) -> Param:
     """Return a param that is true or false, false when left out."""
-    return Param(ParamType.BOOLEAN, help_text, required=False)
+    return Param(ParamType.BOOLEAN, help_text)
 
 
 def count(help_text: str) -> Param:
     """Return a param that holds a whole number of at least 0, and may be left out."""
-    return Param(ParamType.COUNT, help_text, required=False)
+    return Param(ParamType.COUNT, help_text, word="N")
 
 
 # Of every list that can grow; its reply has `next`, the cursor of the next page, or null.
 PAGE = {
     "limit": count("Most entries to answer with, from 1; as many as fit when left out."),
-    "cursor": text("`next` of the page before; the first page when left out.", required=False),
+    "cursor": text("`next` of the page before; the first page when left out."),
 }
-MODEL = text("Model id.")
-FORCE = flag("Pass the checks that guard against too little memory.")
 
 
 def check_params(operation: Operation, params: object) -> tuple[dict[str, Any], list[str]]:
