@@ -13,18 +13,17 @@ from dataclasses import dataclass
 
 from mlxd.pool import ledger, policy
 from mlxd.pool.executor import Executor
+from mlxd.pool.lifecycle import ABSENT, PRESENT, Comeback, ModelState
 from mlxd.pool.loader import Loader
 from mlxd.pool.policy import YOUNGEST, Age, Demand, Outcome
 from mlxd.pool.report import reason_blocked, reason_kept_out
-from mlxd.pool.resident import PRESENT, ModelState, Resident
-from mlxd.pool.sequence import Sequence, SequenceState
+from mlxd.pool.resident import Resident, Sequence, SequenceState
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import DoesNotFit, ModelNotFound
 from mlxd.protocol.units import show_bytes
 
 # What is old in the prompt caches makes room for the end of a new prompt and for its head.
 TRIMMED_CHECKPOINTS = 2
-NOT_LOADED = frozenset({ModelState.UNLOADED, ModelState.QUEUED, ModelState.FAILED})
 
 
 # Keeps what fails in planning for a sequence, or for the load of a model, from the others.
@@ -126,7 +125,7 @@ class Allocator:
                 for sequence in (*resident.active.values(), *resident.waiting.values())
                 if _may_start(sequence)
             ]
-            if resident.state in NOT_LOADED and resident.oldest_wait is not None:
+            if resident.state in ABSENT and resident.oldest_wait is not None:
                 wants.append((resident.oldest_wait, resident))
         return wants
 
@@ -212,10 +211,10 @@ class Allocator:
             self._wake_for_patience(demand, sequence.since_s)
 
     def _admit_load(self, resident: Resident, age: Age, claims: Claims) -> None:
-        if not resident.is_wanted:  # an adapter on it was, and can never fit
+        if not resident.has_waiters:  # an adapter on it was, and can never fit
             return
         since_s = resident.oldest_wait_since_s
-        is_forced = resident.is_wanted_by_force
+        is_forced = resident.has_forcing_waiters
         demand = self._demand(resident, age, since_s, claims)
         view = self._state.view(age=age)
         base = resident.base
@@ -232,7 +231,7 @@ class Allocator:
             resident.fail_waiting(self._does_not_fit(resident))
         elif self._state.pressure is not None and not is_forced:
             resident.blocked_reason = self._state.pressure
-        elif resident.is_second_try and self._state.is_freeing:
+        elif resident.state is ModelState.RETRYING and self._state.is_freeing:
             resident.blocked_reason = "it ran out of memory; what is idle is freed before it is tried once more"
             claims.bytes += demand.bytes
             claims.models += demand.models
@@ -257,7 +256,7 @@ class Allocator:
         state = self._state
         state.deferred, state.coming = {}, set()
         is_behind = any(
-            resident.state is ModelState.LOADING or (resident.state in NOT_LOADED and resident.is_wanted)
+            resident.is_loading or (resident.state in ABSENT and resident.has_waiters)
             for resident in state.residents.values()
         )
         for place, model_id in enumerate(state.settings.pool.preload):
@@ -266,12 +265,13 @@ class Allocator:
             except ModelNotFound as error:
                 state.deferred[model_id] = error.message
                 continue
-            if resident.state not in NOT_LOADED:
+            backoff, can_return = resident.backoff, resident.comeback is not Comeback.NEVER
+            if resident.state not in ABSENT:
                 continue
-            if resident.is_wanted:
+            if resident.has_waiters:
                 state.coming.add(model_id)
-            elif resident.failures and not resident.is_dismissed and state.clock.now() < resident.retry_s:
-                self._wake_at(resident.retry_s)
+            elif backoff.failures and can_return and state.clock.now() < backoff.retry_s:
+                self._wake_at(backoff.retry_s)
             elif (reason := reason_kept_out(state, resident)) is not None:
                 state.deferred[model_id] = reason
             elif is_behind or state.is_draining:
@@ -287,27 +287,31 @@ class Allocator:
     def _return(self, claims: Claims) -> None:
         """Load again what went for that, if there is still room and nothing else is on its way; else let it be."""
         state = self._state
-        for resident in [resident for resident in state.residents.values() if resident.is_returning]:
-            if resident.state in PRESENT or resident.is_wanted:
+        for resident in [resident for resident in state.residents.values() if resident.comeback is Comeback.AT_ONCE]:
+            if resident.state in PRESENT or resident.has_waiters:
                 continue
             is_preloaded = resident.id in state.settings.pool.preload  # it comes back by itself
             base = resident.base
-            if base is not None and base.state is not ModelState.READY and (base.is_returning or base.state in PRESENT):
+            if (
+                base is not None
+                and base.state is not ModelState.READY
+                and (base.comeback is Comeback.AT_ONCE or base.state in PRESENT)
+            ):
                 continue  # after its base
             is_in_vain = state.is_draining or state.pressure is not None or resident.state is ModelState.FAILED
             with self._contain(resident):
                 if is_preloaded or is_in_vain or not self._preload_one(resident, 0, claims):
-                    resident.is_returning = False
+                    resident.stop_returning()
 
     def _preload_one(self, resident: Resident, place: int, claims: Claims) -> bool:
         """Load it or make room for it; return False when there is none to be had."""
         base = resident.base
         if base is not None and base.state is not ModelState.READY:
             self._state.deferred[resident.id] = _reason_base(base)
-            if base.failures and self._state.clock.now() < base.retry_s:
-                self._wake_at(base.retry_s)
+            if base.backoff.failures and self._state.clock.now() < base.backoff.retry_s:
+                self._wake_at(base.backoff.retry_s)
                 return False
-            return base.state in NOT_LOADED and self._preload_one(base, place, claims)
+            return base.state in ABSENT and self._preload_one(base, place, claims)
         demand = self._demand(resident, (YOUNGEST[0], place, 0), self._state.clock.now(), claims)
         plan = policy.plan_room(self._state.view(), demand)
         if plan.outcome is Outcome.FITS:
@@ -379,8 +383,8 @@ def _is_whole(want: Sequence | Resident) -> bool:
 def _reason_base(base: Resident) -> str:
     """Return why an adapter's load does not start while its base is not ready."""
     if base.state in PRESENT:
-        return f"its base {base.id} is {base.state.value}"
-    if base.state is ModelState.FAILED and base.error is not None and not base.is_wanted:  # else it is tried again
+        return f"its base {base.id} is {base.state.word}"
+    if base.state is ModelState.FAILED and base.error is not None and not base.has_waiters:  # else it is tried again
         return f"its base could not be loaded: {base.error.message}"
     return f"its base {base.id} waits for room" if base.blocked_reason is None else base.blocked_reason
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterable
 
 from mlxd.pool import ledger
+from mlxd.pool.lifecycle import ModelState
 from mlxd.pool.policy import Rank
-from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.resident import Resident
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import StaleModel
 from mlxd.protocol.errors import InsufficientCapacity, InUse, InvalidValue, ModelNotFound
@@ -43,7 +44,7 @@ def check_evict(state: PoolState, resident: Resident, *, force: bool) -> bool:
     Raises:
         InUse: pinned, preloaded, loading, or busy; *force* drains a busy one.
     """
-    if resident.state is ModelState.LOADING:
+    if resident.is_loading:
         raise InUse(f"{resident.id} is loading", hint=f"mlxctl model unload {resident.id}")
     if resident.state is not ModelState.READY:
         return False

@@ -34,12 +34,12 @@ from mlxd.engine.base import (
 )
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
 from mlxd.pool import intervention, ledger, report
-from mlxd.pool.event import PoolEvent
+from mlxd.pool.event import EventBuffer, PoolEvent
 from mlxd.pool.intervention import Outset, deferred_models
+from mlxd.pool.lifecycle import ModelState
 from mlxd.pool.meter import TokenMeter
-from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.resident import Resident, Sequence, SequenceState, Ticket
 from mlxd.pool.scheduler import Scheduler
-from mlxd.pool.sequence import EventBuffer, Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import PoolPlan, Victim
 from mlxd.protocol.errors import MlxdError, RequestCancelled
@@ -111,7 +111,7 @@ def plan_load(state: PoolState, model_id: str, *, force: bool = False) -> PoolPl
         aborting=tuple(
             Victim(model.id, state.held_bytes_of(model.id))
             for model in state.present
-            if model.state is ModelState.LOADING and model.id in aborted and not model.is_aborting
+            if model.state is ModelState.LOADING and model.id in aborted
         ),
         evicting_later=tuple(victim for victim in rehearsal.evicted() if victim.id not in known),
         deferred=tuple(deferred_models(rehearsal.state)),
@@ -258,7 +258,9 @@ def _copy_state(live: PoolState, copy: PoolState) -> None:
 
 
 def _copy_resident(resident: Resident) -> Resident:
-    twin = dataclasses.replace(resident, queue={}, held={}, waiting={}, active={}, meter=TokenMeter())
+    twin = dataclasses.replace(
+        resident, load=dataclasses.replace(resident.load), queue={}, held={}, waiting={}, active={}, meter=TokenMeter()
+    )
     tickets: dict[Ticket, Ticket] = {}
     sequences: dict[Sequence, Sequence] = {}
 

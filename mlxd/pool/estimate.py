@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mlxd.kv_estimate import Confidence
 from mlxd.pool import ledger, policy
+from mlxd.pool.lifecycle import PRESENT
 from mlxd.pool.policy import YOUNGEST, Demand
-from mlxd.pool.resident import PRESENT
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import MemoryEstimate, Victim
 
@@ -49,7 +49,7 @@ def estimate(state: PoolState, model_id: str, tokens: int | None, rows: int) -> 
     is_measured = resident.facts is not None
     return MemoryEstimate(
         model=resident.id,
-        state=resident.state.value,
+        state=resident.state.word,
         weights_bytes=weights_bytes,
         weights_confidence=(Confidence.MEASURED if is_measured else Confidence.HEADER).value,
         kv_bytes=kv_bytes,

@@ -1,10 +1,15 @@
-"""What the pool reports as it happens, for the log and for subscriptions. Plain data."""
+"""Events as they happen: of the pool, for the log and subscribers, and of a sequence, for its reader."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from mlxd.engine.base import SequenceEvent
+from mlxd.protocol.errors import MlxdError
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +32,40 @@ class PoolEvent:
 
 
 OnEvent = Callable[[PoolEvent], None]
+
+
+class EventBuffer:
+    """What a sequence's reader has not taken yet; one reader."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._items: deque[SequenceEvent | MlxdError] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    def put(self, item: SequenceEvent | MlxdError) -> None:
+        """Add an event, or the error to end with."""
+        self._items.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def get(self) -> SequenceEvent:
+        """Return the next event, or raise the error."""
+        while not self._items:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        item = self._items.popleft()
+        if isinstance(item, MlxdError):
+            raise item
+        return item
+
+
+def copy_error(error: MlxdError) -> MlxdError:
+    """Return an equal error: one instance raised in several tasks would gather all their tracebacks."""
+    return type(error)(
+        error.message,
+        hint=error.hint,
+        param=error.param,
+        code=error.code,
+        retry_after_s=error.retry_after_s,
+        data=dict(error.data),
+    )

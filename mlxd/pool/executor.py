@@ -22,8 +22,8 @@ from mlxd.engine.base import (
     Submit,
 )
 from mlxd.engine.vector import Embedded, PreparedInputs
-from mlxd.pool.resident import ModelState
-from mlxd.pool.sequence import Sequence, SequenceState
+from mlxd.pool.lifecycle import ModelState
+from mlxd.pool.resident import Sequence, SequenceState
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import MlxdError, ModelUnloaded, OutOfMemory
 
@@ -202,7 +202,7 @@ def _engine(sequence: Sequence) -> Engine:
 
 def _is_still_good(sequence: Sequence) -> bool:
     """Whether what was made ready is for the model as it is loaded now; else its tokens may mean other words."""
-    made_for, loaded = sequence.ticket.prepared_for, sequence.resident.loaded
+    made_for, loaded = sequence.ticket.prepared_for, sequence.resident.load.origin
     return made_for is None or (loaded is not None and loaded.reads_like(made_for))
 
 

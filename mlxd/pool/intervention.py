@@ -11,8 +11,9 @@ from collections.abc import Collection, Iterable
 from mlxd.catalog import context_limit
 from mlxd.pool import ledger, policy, report
 from mlxd.pool.check import stale_models
+from mlxd.pool.lifecycle import PRESENT, Comeback, ModelState
 from mlxd.pool.queue_limit import retry_after_s
-from mlxd.pool.resident import PRESENT, ModelState, Resident
+from mlxd.pool.resident import Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import DeferredModel, DrainingModel, PoolPlan, Victim
@@ -37,26 +38,27 @@ class Outset:
         state = self._state
         left = [model for model in state.present if model.is_leaving and model.id in self.staying_bytes]
         left.sort(key=lambda model: model.base is None)  # an adapter goes before its base
-        loading = [
-            model.id
-            for model in state.present
-            if model.state is ModelState.LOADING and model.id not in self.cached_bytes
-        ]
-        returning = [model.id for model in left if model.is_returning]
+        loading = [model.id for model in state.present if model.is_loading and model.id not in self.cached_bytes]
+        returning = [model.id for model in left if model.comeback is Comeback.AT_ONCE]
+        aborting = [model for model in left if model.state is ModelState.ABORTING]
         coming = _coming(state)
         return PoolPlan(
-            evicting=tuple(self._victim(model) for model in left if model.is_going and not model.is_aborting),
+            evicting=tuple(
+                self._victim(model)
+                for model in left
+                if model.is_certain_to_go and model.state is not ModelState.ABORTING
+            ),
             draining=tuple(
                 DrainingModel(model.id, model.holders, self.staying_bytes[model.id])
                 for model in left
-                if not model.is_going
+                if not model.is_certain_to_go
             ),
-            aborting=tuple(self._victim(model) for model in left if model.is_aborting),
+            aborting=tuple(map(self._victim, aborting)),
             evicting_later=(),
             trimming=tuple(
                 Victim(model.id, self.cached_bytes[model.id] - model.trim_target_bytes)
                 for model in state.present
-                if model.trim_target_bytes is not None and model.id not in self._trimming and not model.is_going
+                if model.trim_target_bytes is not None and model.id not in self._trimming and not model.is_certain_to_go
             ),
             loading=tuple(dict.fromkeys((*loading, *returning, *coming))),
             deferred=tuple(deferred_models(state, coming)),
@@ -106,7 +108,8 @@ def take_settings(state: PoolState, scheduler: Scheduler, new: Settings) -> None
     for model_id in new.pool.preload:
         resident = state.residents.get(model_id)
         if resident is not None and model_id not in old.pool.preload:
-            resident.is_dismissed = False
+            if resident.comeback is Comeback.NEVER:
+                resident.comeback = Comeback.BY_LIST
             resident.return_wait_s = 0.0
     if new.engine.prompt_cache != old.engine.prompt_cache:
         scheduler.loader.bound_prompt_caches()
@@ -122,8 +125,7 @@ def begin_unload(state: PoolState, scheduler: Scheduler, resident: Resident, *, 
         )
     )
     for leaving in (resident, *resident.adapters.values()):
-        leaving.is_dismissed = True
-        leaving.is_returning = False
+        leaving.comeback = Comeback.NEVER
     let_go(scheduler, resident, "unloaded by command")
     if force:
         scheduler.revoke(resident, RequestCancelled(f"{resident.id} was unloaded by force"))

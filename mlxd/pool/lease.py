@@ -16,8 +16,8 @@ from mlxd.engine.base import (
     PromptScored,
 )
 from mlxd.engine.vector import Embedded, EmbeddingRequest, PreparedInputs
+from mlxd.pool.resident import Ticket
 from mlxd.pool.scheduler import Scheduler
-from mlxd.pool.sequence import Ticket
 from mlxd.protocol.errors import RequestCancelled
 
 GenerateEvent = Prefilling | PromptScored | Delta | Finished
@@ -81,7 +81,7 @@ class Lease:
     async def _preparing(self) -> AsyncIterator[Engine]:
         """Hold the engine for as long as something is made ready for it."""
         engine = await self._scheduler.attach(self._ticket)
-        self._ticket.prepared_for = self._ticket.resident.loaded
+        self._ticket.prepared_for = self._ticket.resident.load.origin
         self._ticket.preparing += 1
         try:
             yield engine

@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from mlxd.engine.kv_shape import KV_STEP_TOKENS
+from mlxd.pool.lifecycle import PRESENT
 from mlxd.pool.policy import Age
-from mlxd.pool.resident import PRESENT, Resident
-from mlxd.pool.sequence import STEP_TOKENS, Sequence, SequenceState
+from mlxd.pool.resident import STEP_TOKENS, Resident, Sequence, SequenceState
 
 # The shortest prompt is one step of the cache, and the first grant adds STEP_TOKENS.
 SHORT_SEQUENCE_TOKENS = KV_STEP_TOKENS + STEP_TOKENS
@@ -82,7 +82,7 @@ def settled_bytes(resident: Resident, *, without: Collection[Sequence] = ()) -> 
         resident: the model.
         without: also leave these sequences out, to see what pausing them would bring.
     """
-    if resident.state not in PRESENT or resident.is_going:
+    if resident.state not in PRESENT or resident.is_certain_to_go:
         return 0
     staying = [
         sequence
@@ -125,7 +125,7 @@ def trimmable_bytes(resident: Resident, tokens: int = 0) -> int:
 
     0 while a trim is under way: what that frees is in `settled_bytes` already.
     """
-    if resident.trim_target_bytes is not None or resident.is_going:
+    if resident.trim_target_bytes is not None or resident.is_certain_to_go:
         return 0
     grants = [*_grants(resident), tokens] if tokens else _grants(resident)
     cache_bytes = resident.prompt_cache_bytes

@@ -10,16 +10,13 @@ from functools import partial
 from mlxd.catalog import pooling_of
 from mlxd.engine.base import Backend, Engine, LoadSpec
 from mlxd.pool import ledger, policy
+from mlxd.pool.lifecycle import Backoff, Comeback, Load, ModelState, Origin
 from mlxd.pool.policy import Plan
-from mlxd.pool.resident import Loaded, ModelState, Resident
+from mlxd.pool.resident import Resident
 from mlxd.pool.state import PoolState
 from mlxd.pool.task import Tasks
 from mlxd.protocol.errors import LoadFailed, MlxdError, OutOfMemory
 from mlxd.protocol.units import count, show_bytes
-
-# After a failed load: 5 s, doubled with every failure in a row, at most 5 min.
-FIRST_BACKOFF_S = 5.0
-MOST_BACKOFF_S = 300.0
 
 _log = logging.getLogger(__name__)
 
@@ -38,24 +35,21 @@ class Loader:
         """Begin to load the model; its bytes are reserved from now on."""
         base = resident.base
         if base is not None and base.state is not ModelState.READY:
-            raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.value}")
+            raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.word}")
         spec = self._spec(resident)
-        resident.loaded = Loaded(
+        origin = Origin(
             resident.entry,
             resident.context_limit,
             pooling_of(self._state.settings, resident.id),
-            None if base is None else base.loaded,
+            None if base is None else base.load.origin,
         )
+        is_retry = resident.state is ModelState.RETRYING
+        resident.load = Load(origin, self._state.clock.now(), is_forced=force, is_retry=is_retry)
         resident.enter(ModelState.LOADING)
-        resident.is_forced = force
-        resident.is_dismissed = False
-        resident.abort_reason = None
-        resident.is_returning = False
+        resident.load.total_bytes = resident.weights_bytes
+        resident.comeback = Comeback.BY_LIST
         resident.reload = None
         resident.blocked_reason = None
-        resident.load_started_s = self._state.clock.now()
-        resident.load_done_bytes = 0
-        resident.load_total_bytes = resident.weights_bytes
         size = show_bytes(resident.weights_bytes)
         self._state.emit("model.loading", resident.id, f"loading {resident.id}, {size}")
         self._begin_load(resident, spec)
@@ -64,7 +58,7 @@ class Loader:
         model = self._state.settings.models.get(resident.id)
         base = resident.base
         if base is not None and base.engine is None:
-            raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.value}")
+            raise RuntimeError(f"{resident.id} cannot be loaded: {base.id} is {base.state.word}")
         return LoadSpec(
             model_id=resident.id,
             path=resident.entry.path if base is None else base.entry.path,
@@ -84,9 +78,9 @@ class Loader:
             elif adapter.state is ModelState.LOADING:
                 self.abort(adapter, reason)
         resident.enter(ModelState.DRAINING)
-        resident.drain_reason = reason
+        resident.leave_reason = reason
         resident.drain_started_s = self._state.clock.now()
-        if resident.is_held:
+        if not resident.can_unload:
             requests = resident.holders + sum(adapter.holders for adapter in resident.adapters.values())
             self._state.emit(
                 "model.draining",
@@ -99,23 +93,23 @@ class Loader:
 
     def abort(self, resident: Resident, reason: str) -> None:
         """Have a load end before it is complete; its bytes stay reserved until the device says that it has ended."""
-        if resident.load is None or resident.is_aborting:
-            return
-        resident.abort_reason = reason
-        resident.load.cancel()  # does nothing to one that is complete: it drains in the next turn
+        if resident.state is ModelState.LOADING and resident.load.task is not None:
+            resident.enter(ModelState.ABORTING)
+            resident.leave_reason = reason
+            resident.load.task.cancel()  # does nothing to one that is complete: it drains in the next turn
 
     def unload(self, resident: Resident) -> None:
         """Begin to free a draining model that nothing holds."""
         engine = resident.engine
-        if engine is None or resident.is_held:
+        if engine is None or not resident.can_unload:
             raise RuntimeError(f"{resident.id} is held, or not loaded: it cannot be unloaded")
         n_bytes = ledger.held_bytes(resident)
         resident.enter(ModelState.UNLOADING)
         self._state.emit(
             "model.evicting",
             resident.id,
-            f"unloading {resident.id}, {show_bytes(n_bytes)}: {resident.drain_reason}",
-            {"bytes": n_bytes, "reason": resident.drain_reason},
+            f"unloading {resident.id}, {show_bytes(n_bytes)}: {resident.leave_reason}",
+            {"bytes": n_bytes, "reason": resident.leave_reason},
         )
         self._begin_unload(resident, engine)
 
@@ -149,10 +143,10 @@ class Loader:
 
     def follow(self, resident: Resident) -> None:
         """Take over what is under way with a model whose record is a copy of another."""
-        if resident.state is ModelState.LOADING:
+        if resident.is_loading:
             self._begin_load(resident, self._spec(resident))
-            if resident.is_aborting and resident.load is not None:
-                resident.load.cancel()
+            if resident.state is ModelState.ABORTING and resident.load.task is not None:
+                resident.load.task.cancel()
         elif resident.engine is not None and resident.state is ModelState.UNLOADING:
             self._begin_unload(resident, resident.engine)
         elif resident.engine is not None and resident.trim_target_bytes is not None:
@@ -160,7 +154,7 @@ class Loader:
 
     def _begin_load(self, resident: Resident, spec: LoadSpec) -> None:
         work = self._backend.load(spec, partial(self._on_progress, resident))
-        resident.load = self._tasks.begin(work, partial(self._on_load_ended, resident, spec))
+        resident.load.task = self._tasks.begin(work, partial(self._on_load_ended, resident, spec))
 
     def _begin_unload(self, resident: Resident, engine: Engine) -> None:
         self._tasks.begin(self._backend.unload(engine), partial(self._on_unloaded, resident))
@@ -176,15 +170,14 @@ class Loader:
             self._begin_trim(resident, engine, target_bytes)
 
     def _on_progress(self, resident: Resident, done_bytes: int, total_bytes: int) -> None:
-        resident.load_done_bytes = done_bytes
-        resident.load_total_bytes = total_bytes
+        resident.load.done_bytes, resident.load.total_bytes = done_bytes, total_bytes
         self._state.emit("model.load_progress", resident.id, "", {"done": done_bytes, "total": total_bytes})
 
     def _on_load_ended(self, resident: Resident, spec: LoadSpec, task: asyncio.Future[Engine]) -> None:
-        resident.load = None
+        resident.load.task = None
         if task.cancelled():
-            if resident.abort_reason is not None:  # else the daemon ends
-                self._on_load_aborted(resident, resident.abort_reason)
+            if resident.state is ModelState.ABORTING:  # else the daemon ends
+                self._on_load_aborted(resident)
                 self._pump()
             return
         error = task.exception()
@@ -199,12 +192,10 @@ class Loader:
 
     def _on_loaded(self, resident: Resident, spec: LoadSpec, engine: Engine) -> None:
         now = self._state.clock.now()
-        resident.enter(ModelState.READY)
         resident.engine = engine
         resident.facts = engine.facts
         resident.error = None
-        resident.failures = 0
-        resident.is_second_try = False
+        resident.backoff = Backoff()
         resident.touch(now)
         resident.untrimmable_bytes = 0
         if spec.context_length is not None and spec.context_length > engine.facts.context_length:
@@ -218,28 +209,30 @@ class Loader:
         if self._state.settings.engine.prompt_cache != spec.prompt_cache_limit_bytes:  # changed during the load
             engine.set_prompt_cache_limit(self._state.settings.engine.prompt_cache)
         resident.restart_waits(now)  # the load has had its own deadline
-        seconds = now - resident.load_started_s
+        seconds = now - resident.load.started_s
         self._state.emit(
             "model.loaded",
             resident.id,
             f"loaded {resident.id}, {show_bytes(resident.weights_bytes)}, in {seconds:.1f} s",
             {"bytes": resident.weights_bytes, "seconds": seconds},
         )
-        if resident.abort_reason is not None:
-            self.drain(resident, resident.abort_reason)
+        if resident.state is ModelState.ABORTING:
+            self.drain(resident, resident.leave_reason)
+        else:
+            resident.enter(ModelState.READY)
 
-    def _on_load_aborted(self, resident: Resident, reason: str) -> None:
+    def _on_load_aborted(self, resident: Resident) -> None:
         _note_gone(resident)
-        resident.is_second_try = False
+        reason = resident.leave_reason
         resident.restart_waits(self._state.clock.now())  # the load has had its own deadline
         self._state.emit(
             "model.load_aborted", resident.id, f"stopped loading {resident.id}: {reason}", {"reason": reason}
         )
 
     def _on_load_failed(self, resident: Resident, error: MlxdError) -> None:
-        if isinstance(error, OutOfMemory) and resident.failures == 0 and not resident.is_second_try:
+        if isinstance(error, OutOfMemory) and resident.backoff.failures == 0 and not resident.load.is_retry:
             self.give_back(f"loading {resident.id} ran out of memory")
-            if resident.is_wanted:
+            if resident.has_waiters:
                 self._load_again(resident, error)
                 return
         self.fail(resident, error)
@@ -248,11 +241,8 @@ class Loader:
         """Take it that the model cannot be loaded for now: those that wait for it get *error*, and a backoff begins."""
         if resident.state is not ModelState.FAILED:
             resident.enter(ModelState.FAILED)
-        resident.is_second_try = False
         resident.error = error
-        resident.failures += 1
-        backoff_s = min(FIRST_BACKOFF_S * 2 ** (resident.failures - 1), MOST_BACKOFF_S)
-        resident.retry_s = self._state.clock.now() + backoff_s
+        resident.backoff, backoff_s = resident.backoff.after_failure(self._state.clock.now())
         self._state.emit(
             "model.load_failed",
             resident.id,
@@ -264,8 +254,7 @@ class Loader:
     def _load_again(self, resident: Resident, error: OutOfMemory) -> None:
         """Have the load tried once more, when what is being given back is free; its waiters go on waiting."""
         now = self._state.clock.now()
-        resident.enter(ModelState.QUEUED)
-        resident.is_second_try = True
+        resident.enter(ModelState.RETRYING)
         resident.unloads += 1  # whoever waits for it to go has seen it gone, though it may load again in this turn
         resident.restart_waits(now)  # the load has had its own deadline
         self._state.emit(
@@ -284,7 +273,7 @@ class Loader:
         _note_gone(resident)
         resident.engine = None
         resident.trim_target_bytes = None
-        self._state.emit("model.unloaded", resident.id, f"unloaded {resident.id}: {resident.drain_reason}")
+        self._state.emit("model.unloaded", resident.id, f"unloaded {resident.id}: {resident.leave_reason}")
         self._pump()
 
     def _on_trimmed(self, resident: Resident, task: asyncio.Future[int]) -> None:
@@ -304,7 +293,6 @@ class Loader:
 def _note_gone(resident: Resident) -> None:
     """Note that the device holds nothing of the model any more."""
     resident.enter(ModelState.UNLOADED)
-    if resident.loaded is not None and resident.loaded.files != resident.files:
+    if resident.load.origin is not None and resident.load.origin.files != resident.files:
         resident.facts = None  # measured on other files
     resident.unloads += 1
-    resident.is_forced = False

@@ -40,7 +40,7 @@ class Candidate:
     is_ready: bool  # what still loads, or leaves already, is no victim
     is_loading: bool
     is_leaving: bool
-    is_held: bool  # by requests
+    has_requests: bool
     oldest_wait: Age | None  # of the requests that wait for a slot or KV in it
     released_s: float
     uses: float  # recent ones count for more
@@ -188,17 +188,17 @@ def plan_limit(view: View) -> Plan:
         short_bytes=sum(candidate.settled_bytes for candidate in view.candidates) - view.limit_bytes,
         short_models=_short(view, _models(staying)),
     )
-    choice.take(view.victims(lambda victim: victim.rank is Rank.ORDINARY and not victim.is_held))
+    choice.take(view.victims(lambda victim: victim.rank is Rank.ORDINARY and not victim.has_requests))
     choice.prune()
     loading = [victim for victim in view.candidates if victim.is_loading and not victim.is_leaving]
     loading.sort(key=lambda victim: YOUNGEST if victim.oldest_wait is None else victim.oldest_wait, reverse=True)
-    busy = view.victims(lambda victim: victim.rank is Rank.ORDINARY and victim.is_held)
+    busy = view.victims(lambda victim: victim.rank is Rank.ORDINARY and victim.has_requests)
     preloaded = view.victims(lambda victim: victim.rank is Rank.PRELOADED)
     victims = (
         *(victim for victim in loading if victim.rank is Rank.ORDINARY),
         *busy,
         *(victim for victim in loading if victim.rank is Rank.PRELOADED),
-        *sorted(preloaded, key=lambda candidate: candidate.is_held),
+        *sorted(preloaded, key=lambda candidate: candidate.has_requests),
     )
     for victim in victims:
         floors_bytes = sum(candidate.floor_bytes for candidate in choice.rest if not candidate.is_leaving)
@@ -226,10 +226,10 @@ def plan_relief(view: View, *, preloaded: bool = False) -> Plan:
     idle = [
         victim
         for victim in view.victims(lambda victim: victim.rank is not Rank.PINNED)
-        if not victim.is_held and victim.oldest_wait is None
+        if not victim.has_requests and victim.oldest_wait is None
     ]
     ordinary = [victim for victim in idle if victim.rank is Rank.ORDINARY]
-    is_coming = any(candidate.is_leaving and not candidate.is_held for candidate in view.candidates)
+    is_coming = any(candidate.is_leaving and not candidate.has_requests for candidate in view.candidates)
     chosen = idle if preloaded and not ordinary and not is_coming else ordinary
     return Plan(Outcome.FREEING, evict=tuple(victim.model_id for victim in chosen))
 
@@ -269,7 +269,7 @@ def _models(candidates: Iterable[Candidate]) -> int:
 
 def _is_idle(victim: Candidate, age: Age) -> bool:
     """Whether nothing that runs, and no request older than *age*, is in its way."""
-    return not victim.is_held and (victim.oldest_wait is None or victim.oldest_wait > age)
+    return not victim.has_requests and (victim.oldest_wait is None or victim.oldest_wait > age)
 
 
 def _short(view: View, models: int) -> int:
@@ -344,8 +344,8 @@ class _Choice:
                 short_bytes -= freed_bytes
         return Plan(
             outcome,
-            evict=tuple(victim.model_id for victim in self.taken if not victim.is_held and not victim.is_loading),
-            drain=tuple(victim.model_id for victim in self.taken if victim.is_held),
+            evict=tuple(victim.model_id for victim in self.taken if not victim.has_requests and not victim.is_loading),
+            drain=tuple(victim.model_id for victim in self.taken if victim.has_requests),
             abort=tuple(victim.model_id for victim in self.taken if victim.is_loading),
             trims=tuple(trims),
             pause_bytes=short_bytes,

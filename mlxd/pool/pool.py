@@ -15,11 +15,11 @@ from mlxd.clock import Clock
 from mlxd.engine.base import Backend, SchedulingParams
 from mlxd.pool import check, dry_run, intervention, policy, report
 from mlxd.pool.estimate import estimate
-from mlxd.pool.event import OnEvent
+from mlxd.pool.event import OnEvent, copy_error
 from mlxd.pool.lease import Lease
-from mlxd.pool.resident import PRESENT, ModelState, Resident
+from mlxd.pool.lifecycle import PRESENT, Backoff, Comeback, ModelState
+from mlxd.pool.resident import Resident
 from mlxd.pool.scheduler import Scheduler
-from mlxd.pool.sequence import copy_error
 from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import DeviceStatus, MemoryEstimate, PoolPlan, PoolStatus
 from mlxd.pool.task import LoopTasks
@@ -123,7 +123,7 @@ class Pool:
         if resident.state is ModelState.UNLOADED:
             resident.enter(ModelState.FAILED)
             resident.error = error
-            resident.failures, resident.retry_s = 1, math.inf
+            resident.backoff = Backoff(failures=1, retry_s=math.inf)
 
     def reset(self, model_id: str) -> bool:
         """Forget that loads of the model have failed, so that the next one is tried at once; False if none has.
@@ -132,8 +132,8 @@ class Pool:
             ModelNotFound: no such model.
         """
         resident = self._state.resident(model_id)
-        had_failed = resident.failures > 0
-        resident.failures, resident.retry_s, resident.error = 0, 0.0, None
+        had_failed = resident.backoff.failures > 0
+        resident.backoff, resident.error = Backoff(), None
         resident.return_wait_s = 0.0
         if resident.state is ModelState.FAILED:
             resident.enter(ModelState.UNLOADED)
@@ -171,7 +171,7 @@ class Pool:
         if resident is None:
             return
         await self._scheduler.conditions.wait_until(
-            lambda: not (state.stale_reason(resident) or resident.is_returning or resident.loading)
+            lambda: not (state.stale_reason(resident) or resident.comeback is Comeback.AT_ONCE or resident.loading)
         )
         if resident.state is ModelState.FAILED and resident.error is not None:
             raise copy_error(resident.error)
@@ -330,7 +330,7 @@ class Pool:
         for model_id in model_ids:
             resident = self._state.residents.get(model_id)
             if resident is not None and resident.state is ModelState.DRAINING:
-                error = RequestCancelled(f"{model_id} was unloaded by force: {resident.drain_reason}")
+                error = RequestCancelled(f"{model_id} was unloaded by force: {resident.leave_reason}")
                 ended += self._scheduler.revoke(resident, error)
         return ended
 
@@ -377,7 +377,7 @@ class Pool:
                 entry = self._state.servable(model_id)
             except ModelNotFound as error:
                 resident.fail_waiting(error)
-                resident.is_returning = False
+                resident.stop_returning()
                 intervention.let_go(self._scheduler, resident, f"it can no longer be served: {error.message}")
                 if resident.state not in PRESENT:
                     self._state.forget(resident)
@@ -385,7 +385,7 @@ class Pool:
             resident.entry = entry
             if resident.files != known[model_id] and resident.state not in PRESENT:
                 resident.facts = None  # other files: what was measured, and why they failed, is void
-                resident.failures, resident.retry_s, resident.return_wait_s = 0, 0.0, 0.0
+                resident.backoff, resident.return_wait_s = Backoff(), 0.0
             resident.context_limit = context_limit(self._state.settings, entry)
         self._scheduler.pump()
 

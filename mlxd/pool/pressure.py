@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mlxd.pool.lifecycle import ModelState
 from mlxd.pool.loader import Loader
-from mlxd.pool.resident import LEAVING, ModelState, Resident
+from mlxd.pool.resident import Resident
 from mlxd.pool.state import PoolState
 
 # Without a break, what was just freed would be loaded again, and the system be short of memory again, for ever.
@@ -34,13 +35,13 @@ class Pressure:
         self._state.pressure_until_s = self._state.clock.now() + CALM_S
         if is_new:
             self._state.emit("pool.pressed", None, f"loads wait and idle models go: {reason}", {"reason": reason})
-        staying = [resident for resident in self._state.present if not _leaves(resident)]
+        staying = [resident for resident in self._state.present if not resident.is_leaving]
         for resident in staying:
             if resident.state is ModelState.LOADING and not resident.is_forced:
                 self._loader.abort(resident, reason)
         self._loader.give_back(reason, preloaded=True)
         for resident in staying:
-            if _leaves(resident):
+            if resident.is_leaving:
                 self._keep_out(resident)
 
     def look(self) -> None:
@@ -58,11 +59,7 @@ class Pressure:
 
     def _keep_out(self, resident: Resident) -> None:
         now = self._state.clock.now()
-        if now - resident.load_started_s >= MOST_RETURN_S:
+        if now - resident.load.started_s >= MOST_RETURN_S:
             resident.return_wait_s = 0.0
         resident.return_wait_s = min(max(CALM_S, 2 * resident.return_wait_s), MOST_RETURN_S)
         resident.return_s = now + resident.return_wait_s
-
-
-def _leaves(resident: Resident) -> bool:
-    return resident.state in LEAVING or resident.is_aborting

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from mlxd.engine.base import BackendMemory, EngineFacts
 from mlxd.kv_estimate import Confidence
 from mlxd.pool import ledger
+from mlxd.pool.lifecycle import LEAVING, PRESENT, Comeback, ModelState
 from mlxd.pool.policy import Rank
-from mlxd.pool.resident import LEAVING, PRESENT, ModelState, Resident
-from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from mlxd.pool.resident import Resident, Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
 from mlxd.pool.status import DeviceStatus, MemoryStatus, ModelStatus, PoolStatus, PreloadStatus, TokenStatus, WaitStatus
 from mlxd.protocol.errors import ModelNotFound
@@ -57,7 +57,7 @@ def over_limit(state: PoolState) -> str | None:
 
 def over_limit_at_rest(state: PoolState) -> str | None:
     """Return the same of the pool when the evictions, aborts, trims and pauses under way have ended."""
-    staying = [resident for resident in state.present if not resident.is_going]
+    staying = [resident for resident in state.present if not resident.is_certain_to_go]
     pool = state.settings.pool
     is_over = sum(ledger.settled_bytes(resident) for resident in staying) > pool.memory
     is_over |= pool.max_models is not None and sum(resident.base is None for resident in staying) > pool.max_models
@@ -85,10 +85,10 @@ def reason_busy(state: PoolState, resident: Resident) -> str:
     if resident.state is ModelState.DRAINING:
         seconds = state.clock.now() - resident.drain_started_s
         return f"draining {resident.id} ({count(resident.holders, 'request')}, {seconds:.0f} s)"
-    if resident.is_aborting:
+    if resident.state is ModelState.ABORTING:
         return f"stopping the load of {resident.id}"
     if resident.state in PRESENT:
-        return f"{resident.state.value} {resident.id}"
+        return f"{resident.state.word} {resident.id}"
     return f"{resident.id} is not loaded: {state.deferred.get(resident.id, 'it waits for room')}"
 
 
@@ -105,7 +105,7 @@ def reason_blocked(state: PoolState, resident: Resident) -> str:
 
 def reason_kept_out(state: PoolState, resident: Resident) -> str | None:
     """Return why the preload list does not load a model, whatever room there is; None when it may."""
-    if resident.is_dismissed:
+    if resident.comeback is Comeback.NEVER:
         return "it was unloaded by command; a request or `mlxctl model load` brings it back"
     if state.pressure is not None:
         return state.pressure
@@ -126,15 +126,15 @@ def reason_waiting(state: PoolState, ticket: Ticket) -> str:
     """Return what a request that has not started waits for."""
     resident = ticket.resident
     loading = resident.loading
-    if loading is not None and loading.is_aborting:
-        return f"the load of {loading.id} is being stopped ({loading.abort_reason})"
+    if loading is not None and loading.state is ModelState.ABORTING:
+        return f"the load of {loading.id} is being stopped ({loading.leave_reason})"
     if loading is not None:
-        percent = 100 * loading.load_done_bytes // max(1, loading.load_total_bytes)
+        percent = 100 * loading.load.done_bytes // max(1, loading.load.total_bytes)
         return f"{loading.id} is loading ({percent} %)"
     if resident.state is ModelState.UNLOADING:
         return f"{resident.id} is being unloaded and will be loaded again"
     if resident.state is ModelState.DRAINING:
-        return f"{resident.id} drains ({resident.drain_reason}) and will be loaded again"
+        return f"{resident.id} drains ({resident.leave_reason}) and will be loaded again"
     if resident.state is not ModelState.READY:
         return f"{resident.id} waits for room" if resident.blocked_reason is None else resident.blocked_reason
     sequence = next(iter(ticket.sequences.values()), None)
@@ -156,9 +156,9 @@ def reason_not_started(state: PoolState, sequence: Sequence) -> str:
 
 def activity(state: PoolState, resident: Resident) -> str:
     """Return what a loaded model is doing."""
-    if resident.state in {ModelState.LOADING, ModelState.UNLOADING}:
-        return f"{resident.id} is {resident.state.value}"
-    if resident.is_used:
+    if resident.is_loading or resident.state is ModelState.UNLOADING:
+        return f"{resident.id} is {resident.state.word}"
+    if resident.has_own_requests:
         return f"{resident.id} has {count(resident.holders, 'request')}"
     rank = state.rank(resident)
     return f"{resident.id} is {'idle' if rank is Rank.ORDINARY else rank.name.lower()}"
@@ -181,7 +181,7 @@ def _waits(state: PoolState, waiting: list[Ticket]) -> Iterator[WaitStatus]:
 
 def _memory(state: PoolState) -> MemoryStatus:
     present = state.present
-    loaded = [ledger.footprint(resident) for resident in present if resident.state is not ModelState.LOADING]
+    loaded = [ledger.footprint(resident) for resident in present if not resident.is_loading]
     limit_bytes = state.settings.pool.memory
     reserved_bytes = state.held_bytes
     return MemoryStatus(
@@ -191,7 +191,7 @@ def _memory(state: PoolState) -> MemoryStatus:
         kv_bytes=sum(footprint.kv_bytes for footprint in loaded),
         prompt_cache_bytes=sum(footprint.prompt_cache_bytes for footprint in loaded),
         grammar_bytes=sum(footprint.grammar_bytes for footprint in loaded),
-        loading_bytes=sum(ledger.held_bytes(resident) for resident in present if resident.state is ModelState.LOADING),
+        loading_bytes=sum(ledger.held_bytes(resident) for resident in present if resident.is_loading),
         margin_bytes=sum(footprint.margin_bytes for footprint in loaded),
         pinned_bytes=sum(ledger.held_bytes(resident) for resident in present if state.rank(resident) is Rank.PINNED),
         free_bytes=max(0, limit_bytes - reserved_bytes),
@@ -237,7 +237,7 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
     decoding, decoding_reason = _decoding(resident.facts)
     return ModelStatus(
         id=resident.id,
-        state=resident.state.value,
+        state=resident.state.word,
         weights_bytes=resident.weights_bytes,
         estimated=resident.facts is None,
         kv_confidence=(resident.entry.kv_confidence if resident.facts is None else Confidence.MEASURED).value,
@@ -258,14 +258,14 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
         keep_alive_s=None if math.isinf(keep_alive_s) else keep_alive_s,
         expires_in_s=None if math.isinf(expiry_s) else max(0.0, expiry_s - state.clock.now()),
         reason=_reason(state, resident),
-        load_done_bytes=resident.load_done_bytes,
-        load_total_bytes=resident.load_total_bytes,
+        load_done_bytes=resident.load.done_bytes,
+        load_total_bytes=resident.load.total_bytes,
         last_error=None if resident.error is None else resident.error.message,
         base=resident.entry.base,
         decoding=decoding,
         decoding_reason=decoding_reason,
         tool_format=None if resident.facts is None else resident.facts.tool_format or None,
-        prompts_too_large=resident.prompts_too_large,
+        prompts_too_large=0 if resident.engine is None else resident.engine.prompts_too_large,
         pooling=_pooling(resident.facts),
         stale=state.stale_reason(resident),
     )
@@ -273,14 +273,14 @@ def _model(state: PoolState, resident: Resident, waiting: list[Ticket]) -> Model
 
 def _reason(state: PoolState, resident: Resident) -> str | None:
     if resident.state in LEAVING:
-        return resident.drain_reason
-    if resident.state is ModelState.QUEUED:
+        return resident.leave_reason
+    if resident.state in {ModelState.QUEUED, ModelState.RETRYING}:
         return resident.blocked_reason
     if resident.is_refused:
         return f"not tried again until it is reset: mlxctl model reset {resident.id}"
     if resident.state is ModelState.FAILED:
-        return f"not tried again for {max(0.0, resident.retry_s - state.clock.now()):.0f} s"
-    if resident.state is ModelState.READY and not resident.is_used:
+        return f"not tried again for {max(0.0, resident.backoff.retry_s - state.clock.now()):.0f} s"
+    if resident.state is ModelState.READY and not resident.has_own_requests:
         kept_by = [adapter.id for adapter in resident.adapters.values() if adapter.state in PRESENT]
         if kept_by:
             return f"kept by {', '.join(kept_by)}"
@@ -294,9 +294,9 @@ def preload_status(state: PoolState, model_id: str) -> PreloadStatus:
         return PreloadStatus(model_id, "failed", state.deferred.get(model_id, "there is no such model"))
     if resident.state is ModelState.READY:
         return PreloadStatus(model_id, "loaded", None)
-    if resident.state is ModelState.LOADING:
+    if resident.is_loading:
         return PreloadStatus(model_id, "loading", None)
     if resident.state is ModelState.FAILED and resident.error is not None:
         return PreloadStatus(model_id, "failed", resident.error.message)
-    reason = state.deferred.get(model_id, resident.drain_reason if resident.state in LEAVING else None)
+    reason = state.deferred.get(model_id, resident.leave_reason if resident.state in LEAVING else None)
     return PreloadStatus(model_id, "deferred", reason)

@@ -15,14 +15,15 @@ from mlxd.clock import Timer
 from mlxd.engine.base import Backend, Engine, GenerationRequest, PreparedPrompt
 from mlxd.engine.vector import PreparedInputs
 from mlxd.pool import report
-from mlxd.pool.allocator import NOT_LOADED, Allocator
+from mlxd.pool.allocator import Allocator
+from mlxd.pool.event import copy_error
 from mlxd.pool.executor import Executor
+from mlxd.pool.lifecycle import ABSENT, Comeback, ModelState
 from mlxd.pool.loader import Loader
 from mlxd.pool.policy import Rank
 from mlxd.pool.pressure import Pressure
 from mlxd.pool.queue_limit import refuse_if_full, retry_after_s
-from mlxd.pool.resident import ModelState, Resident
-from mlxd.pool.sequence import Sequence, SequenceState, Ticket, copy_error
+from mlxd.pool.resident import Resident, Sequence, SequenceState, Ticket
 from mlxd.pool.state import PoolState
 from mlxd.pool.task import Conditions, Tasks
 from mlxd.protocol.errors import (
@@ -113,7 +114,7 @@ class Scheduler:
                 continue
             if needed.is_refused and needed.error is not None:
                 raise copy_error(needed.error)
-            if now < needed.retry_s and not is_command:
+            if now < needed.backoff.retry_s and not is_command:
                 raise _in_backoff(needed, now)
         ticket = Ticket(
             number=state.next_number(),
@@ -216,7 +217,7 @@ class Scheduler:
         residents = list(self._state.residents.values())
         for resident in residents:
             with self._contain(resident):
-                if resident.state is ModelState.DRAINING and not resident.is_held:
+                if resident.state is ModelState.DRAINING and resident.can_unload:
                     self.loader.unload(resident)
                 if resident.state is ModelState.READY:
                     self._grant_leases(resident)
@@ -244,11 +245,11 @@ class Scheduler:
             if isinstance(want, Sequence):
                 self._is_due_again = True
                 self.executor.abort(want, EngineError(message))
-            elif want.state in NOT_LOADED:
+            elif want.state in ABSENT:
                 self._is_due_again = True
                 self.loader.fail(want, LoadFailed(message))
             else:
-                self._is_due_again |= want.is_wanted
+                self._is_due_again |= want.has_waiters
                 want.fail_waiting(EngineError(message))
 
     def _grant_leases(self, resident: Resident) -> None:
@@ -278,17 +279,19 @@ class Scheduler:
                 mode = self._state.reload_mode(resident)
                 if reason is None or mode == "next-load":
                     continue
-                if mode == "now" or not (resident.is_busy or resident.is_wanted):
+                if mode == "now" or not (resident.has_requests or resident.has_waiters):
                     for returning in (resident, *resident.adapters.values()):
-                        returning.is_returning = returning.state is ModelState.READY
+                        if returning.state is ModelState.READY:
+                            returning.comeback = Comeback.AT_ONCE
+                        else:
+                            returning.stop_returning()
                     self.loader.drain(resident, f"it is loaded again: {reason}")
 
     def _mark_queued(self, resident: Resident) -> None:
-        if resident.is_wanted and resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
+        if resident.has_waiters and resident.state in {ModelState.UNLOADED, ModelState.FAILED}:
             resident.enter(ModelState.QUEUED)
-        elif not resident.is_wanted and resident.state is ModelState.QUEUED:
+        elif not resident.has_waiters and resident.state in {ModelState.QUEUED, ModelState.RETRYING}:
             resident.enter(ModelState.UNLOADED)
-            resident.is_second_try = False
 
     def _expire_waits(self, resident: Resident) -> None:
         """Fail the requests that have waited too long: for a place, or for the load once that has begun."""
@@ -313,12 +316,12 @@ class Scheduler:
 
     def _expire_load(self, resident: Resident) -> None:
         """Abort a load that takes too long, unless somebody who came later or the preload list wants it still."""
-        if resident.state is not ModelState.LOADING or resident.is_aborting or resident.is_wanted:
+        if resident.state is not ModelState.LOADING or resident.has_waiters:
             return
         if self._state.rank(resident) is not Rank.ORDINARY:
             return
         timeout_s = self._state.settings.pool.load_timeout
-        deadline_s = resident.load_started_s + timeout_s
+        deadline_s = resident.load.started_s + timeout_s
         if self._state.clock.now() >= deadline_s:
             self.loader.abort(resident, f"it has not loaded within {timeout_s:g} s, and no request waits for it")
         else:
@@ -326,7 +329,7 @@ class Scheduler:
 
     def _deadline_s(self, resident: Resident, since_s: float) -> float:
         if resident.loading is not None:
-            return max(since_s, resident.loading.load_started_s) + self._state.settings.pool.load_timeout
+            return max(since_s, resident.loading.load.started_s) + self._state.settings.pool.load_timeout
         return since_s + self._state.settings.queue.timeout
 
     def _timeout(self, resident: Resident, reason: str) -> MlxdError:
@@ -376,7 +379,7 @@ def _check_open(ticket: Ticket) -> None:
 
 
 def _in_backoff(resident: Resident, now: float) -> MlxdError:
-    left_s = resident.retry_s - now
+    left_s = resident.backoff.retry_s - now
     cause = "its load failed" if resident.error is None else resident.error.message
     kind = OutOfMemory if isinstance(resident.error, OutOfMemory) else LoadFailed
     return kind(

@@ -12,10 +12,10 @@ from mlxd.clock import Clock
 from mlxd.engine.base import BackendLimits
 from mlxd.pool import ledger
 from mlxd.pool.event import OnEvent, PoolEvent
+from mlxd.pool.lifecycle import PRESENT, Comeback, ModelState
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age, Candidate, Rank, View
-from mlxd.pool.resident import PRESENT, ModelState, Resident
-from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from mlxd.pool.resident import Resident, Sequence, SequenceState, Ticket
 from mlxd.protocol.errors import ModelNotFound
 from mlxd.protocol.settings import Settings
 
@@ -156,7 +156,7 @@ class PoolState:
     def is_dismissed(self, model_id: str) -> bool:
         """Whether the model was unloaded by command, so that the preload list does not bring it back."""
         resident = self.residents.get(model_id)
-        return resident is not None and resident.is_dismissed
+        return resident is not None and resident.comeback is Comeback.NEVER
 
     @property
     def free_bytes(self) -> int:
@@ -178,7 +178,7 @@ class PoolState:
     def is_freeing(self) -> bool:
         """Whether memory is on its way back for certain; a draining model may itself wait for memory."""
         return any(
-            resident.state is ModelState.UNLOADING or resident.is_aborting or resident.trim_target_bytes is not None
+            resident.state in {ModelState.UNLOADING, ModelState.ABORTING} or resident.trim_target_bytes is not None
             for resident in self.present
         )
 
@@ -196,11 +196,13 @@ class PoolState:
         preload = self.settings.pool.preload
         if resident.id in preload:
             return True
-        return any(adapter.id in preload and not adapter.is_dismissed for adapter in resident.adapters.values())
+        return any(
+            adapter.id in preload and adapter.comeback is not Comeback.NEVER for adapter in resident.adapters.values()
+        )
 
     def stale_reason(self, resident: Resident, settings: Settings | None = None) -> str | None:
         """Return in what a loaded model differs from what a load would make of it now; None when in nothing."""
-        loaded = resident.loaded
+        loaded = resident.load.origin
         if resident.state not in PRESENT or loaded is None:
             return None
         if loaded.entry.path != resident.entry.path:
@@ -236,7 +238,7 @@ class PoolState:
     def expiry_s(self, resident: Resident) -> float:
         """Return when it expires; infinity when it is busy, protected or kept for ever."""
         is_ordinary = self.rank(resident) is Rank.ORDINARY
-        if resident.state is not ModelState.READY or not is_ordinary or resident.is_held or resident.is_wanted:
+        if resident.state is not ModelState.READY or not is_ordinary or not resident.can_unload or resident.has_waiters:
             return math.inf
         return resident.released_s + self.keep_alive_s(resident)
 
@@ -263,13 +265,13 @@ class PoolState:
                     rank=self.rank(resident),
                     # A base does not go while something loads on it.
                     is_ready=resident.state is ModelState.READY
-                    and not any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values()),
-                    is_loading=resident.state is ModelState.LOADING,
+                    and not any(adapter.is_loading for adapter in resident.adapters.values()),
+                    is_loading=resident.is_loading,
                     is_leaving=resident.is_leaving,
-                    is_held=resident.is_busy,
+                    has_requests=resident.has_requests,
                     oldest_wait=resident.oldest_wait,
                     released_s=resident.released_s,
-                    uses=resident.uses_at(self.clock.now()),
+                    uses=resident.uses.at(self.clock.now()),
                     base=None if resident.base is None else resident.base.id,
                 )
                 for resident in self.present

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxd.pool.resident import PRESENT, ModelState
+from mlxd.pool.lifecycle import PRESENT, ModelState
 from mlxd.protocol.errors import ModelNotFound, ModelUnloaded
 from tests.pool.test_histories import CHANGES, LOAD, History, Watched, histories, thorough
 from tests.support.tally import Tally

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlxd.pool.dry_run import Rehearsal
-from mlxd.pool.resident import ModelState
+from mlxd.pool.lifecycle import ModelState
 from mlxd.pool.status import PoolPlan, Victim
 from mlxd.protocol.errors import DoesNotFit, InUse, MlxdError, ModelNotFound
 from tests.support.pool_world import MB, World, facts, world
@@ -82,7 +82,7 @@ async def compare(history: list[tuple[Any, ...]], command: tuple[str, Any]) -> N
             else:
                 await w.advance(step[1])
         await w.settle()
-        was_aborting = {resident.id for resident in w.pool._state.present if resident.is_aborting}
+        was_aborting = {resident.id for resident in w.pool._state.present if resident.state is ModelState.ABORTING}
         ready = {resident.id for resident in w.pool._state.present if resident.state is ModelState.READY}
         seen = len(w.events)
         try:
@@ -94,7 +94,7 @@ async def compare(history: list[tuple[Any, ...]], command: tuple[str, Any]) -> N
         events = [(event.kind, event.model_id) for event in w.events[seen:]]
         begun = [model_id for kind, model_id in events if kind == "model.evicting" and model_id in ready]
         assert [victim.id for victim in planned.evicting] == begun
-        aborting = {resident.id for resident in w.pool._state.present if resident.is_aborting}
+        aborting = {resident.id for resident in w.pool._state.present if resident.state is ModelState.ABORTING}
         assert {victim.id for victim in planned.aborting} == aborting - was_aborting
         drained = [model_id for kind, model_id in events if kind == "model.draining"]
         assert {model.id for model in planned.draining if planned.drain_after_s is None} >= set(drained) - set(begun)

@@ -7,7 +7,7 @@ import pytest
 from mlxd.engine.base import Finished, FinishReason, GenerationRequest, KvLow, Paused, TextPrompt, Usage
 from mlxd.pool import ledger
 from mlxd.pool.lease import Lease
-from mlxd.pool.sequence import Sequence, SequenceState
+from mlxd.pool.resident import Sequence, SequenceState
 from tests.support.pool_world import MB, World, facts, world
 
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from mlxd.engine.base import EngineFacts
-from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.lifecycle import ModelState
+from mlxd.pool.resident import Resident
 from mlxd.protocol.errors import (
     DoesNotFit,
     Draining,
@@ -282,7 +283,7 @@ class History:
 
 def _is_gone(resident: Resident) -> bool:
     """Whether an evicted model has left, or goes as soon as the device has ended what nobody reads any more."""
-    if resident.state in {ModelState.QUEUED, ModelState.UNLOADED} or resident.is_going:
+    if resident.state in {ModelState.QUEUED, ModelState.RETRYING, ModelState.UNLOADED} or resident.is_certain_to_go:
         return True
     together = (resident, *resident.adapters.values())
     is_read = any(ticket.holds for model in together for ticket in model.held.values())

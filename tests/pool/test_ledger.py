@@ -10,8 +10,8 @@ import pytest
 from mlxd.engine.base import Decoding, Engine, GenerationRequest, LoadSpec, PreparedPrompt, TokenPrompt
 from mlxd.engine.kv_shape import KvShape, length_class
 from mlxd.pool import ledger
-from mlxd.pool.resident import ModelState, Resident
-from mlxd.pool.sequence import Sequence, SequenceState, Ticket
+from mlxd.pool.lifecycle import ModelState
+from mlxd.pool.resident import Resident, Sequence, SequenceState, Ticket
 from tests.support.fake_engine import FakeEngine
 from tests.support.pool_world import entry, facts
 

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from mlxd.engine.base import GenerationRequest, TextPrompt
-from mlxd.pool.resident import ModelState
+from mlxd.pool.lifecycle import ModelState
 from mlxd.protocol.errors import DoesNotFit, LoadFailed, ModelNotFound, ModelUnloaded, RequestCancelled
 from tests.support.pool_world import MB, OTHER_FILES, TURNS, entry, facts, world
 
@@ -41,7 +41,7 @@ async def test_the_backoff_doubles_up_to_five_minutes() -> None:
             w.backend.fail_load("a", BROKEN)
             with pytest.raises(LoadFailed):
                 await w.run(w.pool.load("a"))
-            waits.append(round(w.pool._state.residents["a"].retry_s - w.clock.now()))
+            waits.append(round(w.pool._state.residents["a"].backoff.retry_s - w.clock.now()))
         assert waits == [5, 10, 20, 40, 80, 160, 300, 300]
 
         await w.load("a")
@@ -49,7 +49,7 @@ async def test_the_backoff_doubles_up_to_five_minutes() -> None:
         w.backend.fail_load("a", BROKEN)
         with pytest.raises(LoadFailed):
             await w.run(w.pool.load("a"))
-        assert round(w.pool._state.residents["a"].retry_s - w.clock.now()) == 5
+        assert round(w.pool._state.residents["a"].backoff.retry_s - w.clock.now()) == 5
 
 
 async def test_a_command_tries_at_once() -> None:
@@ -591,7 +591,7 @@ async def test_a_load_that_is_complete_when_it_is_to_be_aborted_is_unloaded() ->
         resident = w.pool._state.residents["a"]
         w.clock.run_next()
         for _ in range(TURNS):
-            if resident.load is None or resident.load.done():
+            if resident.load.task is None or resident.load.task.done():
                 break
             await asyncio.sleep(0)
         assert resident.state is ModelState.LOADING

@@ -6,7 +6,7 @@ import pytest
 
 from mlxd.engine.base import Delta, GenerationRequest, TextPrompt
 from mlxd.pool.lease import Lease
-from mlxd.pool.sequence import SequenceState
+from mlxd.pool.resident import SequenceState
 from mlxd.protocol.errors import DoesNotFit
 from tests.support.fake_row import answer_text
 from tests.support.pool_world import KV_BYTES_PER_TOKEN, MB, SHORT_KV_BYTES, STEP_KV_BYTES, World, facts, world

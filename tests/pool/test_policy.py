@@ -33,7 +33,7 @@ def candidate(model_id: str, size: int, **changed: Any) -> Candidate:
         "rank": Rank.ORDINARY,
         "is_ready": True,
         "is_leaving": False,
-        "is_held": False,
+        "has_requests": False,
         "oldest_wait": None,
         "released_s": 0.0,
         "uses": 0,
@@ -112,14 +112,14 @@ def test_no_cache_is_trimmed_in_vain() -> None:
 
 def test_nobody_leaves_in_vain() -> None:
     """When idle models are not enough, none of them is evicted: the demand waits."""
-    models = view(candidate("idle", 20), candidate("busy", 70, is_held=True))
+    models = view(candidate("idle", 20), candidate("busy", 70, has_requests=True))
 
     assert plan_room(models, load(60)) == Plan(Outcome.BLOCKED)
 
 
 def test_a_patient_demand_drains_busy_models() -> None:
     """Once it may drain, a busy model goes, and idle ones go only if they are needed."""
-    models = view(candidate("idle", 20), candidate("busy", 70, is_held=True))
+    models = view(candidate("idle", 20), candidate("busy", 70, has_requests=True))
 
     plan = plan_room(models, load(60, is_overdue=True))
 
@@ -131,7 +131,7 @@ def test_an_overdue_demand_pauses_younger_sequences_rather_than_have_a_model_go(
     """A model whose weights leave room gives up its sequences, also when nothing else may move it."""
     for rank in Rank:
         models = view(
-            candidate("idle", 5), candidate("busy", 70, floor_bytes=30, pausable_bytes=40, is_held=True, rank=rank)
+            candidate("idle", 5), candidate("busy", 70, floor_bytes=30, pausable_bytes=40, has_requests=True, rank=rank)
         )
 
         assert plan_room(models, load(60)) == Plan(Outcome.BLOCKED)
@@ -140,7 +140,7 @@ def test_an_overdue_demand_pauses_younger_sequences_rather_than_have_a_model_go(
 
 def test_an_overdue_demand_waits_for_older_sequences_with_its_bytes_promised() -> None:
     """When pausing is not enough and the weights leave room, nothing begins: older sequences end by themselves."""
-    models = view(candidate("idle", 5), candidate("busy", 70, floor_bytes=30, pausable_bytes=20, is_held=True))
+    models = view(candidate("idle", 5), candidate("busy", 70, floor_bytes=30, pausable_bytes=20, has_requests=True))
 
     assert plan_room(models, load(60, is_overdue=True)) == Plan(Outcome.FREEING)
     assert plan_room(models, load(60, is_overdue=True, claimed_bytes=11)).drain == ("busy",)
@@ -148,7 +148,7 @@ def test_an_overdue_demand_waits_for_older_sequences_with_its_bytes_promised() -
 
 def test_max_models_is_not_had_by_pausing() -> None:
     """When there is a model too many, one drains although its sequences could pause."""
-    busy = candidate("busy", 70, floor_bytes=30, pausable_bytes=40, is_held=True)
+    busy = candidate("busy", 70, floor_bytes=30, pausable_bytes=40, has_requests=True)
 
     assert plan_room(view(busy, max_models=1), load(60, is_overdue=True)) == Plan(Outcome.FREEING, drain=("busy",))
 
@@ -199,7 +199,7 @@ def test_a_preloaded_model_that_leaves_protects_nothing() -> None:
 
 def test_a_model_is_not_in_its_own_way() -> None:
     """A sequence on a pinned model is judged by what the model would hold with it, counted once."""
-    pinned = candidate("a", 60, rank=Rank.PINNED, is_held=True)
+    pinned = candidate("a", 60, rank=Rank.PINNED, has_requests=True)
 
     assert plan_room(view(pinned), load(30, target="a", models=0, footprint_bytes=90)) == Plan(Outcome.FITS)
 
@@ -235,7 +235,7 @@ def test_max_models_does_not_matter_to_sequences() -> None:
 def test_a_lowered_limit_takes_idle_models_first() -> None:
     """Idle ordinary models go in the order of the policy, busy and preloaded ones stay if that is enough."""
     models = view(
-        candidate("busy", 30, is_held=True, released_s=0.0),
+        candidate("busy", 30, has_requests=True, released_s=0.0),
         candidate("preloaded", 30, rank=Rank.PRELOADED, released_s=0.5),
         candidate("idle", 30, released_s=1.0),
         limit=60,
@@ -251,7 +251,7 @@ def test_a_lowered_limit_drains_busy_models_before_preloaded_ones() -> None:
     """Preloaded models yield to a lowered limit only after all ordinary ones; pinned ones do not."""
     models = (
         candidate("preloaded", 30, rank=Rank.PRELOADED),
-        candidate("busy", 30, is_held=True),
+        candidate("busy", 30, has_requests=True),
         candidate("pinned", 30, rank=Rank.PINNED),
     )
 
@@ -265,7 +265,9 @@ def test_a_lowered_limit_drains_busy_models_before_preloaded_ones() -> None:
 def test_a_lowered_limit_pauses_rather_than_drains() -> None:
     """When the least of the busy models fits, they stay, and what is over is to be had by pausing."""
     models = view(
-        candidate("a", 50, floor_bytes=20, is_held=True), candidate("b", 40, floor_bytes=20, is_held=True), limit=60
+        candidate("a", 50, floor_bytes=20, has_requests=True),
+        candidate("b", 40, floor_bytes=20, has_requests=True),
+        limit=60,
     )
 
     plan = plan_limit(models)
@@ -275,8 +277,8 @@ def test_a_lowered_limit_pauses_rather_than_drains() -> None:
 
 def test_sequences_pause_beside_a_model_that_drains_if_that_makes_room() -> None:
     """A draining model may be long in going: what it holds counts, unless the least of all is too much anyway."""
-    leaving = {"is_held": True, "is_ready": False, "is_leaving": True}
-    busy = candidate("busy", 50, floor_bytes=20, is_held=True)
+    leaving = {"has_requests": True, "is_ready": False, "is_leaving": True}
+    busy = candidate("busy", 50, floor_bytes=20, has_requests=True)
 
     assert plan_limit(view(busy, candidate("drains", 70, **leaving))).pause_bytes == 20
     assert plan_limit(view(busy, candidate("drains", 90, **leaving))).pause_bytes == 0
@@ -285,7 +287,9 @@ def test_sequences_pause_beside_a_model_that_drains_if_that_makes_room() -> None
 
 def test_a_lowered_max_models_evicts_and_drains() -> None:
     """The bound on models is enforced as the limit is."""
-    models = view(candidate("a", 1), candidate("b", 1, is_held=True), candidate("c", 1, is_held=True), max_models=1)
+    models = view(
+        candidate("a", 1), candidate("b", 1, has_requests=True), candidate("c", 1, has_requests=True), max_models=1
+    )
 
     plan = plan_limit(models)
 
@@ -294,7 +298,7 @@ def test_a_lowered_max_models_evicts_and_drains() -> None:
 
 def test_growth_takes_idle_models_and_leaves_the_rest_to_pauses() -> None:
     """Idle models go even when that is not enough; what is short then is to be had by pausing."""
-    models = view(candidate("busy", 80, is_held=True), candidate("idle", 15), limit=100)
+    models = view(candidate("busy", 80, has_requests=True), candidate("idle", 15), limit=100)
 
     plan = plan_growth(models, "busy", (0, 1, 1), 30)
 
@@ -311,7 +315,7 @@ candidates = st.builds(
     st.tuples(st.integers(0, 9), st.integers(0, 9)),
     rank=st.sampled_from(Rank),
     is_ready=st.booleans(),
-    is_held=st.booleans(),
+    has_requests=st.booleans(),
     released_s=st.floats(0, 100),
     uses=st.integers(0, 9),
 )
@@ -337,7 +341,7 @@ def test_plans_spare_the_protected_and_suffice(
     gone = [by_id[model_id] for model_id in (*room.evict, *room.drain)]
     assert all(victim.rank is Rank.ORDINARY and victim.is_ready for victim in gone)
     assert not room.drain or is_overdue
-    assert all(not by_id[model_id].is_held for model_id in room.evict)
+    assert all(not by_id[model_id].has_requests for model_id in room.evict)
     if room.outcome in {Outcome.FITS, Outcome.FREEING}:
         left = [model for model in models if model not in gone]
         assert room.pause_bytes <= sum(model.pausable_bytes for model in left)

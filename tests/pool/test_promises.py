@@ -14,8 +14,9 @@ import pytest
 from mlxd.engine.base import Engine, LoadProgress, LoadSpec
 from mlxd.pool import policy
 from mlxd.pool.allocator import Allocator
+from mlxd.pool.lifecycle import ModelState
 from mlxd.pool.policy import Demand, Outcome, Plan, View
-from mlxd.pool.resident import ModelState, Resident
+from mlxd.pool.resident import Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import PoolState
 from mlxd.protocol.errors import LoadFailed, MlxdError, RequestCancelled
@@ -114,7 +115,7 @@ def _load_by_other_settings(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
 
 def _expire_pinned_models(w: WatchedWorld, patch: pytest.MonkeyPatch) -> None:
     def expiry_s(state: PoolState, resident: Resident, settings: object = None) -> float:
-        is_idle = resident.state is ModelState.READY and not resident.is_held
+        is_idle = resident.state is ModelState.READY and resident.can_unload
         return resident.released_s + 1 if is_idle else math.inf
 
     patch.setattr(PoolState, "expiry_s", expiry_s)

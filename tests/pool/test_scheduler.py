@@ -67,9 +67,9 @@ async def test_a_preload_that_cannot_be_planned_is_in_nobodys_way() -> None:
         assert [w.state(model_id) for model_id in "abc"] == ["ready", "failed", "ready"]
         assert w.pool.ready
         resident = state.residents["b"]
-        assert resident.failures == 1
+        assert resident.backoff.failures == 1
         await w.advance(5)
-        assert resident.failures == 2
+        assert resident.backoff.failures == 2
 
 
 async def test_a_sequence_that_cannot_start_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ class DeparturePromise(Promise):
             self.judge(resident)
 
     def judge(self, resident: Resident) -> None:
-        """Judge that *resident* goes, for its `drain_reason`."""
+        """Judge that *resident* goes, for its `leave_reason`."""
         raise NotImplementedError
 
 

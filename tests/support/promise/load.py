@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from mlxd.engine.base import LoadSpec
 from mlxd.pool.event import PoolEvent
-from mlxd.pool.resident import ModelState, Resident
-from mlxd.pool.sequence import Ticket
+from mlxd.pool.resident import Resident, Ticket
 from tests.support.pool_world import World
 from tests.support.promise.base import Promise
 
@@ -78,7 +77,7 @@ class P11LoadsComplete(Promise):
             self._open.remove(str(event.model_id))
 
     def look(self) -> None:
-        loading = {resident.id for resident in self.residents if resident.state is ModelState.LOADING}
+        loading = {resident.id for resident in self.residents if resident.is_loading}
         assert loading == self._open, "P11: a load has ended without an end"
         aborts = [event for event in self.world.events if event.kind == "model.load_aborted"]
         assert self.world.backend.cancelled_loads <= len(aborts), "P11: a load was cancelled"

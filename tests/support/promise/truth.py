@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from mlxd.pool.resident import ModelState
-from mlxd.pool.sequence import Sequence, SequenceState
+from mlxd.pool.lifecycle import ModelState
+from mlxd.pool.resident import Sequence, SequenceState
 from tests.support.promise.base import Promise
 
 ON_THE_DEVICE = frozenset({ModelState.READY, ModelState.DRAINING, ModelState.UNLOADING})
@@ -21,7 +21,7 @@ class P12Truth(Promise):
         underestimated_bytes = sum(
             max(0, backend.models[resident.id].weights_bytes - resident.weights_bytes)
             for resident in self.residents
-            if resident.state is ModelState.LOADING
+            if resident.is_loading
         )
         assert backend.active_bytes <= self.state.held_bytes + underestimated_bytes, (
             "P12: the device holds more than the ledger says"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mlxd.pool import ledger
 from mlxd.pool.event import PoolEvent
+from mlxd.pool.lifecycle import LEAVING, ModelState
 from mlxd.pool.policy import Rank
-from mlxd.pool.resident import LEAVING, ModelState, Resident
+from mlxd.pool.resident import Resident
 from tests.support.pool_world import World
 from tests.support.promise.base import BY_COMMAND, FOR_LIMIT, FOR_ROOM, FOR_TIME, DeparturePromise, Promise, says
 
@@ -37,7 +38,7 @@ class P1Limit(Promise):
             gain = ledger.settled_bytes(resident) - ledger.settled_bytes(resident, without=[sequence])
             assert gain == 0, "P1: over the limit although a younger sequence could pause"
         for resident in self.state.present:
-            is_idle = resident.state is ModelState.READY and not resident.is_held and not resident.waiting
+            is_idle = resident.state is ModelState.READY and resident.can_unload and not resident.waiting
             assert not is_idle or self.state.rank(resident) is not Rank.ORDINARY, "P1: over it beside an idle model"
 
 
@@ -48,10 +49,10 @@ class P2Protection(DeparturePromise):
         super().on_event(event, resident)
         if event.kind == "model.evicting":
             assert resident is not None
-            assert not resident.is_held, "P2: a leased model was unloaded"
+            assert resident.can_unload, "P2: a leased model was unloaded"
 
     def judge(self, resident: Resident) -> None:
-        reason, rank = resident.drain_reason, self.state.rank(resident)
+        reason, rank = resident.leave_reason, self.state.rank(resident)
         assert resident.state in LEAVING, "P2: a model that loads gave way"
         if says(reason, BY_COMMAND):
             return
@@ -70,7 +71,7 @@ class P9Pins(DeparturePromise):
         self._pinned: set[str] = set()
 
     def judge(self, resident: Resident) -> None:
-        if says(resident.drain_reason, BY_COMMAND):
+        if says(resident.leave_reason, BY_COMMAND):
             self._pinned.discard(resident.id)
 
     def look(self) -> None:
@@ -90,7 +91,7 @@ class P10NothingInVain(DeparturePromise):
     """A target that can never fit is refused before anything is evicted for it."""
 
     def judge(self, resident: Resident) -> None:
-        _, _, target_id = resident.drain_reason.partition("making room for ")
+        _, _, target_id = resident.leave_reason.partition("making room for ")
         if not target_id:
             return
         target = self.state.residents[target_id]
@@ -103,5 +104,5 @@ class P10NothingInVain(DeparturePromise):
         ]
         own = [target] if target.base is None else [target, target.base]
         least_bytes = sum(map(ledger.floor_bytes, [*own, *protected]))
-        is_forced = target.is_wanted_by_force
+        is_forced = target.has_forcing_waiters
         assert is_forced or least_bytes <= self.state.settings.pool.memory, f"P10: evicted in vain for {target_id}"

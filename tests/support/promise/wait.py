@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from mlxd.pool import ledger
 from mlxd.pool.event import PoolEvent
+from mlxd.pool.lifecycle import LEAVING, ModelState
 from mlxd.pool.policy import Age, Rank
-from mlxd.pool.resident import LEAVING, ModelState, Resident
-from mlxd.pool.sequence import SequenceState
+from mlxd.pool.resident import Resident, SequenceState
 from tests.support.pool_world import World
 from tests.support.promise.base import Promise
 
@@ -43,7 +43,7 @@ class P3NoResurrection(Promise):
                 continue
             before = self._holders.setdefault(resident.id, set(resident.held))
             assert set(resident.held) <= before, "P3: a draining model granted a lease"
-            assert resident.is_held, "P3: a drained model was not unloaded"
+            assert not resident.can_unload, "P3: a drained model was not unloaded"
 
 
 class P4Patience(Promise):
@@ -80,7 +80,7 @@ class P4Patience(Promise):
 
     def _wants(self) -> Iterable[Want]:
         for resident in self.residents:
-            if resident.state in NOT_THERE and resident.oldest_wait is not None and not resident.is_second_try:
+            if resident.state in NOT_THERE and resident.oldest_wait is not None:
                 if resident.base is not None and resident.base.state is not ModelState.READY:
                     continue  # its base is wanted first
                 need = ledger.floor_bytes(resident)
@@ -114,7 +114,7 @@ class Want:
 
     def is_behind(self, other: Resident) -> bool:
         """Whether requests keep a model that this may not evict: they run, or are older."""
-        return other.is_busy or (other.oldest_wait is not None and other.oldest_wait <= self.oldest_age)
+        return other.has_requests or (other.oldest_wait is not None and other.oldest_wait <= self.oldest_age)
 
     def least_bytes(self, other: Resident) -> int:
         """Return what a model would hold if all its sequences waited for this."""
@@ -160,7 +160,7 @@ class P6EveryWaitEnds(Promise):
         for wait in self.world.pool.status().queue if self.world.pool.queue_length else ():
             assert wait.reason, "P6: a wait without a reason"
         for resident in self.residents:
-            if resident.is_wanted:
+            if resident.has_waiters:
                 assert resident.state is not ModelState.UNLOADED, "P6: wanted, and nothing is done"
             for ticket in resident.queue.values():
                 self._look_at(resident, ticket.since_s)
@@ -179,12 +179,12 @@ class P6EveryWaitEnds(Promise):
     def _look_at(self, resident: Resident, since_s: float) -> None:
         settings, now = self.state.settings, self.state.clock.now()
         if resident.loading is not None:
-            since_s, most_s = max(since_s, resident.loading.load_started_s), settings.pool.load_timeout
+            since_s, most_s = max(since_s, resident.loading.load.started_s), settings.pool.load_timeout
         else:
             most_s = settings.queue.timeout
         assert now < since_s + most_s, f"P6: a wait for {resident.id} has gone on beyond its deadline"
 
 
 def _may_go(rank: Rank, resident: Resident) -> bool:
-    is_base_of_a_load = any(adapter.state is ModelState.LOADING for adapter in resident.adapters.values())
+    is_base_of_a_load = any(adapter.is_loading for adapter in resident.adapters.values())
     return resident.state is ModelState.READY and rank is Rank.ORDINARY and not is_base_of_a_load

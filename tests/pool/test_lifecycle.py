@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from mlxd.pool.resident import TRANSITIONS, ModelState, Resident
+import mlxd.pool
+from mlxd.pool.lifecycle import TRANSITIONS, ModelState
+from mlxd.pool.resident import Resident
 from tests.support.pool_world import entry, facts
 
 
@@ -20,6 +25,14 @@ def test_only_the_table_s_transitions_are_possible(before: ModelState, after: Mo
         with pytest.raises(RuntimeError, match=f"a cannot go from {before.value} to {after.value}"):
             resident.enter(after)
         assert resident.state is before
+
+
+def test_the_table_is_the_one_that_the_design_draws() -> None:
+    """DESIGN.md has each state, what status calls it, and each way on."""
+    design = (Path(mlxd.pool.__path__[0]) / "DESIGN.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \*(\w+)\*(?:, shown as (\w+))? \|[^|]*\| ([\w, ]+) \|$", design, re.MULTILINE)
+    drawn = {state: (word or state, set(ways.split(", "))) for state, word, ways in rows}
+    assert drawn == {state.value: (state.word, {to.value for to in ways}) for state, ways in TRANSITIONS.items()}
 
 
 def test_a_draining_model_cannot_come_back() -> None:
