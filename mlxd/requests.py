@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 from mlxd.protocol.errors import Draining, MlxdError, NotFound, RequestCancelled
@@ -50,6 +51,8 @@ class RunningRequest:
     on_answering: Callable[[], None] | None = field(default=None, repr=False, compare=False)
     begun_s: float = field(default=0.0, repr=False, compare=False)  # of the clock that only goes forward
     number: int = 0  # its place among all requests of this daemon: later ones have higher numbers
+    task: asyncio.Task[object] | None = field(default=None, repr=False, compare=False)  # that it runs in
+    cancel_reason: str | None = field(default=None, repr=False, compare=False)
 
     def begin_answering(self) -> None:
         """Note that its first text was made."""
@@ -57,6 +60,12 @@ class RunningRequest:
             self.state = RequestState.ANSWERING
             if self.on_answering is not None:
                 self.on_answering()
+
+    def cancel(self, reason: str) -> None:
+        """Interrupt its task, which then raises `RequestCancelled`; a second call changes nothing."""
+        if self.cancel_reason is None and self.task is not None:
+            self.cancel_reason = reason
+            self.task.cancel()
 
 
 class RunningRequests:
@@ -72,27 +81,51 @@ class RunningRequests:
         self._now = now
         self._clock = clock
         self._on_event = on_event
-        self._tracked: dict[int, TrackedRequest] = {}
-        self._next_key = 0
+        self._running: dict[int, RunningRequest] = {}
+        self._next_number = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = False
 
-    def track(self, request_id: str, *, endpoint: str, model: str, route: str) -> TrackedRequest:
-        """Return a context manager; the current task counts as this request inside of it.
+    @contextmanager
+    def track(self, request_id: str, *, endpoint: str, model: str, route: str) -> Iterator[RunningRequest]:
+        """Count the current task as this request inside of the context.
 
         Raises:
             Draining: `close` was called.
+            RequestCancelled: `cancel` was.
         """
         if self._closed:
             raise Draining("the daemon is shutting down", retry_after_s=_RESTART_S)
-        return TrackedRequest(
-            self, RunningRequest(request_id, endpoint, model, route, self._now(), begun_s=self._clock())
-        )
+        task = asyncio.current_task()
+        cancels_before = 0 if task is None else task.cancelling()
+        request = RunningRequest(request_id, endpoint, model, route, self._now(), begun_s=self._clock(), task=task)
+        request.number = self._next_number
+        request.on_answering = partial(self._tell, "request.answering", request)
+        self._next_number += 1
+        self._running[request.number] = request
+        self._idle.clear()
+        self._tell("request.started", request, endpoint=endpoint, route=route)
+        outcome = "done"
+        try:
+            yield request
+        except BaseException as error:
+            outcome = _outcome(request, error)
+            raise
+        finally:
+            del self._running[request.number]
+            if not self._running:
+                self._idle.set()
+            self._tell("request.ended", request, outcome=outcome)
+            request.task = None
+            # As in asyncio.timeout: our own cancel becomes an error with words, one from outside (the client's) stays.
+            is_ours = task is not None and request.cancel_reason is not None and task.uncancel() <= cancels_before
+            if is_ours and outcome == "cancelled":
+                raise RequestCancelled(request.cancel_reason or "")
 
     def list(self) -> tuple[RunningRequest, ...]:
         """Return a snapshot, oldest first."""
-        return tuple(dataclasses.replace(tracked.request) for tracked in self._tracked.values())
+        return tuple(dataclasses.replace(request) for request in self._running.values())
 
     def cancel(self, request_id: str, reason: str = "the request was cancelled by an operator") -> int:
         """End the requests with this id (a client may use one twice) with `RequestCancelled`; return how many.
@@ -100,24 +133,24 @@ class RunningRequests:
         Raises:
             NotFound: no running request has this id.
         """
-        found = [tracked for tracked in self._tracked.values() if tracked.request.id == request_id]
+        found = [request for request in self._running.values() if request.id == request_id]
         if not found:
             raise NotFound(f"there is no running request {request_id!r}", hint="mlxctl ps")
-        for tracked in found:
-            tracked.cancel(reason)
+        for request in found:
+            request.cancel(reason)
         return len(found)
 
     def cancel_number(self, number: int, reason: str) -> None:
         """End the request of this number with `RequestCancelled`; one that has ended is left alone."""
-        tracked = self._tracked.get(number)
-        if tracked is not None:
-            tracked.cancel(reason)
+        request = self._running.get(number)
+        if request is not None:
+            request.cancel(reason)
 
     def cancel_all(self, reason: str) -> int:
         """End every request with `RequestCancelled`; return how many."""
-        for tracked in self._tracked.values():
-            tracked.cancel(reason)
-        return len(self._tracked)
+        for request in self._running.values():
+            request.cancel(reason)
+        return len(self._running)
 
     @property
     def is_closed(self) -> bool:
@@ -132,69 +165,14 @@ class RunningRequests:
         """Return when no request runs."""
         await self._idle.wait()
 
-    def _add(self, tracked: TrackedRequest) -> int:
-        key = self._next_key
-        self._next_key += 1
-        self._tracked[key] = tracked
-        self._idle.clear()
-        request = tracked.request
-        request.number = key
-        request.on_answering = lambda: self._tell("request.answering", request, elapsed_ms=self._elapsed_ms(request))
-        self._tell("request.started", request, endpoint=request.endpoint, route=request.route)
-        return key
-
-    def _remove(self, key: int, outcome: str) -> None:
-        request = self._tracked.pop(key).request
-        if not self._tracked:
-            self._idle.set()
-        self._tell("request.ended", request, outcome=outcome, elapsed_ms=self._elapsed_ms(request))
-
-    def _elapsed_ms(self, request: RunningRequest) -> int:
-        return round(1000 * (self._clock() - request.begun_s))
-
     def _tell(self, kind: str, request: RunningRequest, **data: Any) -> None:
+        if kind != "request.started":
+            data["elapsed_ms"] = round(1000 * (self._clock() - request.begun_s))
         self._on_event(RequestEvent(kind, {"request": request.id, "model": request.model, **data}))
 
 
-class TrackedRequest:
-    """One request that runs in the task that entered this context."""
-
-    def __init__(self, owner: RunningRequests, request: RunningRequest) -> None:
-        """Made by `RunningRequests.track` only."""
-        self.request = request
-        self._owner = owner
-        self._key = -1
-        self._task: asyncio.Task[object] | None = None
-        self._cancels_before = 0
-        self._reason: str | None = None
-
-    def cancel(self, reason: str) -> None:
-        """Interrupt the task; a second call changes nothing."""
-        if self._reason is None and self._task is not None:
-            self._reason = reason
-            self._task.cancel()
-
-    def __enter__(self) -> RunningRequest:
-        self._task = asyncio.current_task()
-        self._cancels_before = self._task.cancelling() if self._task is not None else 0
-        self._key = self._owner._add(self)  # noqa: SLF001  (two halves of one module)
-        return self.request
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._owner._remove(self._key, self._outcome(error))  # noqa: SLF001
-        task, self._task = self._task, None
-        # As in asyncio.timeout: our own cancel becomes an error with words, one from outside (the client went) stays.
-        if task is None or self._reason is None or task.uncancel() > self._cancels_before:
-            return
-        if exc_type is not None and issubclass(exc_type, asyncio.CancelledError):
-            raise RequestCancelled(self._reason) from error
-
-    def _outcome(self, error: BaseException | None) -> str:
-        """Return how it ended: done, cancelled (by an operator), gone (its client), or the code of its error."""
-        if error is None:
-            return "done"
-        if isinstance(error, asyncio.CancelledError):
-            return "gone" if self._reason is None else "cancelled"
-        return error.code if isinstance(error, MlxdError) else MlxdError.code
+def _outcome(request: RunningRequest, error: BaseException) -> str:
+    """Return how it ended: cancelled (by an operator), gone (its client), or the code of its error."""
+    if isinstance(error, asyncio.CancelledError):
+        return "gone" if request.cancel_reason is None else "cancelled"
+    return error.code if isinstance(error, MlxdError) else MlxdError.code

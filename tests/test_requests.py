@@ -81,8 +81,8 @@ async def test_a_drain_refuses_new_requests_and_waits_for_the_old() -> None:
     requests = RunningRequests()
     task = await _start(requests, "a")
     requests.close()
-    with pytest.raises(Draining) as refused:
-        requests.track("b", endpoint="/v1/x", model="m", route="local")
+    with pytest.raises(Draining) as refused, requests.track("b", endpoint="/v1/x", model="m", route="local"):
+        pass
     assert refused.value.retry_after_s is not None
     idle = asyncio.create_task(requests.wait_idle())
     await asyncio.wait([idle], timeout=0)

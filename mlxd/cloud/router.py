@@ -138,7 +138,7 @@ class Router:
         Raises:
             CloudDisabled: a rule always sends the name to the cloud, the cloud is off, and no local model has the name.
         """
-        rule = None if local_only else self._decisive(name, meant)
+        rule = None if local_only else self.rules.match(name, meant or name)
         if rule is None:
             return Decision(asks_local=True)
         cloud = self._store.current.cloud
@@ -159,10 +159,6 @@ class Router:
             data={"rule": rule.id, "target": str(rule.targets[0])},
         )
 
-    def _decisive(self, name: str, meant: str | None) -> Rule | None:
-        """Return the rule that decides for *name*, which is matched before what it is an alias of."""
-        return self.rules.match(name) if meant in (None, name) else self.rules.match(name, meant)
-
     def explain(self, name: str, assume: str | None = None) -> Explanation:
         """Run the live matcher on *name* and say what every rule makes of it; sends nothing.
 
@@ -171,7 +167,7 @@ class Router:
             assume: the code of a local failure that is taken to have happened.
         """
         meant = self._alias_target(name)
-        decisive = self._decisive(name, meant)
+        decisive = self.rules.match(name, meant)
         names = {name, meant}
         matching = {rule.id for each in names for rule in self.rules.matching(each)}
         outcome, reason, decision = self._outcome(name, meant, decisive, assume)

@@ -117,7 +117,7 @@ class RuleSet:
 
         A never rule for any of them decides.
         """
-        matches = [found[0] for name in names if (found := self.matching(name))]
+        matches = [found[0] for name in dict.fromkeys(names) if (found := self.matching(name))]
         return next((rule for rule in matches if rule.mode is Mode.NEVER), matches[0] if matches else None)
 
 

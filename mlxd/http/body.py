@@ -46,21 +46,24 @@ async def read_object(request: web.Request, place: Place) -> tuple[bytearray, di
 
 async def _read(request: web.Request, place: Place, settings: HttpSettings) -> bytearray:
     most_bytes = settings.max_body
-    too_large = PayloadTooLarge(
-        f"the body is over the limit of {format_bytes(most_bytes)}", hint="mlxctl config set http.max_body=SIZE"
-    )
     declared = None if hdrs.CONTENT_ENCODING in request.headers else request.content_length
     if declared is not None and declared > most_bytes:
-        raise too_large
+        raise _too_large(most_bytes)
     raw = bytearray()
     if not await _receive(request, raw, min(SMALL_BYTES, most_bytes), settings.body_timeout):
         if len(raw) > most_bytes:
-            raise too_large
+            raise _too_large(most_bytes)
         await place.claim(most_bytes if declared is None else declared, settings.body_timeout)
         if not await _receive(request, raw, most_bytes, settings.body_timeout):
-            raise too_large
+            raise _too_large(most_bytes)
         place.resize(len(raw))
     return raw
+
+
+def _too_large(most_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"the body is over the limit of {format_bytes(most_bytes)}", hint="mlxctl config set http.max_body=SIZE"
+    )
 
 
 async def _receive(request: web.Request, raw: bytearray, most_bytes: int, limit_s: float) -> bool:

@@ -98,19 +98,6 @@ class Exchange:
     error: MlxdError | None = None  # what the client was told last, also within its stream
     http_status: int | None = None  # that was sent
 
-    def require_model(self, *names: str) -> None:
-        """Pass if the client may ask for the model that goes by these names.
-
-        Raises:
-            Forbidden: its API key does not allow it.
-        """
-        if self.api_key is not None:
-            self.api_key.require(*names)
-
-    def note_local(self, model: str) -> None:
-        """Note that a model of this machine answers."""
-        self.route, self.model = "local", model
-
     def note_cloud(self, route: CloudRoute, reason: str | None) -> None:
         """Note that upstreams are asked, *route* first, after the local failure *reason* if there was one."""
         self.route, self.model, self.rule, self.target = "cloud", route.model, route.rule_id, route.target
@@ -129,8 +116,7 @@ class Exchange:
 
     def note_ignored(self, names: Collection[str]) -> None:
         """Note what the local model cannot act upon, besides what was left out of the body."""
-        if names:
-            self.ignored = tuple(dict.fromkeys((*self.ignored, *names)))
+        self.ignored = tuple(dict.fromkeys((*self.ignored, *names)))
 
     def note_error(self, error: MlxdError) -> None:
         """Note what the client is told, and forget where it was raised: the frames hold bodies, parsed and rendered."""

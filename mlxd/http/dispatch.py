@@ -43,6 +43,8 @@ class Asked:
     """
 
     request: web.Request
+    id: str  # of the request
+    now_s: int  # unix time
     model: ModelRef
     body: dict[str, Any]  # empty once it is read: what nobody reads of it is not kept while the request waits and runs
     omitted: Omissions
@@ -50,16 +52,6 @@ class Asked:
     stream: EventStream
     is_stream: bool
     is_last: bool  # nobody else could answer; where one could, nothing is sent before the first content
-
-    @property
-    def id(self) -> str:
-        """The id of the request."""
-        return self.request[EXCHANGE].request_id
-
-    @property
-    def now_s(self) -> int:
-        """Unix time."""
-        return int(self.request.app[CONTEXT].now())
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +87,28 @@ async def answer(request: web.Request, api: Api) -> web.StreamResponse:
         settings = context.store.current
         exchange.asked = model_of(body)
         model = context.catalog.ref(exchange.asked, settings)
-        exchange.require_model(model.asked, model.id)
+        if exchange.api_key is not None:
+            exchange.api_key.require(model.asked, model.id)
         decision = context.router.route(model.asked, model.id, local_only=_is_local_only(request))
         check_length(body, "input" if api.endpoint.startswith("responses") else "messages", settings.http.max_messages)
         asked = _asked(request, api, decision, model, body)
-        errand = _errand(asked, api, decision, raw)
+        if decision.routes:
+            errand = _errand(asked, api, bytes(raw))
+            answering = _answer_in_turn(asked, api, decision, errand, settings.cloud)
+        else:
+            answering = _answer_here(asked, api, decision)
         del raw, body
         if not asked.is_stream:
-            return await _answer_in_turn(asked, api, decision, errand, settings.cloud)
+            return await answering
         async with asked.stream:
-            return await _answer_in_turn(asked, api, decision, errand, settings.cloud)
+            return await answering
         return asked.stream.response  # what went wrong has been told in it
 
 
 async def _answer_in_turn(
     asked: Asked, api: Api, decision: Decision, errand: Errand, cloud: CloudSettings
 ) -> web.StreamResponse:
+    """Answer here, if this machine is asked first and as long as it does; else by an upstream."""
     cause: MlxdError | None = None
     if decision.asks_local:
         try:
@@ -141,6 +139,7 @@ async def _answer_here(asked: Asked, api: Api, decision: Decision) -> web.Stream
         last = job.renderer.fail(error) if stream.has_content else b""
         if not last:
             raise
+        asked.request[EXCHANGE].note_error(error)
         await stream.send(last)
         return stream.response
     finally:
@@ -176,7 +175,8 @@ async def _write(asked: Asked, job: Job, limit: asyncio.Timeout) -> web.StreamRe
 
 def _asked(request: web.Request, api: Api, decision: Decision, model: ModelRef, body: dict[str, Any]) -> Asked:
     """Return what this machine is given."""
-    http, exchange = request.app[CONTEXT].store.current.http, request[EXCHANGE]
+    context, exchange = request.app[CONTEXT], request[EXCHANGE]
+    http = context.store.current.http
     omitted = Omissions(
         model.asked, rejects_fields=http.unknown_fields == "reject", rejects_media=http.media == "reject"
     )
@@ -185,18 +185,25 @@ def _asked(request: web.Request, api: Api, decision: Decision, model: ModelRef, 
     is_stream = body.get("stream") is True and api.endpoint not in SILENT
     body = filled(body, model.settings if api.samples else None) if decision.asks_local else {}
     return Asked(
-        request, model, body, omitted, noise, EventStream(request, api.keep_alive), is_stream, not decision.routes
+        request,
+        exchange.request_id,
+        int(context.now()),
+        model,
+        body,
+        omitted,
+        noise,
+        EventStream(request, api.keep_alive),
+        is_stream,
+        is_last=not decision.routes,
     )
 
 
-def _errand(asked: Asked, api: Api, decision: Decision, raw: bytearray) -> Errand:
+def _errand(asked: Asked, api: Api, raw: bytes) -> Errand:
     """Return what upstreams are given."""
     given = asked.request.headers
     hops = ", ".join(given.getall(hdrs.VIA, [])).count("mlxd")
-    sent, headers = b"", {}
-    if decision.routes:  # nobody else reads them
-        sent, headers = bytes(raw), passed_headers(api.protocol, lambda name: given.getall(name, []))
-    return Errand(api.protocol, api.endpoint, sent, asked.is_stream, hops + 1, headers)
+    headers = passed_headers(api.protocol, lambda name: given.getall(name, []))
+    return Errand(api.protocol, api.endpoint, raw, asked.is_stream, hops + 1, headers)
 
 
 def _rename(error: MlxdError, fields: Mapping[str, str]) -> None:

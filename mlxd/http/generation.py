@@ -32,7 +32,7 @@ async def hold(request: web.Request, model: ModelRef) -> AsyncIterator[Held]:
         MlxdError: as `Pool.lease`.
     """
     context, exchange = request.app[CONTEXT], request[EXCHANGE]
-    exchange.note_local(model.id)
+    exchange.route, exchange.model = "local", model.id
     with context.requests.track(exchange.request_id, endpoint=request.path, model=model.id, route="local") as running:
         exchange.number = running.number
         async with context.pool.lease(model.id, request_id=exchange.request_id) as lease:
@@ -72,7 +72,8 @@ class Held:
             request = replace(request, default_max_tokens=self.default_max_tokens)
         prompt = await self.lease.prepare(request)
         self.tokens.prompt += len(prompt.tokens)
-        self.exchange.note_ignored([job.fields.get(name, name) for name in prompt.ignored])
+        if prompt.ignored:
+            self.exchange.note_ignored([job.fields.get(name, name) for name in prompt.ignored])
         if prompt.tools is not None:
             self.exchange.tool_format = self.lease.facts.tool_format
         answers = [self._answer(_numbered(request, number), prompt, place * job.n, number) for number in range(job.n)]

@@ -15,7 +15,7 @@ from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import CallPiece
 from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.http.renderer import AnswerEvent, Job, Renderer
-from mlxd.openai.chunk import CallShape, Chunks, header, usage_body
+from mlxd.openai.chunk import CallShape, Chunks, usage_body
 from mlxd.openai.custom_tool import custom_input
 from mlxd.openai.logprob import chat_logprobs
 from mlxd.openai.schema import ParsedBody, parse_chat
@@ -40,8 +40,8 @@ class ChatRenderer(Renderer):
 
     def __init__(self, answer_id: str, created_s: int, model: str, parsed: ParsedBody) -> None:
         """Take what every answer and every chunk begins with, and what the client asked for."""
-        self._members = header(answer_id, "chat.completion", created_s, model)
-        self._chunks = Chunks(self._members | {"object": "chat.completion.chunk"}, include_usage=parsed.include_usage)
+        kinds = ("chat.completion", "chat.completion.chunk")
+        self._chunks = Chunks(answer_id, *kinds, created_s, model, include_usage=parsed.include_usage)
         self._parsed = parsed
         self._choices = [_Choice(index, self._chunks, parsed.calls) for index in range(parsed.n)]
 
@@ -65,7 +65,7 @@ class ChatRenderer(Renderer):
         """Return the answer as JSON."""
         has_logprobs = self._parsed.requests[0].logprobs is not None
         choices = [choice.whole(has_logprobs=has_logprobs) for choice in self._choices]
-        return orjson.dumps(self._members | {"choices": choices, "usage": self._usage()})
+        return orjson.dumps(self._chunks.members | {"choices": choices, "usage": self._usage()})
 
     def _usage(self) -> dict[str, Any]:
         ends = [choice.finished for choice in self._choices if choice.finished is not None]

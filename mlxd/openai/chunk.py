@@ -46,23 +46,21 @@ def usage_body(ends: Sequence[Finished], n: int, reasoning_tokens: int = 0) -> d
     }
 
 
-def header(answer_id: str, kind: str, created_s: int, model: str) -> dict[str, Any]:
-    """Return the members that every answer and every chunk begins with."""
-    return {
-        "id": answer_id,
-        "object": kind,
-        "created": created_s,
-        "model": model,
-        "system_fingerprint": FINGERPRINT,
-    }
-
-
 class Chunks:
-    """What the two kinds of stream share: the head, the usage member, the last chunk."""
+    """What the two kinds of answer share: its first members, the head and the tail of a chunk, the end."""
 
-    def __init__(self, members: Mapping[str, Any], *, include_usage: bool) -> None:
-        """Take the members of `header`; with *include_usage* each chunk has `usage`, null until the last."""
-        self.head = b"data: " + orjson.dumps(members)[:-1] + b',"choices":['
+    def __init__(
+        self, answer_id: str, kind: str, chunk_kind: str, created_s: int, model: str, *, include_usage: bool
+    ) -> None:
+        """Format what does not change; with *include_usage* each chunk has `usage`, null until the last."""
+        self.members = {
+            "id": answer_id,
+            "object": kind,
+            "created": created_s,
+            "model": model,
+            "system_fingerprint": FINGERPRINT,
+        }
+        self.head = b"data: " + orjson.dumps(self.members | {"object": chunk_kind})[:-1] + b',"choices":['
         self.tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
         self._include_usage = include_usage
 

@@ -13,7 +13,7 @@ from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, P
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.http.renderer import AnswerEvent, Job, Renderer
-from mlxd.openai.chunk import Chunks, header, usage_body
+from mlxd.openai.chunk import Chunks, usage_body
 from mlxd.openai.logprob import completion_logprobs
 from mlxd.openai.schema import ParsedBody, parse_completion
 
@@ -37,8 +37,8 @@ class CompletionRenderer(Renderer):
 
     def __init__(self, answer_id: str, created_s: int, model: str, parsed: ParsedBody) -> None:
         """Take what every answer and every chunk begins with, and what the client asked for."""
-        self._members = header(answer_id, "text_completion", created_s, model)
-        self._chunks = Chunks(self._members, include_usage=parsed.include_usage)
+        kinds = ("text_completion", "text_completion")
+        self._chunks = Chunks(answer_id, *kinds, created_s, model, include_usage=parsed.include_usage)
         self._parsed = parsed
         self._choices = [
             _Choice(request, parsed.echo, answers=not parsed.echoes_only)
@@ -74,7 +74,7 @@ class CompletionRenderer(Renderer):
             }
             for index, choice in enumerate(self._choices)
         ]
-        return orjson.dumps(self._members | {"choices": choices, "usage": self._usage()})
+        return orjson.dumps(self._chunks.members | {"choices": choices, "usage": self._usage()})
 
     def _chunk(self, index: int, text: str, logprobs: Mapping[str, Any] | None, reason: str | None = None) -> bytes:
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}

@@ -42,7 +42,9 @@ async def get_model(request: web.Request) -> web.Response:
     """
     context = request.app[CONTEXT]
     name = request.match_info["id"]
-    request[EXCHANGE].require_model(name, context.catalog.alias_target(name))
+    key = request[EXCHANGE].api_key
+    if key is not None:
+        key.require(name, context.catalog.alias_target(name))
     route = context.router.exact_names().get(name)
     is_anthropic = "anthropic-version" in request.headers
     if route is not None:

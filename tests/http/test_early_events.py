@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import pytest
 
+from mlxd.audit import RequestStatus
 from mlxd.engine.base import Delta, Prefilling, TextKind
 from mlxd.engine.tool import CallPiece
 from mlxd.protocol.errors import GenerationFailed
@@ -83,12 +84,14 @@ async def test_nothing_is_said_before_the_content_where_the_cloud_may_take_over(
 
 @paths
 async def test_an_error_after_the_first_events_is_the_last_one(path: str) -> None:
-    """The status is sent by then."""
+    """The status is sent by then; the request log says how it ended."""
     async with serving(ScriptedPool([Prefilling(1, 3, 7), GenerationFailed("the device is gone")])) as served:
         status, _, body = await served.post(path, BODIES[path])
+        await until(lambda: served.rows != [])
     last = {"/v1/chat/completions": "error", "/v1/messages": "error", "/v1/responses": "response.failed"}[path]
     assert (status, kinds_of(body)) == (200, [*FIRST[path], last])
     assert "the device is gone" in events_of(body)[-1]["error"]["message"]
+    assert [(row.status, row.code) for row in served.rows] == [(RequestStatus.ERROR, "error")]
 
 
 class Silences:
