@@ -9,11 +9,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.engine import tool_markup, tool_notation
+from mlxd.engine import tool_notation
 from mlxd.engine.answer.format import CallShape, format_of
 from mlxd.engine.constraint import ToolConstraint
-from mlxd.engine.lark import Lark, Unenforceable, literal, regex
-from mlxd.engine.tool_value import call_schema, loosened, parameters_of
+from mlxd.engine.lark import Lark, Unenforceable, call_schema, literal, loosened, parameters_of, regex
 
 Functions = list[Mapping[str, Any]]
 # Between calls and after the last one: a model that likes white space would fill the rest of its context with it.
@@ -107,12 +106,12 @@ FORMATS: Mapping[str, CallShape] = {
     "json_tools": CallShape(_json_tools),
     "mistral": CallShape(_mistral),
     "kimi_k2": CallShape(_kimi_k2, ""),
-    "qwen3_coder": CallShape(tool_markup.qwen3_coder),
-    "glm47": CallShape(tool_markup.glm47),
-    "longcat": CallShape(tool_markup.longcat),
-    "minimax_m2": CallShape(tool_markup.minimax_m2, "\n", "\n", "\n"),
-    "minicpm5": CallShape(tool_markup.minicpm5),
-    "muse_spark": CallShape(tool_markup.muse_spark, "\n", "\n", "\n"),
+    "qwen3_coder": CallShape(tool_notation.qwen3_coder),
+    "glm47": CallShape(tool_notation.glm47),
+    "longcat": CallShape(tool_notation.longcat),
+    "minimax_m2": CallShape(tool_notation.minimax_m2, "\n", "\n", "\n"),
+    "minicpm5": CallShape(tool_notation.minicpm5),
+    "muse_spark": CallShape(tool_notation.muse_spark, "\n", "\n", "\n"),
     "pythonic": CallShape(tool_notation.pythonic, ", ", "[", "]"),
     "function_gemma": CallShape(tool_notation.function_gemma),
     "gemma4": CallShape(tool_notation.gemma4),

@@ -1,14 +1,19 @@
-"""From the text between a model's tool tags to calls. What is no call comes out as the text that it is."""
+"""From the text between a model's tool tags to calls. What is no call comes out as the text that it is.
+
+Where a format writes the name first, arguments come out while the model writes them (`tool_stream.py`).
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlxd.engine.answer.format import Segment
 from mlxd.engine.base import TextKind
 from mlxd.engine.tool import CallPiece, ToolUse
-from mlxd.engine.tool_stream import CallStream, call_stream
+from mlxd.engine.tool_stream import CallStream, JsonFormat, Parse, TaggedFormat
 
 # mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
 _KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING}
@@ -150,3 +155,68 @@ def _call(parsed: Any) -> CallPiece:
 def _encodable(text: str) -> str:
     """Return *text* with halves of characters, which JSON can spell and UTF-8 cannot, replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def call_stream(parse: Parse, use: ToolUse) -> CallStream | None:
+    """Return a reader for the format of a parser; None for a format that is read whole."""
+    name = getattr(parse, "__name__", "")
+    shape = None if name not in {"parse", "parse_tool_call"} else STREAMS.get(parse.__module__.rpartition(".")[2])
+    return None if shape is None else CallStream(shape, parse, use)
+
+
+_NAMED = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+_BARE = re.compile(
+    r'\s*(?:<\|python_\w+\|>)?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"'
+    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
+)
+_HEADED = r"([\w-]+)\s*\[ARGS\]\s*(?=\{)"
+_NUMBERED = r"<\|tool_call_begin\|>\s*(?:functions\.)?([^<>]+?):\d+\s*<\|tool_call_argument_begin\|>\s*(?=\{)"
+_LISTED = (
+    r'\{\s*(?:"tool_call_id"\s*:\s*"[^"\\]*"\s*,\s*)?"(?:tool_)?name"\s*:\s*"([^"\\]+)"'
+    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
+)
+_SEPARATED = (
+    "<\uff5ctool▁call▁begin\uff5c>(?:function<\uff5ctool▁sep\uff5c>)?([\\w.-]+)\\s*"
+    "(?:<\uff5ctool▁sep\uff5c>|```(?:json)?)\\s*(?=\\{)"
+)
+_INVOKED = r"<invoke name=[\"']?([^\"'<>]+)[\"']?>\s*(?=<parameter name=|</invoke>)"
+_ADDRESSED = r"\s*[^{]*?\bto=(?:functions\.)?([^\s<]+)[^{]*?<\|message\|>\s*(?=\{)"
+
+# The module of a parser, mlx-lm's or ours → its format, where it is read as it is written.
+STREAMS: Mapping[str, JsonFormat | TaggedFormat] = {
+    "deepseek": JsonFormat(re.compile(r"\s*" + _SEPARATED), re.compile(_SEPARATED)),
+    "harmony": JsonFormat(re.compile(_ADDRESSED)),
+    "json_tools": JsonFormat(_NAMED),
+    "listed": JsonFormat(re.compile(r"\s*(?:functools)?\s*\[?\s*" + _LISTED), re.compile(_LISTED)),
+    "llama": JsonFormat(_BARE),
+    "mistral": JsonFormat(re.compile(r"\s*" + _HEADED), re.compile(_HEADED)),
+    "kimi_k2": JsonFormat(re.compile(r"\s*" + _NUMBERED), re.compile(_NUMBERED)),
+    "qwen3_coder": TaggedFormat(
+        head=re.compile(r"\s*<function=\s*([^\s<>]+)>?\s*(?=<parameter=|</function>)"),
+        opening="<parameter=",
+        argument=re.compile(r"<parameter=\s*([^\s<>]+)(?:>|(?=[\s<]))"),
+        end="</parameter>",
+        last="</function>",
+        is_line=True,
+        call="<function={function}>\n<parameter={name}>{value}</parameter>\n</function>",
+    ),
+    "glm47": TaggedFormat(
+        head=re.compile(r"\s*([^\s<>]+)\s*(?=<arg_key>)"),
+        opening="<arg_key>",
+        argument=re.compile(r"<arg_key>((?s:.*?))</arg_key>(?:\\n|\s)*<arg_value>"),
+        end="</arg_value>",
+        last=None,
+        is_line=False,
+        call="{function}<arg_key>{name}</arg_key><arg_value>{value}</arg_value>",
+    ),
+    "minimax_m2": TaggedFormat(
+        head=re.compile(r"\s*" + _INVOKED),
+        opening="<parameter name=",
+        argument=re.compile(r"<parameter name=[\"']?([^\"'<>]+)[\"']?>"),
+        end="</parameter>",
+        last="</invoke>",
+        is_line=False,
+        call='<invoke name="{function}"><parameter name="{name}">{value}</parameter></invoke>',
+        following=re.compile(_INVOKED),
+    ),
+}

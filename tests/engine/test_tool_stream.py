@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlxd.engine.answer import deepseek, harmony, listed, llama
 from mlxd.engine.tool import CallPiece, ToolUse
-from mlxd.engine.tool_stream import STREAMS, call_stream
+from mlxd.engine.tool_reader import STREAMS, call_stream
 from tests.support.calls import whole_calls
 from tests.support.cut import cut
 

@@ -26,8 +26,7 @@ from typing import Any
 from mlxd.engine.answer.format import AnswerFormat, CallShape
 from mlxd.engine.answer.history import arguments_of, calls_as_text, tools_told
 from mlxd.engine.base import ChatPrompt
-from mlxd.engine.lark import Lark, Unenforceable, literal
-from mlxd.engine.tool_value import Property, json_value, parameters_of, properties, raw_text
+from mlxd.engine.lark import Lark, Property, Unenforceable, json_value, literal, parameters_of, properties, raw_text
 
 _BEGIN, _CALLS_END = "<\uff5ctool▁calls▁begin\uff5c>", "<\uff5ctool▁calls▁end\uff5c>"
 _CALL, _SEPARATOR, _CALL_END = "<\uff5ctool▁call▁begin\uff5c>", "<\uff5ctool▁sep\uff5c>", "<\uff5ctool▁call▁end\uff5c>"

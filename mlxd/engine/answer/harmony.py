@@ -20,9 +20,8 @@ from typing import Any
 from mlxd.engine.answer.format import AnswerFormat, CallShape, Segment
 from mlxd.engine.answer.history import one_call_each
 from mlxd.engine.base import ChatPrompt
-from mlxd.engine.lark import Lark, literal
+from mlxd.engine.lark import Lark, literal, parameters_of
 from mlxd.engine.tool import ToolUse
-from mlxd.engine.tool_value import parameters_of
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")

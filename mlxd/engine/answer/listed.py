@@ -13,8 +13,7 @@ from typing import Any
 from mlxd.engine.answer.format import AnswerFormat, CallShape
 from mlxd.engine.answer.history import Message, as_json, calls_as_text, with_instructions
 from mlxd.engine.base import ChatPrompt
-from mlxd.engine.lark import Lark
-from mlxd.engine.tool_value import call_schema
+from mlxd.engine.lark import Lark, call_schema
 
 _PHI = ("<|tool_call|>", "<|/tool_call|>")
 _COMMAND = ("<|START_ACTION|>", "<|END_ACTION|>")

@@ -15,9 +15,8 @@ from typing import Any
 from mlxd.engine.answer.format import AnswerFormat, CallShape, Segment
 from mlxd.engine.answer.history import Message, one_call_each
 from mlxd.engine.base import ChatPrompt
-from mlxd.engine.lark import Lark
+from mlxd.engine.lark import Lark, call_schema
 from mlxd.engine.tool import ToolUse
-from mlxd.engine.tool_value import call_schema
 
 _TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
 _TAG = re.compile("|".join(map(re.escape, _TAGS)))
