@@ -12,7 +12,10 @@ import pytest
 
 from mlxd.engine.base import BackendLimits, Engine, SchedulingParams
 from mlxd.engine.device import Device
+from mlxd.engine.prompt_cache import PromptCache
 from tests.engine.bench import Bench, FakeBench, RealBench, WriteModel, load_spec
+from tests.support.clock import FakeClock
+from tests.support.stored_kv import MIXED, PLAIN, STATE_BYTES, TOKEN_BYTES
 from tests.support.tiny_model import write_tiny_model
 
 LIMITS = BackendLimits(memory_bytes=4_000_000_000, cache_bytes=100_000_000)
@@ -71,3 +74,21 @@ async def bench(request: pytest.FixtureRequest, write_model: WriteModel, tmp_pat
 async def loaded(bench: Bench) -> Engine:
     """A loaded model of either kind of backend."""
     return await bench.wait(bench.backend.load(bench.spec(), lambda done, total: None))
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """Time that does not pass by itself."""
+    return FakeClock()
+
+
+@pytest.fixture
+def cache(clock: FakeClock) -> PromptCache:
+    """A prompt cache of a plain model, with room for 20 tokens."""
+    return PromptCache(PLAIN, 20 * TOKEN_BYTES, clock.now)
+
+
+@pytest.fixture
+def mixed(clock: FakeClock) -> PromptCache:
+    """A prompt cache of a model with a state, with room for five checkpoints."""
+    return PromptCache(MIXED, 5 * STATE_BYTES + 30 * TOKEN_BYTES, clock.now)

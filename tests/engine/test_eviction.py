@@ -11,31 +11,8 @@ import pytest
 from mlxd.engine.kv import CacheMaker, arrays_of
 from mlxd.engine.prompt_cache import PromptCache
 from mlxd.engine.worth import Heat, Order
-from tests.engine.test_prompt_cache import MIXED, PLAIN, STATE_BYTES, TOKEN_BYTES, kv, snapshot, state
 from tests.support.clock import FakeClock
-
-
-def layers(caches: CacheMaker, tokens: list[int]) -> list[Any]:
-    """Return what the layers of a model keep of some tokens."""
-    return [kv(tokens), state(tokens)] if caches is MIXED else [kv(tokens)]
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    """Time that does not pass by itself."""
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> PromptCache:
-    """A plain one with room for 20 tokens."""
-    return PromptCache(PLAIN, 20 * TOKEN_BYTES, clock.now)
-
-
-@pytest.fixture
-def mixed(clock: FakeClock) -> PromptCache:
-    """One of a model with a state, with room for five checkpoints."""
-    return PromptCache(MIXED, 5 * STATE_BYTES + 30 * TOKEN_BYTES, clock.now)
+from tests.support.stored_kv import MIXED, PLAIN, STATE_BYTES, TOKEN_BYTES, kv, layers, snapshot, state
 
 
 def test_oldest_makes_room(cache: PromptCache, clock: FakeClock) -> None:

@@ -5,79 +5,18 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
-from types import SimpleNamespace
-from typing import Any
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, QuantizedKVCache, RotatingKVCache
 
-from mlxd.engine.kv import CacheMaker, Snapshot, leaves
+from mlxd.engine.kv import CacheMaker, leaves
 from mlxd.engine.prompt_cache import PromptCache
 from tests.engine.bench import WriteModel
 from tests.support.clock import FakeClock
 from tests.support.stepped_model import SteppedModel, load_now
+from tests.support.stored_kv import MIXED, PLAIN, STATE_BYTES, TOKEN_BYTES, kv, maker, read, snapshot, state
 from tests.support.tiny_architecture import ARCHITECTURES, make_model
-
-# One head of size 1, float32, and the token itself.
-TOKEN_BYTES = 2 * 4 + 4
-STATE_BYTES = 400
-
-
-def maker(*parts: Any) -> CacheMaker:
-    """Return what makes caches of these kinds."""
-    return CacheMaker(SimpleNamespace(make_cache=lambda: [part() for part in parts]))
-
-
-PLAIN = maker(KVCache)
-MIXED = maker(KVCache, lambda: ArraysCache(1))
-
-
-def kv(tokens: list[int]) -> KVCache:
-    """Return KV that tells which tokens it is of."""
-    cache = KVCache()
-    cache.keys = mx.array(tokens, dtype=mx.float32).reshape(1, 1, -1, 1)
-    cache.values = -cache.keys
-    cache.offset = len(tokens)
-    return cache
-
-
-def state(tokens: list[int]) -> ArraysCache:
-    """Return a state that tells after which tokens it was."""
-    cache = ArraysCache(1)
-    cache.cache = [mx.full((1, STATE_BYTES // 4), float(sum(tokens)))]
-    return cache
-
-
-def snapshot(tokens: list[int]) -> Snapshot:
-    """Return what a row keeps on its way."""
-    return MIXED.snapshot([kv(tokens), state(tokens)])
-
-
-def read(cache: list[Any] | None) -> list[int]:
-    """Return the tokens that KV is of."""
-    assert cache is not None
-    keys, values = cache[0].keys_and_values()
-    assert mx.array_equal(keys, -values)
-    return [int(number) for number in keys.reshape(-1).tolist()]
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    """Time that does not pass by itself."""
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> PromptCache:
-    """A plain one with room for 20 tokens."""
-    return PromptCache(PLAIN, 20 * TOKEN_BYTES, clock.now)
-
-
-@pytest.fixture
-def mixed(clock: FakeClock) -> PromptCache:
-    """One of a model with a state, with room for five checkpoints."""
-    return PromptCache(MIXED, 5 * STATE_BYTES + 30 * TOKEN_BYTES, clock.now)
 
 
 def test_longest_prefix_is_found(cache: PromptCache) -> None:
