@@ -20,7 +20,7 @@ from mlxd.engine.hidden import Encoder, hidden_width
 from mlxd.engine.kv import CacheMaker
 from mlxd.engine.model_file import Signature
 from mlxd.engine.placed import PlacedTensor
-from mlxd.engine.sentence import shorter_dimensions
+from mlxd.engine.pooling_config import shorter_dimensions
 from mlxd.engine.source import context_length
 from mlxd.engine.vector import Pooling, VectorFacts
 from mlxd.engine.vocabulary import Vocabulary

@@ -34,8 +34,8 @@ from mlxd.engine.model_file import (
     read_object,
     read_signature,
 )
+from mlxd.engine.pooling_config import read_pooling
 from mlxd.engine.safetensors_header import Tensor, read_tensors
-from mlxd.engine.sentence import read_pooling
 from mlxd.engine.vector import Pooling
 from mlxd.engine.vocabulary import Vocabulary
 from mlxd.protocol.errors import LoadFailed

@@ -1,4 +1,4 @@
-"""What a model's folder says of its vectors: the pooling that it was trained with, and the lengths they may be cut to.
+"""Reads the pooling that a model of vectors was trained with, and the lengths that its vectors may be cut to.
 
 `1_Pooling/config.json` is how sentence-transformers writes the first, `matryoshka_dimensions` and `is_matryoshka` in
 config.json are how servers of embeddings read the second. mlx-lm copies the first to no model that it converts.
