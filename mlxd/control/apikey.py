@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.apikey import KeyStatus
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page, place_of_number
 from mlxd.protocol.errors import InUse
 
 
+@handles("apikey.create")
 async def create(context: ControlContext, request: Request) -> Reply:
     """Make a key and show it for the only time."""
     params = request.params
@@ -19,6 +20,7 @@ async def create(context: ControlContext, request: Request) -> Reply:
     return {**_describe(KeyStatus(key, 0, None)), "key": secret, "is_first": is_first}
 
 
+@handles("apikey.list")
 async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return the keys by name."""
     problem = context.api_keys.problem
@@ -27,6 +29,7 @@ async def list_all(context: ControlContext, request: Request) -> Reply:
     return make_page(request.params, "keys", [_describe(status) for status in context.api_keys.list()], place_of_number)
 
 
+@handles("apikey.revoke")
 async def revoke(context: ControlContext, request: Request) -> Reply:
     """Take a key away; requests that it has begun run on."""
     key = context.api_keys.get(request.params["name"])

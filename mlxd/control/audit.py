@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlxd.audit import ChangeRecord, Filter, RequestRecord
 from mlxd.audit.record import Record
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page
 from mlxd.protocol.errors import InvalidRequest
 
@@ -14,16 +14,19 @@ _ROWS = 100
 _NAMES = ("model", "asked", "route", "status", "code", "endpoint", "target", "key", "request", "since_ms", "until_ms")
 
 
+@handles("audit.list")
 async def list_requests(context: ControlContext, request: Request) -> Reply:
     """Return ended requests, the newest first."""
     return await _page(context, request, RequestRecord)
 
 
+@handles("audit.changes")
 async def list_changes(context: ControlContext, request: Request) -> Reply:
     """Return changes, the newest first."""
     return await _page(context, request, ChangeRecord)
 
 
+@handles("audit.stats")
 async def stats(context: ControlContext, request: Request) -> Reply:
     """Return sums and percentiles per model and route."""
     return {**await context.audit.read_stats(_filter(request)), "log": context.audit.status()}

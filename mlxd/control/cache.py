@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page, place_of_number
 from mlxd.protocol.noise import RULES
 
 
+@handles("cache.rules")
 async def list_rules(context: ControlContext, request: Request) -> Reply:
     """Return the noise rules in the order of their table."""
     off = context.store.current.http.noise_rules_off

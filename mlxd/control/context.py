@@ -114,3 +114,13 @@ class Request:
 
 Reply = dict[str, Any]
 Handler = Callable[[ControlContext, Request], Awaitable[Reply]]
+
+
+def handles(operation: str) -> Callable[[Handler], Handler]:
+    """Mark a function as the handler of this operation, for `handlers.py`."""
+
+    def mark(handler: Handler) -> Handler:
+        vars(handler)["operation"] = operation
+        return handler
+
+    return mark

@@ -7,21 +7,22 @@ from typing import Any
 
 from mlxd.cloud.key import KeptKey, check_name, check_secret
 from mlxd.config import Edit
-from mlxd.control import provider
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page, place_of_number
+from mlxd.control.provider import PROVIDERS, format_reference
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InUse
 from mlxd.protocol.settings import Settings
 
 
+@handles("key.set")
 async def set_one(context: ControlContext, request: Request) -> Reply:
     """Keep the key; with `provider` have that use it, in one commit: when that fails, the key before is back."""
     name, secret, provider_id = request.params["name"], request.params["secret"].strip(), request.params.get("provider")
     check_name(name)
     check_secret(secret)
     if provider_id is not None:
-        provider.find(context.store.current, provider_id)
+        PROVIDERS.find(context.store.current, provider_id)
     if request.dry:
         return {**await commit(context, request, []), "name": name, "auth": None, "providers": []}
     kept, take_back = await context.keys.keep(name, secret)
@@ -29,7 +30,7 @@ async def set_one(context: ControlContext, request: Request) -> Reply:
     def edits(current: Settings) -> list[Edit]:
         if provider_id is None:
             return []
-        provider.find(current, provider_id)
+        PROVIDERS.find(current, provider_id)
         return [Edit(("cloud", "providers", provider_id, "auth"), kept.auth)]
 
     try:
@@ -40,9 +41,10 @@ async def set_one(context: ControlContext, request: Request) -> Reply:
     users = _users(context.store.current, kept.auth)
     for user in users:
         context.upstreams.forgive(user)
-    return {**reply, "name": name, "auth": provider.format_reference(kept.auth), "providers": users}
+    return {**reply, "name": name, "auth": format_reference(kept.auth), "providers": users}
 
 
+@handles("key.list")
 async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return the keys that are kept, and where the other providers' are: name, reference, users, what is wrong."""
     settings = context.store.current
@@ -63,12 +65,13 @@ async def _describe(
     owner = provider_id or (users[0] if users else name or "")
     return {
         "name": name,
-        "auth": provider.format_reference(auth),
+        "auth": format_reference(auth),
         "providers": users,
         "problem": await context.secrets.problem(owner, auth),
     }
 
 
+@handles("key.remove")
 async def remove(context: ControlContext, request: Request) -> Reply:
     """Forget a key; one that a provider uses with `force` only."""
     key: KeptKey = await context.keys.find(request.params["name"])
@@ -82,7 +85,7 @@ async def remove(context: ControlContext, request: Request) -> Reply:
         )
     if not request.dry:
         await context.keys.remove(key.name)
-    shown = {"name": key.name, "auth": provider.format_reference(key.auth), "providers": users}
+    shown = {"name": key.name, "auth": format_reference(key.auth), "providers": users}
     return {**shown, "dry_run": request.dry}
 
 

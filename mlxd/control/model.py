@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.catalog import ModelEntry, context_limit
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.operation import OperationState, Run
 from mlxd.control.page import make_page
 from mlxd.control.setting import show_plan
@@ -27,6 +27,7 @@ _TRASH_PREFIX = ".removed-"
 _log = logging.getLogger(__name__)
 
 
+@handles("model.list")
 async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return all models on disk with their state, and those that the pool holds without the disk."""
     residents = _residents(context)
@@ -36,6 +37,7 @@ async def list_all(context: ControlContext, request: Request) -> Reply:
     return make_page(request.params, "models", shown, lambda index: str(shown[index]["id"]))
 
 
+@handles("model.show")
 async def show(context: ControlContext, request: Request) -> Reply:
     """Return one model: its files and, when the pool has to do with it, its state there."""
     entry = context.catalog.resolve(request.params["model"])
@@ -80,6 +82,7 @@ def _sampling(model: ModelSettings) -> dict[str, float]:
     return model.sampling | ({} if model.max_tokens is None else {"max_tokens": model.max_tokens})
 
 
+@handles("model.load")
 async def load(context: ControlContext, request: Request) -> Reply:
     """Begin to load a model, and say what goes for it; what refuses it at once is answered at once."""
     model_id = context.catalog.resolve(request.params["model"]).id
@@ -98,6 +101,7 @@ async def load(context: ControlContext, request: Request) -> Reply:
     return {"model": model_id, **planned, "loading": [model_id], **begun}
 
 
+@handles("model.unload")
 async def unload(context: ControlContext, request: Request) -> Reply:
     """Begin to unload a model; its requests end first, or now with *force*."""
     model_id = context.catalog.alias_target(request.params["model"])
@@ -146,6 +150,7 @@ async def begin(context: ControlContext, kind: str, model_id: str, run: Run) -> 
     return {}
 
 
+@handles("model.reset")
 async def reset(context: ControlContext, request: Request) -> Reply:
     """Forget that loads of the model failed, or killed the daemon; the next one is tried at once."""
     model_id = context.catalog.resolve(request.params["model"]).id
@@ -154,6 +159,7 @@ async def reset(context: ControlContext, request: Request) -> Reply:
     return {"model": model_id, "reset": had_crashed or had_failed}
 
 
+@handles("catalog.rescan")
 async def rescan(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Look at the disk again and say what came and what went."""
     before = {entry.id for entry in context.catalog.entries()}
@@ -167,6 +173,7 @@ async def _rescan(context: ControlContext) -> None:
     context.pool.rescan()
 
 
+@handles("model.remove")
 async def remove(context: ControlContext, request: Request) -> Reply:
     """Delete the files of a model of our own folder that nothing uses."""
     entry = context.catalog.resolve(request.params["model"])

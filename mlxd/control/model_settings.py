@@ -7,7 +7,7 @@ from typing import Any
 
 from mlxd.alias import alias_targets
 from mlxd.config import Edit, Revert
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.model import begin
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest, InvalidValue, ModelNotFound, NotFound
@@ -19,18 +19,21 @@ from mlxd.protocol.table import find_row
 _TABLE = "models"
 
 
+@handles("model.pin")
 async def pin(context: ControlContext, request: Request) -> Reply:
     """Keep the model from being evicted."""
     model_id = context.catalog.resolve(request.params["model"]).id
     return await commit(context, request, [Edit((_TABLE, model_id, "pin"), value=True)])
 
 
+@handles("model.unpin")
 async def unpin(context: ControlContext, request: Request) -> Reply:
     """Make the model ordinary; one that is no longer on disk can be unpinned as well."""
     model_id = _known_id(context, request.params["model"])
     return await commit(context, request, [Edit((_TABLE, model_id, "pin"), None)])
 
 
+@handles("model.set")
 async def set_many(context: ControlContext, request: Request) -> Reply:
     """Change the settings of a model; one whose files or context that concerns is loaded again as `reload` says."""
     changes: Mapping[str, Any] = request.params.get("changes", {})
@@ -101,6 +104,7 @@ def _known_id(context: ControlContext, name: str) -> str:
     return model_id if model_id in context.store.current.models else context.catalog.resolve(name).id
 
 
+@handles("model.alias.list")
 async def list_aliases(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return every alias with its model, and why it leads to none, if so."""
     return {
@@ -120,6 +124,7 @@ def _alias_problem(context: ControlContext, alias: str, model_id: str) -> str | 
         return "the model is not on this disk"
 
 
+@handles("model.alias.add")
 async def add_alias(context: ControlContext, request: Request) -> Reply:
     """Give a model another name; one that it has already changes nothing."""
     model_id = _known_id(context, request.params["model"])
@@ -136,6 +141,7 @@ async def add_alias(context: ControlContext, request: Request) -> Reply:
     return await commit(context, request, edits)
 
 
+@handles("model.alias.remove")
 async def remove_alias(context: ControlContext, request: Request) -> Reply:
     """Take another name away."""
     alias = request.params["alias"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from mlxd.config import Edit, Terms
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.setting import show_plan, watch
 from mlxd.protocol.errors import InvalidRequest, MlxdError
 
 
+@handles("model.estimate")
 async def estimate(context: ControlContext, request: Request) -> Reply:
     """Return what a model takes."""
     model_id = context.catalog.resolve(request.params["model"]).id
@@ -25,6 +26,7 @@ async def estimate(context: ControlContext, request: Request) -> Reply:
     return dataclasses.asdict(estimated)
 
 
+@handles("pool.simulate")
 async def simulate(context: ControlContext, request: Request) -> Reply:
     """Return what a load or another limit would do, and why it would be refused."""
     load = request.params.get("load")
@@ -41,6 +43,7 @@ async def simulate(context: ControlContext, request: Request) -> Reply:
         return {"model": model_id, "refused": [error.message]}
 
 
+@handles("pool.evict")
 async def evict(context: ControlContext, request: Request) -> Reply:
     """Begin to let a model go, or all that are idle."""
     model = request.params.get("model")

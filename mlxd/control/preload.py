@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlxd.config import Edit
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import NotFound
 from mlxd.protocol.settings import Settings
@@ -16,11 +16,13 @@ from mlxd.protocol.settings import Settings
 _PATH = ("pool", "preload")
 
 
+@handles("preload.list")
 async def list_all(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the list with the state of each model."""
     return {"preload": [dataclasses.asdict(preload) for preload in context.pool.status().preload]}
 
 
+@handles("preload.add")
 async def add(context: ControlContext, request: Request) -> Reply:
     """Put a model into the list, or to another place in it."""
     model_id = context.catalog.resolve(request.params["model"]).id
@@ -36,6 +38,7 @@ async def add(context: ControlContext, request: Request) -> Reply:
     return await commit(context, request, edits)
 
 
+@handles("preload.remove")
 async def remove(context: ControlContext, request: Request) -> Reply:
     """Take a model off the list, and unload it if asked to."""
     model_id = context.catalog.alias_target(request.params["model"])
@@ -56,6 +59,7 @@ async def remove(context: ControlContext, request: Request) -> Reply:
     return reply
 
 
+@handles("preload.set")
 async def set_all(context: ControlContext, request: Request) -> Reply:
     """Replace the list."""
     return await commit(context, request, [Edit(_PATH, request.params["models"])])

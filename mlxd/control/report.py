@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxd.alias import alias_targets
 from mlxd.control import spending
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.request import describe
 from mlxd.pool.status import DeviceStatus, PoolStatus
@@ -21,11 +21,13 @@ _MOST_LISTED = 500
 _MOST_REQUESTS = 5000
 
 
+@handles("ping")
 async def ping(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Answer."""
     return {"boot_id": context.info.boot_id}
 
 
+@handles("status")
 async def status(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return everything at a glance, and in `problems` each thing that somebody should look at, in words."""
     info, store = context.info, context.store
@@ -114,6 +116,7 @@ def _is_refused(context: ControlContext, model_id: str) -> bool:
     return context.catalog.has_id(model_id) and context.crashes.refusal(context.catalog.get(model_id)) is not None
 
 
+@handles("ps")
 async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the models that the pool has to do with, and what runs and waits."""
     pool = describe_pool(context.pool.status())
@@ -125,12 +128,14 @@ async def ps(context: ControlContext, request: Request) -> Reply:  # noqa: ARG00
     }
 
 
+@handles("pool.show")
 async def show_pool(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the pool's own snapshot."""
     device = await context.pool.device()
     return describe_pool(context.pool.status(), device)
 
 
+@handles("queue.show")
 async def show_queue(context: ControlContext, request: Request) -> Reply:
     """Return who waits, oldest first, how many that are in all, and how many may."""
     waiting = context.pool.status().queue

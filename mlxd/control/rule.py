@@ -3,64 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlxd.cloud.order import move as moved_priorities
 from mlxd.cloud.router import Verdict
 from mlxd.cloud.rules import Mode, Rule, compile_rules
 from mlxd.config import Edit
-from mlxd.control.context import ControlContext, Reply, Request
-from mlxd.control.page import make_page, place_of_number
-from mlxd.control.setting import commit, keyed
-from mlxd.protocol.errors import InvalidRequest, NotFound
+from mlxd.control.context import ControlContext, Reply, Request, handles
+from mlxd.control.resource import Entries
+from mlxd.control.setting import commit
+from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.trigger import TRIGGERS
 
-_RULES = ("cloud", "rules")
 _PLACES = ("before", "after", "first", "last")
 
 
-async def list_all(context: ControlContext, request: Request) -> Reply:
-    """Return the rules in the order in which they are tried."""
-    return make_page(request.params, "rules", describe_all(context), place_of_number)
+class _Rules(Entries):
+    def entries(self, context: ControlContext) -> Iterable[tuple[str, Rule]]:
+        """Return the rules in force, in the order in which they are tried."""
+        return [(rule.id, rule) for rule in context.router.rules.rules]
 
+    def describe(self, context: ControlContext, entry_id: str, entry: Rule) -> dict[str, Any]:  # noqa: ARG002
+        """Return a rule; its failures in the order of their table, none where its mode has none."""
+        return {
+            "id": entry.id,
+            "match": entry.match,
+            "mode": entry.mode.value,
+            "on": [trigger for trigger in TRIGGERS if trigger in entry.triggers],
+            "to": [str(target) for target in entry.targets],
+            "priority": entry.priority,
+            "enabled": entry.enabled,
+        }
 
-def describe_all(context: ControlContext) -> list[dict[str, Any]]:
-    """Return the rules in force, in the order in which they are tried."""
-    return [_describe(rule) for rule in context.router.rules.rules]
+    async def details(self, context: ControlContext, entry_id: str, entry: Rule) -> dict[str, Any]:  # noqa: ARG002
+        """Return its place in the order, counted from 1, and how many there are."""
+        rules = context.router.rules.rules
+        return {"place": rules.index(entry) + 1, "of": len(rules)}
 
+    def given(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is given; a rule that becomes a never rule loses its targets and triggers."""
+        given = super().given(params)
+        return {"on": None, "to": None, **given} if given.get("mode") == Mode.NEVER.value else given
 
-def _describe(rule: Rule) -> dict[str, Any]:
-    return {
-        "id": rule.id,
-        "match": rule.match,
-        "mode": rule.mode.value,
-        "on": [trigger for trigger in TRIGGERS if trigger in rule.triggers],
-        "to": [str(target) for target in rule.targets],
-        "priority": rule.priority,
-        "enabled": rule.enabled,
-    }
-
-
-async def show(context: ControlContext, request: Request) -> Reply:
-    """Return one rule, its place in the order, counted from 1, and how many there are."""
-    rules = context.router.rules.rules
-    _require(context.store.current, request.params["id"])
-    place = next(place for place, rule in enumerate(rules) if rule.id == request.params["id"])
-    return {**_describe(rules[place]), "place": place + 1, "of": len(rules)}
-
-
-async def add(context: ControlContext, request: Request) -> Reply:
-    """Add a rule, or replace the one with this id; without an id, the one with this match."""
-    params = request.params
-
-    def edits(current: Settings) -> Sequence[Edit]:
+    def new(self, current: Settings, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return a whole rule, which replaces the one with this id; without an id, the one with this match."""
         rule_id = params.get("id") or _rule_id(current, params["match"])
-        values = {name: params.get(name) for name in ("match", "mode", "on", "to", "priority")}
-        return keyed(_RULES, rule_id, **values, enabled=None)
+        return rule_id, {**dict.fromkeys(self.resource.fields), **super().given(params), "enabled": None}
 
-    return await commit(context, request, edits)
+
+RULES = _Rules("cloud.rule")
 
 
 def _rule_id(settings: Settings, match: str) -> str:
@@ -78,22 +71,7 @@ def _rule_id(settings: Settings, match: str) -> str:
     return rule_id
 
 
-async def set_one(context: ControlContext, request: Request) -> Reply:
-    """Change what is given of a rule; one that becomes a never rule loses its targets and triggers."""
-    params = request.params
-    given = {name: params[name] for name in ("match", "mode", "on", "to", "priority") if name in params}
-    if not given:
-        raise InvalidRequest("there is nothing to set", param="id", hint="mlxctl cloud rule set --help")
-    if given.get("mode") == Mode.NEVER.value:
-        given = {"on": None, "to": None, **given}
-
-    def edits(current: Settings) -> Sequence[Edit]:
-        _require(current, params["id"])
-        return keyed(_RULES, params["id"], **given)
-
-    return await commit(context, request, edits)
-
-
+@handles("cloud.rule.move")
 async def move(context: ControlContext, request: Request) -> Reply:
     """Change priorities, as few as can be, so that the rule stands where it is wanted."""
     rule_id = request.params["id"]
@@ -106,13 +84,13 @@ async def move(context: ControlContext, request: Request) -> Reply:
         )
 
     def edits(current: Settings) -> Sequence[Edit]:
-        _require(current, rule_id)
+        RULES.find(current, rule_id)
         rules = compile_rules(current.cloud).rules
         moved = next(rule for rule in rules if rule.id == rule_id)
         others = [rule for rule in rules if rule.id != rule_id and _is_never(rule) == _is_never(moved)]
         place = _place(current, moved, others, wanted[0], request.params.get(wanted[0]))
         priorities = moved_priorities(others, moved, place)
-        return [Edit((*_RULES, name, "priority"), value) for name, value in priorities.items()]
+        return [Edit((*RULES.path, name, "priority"), value) for name, value in priorities.items()]
 
     return await commit(context, request, edits)
 
@@ -121,7 +99,7 @@ def _place(current: Settings, moved: Rule, others: Sequence[Rule], where: str, o
     """Return how many of the others come before the rule then."""
     if where in {"first", "last"}:
         return 0 if where == "first" else len(others)
-    _require(current, other_id)
+    RULES.find(current, other_id)
     if other_id == moved.id:
         raise InvalidRequest("a rule cannot stand before or after itself", param=where)
     place = next((place for place, rule in enumerate(others) if rule.id == other_id), None)
@@ -139,39 +117,7 @@ def _is_never(rule: Rule) -> bool:
     return rule.mode is Mode.NEVER
 
 
-async def enable(context: ControlContext, request: Request) -> Reply:
-    """Have the rule count."""
-    return await _switch(context, request, value=None)
-
-
-async def disable(context: ControlContext, request: Request) -> Reply:
-    """Keep the rule, and do without it."""
-    return await _switch(context, request, value=False)
-
-
-async def _switch(context: ControlContext, request: Request, *, value: bool | None) -> Reply:
-    def edits(current: Settings) -> Sequence[Edit]:
-        _require(current, request.params["id"])
-        return [Edit((*_RULES, request.params["id"], "enabled"), value)]
-
-    return await commit(context, request, edits)
-
-
-async def remove(context: ControlContext, request: Request) -> Reply:
-    """Remove a rule."""
-
-    def edits(current: Settings) -> Sequence[Edit]:
-        _require(current, request.params["id"])
-        return [Edit((*_RULES, request.params["id"]), None)]
-
-    return await commit(context, request, edits)
-
-
-def _require(settings: Settings, rule_id: str) -> None:
-    if rule_id not in settings.cloud.rules:
-        raise NotFound(f"there is no rule {rule_id!r}", hint="mlxctl cloud rule list", param="id")
-
-
+@handles("cloud.rule.explain")
 async def explain(context: ControlContext, request: Request) -> Reply:
     """Say where a request for a name would go, and what every rule makes of the name; sends nothing."""
     assume = request.params.get("assume")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mlxd.config import CommitResult, Edit, Edits, Revert, Terms, document
 from mlxd.config.document import parse_key
 from mlxd.config.scan import index_lines, line_of
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page, place_of_number
 from mlxd.pool.status import PoolPlan
 from mlxd.protocol.errors import WaitEnded
@@ -19,12 +19,14 @@ from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import lookup
 
 
+@handles("settings.get")
 async def get(context: ControlContext, request: Request) -> Reply:
     """Return one setting: {key, value, written, saved, default, origin, line, live, help}."""
     path = parse_key(request.params["key"])
     return _show(context, path, index_lines(context.store.state.version.text))
 
 
+@handles("settings.list")
 async def list_all(context: ControlContext, request: Request) -> Reply:
     """Return every setting as `get` does, and the path of the file; those of keyed tables once per entry."""
     state = context.store.state
@@ -66,6 +68,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+@handles("settings.set")
 async def set_many(context: ControlContext, request: Request) -> Reply:
     """Change settings, all or none; to unset what is runtime-only leads back to the file."""
     changes: Mapping[str, Any] = request.params["changes"]
@@ -146,8 +149,3 @@ def watch(context: ControlContext, moved: PoolPlan, *, force: bool) -> str:
         return {"models": list(moved.model_ids)}
 
     return context.operations.start("pool.change", moved.model_ids, run).id
-
-
-def keyed(table: Sequence[str], entry: str, **values: Any) -> list[Edit]:
-    """Return the edits that give an entry of a keyed table these values; None unsets one."""
-    return [Edit((*table, entry, name), value) for name, value in values.items()]

@@ -6,16 +6,18 @@ from typing import Any
 
 from mlxd.config import CommitResult, Terms, document
 from mlxd.config.default import render_default
-from mlxd.control.context import ControlContext, Reply, Request
+from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.setting import answer, terms
 from mlxd.protocol.errors import FileInvalid, InvalidRequest
 
 
+@handles("settings.path")
 async def path(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return where the file is and whether there is one."""
     return {"path": str(context.store.path), "exists": context.store.path.exists()}
 
 
+@handles("settings.read")
 async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the text, valid or not, or the commented default; and what `settings.apply` takes as `base`."""
     content = context.store.read_text()
@@ -32,17 +34,20 @@ async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
     }
 
 
+@handles("settings.validate")
 async def validate(context: ControlContext, request: Request) -> Reply:
     """Check a text, or the file on disk, and change nothing."""
     warnings = context.store.check_text(request.params.get("text"), request.params.get("name"))
     return {"path": str(context.store.path), "valid": True, "warnings": warnings}
 
 
+@handles("settings.reload")
 async def reload(context: ControlContext, request: Request) -> Reply:
     """Take up the file as it is now."""
     return answer(context, request, await context.store.reload(Terms("file", request.if_gen, request.dry)))
 
 
+@handles("settings.apply")
 async def apply(context: ControlContext, request: Request) -> Reply:
     """Take a text for the whole file."""
     try:
@@ -69,6 +74,7 @@ async def _replace(context: ControlContext, request: Request) -> CommitResult:
     )
 
 
+@handles("settings.history")
 async def history(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the generations, newest first: {gen, time_ms, source, changed, runtime_only, current}."""
     records = await context.store.history()
@@ -88,11 +94,13 @@ async def history(context: ControlContext, request: Request) -> Reply:  # noqa: 
     }
 
 
+@handles("settings.rollback")
 async def rollback(context: ControlContext, request: Request) -> Reply:
     """Take the file of an earlier generation, as a generation of its own."""
     return answer(context, request, await context.store.rollback(request.params["gen"], terms(request)))
 
 
+@handles("settings.diff")
 async def diff(context: ControlContext, request: Request) -> Reply:
     """Return what differs, each as {key, old, new}.
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlxd.config import Edit
-from mlxd.control.context import ControlContext, Reply, Request
-from mlxd.control.page import make_page
-from mlxd.control.setting import commit, keyed
+from mlxd.control.context import ControlContext, Reply, Request, handles
+from mlxd.control.resource import Entries
+from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest, NotFound
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.settings import PriceSettings, Settings
 
 _BUDGET = ("cloud", "budget")
-_PRICES = ("cloud", "prices")
 _MICRO = 1_000_000
 
 
+@handles("cloud.budget.show")
 async def show_budget(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the bounds, today's sums, and the targets of rules that have no price while money is bounded."""
     return describe(context)
@@ -49,6 +49,7 @@ def problems(context: ControlContext) -> Iterator[str]:
             yield f"nothing is sent to the cloud, its budget is not kept: {budget.problem}"
 
 
+@handles("cloud.budget.set")
 async def set_budget(context: ControlContext, request: Request) -> Reply:
     """Change the bounds that are given."""
     names = ("usd_per_day", "requests_per_day")
@@ -58,35 +59,20 @@ async def set_budget(context: ControlContext, request: Request) -> Reply:
     return await commit(context, request, edits)
 
 
-async def list_prices(context: ControlContext, request: Request) -> Reply:
-    """Return the prices in US dollars per million tokens, by target."""
-    prices = sorted(context.store.current.cloud.prices.items())
-    shown = [{"target": target, "input": price.input, "output": price.output} for target, price in prices]
-    return make_page(request.params, "prices", shown, lambda index: str(shown[index]["target"]))
+class _Prices(Entries):
+    def entries(self, context: ControlContext) -> Iterable[tuple[str, PriceSettings]]:
+        """Return the prices by target."""
+        return sorted(context.store.current.cloud.prices.items())
 
-
-async def set_price(context: ControlContext, request: Request) -> Reply:
-    """Say what a target costs; of a provider that there is, so that a typo does not stay unnoticed."""
-    target = request.params["target"]
-    provider_id, slash, model = target.partition("/")
-
-    def edits(current: Settings) -> Sequence[Edit]:
+    def new(self, current: Settings, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return a price; of a provider that there is, so that a typo does not stay unnoticed."""
+        target = params["target"]
+        provider_id, slash, model = target.partition("/")
         if not slash or not model:
             raise InvalidRequest(f"{target!r} is not PROVIDER/MODEL", param="target", hint="mlxctl cloud rule list")
         if provider_id not in current.cloud.providers:
             raise NotFound(f"there is no provider {provider_id!r}", hint="mlxctl cloud provider list", param="target")
-        return keyed(_PRICES, target, input=request.params["input"], output=request.params["output"])
-
-    return await commit(context, request, edits)
+        return target, self.given(params)
 
 
-async def remove_price(context: ControlContext, request: Request) -> Reply:
-    """Forget what a target costs."""
-    target = request.params["target"]
-
-    def edits(current: Settings) -> Sequence[Edit]:
-        if target not in current.cloud.prices:
-            raise NotFound(f"{target!r} has no price", hint="mlxctl cloud price list", param="target")
-        return [Edit((*_PRICES, target), None)]
-
-    return await commit(context, request, edits)
+PRICES = _Prices("cloud.price")
