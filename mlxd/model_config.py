@@ -1,48 +1,24 @@
 """What a model's `config.json` says: its kind, module, context, quantization.
 
-Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the file names of the installed package.
+Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the files of the installed package.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mlxd.engine import encoder
 from mlxd.engine.config import Config, Context, as_size, context_of, field_of
 from mlxd.engine.model_file import shown_text
 from mlxd.engine.safetensors_header import Tensor
 
-# `mlx_lm.utils.MODEL_REMAPPING` of the minor version that pyproject.toml allows; a test compares them.
-REMAPPED_TYPES = {
-    "mistral": "llama",
-    "llava": "mistral3",
-    "phi-msft": "phixtral",
-    "falcon_mamba": "mamba",
-    "joyai_llm_flash": "deepseek_v3",
-    "kimi_k2": "deepseek_v3",
-    "qwen2_5_vl": "qwen2_vl",
-    "minimax_m2": "minimax",
-    "iquestcoder": "llama",
-    "xverse": "llama",
-    "gemma4_unified": "gemma4",
-    "deepseek_v41_text": "deepseek_v41",
-}
-
-# `mlx_lm.utils.MODEL_ARCHITECTURE_REMAPPING`, likewise.
-REMAPPED_ARCHITECTURES = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
-
-# Files among mlx-lm's models that hold parts of models; a test compares them.
-NOT_MODELS = frozenset(
-    {
-        *("__init__", "activations", "base", "bitlinear_layers", "cache", "gated_delta", "mla", "pipeline"),
-        *("rope_utils", "ssm", "switch_layers"),
-    }
-)
 # Types whose `sanitize` turns fp8 weights into bfloat16; a test compares them.
 FP8_TYPES = frozenset(
     {"deepseek_v3", "deepseek_v32", "glm_moe_dsa", "kimi_k25", "mimo_v2_flash", "minimax", "mistral4"}
@@ -69,16 +45,27 @@ class Runnable:
 
 def find_runnable() -> Runnable:
     """Look at mlx-lm and mlx-embeddings; without mlx-lm nothing runs."""
-    text = _model_files("mlx_lm")
-    return Runnable(frozenset() if text is None else text - NOT_MODELS, _model_files(encoder.PACKAGE))
+    files = _files("mlx_lm", "models/*.py")
+    # The others hold parts of models.
+    text = frozenset(file.stem for file in files if re.search(r"\bModelArgs\b", file.read_text(encoding="utf-8")))
+    encoders = frozenset(file.stem for file in _files(encoder.PACKAGE, "models/*.py"))
+    return Runnable(text, encoders or None)
 
 
-def _model_files(package: str) -> frozenset[str] | None:
+def _files(package: str, pattern: str) -> list[Path]:
     spec = importlib.util.find_spec(package)  # of a top-level package: imports nothing
-    if spec is None:
-        return None
-    folders = list(spec.submodule_search_locations or ())
-    return frozenset(file.stem for folder in folders for file in Path(folder, "models").glob("*.py"))
+    folders = () if spec is None else spec.submodule_search_locations or ()
+    return [file for folder in folders for file in Path(folder).glob(pattern)]
+
+
+@functools.cache
+def _remapped(table: str) -> dict[Any, str]:
+    """Return a table of mlx-lm's `utils.py` that says which file runs a type that has none of its own name."""
+    for file in _files("mlx_lm", "utils.py"):
+        found = re.search(rf"^{table} = (\{{.*?^\}})", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        if found is not None:
+            return dict(ast.literal_eval(found[1]))
+    return {}
 
 
 def kind_of(config: Config, runnable: Runnable) -> tuple[str, str | None]:
@@ -90,7 +77,7 @@ def kind_of(config: Config, runnable: Runnable) -> tuple[str, str | None]:
         return "embedding", _encoder_problem(model_type, runnable)
     if field_of(config, "use_bidirectional_attention") is True:
         return "embedding", f"an embedding model of a kind that cannot be served ({model_type} that attends both ways)"
-    if REMAPPED_TYPES.get(model_type, model_type) not in runnable.text:
+    if module_of(config) not in runnable.text:
         return "unknown", f"mlx-lm cannot run the model type {shown_text(model_type)!r}"
     if config.get("model_file") is not None:
         return "text", "it needs code of its own (model_file in config.json), which is never run"
@@ -124,19 +111,19 @@ def fp8_problem(config: Config, tensors: Iterable[Tensor]) -> str | None:
 
 
 def module_of(config: Config) -> str:
-    """Return the file among mlx-lm's models that runs the model, by a config whose kind is "text"."""
-    model_type = str(config.get("model_type"))
-    named = config.get("architectures")
+    """Return the file among mlx-lm's models that runs the model; "" where the config names no type."""
+    model_type, named = config.get("model_type"), config.get("architectures")
+    if not isinstance(model_type, str):
+        return ""
     for architecture in named if isinstance(named, list) else [named]:
-        if isinstance(architecture, str) and (model_type, architecture) in REMAPPED_ARCHITECTURES:
-            return REMAPPED_ARCHITECTURES[model_type, architecture]
-    return REMAPPED_TYPES.get(model_type, model_type)
+        if isinstance(architecture, str) and (model_type, architecture) in _remapped("MODEL_ARCHITECTURE_REMAPPING"):
+            return _remapped("MODEL_ARCHITECTURE_REMAPPING")[model_type, architecture]
+    return _remapped("MODEL_REMAPPING").get(model_type, model_type)
 
 
 def _text_type(config: Config) -> str:
     """Return the type of the part that makes text."""
-    named = config.get("model_type")
-    model_type = REMAPPED_TYPES.get(named, named) if isinstance(named, str) else ""
+    model_type = module_of(config)
     text = config.get("text_config")
     inner = text.get("model_type") if model_type == "mistral3" and isinstance(text, dict) else None
     return inner if isinstance(inner, str) else model_type
@@ -145,9 +132,7 @@ def _text_type(config: Config) -> str:
 @functools.cache
 def known_tokenizers() -> frozenset[str]:
     """Return the model types and classes that transformers has a tokenizer for, by its table."""
-    spec = importlib.util.find_spec("transformers")
-    folders = () if spec is None else spec.submodule_search_locations or ()
-    tables = [Path(folder, "models", "auto", "tokenization_auto.py").read_text(encoding="utf-8") for folder in folders]
+    tables = [file.read_text(encoding="utf-8") for file in _files("transformers", "models/auto/tokenization_auto.py")]
     pairs = [pair for table in tables for pair in _TOKENIZER.findall(table)]
     # Types whose own code transformers leaves alone by itself.
     plain = [name for table in tables for found in _PLAIN.findall(table) for name in re.findall(r'"([^"]+)"', found)]

@@ -98,23 +98,17 @@ def test_fp8_that_mlx_lm_misreads_is_a_problem() -> None:
     assert model_config.fp8_problem({"model_type": "mistral4"}, tensors) is None
 
 
-def test_what_is_no_model_is_not_runnable() -> None:
-    """Files that lie among the models and make none are no types."""
-    spec = importlib.util.find_spec("mlx_lm")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    files = Path(spec.submodule_search_locations[0], "models").glob("*.py")
-    without = {path.stem for path in files if not re.search(r"\bModelArgs\b", path.read_text())}
-    assert without == model_config.NOT_MODELS
-    assert not without & model_config.find_runnable().text
-
-
 def test_runnable_types_are_of_the_installed_package() -> None:
-    """The types and their other names are those of the mlx-lm that is installed."""
+    """The types and their other names are those of the mlx-lm that is installed; files that make no models are none."""
     utils = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed")
-    assert utils.MODEL_REMAPPING == model_config.REMAPPED_TYPES
-    assert utils.MODEL_ARCHITECTURE_REMAPPING == model_config.REMAPPED_ARCHITECTURES
-    assert {"llama", "qwen3", "gemma3", *utils.MODEL_REMAPPING.values()} <= model_config.find_runnable().text
+    runnable = model_config.find_runnable().text
+    assert {"llama", "qwen3", "gemma3", *utils.MODEL_REMAPPING.values()} <= runnable
+    assert not {"__init__", "base", "cache", "switch_layers", "ssm"} & runnable
+    for named, module in utils.MODEL_REMAPPING.items():
+        assert model_config.module_of({"model_type": named}) == module
+    for (named, architecture), module in utils.MODEL_ARCHITECTURE_REMAPPING.items():
+        assert model_config.module_of({"model_type": named, "architectures": [architecture]}) == module
+    assert model_config.module_of({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}) == "llama"
 
 
 def test_known_tokenizers_are_those_of_the_installed_package() -> None:
