@@ -51,18 +51,17 @@ def create(ctx: typer.Context, name: NewName, models: Models = None, rate: Rate 
 def _format(document: Document) -> str:
     if not document["keys"]:
         return "no API key: every local program may send requests; mlxctl apikey create NAME"
-    rows = [
-        (
-            key["name"],
-            ", ".join(key["models"]) or "all",
-            key["rate"] or "no bound",
-            _ago(key["created_at_ms"]),
-            _ago(key["last_used_at_ms"]),
-            key["requests"],
-        )
-        for key in document["keys"]
-    ]
-    return format_table(["APIKEY", "MODELS", "RATE", "MADE", "LAST USED", "REQUESTS"], rows)
+    return format_table(
+        [
+            ("APIKEY", "name"),
+            ("MODELS", lambda key: ", ".join(key["models"]) or "all"),
+            ("RATE", lambda key: key["rate"] or "no bound"),
+            ("MADE", lambda key: _ago(key["created_at_ms"])),
+            ("LAST USED", lambda key: _ago(key["last_used_at_ms"])),
+            ("REQUESTS", "requests"),
+        ],
+        document["keys"],
+    )
 
 
 def _ago(at_ms: int | None) -> str | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxctl.change import show_value
-from mlxctl.output import format_pairs, format_table, show_duration, show_size, show_time
+from mlxctl.output import Column, format_pairs, format_table, show_duration, show_size, show_time
 from mlxd.protocol.units import count
 
 Document = Mapping[str, Any]
@@ -17,23 +17,20 @@ def format_requests(document: Document) -> str:
     if not document["requests"]:
         return "no request in the log is like that"
     return format_table(
-        ["STARTED", "REQUEST", "MODEL", "ROUTE", "STATUS", "CODE", "TOKENS", "TTFT", "TOOK", "TOK/S", "KEY"],
         [
-            (
-                show_time(row["started_ms"]),
-                row["request"],
-                row["model"],
-                row["target"] or row["route"],
-                row["status"],
-                row["code"],
-                row["completion_tokens"],
-                _show_ms(row["ttft_ms"]),
-                _show_ms(row["duration_ms"]),
-                row["tokens_per_s"],
-                row["key"],
-            )
-            for row in document["requests"]
+            ("STARTED", _show_start),
+            ("REQUEST", "request"),
+            ("MODEL", "model"),
+            ("ROUTE", lambda row: row["target"] or row["route"]),
+            ("STATUS", "status"),
+            ("CODE", "code"),
+            ("TOKENS", "completion_tokens"),
+            ("TTFT", lambda row: _show_ms(row["ttft_ms"])),
+            ("TOOK", lambda row: _show_ms(row["duration_ms"])),
+            ("TOK/S", lambda row: row["tokens_per_s"]),
+            ("KEY", "key"),
         ],
+        document["requests"],
         optional=("KEY", "TOK/S", "TTFT", "TOKENS", "ROUTE", "STARTED", "CODE", "TOOK"),
         names=("REQUEST", "MODEL"),
     )
@@ -79,21 +76,18 @@ def format_changes(document: Document) -> str:
     if not document["changes"]:
         return "no change in the log is like that"
     return format_table(
-        ["WHEN", "GEN", "SOURCE", "OPERATION", "WHAT", "OLD", "NEW", "UID", "PID"],
         [
-            (
-                show_time(row["started_ms"]),
-                row["generation"],
-                row["source"],
-                row["operation"],
-                row["setting"] or row["subject"],
-                None if row["setting"] is None else show_value(row["old"]),
-                None if row["setting"] is None else show_value(row["new"]),
-                row["uid"],
-                row["pid"],
-            )
-            for row in document["changes"]
+            ("WHEN", _show_start),
+            ("GEN", "generation"),
+            ("SOURCE", "source"),
+            ("OPERATION", "operation"),
+            ("WHAT", lambda row: row["setting"] or row["subject"]),
+            ("OLD", lambda row: None if row["setting"] is None else show_value(row["old"])),
+            ("NEW", lambda row: None if row["setting"] is None else show_value(row["new"])),
+            ("UID", "uid"),
+            ("PID", "pid"),
         ],
+        document["changes"],
         optional=("UID", "PID", "SOURCE", "GEN"),
     )
 
@@ -114,25 +108,33 @@ def format_stats(document: Document) -> str:
         )
     ]
     if groups:
-        heads = ["MODEL", "ROUTE", "REQUESTS", "ERRORS", "CANCELLED", "TIMEOUTS"]
-        heads += ["P50", "P95", "P99", "TTFT P50", "P95", "P99", "TOK/S", "PROMPT", "ANSWER", "USD"]
         optional = ("USD", "P99", "P99", "PROMPT", "ANSWER", "CANCELLED", "TIMEOUTS", "ROUTE")
-        parts.append(format_table(heads, [_format_group(group) for group in groups], optional=optional))
+        parts.append(format_table(_GROUP_COLUMNS, groups, optional=optional))
     return "\n\n".join(parts)
 
 
-def _format_group(group: Document) -> tuple[object, ...]:
-    cost = group["cost_micro_usd"]
-    return (
-        group["model"],
-        group["route"],
-        *(group[name] for name in ("requests", "error", "cancelled", "timeout")),
-        *(_show_ms(group[name][rank]) for name in ("duration_ms", "ttft_ms") for rank in ("p50", "p95", "p99")),
-        None if group["tokens_per_s"] is None else f"{group['tokens_per_s']:.1f}",
-        group["prompt_tokens"],
-        group["completion_tokens"],
-        None if cost is None else f"{cost / 1e6:.4f}",
-    )
+def _rank(name: str, rank: str) -> Callable[[Document], object]:
+    return lambda group: _show_ms(group[name][rank])
+
+
+_GROUP_COLUMNS: list[Column] = [
+    ("MODEL", "model"),
+    ("ROUTE", "route"),
+    ("REQUESTS", "requests"),
+    ("ERRORS", "error"),
+    ("CANCELLED", "cancelled"),
+    ("TIMEOUTS", "timeout"),
+    ("P50", _rank("duration_ms", "p50")),
+    ("P95", _rank("duration_ms", "p95")),
+    ("P99", _rank("duration_ms", "p99")),
+    ("TTFT P50", _rank("ttft_ms", "p50")),
+    ("P95", _rank("ttft_ms", "p95")),
+    ("P99", _rank("ttft_ms", "p99")),
+    ("TOK/S", "tokens_per_s"),
+    ("PROMPT", "prompt_tokens"),
+    ("ANSWER", "completion_tokens"),
+    ("USD", lambda group: None if group["cost_micro_usd"] is None else f"{group['cost_micro_usd'] / 1e6:.4f}"),
+]
 
 
 def format_request_line(row: Mapping[str, Any]) -> str:
@@ -154,6 +156,10 @@ def format_change_line(row: Mapping[str, Any]) -> str:
         what = f"{row['setting']}: {show_value(row['old'])} -> {show_value(row['new'])}"
     who = "" if row["pid"] is None else f" by pid {row['pid']} of uid {row['uid']}"
     return f"{show_time(row['started_ms'])}  generation {row['generation']}  {row['operation']}{who}  {what}".rstrip()
+
+
+def _show_start(row: Document) -> str | None:
+    return show_time(row["started_ms"])
 
 
 def _show_ms(milliseconds: int | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from mlxctl.call import Call, Document
-from mlxctl.output import format_table
+from mlxctl.output import Column, format_table
 from mlxctl.verb import Verb, make_app
 
 app = make_app("What keeps prompts reusable.")
@@ -27,5 +27,6 @@ def list_rules(ctx: typer.Context) -> None:
 
 
 def _format(document: Document) -> str:
-    rows = [(rule["name"], "on" if rule["enabled"] else "off", rule["removes"]) for rule in document["rules"]]
-    return format_table(["NAME", "STATE", "REMOVES"], rows)
+    state = {True: "on", False: "off"}
+    columns: list[Column] = [("NAME", "name"), ("STATE", lambda rule: state[rule["enabled"]]), ("REMOVES", "removes")]
+    return format_table(columns, document["rules"])

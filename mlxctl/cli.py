@@ -21,27 +21,21 @@ from mlxd.protocol.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_OTHER, ControlE
 if TYPE_CHECKING:
     from typer._click import Command, Context
 
-# verb or noun → the module that has it in its `app`, in the order of the help.
-_VERBS = {
-    "status": "mlxctl.status",
-    "ps": "mlxctl.status",
-    "top": "mlxctl.top",
-    "events": "mlxctl.events",
-    "logs": "mlxctl.logs",
-    "chat": "mlxctl.chat",
-    "quickstart": "mlxctl.quickstart",
-    "start": "mlxctl.daemon",
-    "stop": "mlxctl.daemon",
-    "restart": "mlxctl.daemon",
-    "doctor": "mlxctl.doctor",
-    "version": "mlxctl.daemon",
-    "completion": "mlxctl.completion",
-}
-_NAMES = (
+# In the order of the help.
+_VERBS = (
+    *("status", "ps", "top", "events", "logs", "chat", "quickstart"),
+    *("start", "stop", "restart", "doctor", "version", "completion"),
+)
+_NOUNS = (
     *("pool", "model", "preload", "request", "queue", "op", "cache"),
     *("cloud", "key", "apikey", "config", "audit", "service"),
 )
-_NOUNS = {name: f"mlxctl.{name}" for name in _NAMES}
+# Verb or noun → the module that has it in its `app`, unless that is called as it is.
+_MODULES = {
+    "ps": "status",
+    **dict.fromkeys(("start", "stop", "restart", "version"), "daemon"),
+    **dict.fromkeys(("request", "queue", "op"), "running"),
+}
 # What completion scripts call; see `completion.py`.
 _COMPLETE = "__complete"
 # What click calls a whole number.
@@ -59,10 +53,8 @@ class Root(Noun):
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:  # noqa: ARG002  (click's signature)
         """Load the module of a verb or noun and return its command."""
-        if cmd_name in _NOUNS:
-            return _load(_NOUNS[cmd_name], cmd_name)
-        if cmd_name in _VERBS:
-            return _load(_VERBS[cmd_name], cmd_name).commands[cmd_name]
+        if cmd_name in _VERBS or cmd_name in _NOUNS:
+            return _load(cmd_name)
         from mlxctl.noun import find_resource
 
         app = find_resource(cmd_name)
@@ -70,14 +62,17 @@ class Root(Noun):
 
     def suggest(self, ctx: Context, typed: str) -> str | None:
         """Name the noun of a verb that was typed without one; else the nearest."""
-        for noun, module in _NOUNS.items():
-            if typed in _load(module, noun).commands:
+        for noun in _NOUNS:
+            group = _load(noun)
+            if isinstance(group, TyperGroup) and typed in group.commands:
                 return f"mlxctl {noun} {typed}"
         return super().suggest(ctx, typed)
 
 
-def _load(module: str, name: str) -> TyperGroup:
-    return _group(importlib.import_module(module).app, name)
+def _load(name: str) -> Command:
+    """Load the module of a verb or noun; its app is the noun, or has it."""
+    group = _group(importlib.import_module(f"mlxctl.{_MODULES.get(name, name)}").app, name)
+    return group.commands.get(name, group)
 
 
 def _group(app: typer.Typer, name: str) -> TyperGroup:

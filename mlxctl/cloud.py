@@ -28,11 +28,14 @@ def _format_providers(document: Document) -> str:
     if not document["providers"]:
         return "no provider; mlxctl cloud provider add ID --base-url URL"
     return format_table(
-        ["PROVIDER", "KIND", "BASE URL", "KEY FROM", "STATE"],
         [
-            (item["id"], item["kind"], item["base_url"], item.get("auth") or item.get("auth_env"), item.get("state"))
-            for item in document["providers"]
+            ("PROVIDER", "id"),
+            ("KIND", "kind"),
+            ("BASE URL", "base_url"),
+            ("KEY FROM", lambda item: item.get("auth") or item.get("auth_env")),
+            ("STATE", "state"),
         ],
+        document["providers"],
     )
 
 
@@ -74,18 +77,15 @@ def _format_rules(document: Document) -> str:
     if not document["rules"]:
         return "no rule; mlxctl cloud rule add ID --match PATTERN --to PROVIDER/MODEL"
     return format_table(
-        ["RULE", "MATCH", "MODE", "ON", "TO", "PRIORITY"],
         [
-            (
-                item["id"] if item.get("enabled", True) else f"{item['id']} (disabled)",
-                item["match"],
-                item["mode"],
-                _triggers(item),
-                ", ".join(item["to"]) or None,
-                item["priority"],
-            )
-            for item in document["rules"]
+            ("RULE", lambda item: item["id"] if item.get("enabled", True) else f"{item['id']} (disabled)"),
+            ("MATCH", "match"),
+            ("MODE", "mode"),
+            ("ON", _triggers),
+            ("TO", "to"),
+            ("PRIORITY", "priority"),
         ],
+        document["rules"],
         optional=["ON"],
     )
 
@@ -130,25 +130,26 @@ def _format_explanation(document: Document) -> str:
         )
     ]
     if document.get("rules"):
-        parts.append(format_table(["RULE", "VERDICT"], [(item["id"], item["verdict"]) for item in document["rules"]]))
+        parts.append(format_table([("RULE", "id"), ("VERDICT", "verdict")], document["rules"]))
     return "\n\n".join(parts)
+
+
+def _retry_in(item: Document) -> str | None:
+    return None if item["retry_in_ms"] is None else show_duration(item["retry_in_ms"] / 1000)
 
 
 def _format_breakers(document: Document) -> str:
     if not document["breakers"]:
         return "no target was tried in the last minute, none is left alone"
     return format_table(
-        ["TARGET", "STATE", "FAILED", "OF", "ASKED AGAIN IN"],
         [
-            (
-                item["target"],
-                item["state"],
-                item["failures"],
-                item["attempts"],
-                None if item["retry_in_ms"] is None else show_duration(item["retry_in_ms"] / 1000),
-            )
-            for item in document["breakers"]
+            ("TARGET", "target"),
+            ("STATE", "state"),
+            ("FAILED", "failures"),
+            ("OF", "attempts"),
+            ("ASKED AGAIN IN", _retry_in),
         ],
+        document["breakers"],
     )
 
 
@@ -172,8 +173,12 @@ def _format_prices(document: Document) -> str:
     if not document["prices"]:
         return "no price; mlxctl cloud price set PROVIDER/MODEL --input USD --output USD"
     return format_table(
-        ["TARGET", "INPUT", "OUTPUT"],
-        [(item["target"], f"{item['input']:g}", f"{item['output']:g}") for item in document["prices"]],
+        [
+            ("TARGET", "target"),
+            ("INPUT", lambda item: f"{item['input']:g}"),
+            ("OUTPUT", lambda item: f"{item['output']:g}"),
+        ],
+        document["prices"],
     )
 
 

@@ -107,7 +107,4 @@ def _format_list(document: Document, *, show_origin: bool) -> str:
         line = setting.get("line")
         return f"{file}:{line}" if show_origin and line is not None else str(setting["origin"])
 
-    return format_table(
-        ["SETTING", "VALUE", "ORIGIN"],
-        [(setting["key"], _format_value(setting), origin(setting)) for setting in document["settings"]],
-    )
+    return format_table([("SETTING", "key"), ("VALUE", _format_value), ("ORIGIN", origin)], document["settings"])

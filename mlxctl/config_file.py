@@ -169,17 +169,14 @@ def _format_history(document: Document) -> str:
     if not generations:
         return "no settings were ever changed"
     return format_table(
-        ["GEN", "TIME", "SOURCE", "CHANGED", "NOTE"],
         [
-            (
-                line["gen"],
-                show_time(line["time_ms"]),
-                line["source"],
-                ", ".join(line["changed"]) or None,
-                ", ".join(_notes(line)) or None,
-            )
-            for line in generations
+            ("GEN", "gen"),
+            ("TIME", lambda line: show_time(line["time_ms"])),
+            ("SOURCE", "source"),
+            ("CHANGED", "changed"),
+            ("NOTE", lambda line: ", ".join(_notes(line)) or None),
         ],
+        generations,
     )
 
 

@@ -57,11 +57,13 @@ def _format(document: Document) -> str:
     if not document["keys"]:
         return "no key is kept, and no provider needs one; mlxctl key set NAME --provider ID"
     return format_table(
-        ["KEY", "WHERE", "PROVIDERS", "STATE"],
         [
-            (item["name"], item["auth"], ", ".join(item["providers"]) or None, item["problem"] or "ok")
-            for item in document["keys"]
+            ("KEY", "name"),
+            ("WHERE", "auth"),
+            ("PROVIDERS", "providers"),
+            ("STATE", lambda item: item["problem"] or "ok"),
         ],
+        document["keys"],
     )
 
 

@@ -122,10 +122,7 @@ def _format_rescan(document: Document) -> str:
 def _format_aliases(document: Document) -> str:
     if not document["aliases"]:
         return "no model has another name; mlxctl model alias add MODEL ALIAS"
-    return format_table(
-        ["ALIAS", "MODEL", "NOTE"],
-        [(alias["alias"], alias["model"], alias.get("problem")) for alias in document["aliases"]],
-    )
+    return format_table([("ALIAS", "alias"), ("MODEL", "model"), ("NOTE", "problem")], document["aliases"])
 
 
 def _format_loaded(document: Document) -> str:

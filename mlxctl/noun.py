@@ -11,9 +11,8 @@ import typer
 
 from mlxctl.call import Call, Document
 from mlxctl.change import show_change
-from mlxctl.output import format_table
+from mlxctl.output import format_fields, format_table
 from mlxctl.verb import Verb, changes, make_app
-from mlxctl.view import format_fields, show_field
 from mlxd.protocol.errors import EXIT_OTHER
 from mlxd.protocol.operation import PAGE, Operation, Param, ParamType
 from mlxd.protocol.operations import OPERATIONS
@@ -156,7 +155,4 @@ def _format_all(row: Operation, document: Document) -> str:
     items = document[row.lists]
     if not items:
         return f"no {row.lists}"
-    return format_table(
-        [name.upper().replace("_", " ") for name in items[0]],
-        [[show_field(name, value) for name, value in item.items()] for item in items],
-    )
+    return format_table([(name.upper().replace("_", " "), name) for name in items[0]], items)

@@ -11,13 +11,16 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from mlxd.protocol.errors import MlxdError
 from mlxd.protocol.units import format_duration, show_bytes
 
 SCHEMA = "mlxctl/v1"
+# A head, and the key of its value in a row, which is shown in the unit that the key tells; or what reads it.
+Column = tuple[str, str | Callable[[Any], object]]
+
 _GAP = "  "
 _NARROWEST = 8
 # A number alone, with its unit, or a duration: what is compared by its length. `1 sequence paused` is none.
@@ -70,21 +73,22 @@ def describe_error(error: MlxdError) -> dict[str, Any]:
 
 
 def format_table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[object]],
+    columns: Sequence[Column],
+    rows: Iterable[Any],
     *,
     width: int | None = None,
     optional: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> str:
-    """Return rows under their heads in ASCII, numbers to the right, cut to *width* columns where that is known.
+    """Return rows under their heads in ASCII, numbers to the right, cut to *width* where that is known.
 
     A cell of None is shown as `-`. Where the columns are too few, *optional* columns without any value are left out.
     Then the widest column gives way, and shows with `...` that it did; not *names* (the first column, unless given)
     and not numbers, which are of no use when cut. Then optional columns are left out, the first of them first. All
     give way only where that is not enough either.
     """
-    cells = [list(heads), *(["-" if cell is None else str(cell) for cell in row] for row in rows)]
+    heads = [head for head, _ in columns]
+    cells = [heads, *([_cell(row, read) for _, read in columns] for row in rows)]
     limit = terminal_width() if width is None else width
     whole = frozenset(names or heads[:1])
     present = [head for head in optional if head in heads]
@@ -108,11 +112,45 @@ def format_table(
     )
 
 
+def _cell(row: Any, read: str | Callable[[Any], object]) -> str:
+    value = show_field(read, row.get(read)) if isinstance(read, str) else read(row)
+    return "-" if value is None else str(value)
+
+
 def format_pairs(pairs: Iterable[tuple[str, object]]) -> str:
     """Return `name: value` lines with the values under each other; a value of None leaves its line out."""
     shown = [(name, str(value)) for name, value in pairs if value is not None]
     width = max((len(name) for name, _ in shown), default=0)
     return "\n".join(f"{name + ':':<{width + 1}} {value}".rstrip() for name, value in shown)
+
+
+def format_fields(document: Mapping[str, Any]) -> str:
+    """Return all that a document holds, a line each."""
+    return format_pairs((_label(name), show_field(name, value)) for name, value in document.items())
+
+
+def _label(name: str) -> str:
+    name = name.replace("_bytes", "")
+    return (name.removesuffix("_s") if not name.endswith("_per_s") else name).replace("_", " ")
+
+
+def show_field(name: str, value: Any) -> str | None:
+    """Return the value of a field, in the unit that its name tells."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if "_bytes" in name:
+        return show_size(value)
+    if name.endswith("_per_s"):
+        return f"{value:.1f}"
+    if name.endswith("_s"):
+        return show_duration(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {show_field(key, item)}" for key, item in value.items()) or None
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or None
+    return str(value)
 
 
 def terminal_width() -> int | None:

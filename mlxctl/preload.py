@@ -11,10 +11,7 @@ def _format(document: Document) -> str:
     models = document["preload"]
     if not models:
         return "no model is preloaded"
-    return format_table(
-        ["#", "MODEL", "STATE", "REASON"],
-        [(place, model["id"], model["state"], model.get("reason")) for place, model in enumerate(models)],
-    )
+    return format_table([("#", models.index), ("MODEL", "id"), ("STATE", "state"), ("REASON", "reason")], models)
 
 
 app = make_noun("preload", "Models that are kept loaded.", {"preload.list": _format})

@@ -185,8 +185,8 @@ class Repl:
         self._models = [str(model["id"]) for model in models]
         if not name:
             signs = {conversation.model: "*"}
-            rows = [(f"{signs.get(model['id'], ' ')} {model['id']}", model.get("state")) for model in models]
-            output.print_note(output.format_table(("  MODEL", "STATE"), rows))
+            marked = ("  MODEL", lambda model: f"{signs.get(model['id'], ' ')} {model['id']}")
+            output.print_note(output.format_table([marked, ("STATE", "state")], models))
             return
         if name not in self._models:  # a cloud rule may know it all the same
             near = difflib.get_close_matches(name, self._models, n=3, cutoff=0.5)

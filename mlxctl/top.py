@@ -8,12 +8,12 @@ from typing import Any
 
 import typer
 
-from mlxctl.activity import OPERATION_HEADS, WAIT_HEADS, Row, made_tokens, operation_rows, request_state, wait_rows
+from mlxctl.activity import OPERATION_COLUMNS, WAIT_COLUMNS, made_tokens, request_state
 from mlxctl.call import Call
-from mlxctl.output import format_table, show_duration, show_size
+from mlxctl.output import Column, format_table, show_duration, show_size
 from mlxctl.screen import Line, Style
 from mlxctl.verb import Verb, make_app
-from mlxctl.view import expiry, memory_bytes, note
+from mlxctl.view import expiry, memory_bytes, note, running
 from mlxctl.watch import Count, Interval, Pace, watch
 from mlxd.protocol.units import count
 
@@ -47,15 +47,16 @@ def top(ctx: typer.Context, interval: Interval = "1s", count: Count = None) -> N
 
 def render_top(document: Map, before: Map | None, columns: int, rows: int | None) -> list[Line]:
     """Return the page; *before* is the look before it, for what happens in between."""
+    pool = document["pool"]
     head = [*_render_head(document, columns), Line("")]
     left = None if rows is None else rows - len(head)
     sections = [
         section
         for section in (
-            _table(_model_rows(document), columns, optional=("EXPIRES", "WAITING", "NOTE", "MEMORY")),
-            _table([WAIT_HEADS, *wait_rows(document["pool"]["queue"])], columns, optional=("MODEL",)),
-            _table([OPERATION_HEADS, *operation_rows(document.get("operations", []))], columns, optional=("KIND",)),
-            _table(_request_rows(document, before), columns, optional=("ROUTE", "TOKENS", "STATE", "MODEL")),
+            _table(_MODEL_COLUMNS, pool["models"], columns, optional=("EXPIRES", "WAITING", "NOTE", "MEMORY")),
+            _table(WAIT_COLUMNS, pool["queue"], columns, optional=("MODEL",)),
+            _table(OPERATION_COLUMNS, document.get("operations", []), columns, optional=("KIND",)),
+            _request_table(document, before, columns),
         )
         if section
     ]
@@ -123,60 +124,52 @@ def _work_words(document: Map) -> Iterator[str]:
         yield f"{tokens['completion']:,} tokens since the start"
 
 
-def _model_rows(document: Map) -> list[Row]:
-    return [
-        ("MODEL", "STATE", "MEMORY", "RUNNING", "WAITING", "TOKENS/S", "EXPIRES", "NOTE"),
-        *(
-            (
-                model["id"],
-                model["state"],
-                _short(memory_bytes(model)),
-                model["running"] + model["paused"],
-                model["waiting"],
-                _rate(model.get("tokens_per_s")),
-                expiry(model),
-                note(model),
-            )
-            for model in document["pool"]["models"]
-        ),
-    ]
+_MODEL_COLUMNS: list[Column] = [
+    ("MODEL", "id"),
+    ("STATE", "state"),
+    ("MEMORY", lambda model: _short(memory_bytes(model))),
+    ("RUNNING", running),
+    ("WAITING", "waiting"),
+    ("TOKENS/S", "tokens_per_s"),
+    ("EXPIRES", expiry),
+    ("NOTE", note),
+]
 
 
-def _request_rows(document: Map, before: Map | None) -> list[Row]:
+def _request_table(document: Map, before: Map | None, columns: int) -> list[Line]:
     """Return the requests that run and do not wait in the queue: those have rows of their own."""
     waiting = {wait["request_id"] for wait in document["pool"]["queue"]}
     earlier = {request["id"]: request for request in (before or {}).get("requests", [])}
     passed_s = 0.0 if before is None else (document["uptime_ms"] - before["uptime_ms"]) / 1000
     now_ms = document["started_at_ms"] + document["uptime_ms"]
-    rows: list[Row] = [("REQUEST", "MODEL", "ROUTE", "STATE", "TOKENS", "TOKENS/S", "AGE")]
-    for request in document.get("requests", []):
-        if request["id"] in waiting:
-            continue
-        tokens = made_tokens(request)
-        known = earlier.get(request["id"], {}).get("completion_tokens")
+
+    def speed(request: Map) -> str | None:
+        tokens, known = made_tokens(request), earlier.get(request["id"], {}).get("completion_tokens")
         is_measured = tokens is not None and known is not None and passed_s > 0 and tokens >= known
-        rows.append(
-            (
-                request["id"],
-                request["model"],
-                request["route"],
-                request_state(request, waiting),
-                tokens,
-                _rate((tokens - known) / passed_s) if is_measured else None,
-                show_duration(max(0, now_ms - request["started_at_ms"]) // 1000),
-            )
-        )
-    return rows
+        return f"{(tokens - known) / passed_s:.1f}" if is_measured else None
 
-
-def _table(rows: list[Row], columns: int, *, optional: Sequence[str]) -> list[Line]:
-    """Return the rows as lines; nothing when there is no row but the heads."""
-    if len(rows) == 1:
-        return []
-    heads, *lines = format_table([str(head) for head in rows[0]], rows[1:], width=columns, optional=optional).split(
-        "\n"
+    return _table(
+        [
+            ("REQUEST", "id"),
+            ("MODEL", "model"),
+            ("ROUTE", "route"),
+            ("STATE", lambda request: request_state(request, waiting)),
+            ("TOKENS", made_tokens),
+            ("TOKENS/S", speed),
+            ("AGE", lambda request: show_duration(max(0, now_ms - request["started_at_ms"]) // 1000)),
+        ],
+        [request for request in document.get("requests", []) if request["id"] not in waiting],
+        columns,
+        optional=("ROUTE", "TOKENS", "STATE", "MODEL"),
     )
-    return [Line(heads, Style.HEAD), *(Line(line) for line in lines)]
+
+
+def _table(heads: Sequence[Column], rows: Sequence[Map], columns: int, *, optional: Sequence[str]) -> list[Line]:
+    """Return the rows as lines under their heads; nothing when there is no row."""
+    if not rows:
+        return []
+    first, *lines = format_table(heads, rows, width=columns, optional=optional).split("\n")
+    return [Line(first, Style.HEAD), *map(Line, lines)]
 
 
 def _stack(sections: list[list[Line]], rows: int | None) -> Iterator[Line]:
@@ -208,7 +201,3 @@ def _wrap(label: str, words: Iterator[str], columns: int) -> Iterator[Line]:
 def _short(n_bytes: int) -> str:
     """Return a size in one unit: the page is narrow, and the limit was echoed in both when it was set."""
     return str(show_size(n_bytes)).partition(" (")[0]
-
-
-def _rate(per_s: float | None) -> str | None:
-    return None if per_s is None else f"{per_s:.1f}"

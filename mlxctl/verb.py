@@ -32,7 +32,7 @@ DEFAULT_WAIT_S = 600.0
 _WAIT_FLAG = "--wait"
 _DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h|d))+")
 # The last place at which a sentence may end early: what comes after says it more exactly.
-_BREAK = re.compile(r"(.+)(?:[;:] |\. | \(|, (?:and|or|with|as) |,? (?:before|until) )")
+_BREAK = re.compile(r"(.+)(?:[;:] |\. | \(|, (?:and|or|until|with|as) | before |(?<!wait) until )")
 _NEGATIVE_VALUE = re.compile(r"-\.?\d")
 
 

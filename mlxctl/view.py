@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mlxctl.activity import format_operations, format_requests, format_waits
-from mlxctl.output import format_pairs, format_table, show_duration, show_path, show_size
+from mlxctl.activity import format_requests, format_running_operations, format_waits
+from mlxctl.output import format_fields, format_pairs, format_table, show_duration, show_path, show_size
 from mlxd.protocol.units import count
 
 Map = Mapping[str, Any]
@@ -49,7 +49,7 @@ def format_ps(document: Map) -> str:
     if document.get("queue"):
         parts.append(format_waits(document["queue"]))
     if document.get("operations"):
-        parts.append(format_operations(document["operations"]))
+        parts.append(format_running_operations(document["operations"]))
     return "\n\n".join(parts)
 
 
@@ -101,72 +101,38 @@ def _format_device(device: Map | None) -> list[tuple[str, str | None]]:
 def _format_ledger(models: Iterable[Map]) -> str:
     """Return what is reserved for each model, a row each; the last column adds up to the pool's sum."""
     return format_table(
-        ["MODEL", "WEIGHTS", "FROM", "KV", "KV FROM", "PROMPT CACHE", "GRAMMARS", "MARGIN", "RESERVED"],
         [
-            (
-                model["id"],
-                show_size(model["weights_bytes"]),
-                "header" if model["estimated"] else "measured",
-                show_size(model["kv_bytes"]),
-                model["kv_confidence"],
-                show_size(model["prompt_cache_bytes"]),
-                show_size(model.get("grammar_bytes", 0)),
-                show_size(model["margin_bytes"]),
-                show_size(model["reserved_bytes"]),
-            )
-            for model in models
+            ("MODEL", "id"),
+            ("WEIGHTS", "weights_bytes"),
+            ("FROM", lambda model: "header" if model["estimated"] else "measured"),
+            ("KV", "kv_bytes"),
+            ("KV FROM", "kv_confidence"),
+            ("PROMPT CACHE", "prompt_cache_bytes"),
+            ("GRAMMARS", lambda model: show_size(model.get("grammar_bytes", 0))),
+            ("MARGIN", "margin_bytes"),
+            ("RESERVED", "reserved_bytes"),
         ],
+        models,
         optional=("KV FROM", "FROM", "MARGIN", "GRAMMARS", "PROMPT CACHE", "KV"),
     )
 
 
-def format_queue(document: Map) -> str:
-    """Return `mlxctl queue show`."""
-    queue, waiting = document["queue"], document["waiting"]
-    bounds = f"at most {document['size']}, {document['per_model']} for one model"
-    if not waiting:
-        return f"no request waits ({bounds})"
-    table = format_table(
-        ["#", "REQUEST", "MODEL", "PLACE", "WAITED", "REASON"],
-        [
-            (
-                wait["position"],
-                wait["request_id"],
-                wait["model"],
-                wait["model_position"],
-                show_duration(wait["waited_s"]),
-                wait["reason"],
-            )
-            for wait in queue
-        ],
-        optional=("PLACE", "WAITED"),
-        names=("REQUEST", "MODEL"),
-    )
-    shown = "" if len(queue) == waiting else f"; {len(queue)} of them shown"
-    timeout = show_duration(document["timeout_s"])
-    return f"{table}\n\n{count(waiting, 'request')} waiting ({bounds}; each for {timeout} at most){shown}"
-
-
 def format_models(document: Map) -> str:
     """Return `mlxctl model list`."""
-    models = document["models"]
-    if not models:
+    if not document["models"]:
         return "no model on this disk; mlxctl model pull starter"
     return format_table(
-        ["MODEL", "STATE", "KIND", "WEIGHTS", "CONTEXT", "QUANTIZATION", "SOURCE", "NOTE"],
         [
-            (
-                model["id"],
-                model.get("state"),
-                model.get("kind"),
-                show_size(model.get("weights_bytes")),
-                model.get("context_length"),
-                model.get("quantization"),
-                model.get("source"),
-                model.get("problem") or _names_and_marks(model),
-            )
-            for model in models
+            ("MODEL", "id"),
+            ("STATE", "state"),
+            ("KIND", "kind"),
+            ("WEIGHTS", "weights_bytes"),
+            ("CONTEXT", "context_length"),
+            ("QUANTIZATION", "quantization"),
+            ("SOURCE", "source"),
+            ("NOTE", lambda model: model.get("problem") or _names_and_marks(model)),
         ],
+        document["models"],
         optional=("QUANTIZATION", "SOURCE", "CONTEXT", "KIND", "NOTE"),
     )
 
@@ -175,11 +141,6 @@ def format_model(document: Map) -> str:
     """Return `mlxctl model show`: all that is known, a line each."""
     shown = {**document, "prompts_too_large": _too_large(document.get("prompts_too_large", 0))}
     return format_fields(shown)
-
-
-def format_fields(document: Map) -> str:
-    """Return all that a document holds, a line each."""
-    return format_pairs((_label(name), show_field(name, value)) for name, value in document.items())
 
 
 def _format_memory(pool: Map) -> str:
@@ -228,21 +189,23 @@ def _format_crashes(crashes: Map | None) -> str | None:
 
 def _format_residents(models: Iterable[Map]) -> str:
     return format_table(
-        ["MODEL", "STATE", "MEMORY", "RUNNING", "WAITING", "EXPIRES", "NOTE"],
         [
-            (
-                model["id"],
-                model["state"],
-                show_size(memory_bytes(model)),
-                model["running"] + model["paused"],
-                model["waiting"],
-                expiry(model),
-                note(model),
-            )
-            for model in models
+            ("MODEL", "id"),
+            ("STATE", "state"),
+            ("MEMORY", lambda model: show_size(memory_bytes(model))),
+            ("RUNNING", running),
+            ("WAITING", "waiting"),
+            ("EXPIRES", expiry),
+            ("NOTE", note),
         ],
+        models,
         optional=("WAITING", "EXPIRES", "MEMORY", "NOTE"),
     )
+
+
+def running(model: Map) -> int:
+    """Return how many sequences a resident has, be they paused."""
+    return int(model["running"] + model["paused"])
 
 
 def memory_bytes(model: Map) -> int:
@@ -285,27 +248,3 @@ def _names_and_marks(model: Map) -> str | None:
 def _marks(model: Map) -> str | None:
     marks = [word for key, word in (("pinned", "pinned"), ("preload", "preload")) if model.get(key)]
     return ", ".join(marks) or None
-
-
-def _label(name: str) -> str:
-    name = name.replace("_bytes", "")
-    return (name.removesuffix("_s") if not name.endswith("_per_s") else name).replace("_", " ")
-
-
-def show_field(name: str, value: Any) -> str | None:
-    """Return the value of a field, in the unit that its name tells."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if "_bytes" in name:
-        return show_size(value)
-    if name.endswith("_per_s"):
-        return f"{value:.1f}"
-    if name.endswith("_s"):
-        return show_duration(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {show_field(key, item)}" for key, item in value.items()) or None
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or None
-    return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 
 import pytest
 
@@ -14,9 +15,14 @@ ROWS = [("smollm2-135m-instruct", "ready", 12, None), ("org/a-much-longer-name-o
 HEADS = ["MODEL", "STATE", "REQUESTS", "LOADED"]
 
 
+def columns(*heads: str) -> list[output.Column]:
+    """Return columns that read the cells of a row by their place."""
+    return [(head, operator.itemgetter(place)) for place, head in enumerate(heads)]
+
+
 def test_table_golden() -> None:
     """Columns are as wide as their widest cell, numbers stand to the right, None is a dash, no line ends in blanks."""
-    assert output.format_table(HEADS, ROWS).splitlines() == [
+    assert output.format_table(columns(*HEADS), ROWS).splitlines() == [
         "MODEL                              STATE    REQUESTS  LOADED",
         "smollm2-135m-instruct              ready          12       -",
         "org/a-much-longer-name-of-a-model  loading         3    34 %",
@@ -27,7 +33,7 @@ def test_table_is_cut_to_the_terminal() -> None:
     """In a narrow terminal the widest text gives way and shows that it did; no line is wider than the terminal."""
     rows = [("a-model", "gets its weights from the disk", 12)]
 
-    lines = output.format_table(["MODEL", "NOTE", "REQUESTS"], rows, width=44).splitlines()
+    lines = output.format_table(columns("MODEL", "NOTE", "REQUESTS"), rows, width=44).splitlines()
 
     assert max(len(line) for line in lines) <= 44
     assert lines[1] == "a-model  gets its weights from ...        12"
@@ -39,11 +45,11 @@ def test_names_and_sizes_are_not_cut_while_a_column_can_be_left_out() -> None:
     row = ("smollm2-135m-instruct", "ready", "185.9 MB (177.3 MiB)", 0, 0, "in 29m59s", None)
     optional = ("WAITING", "EXPIRES", "MEMORY", "NOTE")
 
-    assert output.format_table(heads, [row], width=80, optional=optional).splitlines() == [
+    assert output.format_table(columns(*heads), [row], width=80, optional=optional).splitlines() == [
         "MODEL                  STATE                MEMORY  RUNNING  WAITING  EXPIRES",
         "smollm2-135m-instruct  ready  185.9 MB (177.3 MiB)        0        0  in 29m59s",
     ]
-    assert output.format_table(heads, [row], width=60, optional=optional).splitlines() == [
+    assert output.format_table(columns(*heads), [row], width=60, optional=optional).splitlines() == [
         "MODEL                  STATE                MEMORY  RUNNING",
         "smollm2-135m-instruct  ready  185.9 MB (177.3 MiB)        0",
     ]
@@ -51,7 +57,7 @@ def test_names_and_sizes_are_not_cut_while_a_column_can_be_left_out() -> None:
 
 def test_table_never_loses_a_column() -> None:
     """A terminal that is far too narrow still gets every column, cut to a few letters."""
-    lines = output.format_table(HEADS, ROWS, width=10).splitlines()
+    lines = output.format_table(columns(*HEADS), ROWS, width=10).splitlines()
 
     assert lines[0].split() == ["MODEL", "STATE", "REQUESTS", "LOADED"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mlxctl import view
+from mlxctl import activity, view
 from tests.support.status_document import GB, MEMORY, model_document
 
 MODELS = [
@@ -156,10 +156,10 @@ def test_queue_golden() -> None:
     """Who waits, in order, with the place among those for the same model; how many there are and may be."""
     bounds = {"size": 256, "per_model": 64, "timeout_s": 120.0}
     waits = [{**WAIT, "position": 1, "model_position": 1}, {**WAIT, "position": 2, "model_position": 2}]
-    assert view.format_queue({**bounds, "queue": [], "waiting": 0}) == (
+    assert activity.format_queue({**bounds, "queue": [], "waiting": 0}) == (
         "no request waits (at most 256, 64 for one model)"
     )
-    assert view.format_queue({**bounds, "queue": waits, "waiting": 3}).splitlines() == [
+    assert activity.format_queue({**bounds, "queue": waits, "waiting": 3}).splitlines() == [
         "#  REQUEST  MODEL   PLACE  WAITED  REASON",
         "1  req-9    coming      1   1m15s  coming is loading: 25 %",
         "2  req-9    coming      2   1m15s  coming is loading: 25 %",
@@ -247,6 +247,6 @@ def test_waiting_requests_keep_their_names_in_a_narrow_terminal(monkeypatch: pyt
     monkeypatch.setenv("COLUMNS", "80")
     request, model = "req_" + 32 * "7", "smollm2-135m-instruct"
     wait = {**WAIT, "request_id": request, "model": model, "position": 1, "model_position": 1}
-    shown = view.format_queue({"size": 256, "per_model": 64, "timeout_s": 120.0, "queue": [wait], "waiting": 1})
+    shown = activity.format_queue({"size": 256, "per_model": 64, "timeout_s": 120.0, "queue": [wait], "waiting": 1})
 
     assert f"{request}  {model}" in shown
