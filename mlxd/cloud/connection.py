@@ -16,10 +16,11 @@ import mlxd
 from mlxd.cloud import mask
 from mlxd.cloud.attempt import REFUSED_KEY
 from mlxd.cloud.errand import Errand
-from mlxd.cloud.protocol import Protocol, Usage
+from mlxd.cloud.protocol import Protocol
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.sse import LAST, Event, EventCutter
+from mlxd.engine.base import Usage
 from mlxd.protocol.errors import (
     AuthFailed,
     StreamInterrupted,

@@ -21,12 +21,13 @@ from mlxd.cloud.budget import Budget, Reservation
 from mlxd.cloud.connection import Reply
 from mlxd.cloud.errand import SILENT, Errand
 from mlxd.cloud.probe import Probe, answered, failed, tiny_request
-from mlxd.cloud.protocol import PROTOCOLS, Usage
+from mlxd.cloud.protocol import PROTOCOLS
 from mlxd.cloud.protocol.base import whole
 from mlxd.cloud.router import CloudRoute, LiveSettings
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.sse import Event
 from mlxd.cloud.translate import Passthrough, Translation, translation
+from mlxd.engine.base import Usage
 from mlxd.protocol.errors import (
     AuthFailed,
     BreakerOpen,

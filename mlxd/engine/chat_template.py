@@ -10,7 +10,7 @@ from mlxd.engine.arrangement import Message, arranged
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.checkpoint import mark_start, marked_messages
 from mlxd.engine.process import Processes
-from mlxd.engine.template_traits import PROBES, Probe, TemplateTraits, learn
+from mlxd.engine.template_traits import PROBES, ProbeChat, TemplateTraits, learn
 from mlxd.protocol.errors import InvalidRequest
 
 _log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class ChatTemplate:
         _log.debug("the chat template of %s: %s", self._model_id, traits)
         return traits
 
-    def _probe_here(self, probe: Probe) -> str | None:
+    def _probe_here(self, probe: ProbeChat) -> str | None:
         messages = [dict(message) for message in probe.messages]
         try:
             text = self._tokenizer.apply_chat_template(

@@ -42,7 +42,7 @@ class TemplateTraits:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbeChat:
     """A small chat to render."""
 
     messages: tuple[Mapping[str, Any], ...]
@@ -81,12 +81,12 @@ _CHATS: dict[str, tuple[Mapping[str, Any], ...]] = {
     "user after tool": (*_TOOL_TURN, _user(_SECOND)),
 }
 _QUESTION = _CHATS["user"]
-PROBES: dict[str, Probe] = {
-    **{name: Probe(messages, {}) for name, messages in _CHATS.items()},
-    **{f"{name}={switch}": Probe(_QUESTION, {name: switch}) for name in _SWITCHES for switch in (True, False)},
-    "no effort": Probe(_QUESTION, _THINKING_ON),
+PROBES: dict[str, ProbeChat] = {
+    **{name: ProbeChat(messages, {}) for name, messages in _CHATS.items()},
+    **{f"{name}={switch}": ProbeChat(_QUESTION, {name: switch}) for name in _SWITCHES for switch in (True, False)},
+    "no effort": ProbeChat(_QUESTION, _THINKING_ON),
     **{
-        f"{name}={word}": Probe(_QUESTION, {**_THINKING_ON, name: word})
+        f"{name}={word}": ProbeChat(_QUESTION, {**_THINKING_ON, name: word})
         for name in _EFFORT_VARIABLES
         for word in (*EFFORTS, _UNKNOWN)
     },

@@ -15,9 +15,9 @@ from mlxd.audit.record import RequestRecord
 from mlxd.catalog import Catalog
 from mlxd.clock import Clock
 from mlxd.cloud.attempt import Attempt
-from mlxd.cloud.protocol import Usage
 from mlxd.cloud.router import CloudRoute, Router
 from mlxd.cloud.upstream import Answer, Upstreams
+from mlxd.engine.base import Usage
 from mlxd.http.intake import Intake
 from mlxd.http.omissions import OmissionLog
 from mlxd.metrics import Metrics

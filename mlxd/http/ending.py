@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from mlxd.audit.record import RequestRecord, RequestStatus
-from mlxd.cloud.protocol import Usage
+from mlxd.engine.base import Usage
 from mlxd.http.context import Exchange
 from mlxd.protocol.errors import (
     FirstTokenTimeout,

@@ -90,7 +90,7 @@ class Origin:
 
 
 @dataclass(slots=True)
-class Load:
+class LastLoad:
     """The last load of a model; one that it never had is empty."""
 
     origin: Origin | None = None

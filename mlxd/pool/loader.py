@@ -10,7 +10,7 @@ from functools import partial
 from mlxd.catalog import pooling_of
 from mlxd.engine.base import Backend, Engine, LoadSpec
 from mlxd.pool import ledger, policy
-from mlxd.pool.lifecycle import Backoff, Comeback, Load, ModelState, Origin
+from mlxd.pool.lifecycle import Backoff, Comeback, LastLoad, ModelState, Origin
 from mlxd.pool.policy import Plan
 from mlxd.pool.resident import Resident
 from mlxd.pool.state import PoolState
@@ -44,7 +44,7 @@ class Loader:
             None if base is None else base.load.origin,
         )
         is_retry = resident.state is ModelState.RETRYING
-        resident.load = Load(origin, self._state.clock.now(), is_forced=force, is_retry=is_retry)
+        resident.load = LastLoad(origin, self._state.clock.now(), is_forced=force, is_retry=is_retry)
         resident.enter(ModelState.LOADING)
         resident.load.total_bytes = resident.weights_bytes
         resident.comeback = Comeback.BY_LIST

@@ -12,7 +12,7 @@ from mlxd.engine.base import Decoding, Engine, EngineFacts, GenerationRequest, P
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.vector import PreparedInputs
 from mlxd.pool.event import EventBuffer, copy_error
-from mlxd.pool.lifecycle import ABSENT, LEAVING, PRESENT, TRANSITIONS, Backoff, Comeback, Load, ModelState, Origin, Uses
+from mlxd.pool.lifecycle import LEAVING, PRESENT, TRANSITIONS, Backoff, Comeback, LastLoad, ModelState, Origin, Uses
 from mlxd.pool.meter import TokenMeter
 from mlxd.pool.policy import Age
 from mlxd.protocol.errors import MlxdError
@@ -32,7 +32,7 @@ class Resident:
     state: ModelState = ModelState.UNLOADED
     engine: Engine | None = None
     facts: EngineFacts | None = None  # measured at the last load
-    load: Load = field(default_factory=Load)  # the last one
+    load: LastLoad = field(default_factory=LastLoad)  # the last one
     unloads: int = 0
     leave_reason: str = ""  # why it drains, or why its load is aborted
     drain_started_s: float = 0.0
@@ -132,7 +132,7 @@ class Resident:
     @property
     def can_unload(self) -> bool:
         """Whether no request keeps it, and the memory of all adapters on it is free."""
-        return not self.has_own_requests and all(adapter.state in ABSENT for adapter in self.adapters.values())
+        return not self.has_own_requests and all(adapter.state not in PRESENT for adapter in self.adapters.values())
 
     @property
     def is_certain_to_go(self) -> bool:

@@ -12,10 +12,11 @@ import pytest
 
 from mlxd.cloud.connection import Reply
 from mlxd.cloud.protocol.anthropic import Anthropic
-from mlxd.cloud.protocol.base import Usage, whole
+from mlxd.cloud.protocol.base import whole
 from mlxd.cloud.protocol.openai import OpenAI
 from mlxd.cloud.router import CloudRoute
 from mlxd.cloud.upstream import most_tokens
+from mlxd.engine.base import Usage
 from mlxd.protocol.errors import StreamInterrupted, UpstreamError, UpstreamTimeout
 from mlxd.protocol.settings import ProviderSettings, TimeoutSettings
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlxd.cloud.protocol.anthropic import Anthropic
-from mlxd.cloud.protocol.base import Protocol, Usage
+from mlxd.cloud.protocol.base import Protocol
 from mlxd.cloud.protocol.openai import OpenAI
 
 PROTOCOLS: Mapping[str, Protocol] = {"openai": OpenAI(), "anthropic": Anthropic()}
 
-__all__ = ["PROTOCOLS", "Protocol", "Usage"]
+__all__ = ["PROTOCOLS", "Protocol"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.protocol.base import Usage, name_of, whole
+from mlxd.cloud.protocol.base import name_of, whole
 from mlxd.cloud.sse import Event
+from mlxd.engine.base import Usage
 
 _VERSION = "2023-06-01"
 _SAYING = frozenset({"content_block_delta", "message_delta", "message_stop"})

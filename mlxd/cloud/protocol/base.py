@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from mlxd.cloud.sse import Event
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens that an upstream says it has counted."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
+from mlxd.engine.base import Usage
 
 
 class Protocol(typing.Protocol):
