@@ -25,6 +25,7 @@ from mlxd.apikey import ApiKeys
 from mlxd.atomic_file import AtomicFile
 from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
+from mlxd.catalog_sync import CatalogSync
 from mlxd.clock import LoopClock
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -33,10 +34,9 @@ from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
-from mlxd.config import SettingsStore
+from mlxd.config import Participant, SettingsStore
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
-from mlxd.control.follow import CatalogFollower, PoolFollower
 from mlxd.control.listen import InstanceLock, ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.presence import Presence
@@ -177,7 +177,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         http = HttpServer(app, base.store.current.http, clock=base.clock, has_keys=lambda: base.api_keys.is_required)
         operations = Operations(base.bus, base.boot_id)
         control = _make_control(base, models, cloud, http, operations)
-        follower = _attach(base, models, cloud, http)
+        sync = _attach(base, models, cloud, http)
 
         stack.callback(listening.close)  # before the rest: mlxctl should find nobody
         stack.push_async_callback(control.close)
@@ -190,7 +190,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         await models.pool.start()
         stack.callback(end_at_last, _CLOSE_S, _warm_up(models.device), shutdown)
         presence = Presence(lock, listening, control, shutdown.ask)
-        _watch(stack, base, models.pool, app, (follower.watch(), presence.watch()))
+        _watch(stack, base, models.pool, app, (sync.watch(), presence.watch()))
         await shutdown.wait()
         await _drain(base, models.pool)
     return shutdown.exit_status
@@ -310,19 +310,20 @@ def _make_control(
     )
 
 
-def _attach(base: _Base, models: _Models, cloud: _Cloud, http: HttpServer) -> CatalogFollower:
+def _attach(base: _Base, models: _Models, cloud: _Cloud, http: HttpServer) -> CatalogSync:
     """Let those who own a group of settings take part in its changes; return the one that also follows files."""
-    store = base.store
-    follower = CatalogFollower(models.catalog, models.pool, base.options.home, store.current)
-    store.attach("pool", PoolFollower(models.pool))
-    store.attach("catalog", follower, follower)
-    store.attach("cloud", cloud.router)
-    store.attach("http", http, http)
-    store.attach("audit", base.audit)
+    store, pool = base.store, models.pool
+    sync = CatalogSync(models.catalog, pool, base.options.home, store.current)
+    attach = store.participants.attach
+    attach("pool", Participant(check=pool.check, plan=pool.plan, apply=pool.apply))
+    attach("catalog", Participant(sync.check, prepare=sync.prepare, abandon=sync.abandon, apply=sync.apply))
+    attach("cloud", Participant(check=cloud.router.check))
+    attach("http", Participant(http.check, http.plan, http.prepare, http.abandon, http.apply))
+    attach("audit", Participant(apply=base.audit.apply))
+    attach("log", Participant(apply=log.apply))
     store.subscribe(lambda event: relay_store_event(base.bus, event))
     store.subscribe(lambda event: note_settings(base.audit, event))
-    store.attach("log", log.LevelFollower())
-    return follower
+    return sync
 
 
 def _refuse_deadly(models: _Models) -> None:

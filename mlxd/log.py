@@ -170,17 +170,6 @@ def configure(level: str, log_file: Path | None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-class LevelFollower:
-    """The log as a settings participant: `daemon.log_level` applies at once."""
-
-    def check(self, new: Settings, *, force: bool) -> list[str]:  # noqa: ARG002  (there is nothing to force)
-        """Accept: the level's kind has checked it."""
-        return []
-
-    def plan(self, old: Settings, new: Settings) -> None:
-        """Return nothing: a level moves no model."""
-
-    def apply(self, old: Settings, new: Settings) -> None:
-        """Set the level."""
-        if old.daemon.log_level != new.daemon.log_level:
-            logging.getLogger().setLevel(new.daemon.log_level.upper())
+def apply(new: Settings) -> None:
+    """Follow `daemon.log_level`."""
+    logging.getLogger().setLevel(new.daemon.log_level.upper())

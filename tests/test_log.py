@@ -59,12 +59,10 @@ def test_what_a_client_sent_does_not_steer_the_terminal(capsys: pytest.CaptureFi
 def test_the_level_decides_and_follows_the_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """What is less severe is not written; a changed setting applies to the next line."""
     log.configure("info", None)
-    follower = log.LevelFollower()
-    assert follower.check(settings_with("debug"), force=False) == []
     logging.getLogger("mlxd").debug("before")
-    follower.apply(settings_with("info"), settings_with("debug"))
+    log.apply(settings_with("debug"))
     logging.getLogger("mlxd").debug("after")
-    follower.apply(settings_with("debug"), settings_with("error"))
+    log.apply(settings_with("error"))
     logging.getLogger("mlxd").warning("too late")
     assert re.findall(r"before|after|too late", capsys.readouterr().err) == ["after"]
 

@@ -119,14 +119,7 @@ class AuditLog:
                 f"the request log {self._path.name} cannot be read: {error}", hint="mlxctl status"
             ) from error
 
-    def check(self, new: Settings, *, force: bool) -> list[str]:  # noqa: ARG002  (a participant's signature)
-        """Accept: the kinds have checked the values."""
-        return []
-
-    def plan(self, old: Settings, new: Settings) -> None:
-        """Return nothing: no model moves."""
-
-    def apply(self, old: Settings, new: Settings) -> None:  # noqa: ARG002
+    def apply(self, new: Settings) -> None:
         """Follow the settings; what is too old or too much now goes in the background."""
         if new.audit != self._settings:
             self._settings = new.audit

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from mlxd.cloud.rules import MatchKind, Mode, Rule, RuleSet, compile_rules
 from mlxd.cloud.secret import Secrets
@@ -244,14 +244,6 @@ class Router:
         asked = [(name, provider.auth) for name, provider in providers if "keychain" not in (provider.auth or {})]
         found = await asyncio.gather(*(self._secrets.problem(name, auth) for name, auth in asked))
         return [problem for problem in found if problem is not None]
-
-    def plan(self, old: Settings, new: Settings) -> dict[str, Any]:  # noqa: ARG002
-        """Return nothing: a new rule takes effect with the next request, and running ones end as they began."""
-        return {}
-
-    def apply(self, old: Settings, new: Settings) -> dict[str, Any]:  # noqa: ARG002
-        """Do nothing: every request reads the settings in force."""
-        return {}
 
     def _check_removed(self, new: CloudSettings) -> None:
         for provider_id in self._store.current.cloud.providers.keys() - new.providers.keys():

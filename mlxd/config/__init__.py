@@ -1,6 +1,7 @@
 """The settings file and the one owner of the settings: `SettingsStore`. Imports the protocol only, and no owner."""
 
-from mlxd.config.participant import CommitResult, Edit, Edits, Participant, Preparer, Revert, StoreEvent, Terms
+from mlxd.config.participant import CommitResult, Participant, StoreEvent, Terms
+from mlxd.config.state import Edit, Edits, Revert
 from mlxd.config.store import SettingsStore
 
 __all__ = [
@@ -8,7 +9,6 @@ __all__ = [
     "Edit",
     "Edits",
     "Participant",
-    "Preparer",
     "Revert",
     "SettingsStore",
     "StoreEvent",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import logging
@@ -10,9 +9,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from mlxd.atomic_file import AtomicFile, Content, Identity, StagedFile, SystemCalls, identify
+from mlxd.atomic_file import AtomicFile, Content, Identity, Signature, StagedFile, SystemCalls, identify
+from mlxd.config import document
+from mlxd.config.document import Version
 from mlxd.config.history import History, Record
-from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, FileMissing
+from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, FileMissing, NotFound, SettingsError
+from mlxd.protocol.kind import Machine
+from mlxd.protocol.settings import Settings
 
 # An editor that truncates and writes is done within this; only a file that was edited is looked at twice.
 SETTLE_S = 0.05
@@ -27,18 +30,30 @@ _REMEDIES: dict[int | None, str] = {
 _RUNTIME_ONLY = "\nthe same with --runtime-only, until the next start"
 _log = logging.getLogger(__name__)
 
+Look = tuple[Signature, Identity | None]  # of the file, and of its folder
+
 
 class Disk:
     """The settings file and its history."""
 
     def __init__(
-        self, path: Path, history: Path, calls: SystemCalls | None, pause: Callable[[float], Awaitable[object]]
+        self,
+        path: Path,
+        history: Path,
+        machine: Machine,
+        validate: Callable[[Settings], object],
+        calls: SystemCalls | None,
+        pause: Callable[[float], Awaitable[object]],
     ) -> None:
-        """Take the paths, the system calls, and how to wait for an editor that is writing."""
+        """Take what `SettingsStore` takes."""
         self.file = AtomicFile(path, calls)
         self.history = History(history, calls)
+        self._machine = machine
+        self._validate = validate
         self._pause = pause
         self._folders = self._find_folders()
+        self._seen = self._look()  # somebody reads it now
+        self._read_as: Look | None = None  # as it looked when it was read last; None: read it again
         self.file.remove_leftovers()
 
     def read(self) -> Content:
@@ -63,10 +78,66 @@ class Disk:
         self._folders = folders
         return content
 
+    def parse(self, content: Content, name: str | None = None) -> Version:
+        """Return what *content* stands for, which is the settings file unless it has another *name*.
+
+        Raises:
+            FileInvalid: no daemon can start with it; with file:line:col.
+        """
+        shown = name or self.file.path.name
+        try:
+            version = document.parse(content.data or b"", shown, self._machine)
+            try:
+                self._validate(version.settings)
+            except SettingsError as error:
+                raise document.blame(error, version.text, shown) from None
+        except FileInvalid as error:
+            if name is None:
+                self.name_way_back(error)
+            raise
+        return version
+
+    def version_of(self, generation: int) -> Version:
+        """Return the file as it was in *generation*.
+
+        Raises:
+            NotFound: it is not kept.
+            FileInvalid: this version of mlxd cannot use it any more.
+        """
+        data = self.history.read(generation)
+        if data is None:
+            kept = self.history.generations()
+            known = f"{len(kept)} are, from {kept[0]} to {kept[-1]}" if kept else "there is none yet"
+            raise NotFound(f"no file of generation {generation} is kept; {known}", hint="mlxctl config history")
+        return self.parse(Content(data), f"history/{generation}.toml")
+
     def _find_folders(self) -> frozenset[Identity]:
         """Return which folders the path and, of a symlink, the file are in; nothing where there are none."""
         found = (identify(self.file.path.parent), identify(self.file.target.parent))
         return frozenset(folder for folder in found if folder is not None)
+
+    def is_due(self) -> bool:
+        """Look; tell whether the file should be read: two looks in a row saw the same, and it was not read like that.
+
+        A missing file is looked at like any other, and so is its folder. The caller must then read it.
+        """
+        look = self._look()
+        is_settled, self._seen = look == self._seen, look
+        if not is_settled or look == self._read_as:
+            return False
+        self._read_as = look
+        return True
+
+    def forget(self) -> None:
+        """Have the file read once more when it has settled.
+
+        Called whenever another file came into force: an edit in the same tick of the file system's clock
+        does not show in the signature, and would never be noticed.
+        """
+        self._read_as = None
+
+    def _look(self) -> Look:
+        return self.file.signature(), identify(self.file.path.parent)
 
     async def read_settled(self, known: str | None) -> Content:
         """Return what the file holds, once an editor that writes it in steps is done; at once if it is the *known*.
@@ -85,22 +156,38 @@ class Disk:
                 return content
         raise Conflict(f"{self.file.path.name} is being written by another program", hint="try again")
 
-    async def stage(self, data: bytes, expected: str, rejected: tuple[int, bytes] | None) -> Staged:
+    def stage(self, data: bytes, rejected: tuple[int, bytes] | None) -> tuple[StagedFile, Path | None]:
         """Write *data* beside the file, so that only the rename is left to do; keep a *rejected* file first.
+
+        Args:
+            data: the new file.
+            rejected: the generation that replaces a file that is not valid, and what that holds.
+
+        Returns:
+            the file, and where the rejected one is kept.
 
         Raises:
             CommitFailed: nothing was changed, and nothing is left behind.
         """
-
-        def work() -> Staged:
+        with self._in_words():
             kept = None if rejected is None else self.history.keep_rejected(*rejected)
-            return Staged(self.file, self.file.stage(data), expected, kept)
+            return self.file.stage(data), kept
 
-        with self.in_words():
-            return await asyncio.to_thread(work)
+    def commit(self, staged: StagedFile, expected: str | None) -> bool:
+        """Rename, unless the file is no longer what was *expected*; tell whether it was done.
+
+        Raises:
+            CommitFailed: nothing was changed.
+        """
+        with self._in_words():
+            # A symlink may lead elsewhere by now, to a file with the same text.
+            is_expected = self.file.read().digest == expected and staged.target == self.file.target
+            if is_expected:
+                staged.commit()
+            return is_expected
 
     @contextlib.contextmanager
-    def in_words(self) -> Iterator[None]:
+    def _in_words(self) -> Iterator[None]:
         """Raise an OSError as CommitFailed, with the remedy."""
         try:
             yield
@@ -111,28 +198,41 @@ class Disk:
                 hint=remedy + _RUNTIME_ONLY,
             ) from None
 
-    async def make_durable(self, record: Record, data: bytes | None) -> list[str]:
+    def make_durable(self, record: Record, data: bytes | None) -> list[str]:
         """Have the change on the disk for good, and in the history; return what failed of that as warnings.
 
         Without *data* the file was not changed: there is only a record to keep, whose loss is no matter.
         """
-
-        def work() -> list[str]:
-            warnings = []
-            if data is not None:
-                try:
-                    self.file.sync_folder()
-                except OSError as error:
-                    warnings.append(f"not_durable: {error.strerror or error}")
+        warnings = []
+        if data is not None:
             try:
-                self.history.keep(record, data)
+                self.file.sync_folder()
             except OSError as error:
-                if data is not None:
-                    warnings.append(f"no_history: {error.strerror or error}")
-                self._reserve(record.generation)
-            return warnings
+                warnings.append(f"not_durable: {error.strerror or error}")
+        try:
+            self.history.keep(record, data)
+        except OSError as error:
+            if data is not None:
+                warnings.append(f"no_history: {error.strerror or error}")
+            self._reserve(record.generation)
+        return warnings
 
-        return await asyncio.to_thread(work)
+    def describe_deletion(self) -> str:
+        """Return the warning for a file that is gone, with the way back."""
+        kept = self.history.generations()
+        way_back = f"; to have it back: mlxctl config rollback {kept[-1]}" if kept else ""
+        return f"{self.file.path.name} was deleted, so the defaults are in force{way_back}"
+
+    def name_way_back(self, problem: FileInvalid) -> None:
+        """Give the error of a file that is not valid its hint."""
+        if "line" not in problem.data:
+            return  # it could not even be read
+        ways = ["mlxctl config edit"]
+        kept = self.history.generations()
+        if kept:
+            problem.data["rollback"] = kept[-1]
+            ways.append(f"mlxctl config rollback {kept[-1]}")
+        problem.hint = "\n".join(ways)
 
     def _reserve(self, generation: int) -> None:
         try:
@@ -155,33 +255,6 @@ class Disk:
                 _log.warning("no history of the settings: %s", error)
         self._reserve(generation)  # makes the file while there is room for one
         return generation
-
-
-class Staged:
-    """A file that is ready to become the settings file."""
-
-    def __init__(self, file: AtomicFile, staged: StagedFile, expected: str, kept: Path | None) -> None:
-        """Made by `Disk.stage` only; *kept* is where the file that it replaces was put aside."""
-        self.kept = kept
-        self._file = file
-        self._staged = staged
-        self._expected = expected
-
-    def commit(self) -> bool:
-        """Rename, unless the file is no longer what was expected; tell whether it was done.
-
-        Raises:
-            OSError: it could not be done.
-        """
-        # A symlink may lead elsewhere by now, to a file with the same text.
-        if self._file.read().digest != self._expected or self._staged.target != self._file.target:
-            return False
-        self._staged.commit()
-        return True
-
-    def discard(self) -> None:
-        """Leave nothing behind."""
-        self._staged.discard()
 
 
 def now_ms() -> int:

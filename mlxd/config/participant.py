@@ -1,31 +1,15 @@
-"""What goes into the settings store and comes out of it: edits, results, events, and who takes part in a commit."""
+"""What goes into a commit of settings and comes out of it: its terms, its result, its event, and who takes part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 from mlxd.protocol.settings import Settings
 
-
-class Revert(Enum):
-    """In the place of an edit's value: the file's value holds again. Only for what is runtime-only."""
-
-    TO_FILE = "file"
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """Set *path* to *value*, as a person or TOML writes it; None unsets it, also a keyed table's entry as a whole."""
-
-    path: tuple[str, ...]
-    value: Any
-
-
-# Edits that depend on what they change (an element of a list) are made from the settings that the commit begins with.
-Edits = Sequence[Edit] | Callable[[Settings], Sequence[Edit]]
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +58,87 @@ class CommitResult:
     is_rewritten: bool = False
 
 
-class Participant(Protocol):
-    """An owner of live state that follows the settings. Called on the event loop."""
+class Check(Protocol):
+    """Judges settings before they are committed."""
 
-    def check(self, new: Settings, *, force: bool) -> list[str]:
+    def __call__(self, new: Settings, *, force: bool) -> list[str]:
         """Return warnings, or raise SettingsError to refuse *new*."""
 
-    def plan(self, old: Settings, new: Settings) -> Any:
-        """Return what `apply` would begin now."""
 
-    def apply(self, old: Settings, new: Settings) -> Any:
-        """Follow *new*, which is the store's snapshot already; return what began. Cannot fail."""
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """An owner of live state that follows the settings. Called on the event loop, in the order of the attributes.
+
+    Attributes:
+        check: judges new settings.
+        plan: returns what `apply` would begin now; for dry runs.
+        prepare: does fallible work on the side (binds a port), or raises SettingsError to refuse.
+        abandon: undoes what `prepare` did: the commit failed.
+        apply: follows the new settings, which the store has already, and returns what began. Cannot fail.
+    """
+
+    check: Check | None = None
+    plan: Callable[[Settings], Any] | None = None
+    prepare: Callable[[Settings], Awaitable[object]] | None = None
+    abandon: Callable[[], object] | None = None
+    apply: Callable[[Settings], Any] | None = None
 
 
-class Preparer(Protocol):
-    """Fallible work of a participant that is done on the side, before the commit: binding a port."""
+class Participants:
+    """All participants, in the order in which they were attached."""
 
-    async def prepare(self, old: Settings, new: Settings) -> None:
-        """Do it, or raise SettingsError to refuse *new*; followed by `apply` or by `abandon`."""
+    def __init__(self) -> None:
+        """Begin with none."""
+        self._parts: dict[str, Participant] = {}
+        self._unapplied: set[str] = set()  # names of those that failed
 
-    def abandon(self) -> None:
-        """Undo what `prepare` did: the commit failed."""
+    def attach(self, name: str, part: Participant) -> None:
+        """Have one more follow the settings."""
+        self._parts[name] = part
+
+    def check(self, new: Settings, *, force: bool) -> list[str]:
+        """Return the warnings of all, or raise the first refusal."""
+        checks = [part.check for part in self._parts.values() if part.check is not None]
+        return [line for check in checks for line in check(new, force=force)]
+
+    def plan(self, new: Settings) -> dict[str, Any]:
+        """Return what each would begin."""
+        return {name: part.plan(new) for name, part in self._parts.items() if part.plan is not None}
+
+    async def prepare(self, new: Settings, prepared: list[Participant]) -> None:
+        """Have the fallible work of each done; those that have done it are added to *prepared*."""
+        for part in self._parts.values():
+            if part.prepare is not None:
+                await part.prepare(new)
+                prepared.append(part)
+
+    def apply(self, new: Settings) -> dict[str, Any]:
+        """Have each follow; return what each began.
+
+        The settings are in force already, so one that raises keeps no other from following. It is in `unapplied` until
+        a later change succeeds.
+        """
+        began: dict[str, Any] = {}
+        for name, part in self._parts.items():
+            try:
+                if part.apply is not None:
+                    began[name] = part.apply(new)
+            except Exception:  # noqa: BLE001  (a mistake of ours in one owner, and the settings hold for all)
+                _log.exception("%s has not applied the settings", name)
+                self._unapplied.add(name)
+            else:
+                self._unapplied.discard(name)
+        return began
+
+    @property
+    def unapplied(self) -> list[str]:
+        """A sentence for each that has not applied the settings in force."""
+        return [
+            f"{name} has not applied the settings in force: it failed inside of mlxd, whose log has the details; to"
+            " apply them: mlxctl restart"
+            for name in self._parts
+            if name in self._unapplied
+        ]
 
 
 @dataclass(frozen=True, slots=True)

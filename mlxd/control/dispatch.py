@@ -16,7 +16,7 @@ from mlxd.control.handlers import HANDLERS
 from mlxd.control.listen import Peer
 from mlxd.control.mutation import Mutations, Once
 from mlxd.control.trail import note_operation
-from mlxd.protocol.errors import Conflict, InvalidRequest, WaitEnded
+from mlxd.protocol.errors import InvalidRequest, WaitEnded
 from mlxd.protocol.operation import Operation, check_params
 from mlxd.protocol.operations import find_operation
 
@@ -30,7 +30,7 @@ class Dispatcher:
 
     def __init__(self, context: ControlContext) -> None:
         """Take what the operations work on."""
-        self.mutations = Mutations()
+        self.mutations = Mutations(context.store.turn)
         self._context = context
 
     async def dispatch(self, frame: Mapping[str, Any], progress: Progress, peer: Peer) -> Answer:
@@ -78,9 +78,8 @@ class Dispatcher:
 
     async def _change(self, operation: Operation, request: Request) -> Reply:
         # A commit compares for itself, when it has taken up what was written into the file by hand.
-        generation = self._context.store.generation
-        if request.if_gen is not None and request.if_gen != generation and not operation.commits:
-            raise Conflict.of_generation(generation, request.if_gen)
+        if not operation.commits:
+            self._context.store.require(request.if_gen)
         reply = await HANDLERS[operation.name](self._context, request)
         note_operation(self._context.audit, operation, request, self._context.store.generation)
         return reply

@@ -41,10 +41,10 @@ class _Mutation:
 class Mutations:
     """All mutations that wait or run, and the answers that are kept."""
 
-    def __init__(self) -> None:
-        """Nothing runs yet."""
+    def __init__(self, turn: asyncio.Lock) -> None:
+        """Take the turn that whoever changes settings has to have."""
         self._is_closed = False
-        self._turn = asyncio.Lock()
+        self._turn = turn
         self._begun: set[asyncio.Future[Mapping[str, Any]]] = set()
         self._kept: dict[str, _Mutation] = {}
 

@@ -34,7 +34,8 @@ async def simulate(context: ControlContext, request: Request) -> Reply:
     if (load is None) == (not edits):
         raise InvalidRequest("pool.simulate needs either a model to load, or a memory limit or a number of models")
     if load is None:
-        result = await context.store.commit(edits, Terms(request.operation, dry_run=True, force=True))
+        async with context.store.turn:
+            result = await context.store.commit(edits, Terms(request.operation, dry_run=True, force=True))
         return {"changed": result.changed, "refused": result.warnings, **show_plan(result.effects["pool"])}
     model_id = context.catalog.resolve(load).id
     try:

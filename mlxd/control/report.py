@@ -71,7 +71,7 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
     if store.problem is not None:
         in_force = "the defaults hold" if store.has_booted_invalid else "the settings before hold"
         yield f"{store.problem.message}; {in_force} until it is fixed: {', or '.join(store.problem.ways)}"
-    yield from store.unapplied
+    yield from store.participants.unapplied
     if http.problem is not None:
         yield http.problem
     if pool.over_limit is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from mlxd.config import CommitResult, Terms, document
@@ -9,6 +10,8 @@ from mlxd.config.default import render_default
 from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.setting import answer, terms
 from mlxd.protocol.errors import FileInvalid, InvalidRequest
+
+_TEXT = "the text"  # as errors call it
 
 
 @handles("settings.path")
@@ -20,7 +23,7 @@ async def path(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
 @handles("settings.read")
 async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the text, valid or not, or the commented default; and what `settings.apply` takes as `base`."""
-    content = context.store.read_text()
+    content = context.store.disk.read()
     try:
         text = render_default() if content.data is None else content.data.decode()
     except UnicodeDecodeError:
@@ -37,7 +40,7 @@ async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
 @handles("settings.validate")
 async def validate(context: ControlContext, request: Request) -> Reply:
     """Check a text, or the file on disk, and change nothing."""
-    warnings = context.store.check_text(request.params.get("text"), request.params.get("name"))
+    warnings = context.store.check_text(request.params.get("text"), request.params.get("name") or _TEXT)
     return {"path": str(context.store.path), "valid": True, "warnings": warnings}
 
 
@@ -68,7 +71,7 @@ async def _replace(context: ControlContext, request: Request) -> CommitResult:
     return await context.store.replace(
         request.params["text"],
         terms(request),
-        name=request.params.get("name"),
+        name=request.params.get("name") or _TEXT,
         base=request.params.get("base"),
         over_invalid=request.force,
     )
@@ -77,7 +80,7 @@ async def _replace(context: ControlContext, request: Request) -> CommitResult:
 @handles("settings.history")
 async def history(context: ControlContext, request: Request) -> Reply:  # noqa: ARG001
     """Return the generations, newest first: {gen, time_ms, source, changed, runtime_only, current}."""
-    records = await context.store.history()
+    records = await asyncio.to_thread(context.store.disk.history.records)
     return {
         "gen": context.store.generation,
         "generations": [
@@ -116,8 +119,8 @@ async def diff(context: ControlContext, request: Request) -> Reply:
         pending, problem = _pending(context)
         overlay = document.differences(store.state.version.document, store.state.document)
         return {"gen": store.generation, "overlay": overlay, "pending": pending, "problem": problem}
-    before = await store.version_of(old)
-    after = store.state.version if new is None else await store.version_of(new)
+    before = await asyncio.to_thread(store.disk.version_of, old)
+    after = store.state.version if new is None else await asyncio.to_thread(store.disk.version_of, new)
     return {
         "gen": store.generation,
         "old": old,
@@ -128,7 +131,7 @@ async def diff(context: ControlContext, request: Request) -> Reply:
 
 def _pending(context: ControlContext) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     try:
-        found = context.store.parse_file()
+        found = context.store.disk.parse(context.store.disk.read())
     except FileInvalid as error:
         return [], error.to_wire()
     return document.differences(context.store.state.version.document, found.document), None

@@ -103,10 +103,10 @@ class HttpServer:
         await self._prepare((host, port))
         self._move((host, port))
 
-    async def prepare(self, old: Settings, new: Settings) -> None:
+    async def prepare(self, new: Settings) -> None:
         """Open the new address, beside the old one where the two go together, when it changes; raises as `rebind`."""
-        if _asked(old) != _asked(new):
-            await self._prepare(_asked(new))
+        if _asked(self._settings) != _asked(new.http):
+            await self._prepare(_asked(new.http))
 
     def abandon(self) -> None:
         """Close what `prepare` opened: the change was not committed."""
@@ -124,17 +124,17 @@ class HttpServer:
             raise InvalidValue(f"http.host: {reason}", hint=_OPEN_HINT, param="http.host")
         return []
 
-    def plan(self, old: Settings, new: Settings) -> dict[str, Any]:
+    def plan(self, new: Settings) -> dict[str, Any]:
         """Return where the server would move."""
-        return {} if _asked(old) == _asked(new) else {"listening": in_url(*_asked(new))}
+        return {} if _asked(self._settings) == _asked(new.http) else {"listening": in_url(*_asked(new.http))}
 
-    def apply(self, old: Settings, new: Settings) -> dict[str, Any]:
+    def apply(self, new: Settings) -> dict[str, Any]:
         """Move to what `prepare` opened, or, after an edit of the file by hand, begin to; return where to."""
-        self._settings = new.http
-        if _asked(old) == _asked(new):
+        old, self._settings = self._settings, new.http
+        if _asked(old) == _asked(new.http):
             return {}
-        self._move(_asked(new))
-        return {"listening": self._state.address if self._retrying is None else in_url(*_asked(new))}
+        self._move(_asked(new.http))
+        return {"listening": self._state.address if self._retrying is None else in_url(*_asked(new.http))}
 
     async def close(self) -> None:
         """Stop listening, cancel what still runs, close all connections."""
@@ -257,5 +257,5 @@ def _connect(server: web.Server) -> Connection:
     return Connection(server, loop=asyncio.get_running_loop(), lingering_time=_LINGER_S, **options)
 
 
-def _asked(settings: Settings) -> tuple[str, int]:
-    return settings.http.host, settings.http.port
+def _asked(settings: HttpSettings) -> tuple[str, int]:
+    return settings.host, settings.port

@@ -20,8 +20,9 @@ def make(tmp_path: Path) -> MakeStore:
         owner = Owner()
         events: list[StoreEvent] = []
         store = SettingsStore(path, tmp_path / "history", MACHINE, **{"pause": turn, **more})
-        store.attach("owner", owner)
         store.subscribe(events.append)
-        return StoreFixture(path, store, owner, events)
+        fixture = StoreFixture(path, store, owner, events)
+        fixture.attach("owner", owner)
+        return fixture
 
     return _make

@@ -252,27 +252,27 @@ async def test_a_check_of_a_text_finds_the_place_and_changes_nothing(make: MakeS
 
 
 async def test_an_owner_that_fails_keeps_nobody_from_following(make: MakeStore) -> None:
-    """A mistake in one owner is told, the others follow, and the next edit is applied from where it had stopped."""
+    """A mistake in one owner is told, the others follow, and it gets the next edit."""
     fixture = make(TEXT)
-    seen: list[tuple[int, int]] = []
+    seen: list[int] = []
 
-    def fail(old: Settings, new: Settings) -> None:
-        seen.append((old.pool.memory // 10**9, new.pool.memory // 10**9))
+    def fail(new: Settings) -> None:
+        seen.append(new.pool.memory // 10**9)
         if len(seen) == 1:
             raise ZeroDivisionError
 
     other = Owner()
     fixture.owner.apply = fail  # type: ignore[method-assign]
-    fixture.store.attach("other", other)
+    fixture.attach("other", other)
     fixture.path.write_text(TEXT.replace("60%", "2GB"))
     for _ in range(2):
         await fixture.store.poll()
     assert fixture.store.current.pool.memory == 2 * 10**9
     assert other.calls[-1] == "apply"
-    assert [line.partition(" has not applied")[0] for line in fixture.store.unapplied] == ["owner"]
-    assert fixture.events[0].data["warnings"] == fixture.store.unapplied
+    assert [line.partition(" has not applied")[0] for line in fixture.store.participants.unapplied] == ["owner"]
+    assert fixture.events[0].data["warnings"] == fixture.store.participants.unapplied
     result = await fixture.set("pool.memory", "3GB")
-    assert (seen, fixture.store.unapplied, result.warnings) == ([(19, 2), (19, 3)], [], [])
+    assert (seen, fixture.store.participants.unapplied, result.warnings) == ([2, 3], [], [])
 
 
 async def test_what_nobody_has_foreseen_does_not_end_the_following(make: MakeStore) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from mlxd import atomic_file
 from mlxd.atomic_file import AtomicFile, SystemCalls
-from mlxd.config import Terms, draft
+from mlxd.config import Terms, state
 from mlxd.config.edit import CannotEditError
 from mlxd.protocol.errors import (
     CommitFailed,
@@ -251,7 +251,7 @@ async def test_an_edit_that_would_do_damage_is_refused(make: MakeStore, monkeypa
     def damage(text: str, changes: object) -> str:
         raise CannotEditError("a comment would be lost")
 
-    monkeypatch.setattr(draft, "edit", damage)
+    monkeypatch.setattr(state, "edit", damage)
     fixture = make(TEXT)
     with pytest.raises(CommitFailed, match="cannot be edited safely: a comment would be lost") as caught:
         await fixture.set("pool.memory", "1GB")

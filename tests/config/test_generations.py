@@ -153,7 +153,7 @@ async def test_a_broken_file_that_is_mended_during_the_rollback_is_not_lost(make
     fixture.path.write_text(BROKEN)
     path.append(fixture.path)
     await fixture.store.rollback(1, TERMS)
-    texts = [fixture.store._disk.history.read(number) for number in (2, 3)]
+    texts = [fixture.store.disk.history.read(number) for number in (2, 3)]
     assert texts == [mended.encode(), TEXT.encode()]
 
 
@@ -165,7 +165,7 @@ async def test_the_history_tells_where_each_generation_came_from(make: MakeStore
     fixture.path.write_text(TEXT)
     await fixture.store.reload(Terms("file"))
     await fixture.store.rollback(2, TERMS)
-    records = await fixture.store.history()
+    records = fixture.store.disk.history.records()
     assert [(record.generation, record.source, record.changed, record.has_version) for record in records] == [
         (1, "file", (), True),
         (2, "test", ("pool.memory",), True),
@@ -182,7 +182,7 @@ async def test_a_damaged_record_is_an_unknown_one(make: MakeStore, tmp_path: Pat
     """A record that a power cut has cut off costs nothing but what it said."""
     fixture = make(TEXT)
     (tmp_path / "history" / "1.json").write_text('{"time_ms": ')
-    (record,) = await fixture.store.history()
+    (record,) = fixture.store.disk.history.records()
     assert (record.source, record.time_ms, record.has_version) == (None, None, True)
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlxd.config import Edit, SettingsStore, Terms
 from mlxd.config.document import parse
-from mlxd.config.overlay import State
+from mlxd.config.state import State
 from mlxd.protocol.errors import Conflict, FileInvalid
 from tests.support.settings import COMMIT_CALLS, MACHINE, RENAME, TEXT, Faults, turn
 
@@ -95,7 +95,7 @@ class World:
             case ("broken", save, is_rolled_back):
                 await self.break_and_mend(save, is_rolled_back=is_rolled_back)
             case ("rollback",):
-                kept = [record.generation for record in await self.store.history() if record.has_version]
+                kept = [record.generation for record in self.store.disk.history.records() if record.has_version]
                 await self.store.rollback(kept[0], Terms("test"))
                 self.comments = {comment for comment in self.comments if comment in self.path.read_text()}
         for _ in range(4):
@@ -106,7 +106,8 @@ class World:
 
     async def commit(self, edits: Any, *, persist: bool = True) -> None:
         listed = [Edit(path, value) for path, value in edits if persist or value is not None]
-        await self.store.commit(listed, Terms("test", persist=persist))
+        async with self.store.turn:
+            await self.store.commit(listed, Terms("test", persist=persist))
 
     async def break_and_mend(self, save: Save, *, is_rolled_back: bool) -> None:
         """Leave the file broken for a while: nothing may touch it, and what is live stays."""
@@ -192,8 +193,8 @@ async def test_an_edit_in_the_same_tick_of_the_clock_is_found(tmp_path: Path) ->
     await store.poll()
     await store.commit([Edit(("pool", "memory"), "2GB")], Terms("test"))
     path.write_text(path.read_text().replace("2GB", "3GB"))
-    watch = store._pipeline.watch
-    watch._seen = watch._read = watch._look()  # as if it had looked like that before
+    disk = store.disk
+    disk._seen = disk._look()  # as if it had looked like that before
     await store.poll()
     assert store.current.pool.memory == 3 * 10**9
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from mlxd.config import Edit, Terms
+from mlxd.control.mutation import Mutations
 from mlxd.protocol.errors import (
     CommitFailed,
     Conflict,
@@ -29,7 +30,7 @@ async def test_a_commit_is_live_and_saved(make: MakeStore) -> None:
     assert fixture.path.read_text() == TEXT.replace("60%", "24GB")
     assert result.generation == fixture.store.generation == 2
     assert result.changed == [{"key": "pool.memory", "old": "60%", "new": "24GB"}]
-    assert result.effects == {"owner": {"memory": 24 * 10**9, "was": 192 * 10**8}}
+    assert result.effects == {"owner": {"memory": 24 * 10**9}}
     assert result.warnings == []
     assert fixture.owner.calls == ["check force=False", "apply"]
     assert [event.kind for event in fixture.events] == ["config.changed"]
@@ -165,8 +166,8 @@ async def test_prepared_work_is_abandoned_when_the_commit_fails(make: MakeStore)
     fixture = make(TEXT, calls=faults.calls)
     faults.fail_always(errno.EIO, "replace")
     first, second = Binder(), Binder()
-    fixture.store.attach("http", Owner(), first)
-    fixture.store.attach("more", Owner(), second)
+    fixture.attach("http", Owner(), first)
+    fixture.attach("more", Owner(), second)
     with pytest.raises(CommitFailed):
         await fixture.set("http.port", 7000)
     assert first.calls == second.calls == ["prepare", "abandon"]
@@ -181,7 +182,7 @@ async def test_prepared_work_is_kept_when_the_commit_succeeds(make: MakeStore) -
     """After a commit it is `apply` that uses what was prepared."""
     fixture = make(TEXT)
     binder = Binder()
-    fixture.store.attach("http", Owner(), binder)
+    fixture.attach("http", Owner(), binder)
     await fixture.set("http.port", 7000)
     assert binder.calls == ["prepare"]
 
@@ -191,23 +192,31 @@ async def test_a_commit_survives_its_caller(make: MakeStore) -> None:
     fixture = make(TEXT)
     binder, started, go_on = Binder(), asyncio.Event(), asyncio.Event()
 
-    async def prepare(old: Settings, new: Settings) -> None:
+    async def prepare(new: Settings) -> None:
         started.set()
         await go_on.wait()
 
     binder.prepare = prepare  # type: ignore[method-assign]
-    fixture.store.attach("http", Owner(), binder)
-    task = asyncio.create_task(fixture.set("pool.memory", "1GB"))
+    fixture.attach("http", Owner(), binder)
+    mutations = Mutations(fixture.store.turn)
+
+    def change(key: str, value: Any) -> asyncio.Task[Any]:
+        async def work() -> dict[str, Any]:
+            edits = [Edit(("pool", key), value)]
+            return {"gen": (await fixture.store.commit(edits, Terms("test"))).generation}
+
+        return asyncio.create_task(mutations.run(work))
+
+    task = change("memory", "1GB")
     await started.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    waiting = asyncio.create_task(fixture.set("pool.max_models", 2))
-    gone = asyncio.create_task(fixture.set("pool.max_models", 5))
+    waiting, gone = change("max_models", 2), change("max_models", 5)
     await asyncio.sleep(0)
     gone.cancel()
     go_on.set()
-    assert (await waiting).generation == 3
+    assert await waiting == {"gen": 3}
     assert tomllib.loads(fixture.path.read_text()) == {"pool": {"memory": "1GB", "max_models": 2}}
 
 
@@ -216,7 +225,7 @@ async def test_several_edits_are_all_or_nothing_across_owners(make: MakeStore, w
     """Whichever owner refuses, whichever edit it is about, no owner has followed any of them."""
     fixture = make(TEXT)
     last, binder = Owner(), Binder()
-    fixture.store.attach("last", last, binder)
+    fixture.attach("last", last, binder)
     refusal = InsufficientCapacity("no")
     if who == "preparer":
         binder.refusal = refusal

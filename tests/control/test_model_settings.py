@@ -248,14 +248,14 @@ async def test_files_of_a_loaded_model_that_change(plane: Plane, client: Client)
     await load(client, "a")
     weights = plane.home.models / "a" / "model.safetensors"
     os.utime(weights, ns=(1, 1))
-    await plane.catalog_follower.look()
+    await plane.catalog_sync.look()
     os.utime(weights, ns=(2, 2))
-    await plane.catalog_follower.look()
+    await plane.catalog_sync.look()
     assert plane.backend.calls == ["load a"]
-    await plane.catalog_follower.look()
+    await plane.catalog_sync.look()
     await until(lambda: plane.backend.calls == ["load a", "unload a", "load a"])
-    await plane.catalog_follower.look()
-    await plane.catalog_follower.look()
+    await plane.catalog_sync.look()
+    await plane.catalog_sync.look()
     assert plane.backend.calls == ["load a", "unload a", "load a"]
 
 
@@ -263,8 +263,8 @@ async def test_a_loaded_model_that_is_deleted(plane: Plane, client: Client) -> N
     """It unloads, and is unknown from then on."""
     await load(client, "a")
     shutil.rmtree(plane.home.models / "a")
-    await plane.catalog_follower.look()
-    await plane.catalog_follower.look()
+    await plane.catalog_sync.look()
+    await plane.catalog_sync.look()
     await until(lambda: plane.state("a") == "unloaded")
     assert (await client.refused("model.load", model="a"))["code"] == "model_not_found"
 

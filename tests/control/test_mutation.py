@@ -42,7 +42,7 @@ async def settle() -> None:
 
 async def test_one_at_a_time_and_in_order() -> None:
     """The second begins when the first has ended."""
-    mutations = Mutations()
+    mutations = Mutations(asyncio.Lock())
     first, second = Work(is_held=True), Work()
     running = [asyncio.create_task(mutations.run(work)) for work in (first, second)]
     await settle()
@@ -53,7 +53,7 @@ async def test_one_at_a_time_and_in_order() -> None:
 
 async def test_what_ends_something_waits_for_no_turn() -> None:
     """A cancel does not queue behind what it is to cancel."""
-    mutations, first = Mutations(), Work(is_held=True)
+    mutations, first = Mutations(asyncio.Lock()), Work(is_held=True)
     running = asyncio.create_task(mutations.run(first))
     await settle()
     assert await mutations.run(Work(), at_once=True) == {"made": 1}
@@ -63,7 +63,7 @@ async def test_what_ends_something_waits_for_no_turn() -> None:
 
 async def test_a_key_makes_the_change_once() -> None:
     """Asked again while it runs and after it has ended: the answer is the first one's."""
-    mutations, work = Mutations(), Work(is_held=True)
+    mutations, work = Mutations(asyncio.Lock()), Work(is_held=True)
     asked = [asyncio.create_task(mutations.run(work, once=KEY)) for _ in range(3)]
     await settle()
     work.go.set()
@@ -74,7 +74,7 @@ async def test_a_key_makes_the_change_once() -> None:
 
 async def test_a_refusal_is_an_answer_too() -> None:
     """What failed once is not tried again under the same key."""
-    mutations, work = Mutations(), Work(error=DoesNotFit("too large"))
+    mutations, work = Mutations(asyncio.Lock()), Work(error=DoesNotFit("too large"))
     for _ in range(2):
         with pytest.raises(DoesNotFit):
             await mutations.run(work, once=KEY)
@@ -83,7 +83,7 @@ async def test_a_refusal_is_an_answer_too() -> None:
 
 async def test_a_key_stands_for_one_request() -> None:
     """Another request under a used key is refused, and nothing is changed."""
-    mutations, work = Mutations(), Work()
+    mutations, work = Mutations(asyncio.Lock()), Work()
     await mutations.run(work, once=KEY)
     with pytest.raises(Conflict, match="used for another request") as caught:
         await mutations.run(work, once=Once("k", b"2"))
@@ -92,7 +92,7 @@ async def test_a_key_stands_for_one_request() -> None:
 
 async def test_a_change_that_nobody_waits_for_is_not_begun() -> None:
     """Who goes away before its turn has asked for nothing; its key is free again."""
-    mutations, first, second = Mutations(), Work(is_held=True), Work()
+    mutations, first, second = Mutations(asyncio.Lock()), Work(is_held=True), Work()
     running = asyncio.create_task(mutations.run(first))
     waiting = [asyncio.create_task(mutations.run(second, once=KEY)) for _ in range(2)]
     await settle()
@@ -109,7 +109,7 @@ async def test_a_change_that_nobody_waits_for_is_not_begun() -> None:
 
 async def test_one_of_two_who_wait_may_go() -> None:
     """The other one still gets its change."""
-    mutations, first, second = Mutations(), Work(is_held=True), Work()
+    mutations, first, second = Mutations(asyncio.Lock()), Work(is_held=True), Work()
     running = asyncio.create_task(mutations.run(first))
     gone, stays = (asyncio.create_task(mutations.run(second, once=KEY)) for _ in range(2))
     await settle()
@@ -121,7 +121,7 @@ async def test_one_of_two_who_wait_may_go() -> None:
 
 async def test_a_begun_change_is_finished_without_its_client() -> None:
     """Its answer is there for whoever asks again."""
-    mutations, work = Mutations(), Work(is_held=True)
+    mutations, work = Mutations(asyncio.Lock()), Work(is_held=True)
     gone = asyncio.create_task(mutations.run(work, once=KEY))
     await settle()
     gone.cancel()
@@ -133,7 +133,7 @@ async def test_a_begun_change_is_finished_without_its_client() -> None:
 
 async def test_a_turn_that_does_not_come_in_time() -> None:
     """Nothing is changed, and the key is free again."""
-    mutations, first, second = Mutations(), Work(is_held=True), Work()
+    mutations, first, second = Mutations(asyncio.Lock()), Work(is_held=True), Work()
     running = asyncio.create_task(mutations.run(first))
     await settle()
     with pytest.raises(WaitEnded, match="within 0 s; nothing was changed"):
@@ -145,7 +145,7 @@ async def test_a_turn_that_does_not_come_in_time() -> None:
 
 async def test_the_end_waits_for_what_has_begun_only() -> None:
     """What waits for its turn then is answered in words and not begun."""
-    mutations, first, second = Mutations(), Work(is_held=True), Work()
+    mutations, first, second = Mutations(asyncio.Lock()), Work(is_held=True), Work()
     asked = [asyncio.create_task(mutations.run(work)) for work in (first, second)]
     await settle()
     closing = asyncio.create_task(mutations.close())
@@ -165,7 +165,7 @@ def test_the_answers_kept_are_bounded(keys: list[int]) -> None:
     """However many keys come, at most so many are kept, the newest among them."""
 
     async def run() -> None:
-        mutations = Mutations()
+        mutations = Mutations(asyncio.Lock())
         for key in [*range(KEPT_ANSWERS), *keys]:
             await mutations.run(Work(), once=Once(str(key), b"1"))
             assert str(key) in mutations._kept

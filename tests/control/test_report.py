@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from mlxd.config import Participant
 from mlxd.control.context import HttpState
 from tests.support.control import Client, Plane, until
 
@@ -60,11 +61,11 @@ async def test_an_owner_that_has_not_followed_is_a_problem(plane: Plane, client:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    apply, plane.pool.apply = plane.pool.apply, fail  # type: ignore[method-assign, assignment]
+    plane.store.participants.attach("pool", Participant(apply=fail))
     reply = await client.ask("settings.set", changes={"pool.max_models": 2})
     assert "pool has not applied the settings in force" in reply["warnings"][0]
     assert (await client.ask("status"))["problems"] == reply["warnings"]
-    plane.pool.apply = apply  # type: ignore[method-assign]
+    plane.store.participants.attach("pool", Participant(apply=plane.pool.apply))
     await client.ask("settings.set", changes={"pool.max_models": 3})
     assert (await client.ask("status"))["problems"] == []
 

@@ -173,18 +173,18 @@ async def test_as_a_participant_it_moves_with_the_settings() -> None:
     """Prepare opens, abandon closes again, apply moves; settings that leave the address alone do nothing."""
     async with _server(0) as (server, _, _):
         port = _free_port()
-        old, new = settings_of(), settings_of({"http": {"port": port}})
+        old, new = settings_of({"http": {"port": 0}}), settings_of({"http": {"port": port}})
         first = server.state
         assert server.check(new, force=False) == []
-        assert (server.plan(old, old), server.plan(old, new)) == ({}, {"listening": f"127.0.0.1:{port}"})
-        await server.prepare(old, new)
+        assert (server.plan(old), server.plan(new)) == ({}, {"listening": f"127.0.0.1:{port}"})
+        await server.prepare(new)
         server.abandon()
         assert server.state == first
-        await server.prepare(old, old)
-        assert server.apply(old, old) == {}
+        await server.prepare(old)
+        assert server.apply(old) == {}
         assert server.state == first
-        await server.prepare(old, new)
-        assert server.apply(old, new) == {"listening": f"127.0.0.1:{port}"}
+        await server.prepare(new)
+        assert server.apply(new) == {"listening": f"127.0.0.1:{port}"}
         assert await _get(f"127.0.0.1:{port}") == "now"
 
 
@@ -193,14 +193,14 @@ async def test_an_edit_by_hand_moves_it_without_a_preparation() -> None:
     async with _taken() as other, _server(0) as (server, _, clock):
         old, new = settings_of({"http": {"port": 0}}), settings_of({"http": {"port": other.getsockname()[1]}})
         first = server.state
-        assert server.apply(old, new) == {"listening": f"127.0.0.1:{new.http.port}"}
+        assert server.apply(new) == {"listening": f"127.0.0.1:{new.http.port}"}
         await _attempt(server)
         assert (server.state.status, server.state.address) == (ServerStatus.PORT_TAKEN, first.address)
         assert await _get(first.address) == "now"
-        assert server.apply(new, old) == {"listening": first.address}
+        assert server.apply(old) == {"listening": first.address}
         assert server.state == first
         assert clock.next_s is None
-        server.apply(old, new)
+        server.apply(new)
         await _attempt(server)
         other.close()
         await _retry(server, clock)
@@ -341,8 +341,8 @@ async def test_it_moves_to_another_host_on_its_port(old: str, new: str, is_prepa
         asking = asyncio.create_task(_get(f"{reached}:{port}", "/"))
         await gate.entered.wait()
         if is_prepared:
-            await server.prepare(_at(old, port), _at(new, port))
-        server.apply(_at(old, port), _at(new, port))
+            await server.prepare(_at(new, port))
+        server.apply(_at(new, port))
         if not is_prepared:
             await _attempt(server)
         assert (server.state.status, server.state.reason) == (ServerStatus.LISTENING, None)
@@ -360,7 +360,7 @@ async def test_a_move_that_was_abandoned_leaves_it_where_it_was() -> None:
         first = server.state
         assert first.address is not None
         port = int(first.address.rpartition(":")[2])
-        await server.prepare(_at("127.0.0.1", 0), _at("0.0.0.0", port))
+        await server.prepare(_at("0.0.0.0", port))
         is_open = not server.is_loopback
         server.abandon()
         assert (is_open, server.is_loopback) == (True, True)
@@ -380,11 +380,11 @@ async def test_a_host_that_another_program_excludes_is_refused() -> None:
             other.bind(("127.0.0.2", port))
             other.listen()
             with pytest.raises(InvalidValue, match=f"port {port} on 0.0.0.0 is taken by another program"):
-                await server.prepare(_at("127.0.0.1", 0), _at("0.0.0.0", port))
+                await server.prepare(_at("0.0.0.0", port))
             server.abandon()
             assert server.state == first
             assert await _get(first.address) == "now"
-            server.apply(_at("127.0.0.1", 0), _at("0.0.0.0", port))
+            server.apply(_at("0.0.0.0", port))
             await _attempt(server)
             assert (server.state.status, server.state.address) == (ServerStatus.PORT_TAKEN, first.address)
             assert await _get(first.address) == "now"

@@ -16,6 +16,7 @@ from mlxd.apikey import ApiKeys
 from mlxd.atomic_file import AtomicFile
 from mlxd.audit import AuditLog
 from mlxd.catalog import Catalog, adapter_paths, resolve_roots
+from mlxd.catalog_sync import CatalogSync
 from mlxd.clock import LoopClock
 from mlxd.cloud.breaker import Breakers
 from mlxd.cloud.budget import Budget
@@ -24,10 +25,9 @@ from mlxd.cloud.key import Keys
 from mlxd.cloud.router import Router
 from mlxd.cloud.secret import Secrets
 from mlxd.cloud.upstream import Upstreams
-from mlxd.config import SettingsStore
+from mlxd.config import Participant, SettingsStore
 from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
-from mlxd.control.follow import CatalogFollower, PoolFollower
 from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
@@ -170,11 +170,12 @@ class Plane:
         self.session = open_session()
         budget = Budget(AtomicFile(home.cloud_day), time.time)
         self.upstreams = Upstreams(self.session, self.secrets, Breakers(self.clock.now), budget, self.store)
-        self.store.attach("pool", PoolFollower(self.pool))
-        self.store.attach("cloud", self.router)
-        self.catalog_follower = CatalogFollower(self.catalog, self.pool, home, settings)
-        self.store.attach("catalog", self.catalog_follower, self.catalog_follower)
-        self.store.attach("audit", self.audit)
+        attach = self.store.participants.attach
+        attach("pool", Participant(check=self.pool.check, plan=self.pool.plan, apply=self.pool.apply))
+        attach("cloud", Participant(check=self.router.check))
+        self.catalog_sync = sync = CatalogSync(self.catalog, self.pool, home, settings)
+        attach("catalog", Participant(sync.check, prepare=sync.prepare, abandon=sync.abandon, apply=sync.apply))
+        attach("audit", Participant(apply=self.audit.apply))
         self.store.subscribe(lambda event: relay_store_event(self.bus, event))
         self.store.subscribe(lambda event: note_settings(self.audit, event))
         self.http = HttpState("http://127.0.0.1:6593", None)

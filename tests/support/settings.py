@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.atomic_file import SystemCalls
-from mlxd.config import CommitResult, Edit, SettingsStore, StoreEvent, Terms
+from mlxd.config import CommitResult, Edit, Participant, SettingsStore, StoreEvent, Terms
 from mlxd.protocol.errors import SettingsError
 from mlxd.protocol.key import parse_path
 from mlxd.protocol.kind import Machine
@@ -38,7 +38,7 @@ FIRST_OF_WRITING, RENAME, FIRST_OF_HISTORY = 3, 10, 13
 
 
 class Owner:
-    """A participant that records what it was asked, and refuses what it is told to refuse."""
+    """Owns live state: records what it was asked, and refuses what it is told to refuse."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -50,13 +50,29 @@ class Owner:
             raise self.refusal
         return ["forced"] if self.refusal is not None else []
 
-    def plan(self, old: Settings, new: Settings) -> Any:
+    def plan(self, new: Settings) -> Any:
         self.calls.append("plan")
         return {"memory": new.pool.memory}
 
-    def apply(self, old: Settings, new: Settings) -> Any:
+    def apply(self, new: Settings) -> Any:
         self.calls.append("apply")
-        return {"memory": new.pool.memory, "was": old.pool.memory}
+        return {"memory": new.pool.memory}
+
+
+class Binder:
+    """Prepares, and records what becomes of its work."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.refusal: SettingsError | None = None
+
+    async def prepare(self, new: Settings) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.calls.append("prepare")
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
 
 
 @dataclasses.dataclass
@@ -73,9 +89,26 @@ class StoreFixture:
         """What is wrong with the file, in words; empty when nothing is."""
         return "" if self.store.problem is None else self.store.problem.message
 
+    def attach(self, name: str, owner: Owner, binder: Binder | None = None) -> None:
+        """Have an owner follow, whose methods a test may replace, and a binder prepare for it."""
+
+        def check(new: Settings, *, force: bool) -> list[str]:
+            return owner.check(new, force=force)
+
+        def apply(new: Settings) -> Any:
+            return owner.apply(new)
+
+        async def prepare(new: Settings) -> None:
+            if binder is not None:
+                await binder.prepare(new)
+
+        abandon = None if binder is None else binder.abandon
+        self.store.participants.attach(name, Participant(check, owner.plan, prepare, abandon, apply))
+
     async def set(self, key: str, value: Any, **more: Any) -> CommitResult:
         """Commit one edit."""
-        return await self.store.commit([Edit(parse_path(key), value)], Terms("test", **more))
+        async with self.store.turn:
+            return await self.store.commit([Edit(parse_path(key), value)], Terms("test", **more))
 
 
 async def turn(seconds: float) -> None:
@@ -84,22 +117,6 @@ async def turn(seconds: float) -> None:
 
 
 MakeStore = Callable[..., StoreFixture]
-
-
-class Binder:
-    """A preparer that records what becomes of its work."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.refusal: SettingsError | None = None
-
-    async def prepare(self, old: Settings, new: Settings) -> None:
-        if self.refusal is not None:
-            raise self.refusal
-        self.calls.append("prepare")
-
-    def abandon(self) -> None:
-        self.calls.append("abandon")
 
 
 def assert_untouched(fixture: StoreFixture) -> None:

@@ -1,4 +1,4 @@
-"""How the pool and the catalog follow the settings: the participants that `daemon.py` attaches to the store."""
+"""Keeps the catalog in step with the settings, which it takes part in committing, and with the disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from mlxd.alias import alias_targets
 from mlxd.catalog import Catalog, Prepared, adapter_paths, resolve_path, resolve_roots
 from mlxd.model_folder import Signature, read_adapter
 from mlxd.pool.pool import Pool
-from mlxd.pool.status import PoolPlan
 from mlxd.protocol.errors import InvalidValue
 from mlxd.protocol.key import format_path
 from mlxd.protocol.paths import Home
@@ -20,28 +19,8 @@ from mlxd.protocol.settings import Settings
 LOOK_S = 20.0
 
 
-class PoolFollower:
-    """The pool as a participant."""
-
-    def __init__(self, pool: Pool) -> None:
-        """Take the pool."""
-        self._pool = pool
-
-    def check(self, new: Settings, *, force: bool) -> list[str]:
-        """Ask the pool."""
-        return self._pool.check(new, force=force)
-
-    def plan(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (a participant gets both)
-        """Ask the pool."""
-        return self._pool.plan(new)
-
-    def apply(self, old: Settings, new: Settings) -> PoolPlan:  # noqa: ARG002  (a participant gets both)
-        """Have the pool begin."""
-        return self._pool.apply(new)
-
-
-class CatalogFollower:
-    """The catalog as a participant: aliases, folders and adapters of the settings.
+class CatalogSync:
+    """Brings aliases, folders and adapters of the settings into the catalog, and tells the pool what changed.
 
     A commit searches on a worker thread before it is one, so that its reply knows the models; an edit of the file by
     hand is followed by a search.
@@ -72,10 +51,7 @@ class CatalogFollower:
             raise troubles[0]
         return missing + [trouble.message for trouble in troubles]
 
-    def plan(self, old: Settings, new: Settings) -> None:
-        """Return nothing: what is found is known when it was searched."""
-
-    def apply(self, old: Settings, new: Settings) -> None:  # noqa: ARG002  (a participant gets both)
+    def apply(self, new: Settings) -> None:
         """Take the new names, and what `prepare` has found; else search the new folders."""
         is_elsewhere = self._where(new) != self._where(self._settings)
         self._settings = new
@@ -89,7 +65,7 @@ class CatalogFollower:
             self._scanning.add(task)
             task.add_done_callback(self._scanning.discard)
 
-    async def prepare(self, old: Settings, new: Settings) -> None:  # noqa: ARG002  (a preparer gets both)
+    async def prepare(self, new: Settings) -> None:
         """Search the new folders, on a worker thread."""
         where = self._where(new)
         if where != self._where(self._settings):
