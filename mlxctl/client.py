@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxctl.connect import CLOSED, closed, connect, foreign, no_answer, restarted, silent
+from mlxctl.connect import CLOSED, connect, connection_error
 from mlxctl.subscription import Subscription
 from mlxd import __version__
 from mlxd.protocol import framing
-from mlxd.protocol.errors import EXIT_PROTOCOL, EXIT_UNREACHABLE, ControlError, ProtocolError
+from mlxd.protocol.errors import EXIT_UNREACHABLE, ControlError, ProtocolError
+from mlxd.protocol.units import format_duration
 
 _RECEIVE_BYTES = 65536
 
@@ -146,22 +147,14 @@ class Client:
         """Return the keys of the frame that say how a change is asked for; those that the daemon knows."""
         caps = self.hello.get("caps", ())
         if not terms.persist and "persist" not in caps:
-            raise ControlError(
-                f"the running mlxd {self.version} would save it: it knows no --runtime-only",
-                exit_code=EXIT_PROTOCOL,
-                code="protocol.version",
-                hint="mlxctl restart",
-            )
-        keys: dict[str, Any] = {}
-        if terms.dry:
-            keys["dry"] = True
-        if not terms.persist:
-            keys["persist"] = False
-        if terms.if_generation is not None:
-            keys["if_gen"] = terms.if_generation
-        if terms.key is not None and "idem" in caps:
-            keys["idem"] = terms.key
-        return keys
+            raise connection_error("protocol.version", version=self.version)
+        keys = {
+            "dry": terms.dry or None,
+            "persist": False if not terms.persist else None,
+            "if_gen": terms.if_generation,
+            "idem": terms.key if "idem" in caps else None,
+        }
+        return {name: value for name, value in keys.items() if value is not None}
 
     def subscribe(self, topics: Sequence[str] | None = None, *, model: str | None = None) -> Subscription:
         """Return a snapshot and what happens after it, of *topics* (all when left out) and about *model* (all).
@@ -210,7 +203,7 @@ class Client:
         self._socket = connect(self.path, self.timeout_s)
         self.hello = self._greet()
         if self.hello.get("boot_id") != boot_id:
-            raise restarted(operation)
+            raise connection_error("control.restarted", operation=operation)
 
     def _exchange(
         self, frame: dict[str, Any], name: str, timeout_s: float | None, on_progress: Progress | None
@@ -224,7 +217,7 @@ class Client:
             try:
                 answer = self._receive(deadline_s)
             except TimeoutError:
-                raise no_answer(name, wait_s) from None
+                raise connection_error("control.timeout", operation=name, duration=format_duration(wait_s)) from None
             if answer.get("id") != self._last_id:
                 self._hand_on(answer)
             elif answer.get("t") == "prog" and on_progress is not None:
@@ -268,11 +261,12 @@ class Client:
         try:
             hello = self._receive(deadline_s)
         except TimeoutError:
-            raise silent(self.path, self.timeout_s) from None
+            duration = format_duration(self.timeout_s)
+            raise connection_error("control.silent", path=self.path, duration=duration) from None
         if hello.get("t") == "reject":
             raise ControlError.from_wire(hello.get("e") or {})
         if hello.get("t") != "hello" or not isinstance(hello.get("pid"), int):
-            raise foreign(self.path, "its first frame is no hello")
+            raise connection_error("protocol.foreign", path=self.path, reason="its first frame is no hello")
         return hello
 
     def _send(self, frame: Mapping[str, Any]) -> None:
@@ -281,7 +275,8 @@ class Client:
         try:
             self._socket.sendall(data)
         except TimeoutError:
-            raise no_answer(str(frame.get("m", "hello")), self.timeout_s) from None
+            words = {"operation": frame.get("m", "hello"), "duration": format_duration(self.timeout_s)}
+            raise connection_error("control.timeout", **words) from None
         except OSError:
             # The daemon may have said why before it hung up: the next receive reads that, or finds the end.
             return
@@ -297,11 +292,12 @@ class Client:
             except ConnectionError:
                 data = b""
             if not data:
-                raise closed(self.path)
+                raise connection_error(CLOSED, path=self.path)
             try:
                 self._frames.extend(self._decoder.feed(data))
             except ProtocolError as error:
-                raise foreign(self.path, str(error.data.get("spoken") or error.message)) from None
+                reason = error.data.get("spoken") or error.message
+                raise connection_error("protocol.foreign", path=self.path, reason=reason) from None
         return self._frames.popleft()
 
 

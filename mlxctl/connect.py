@@ -1,4 +1,4 @@
-"""How mlxctl reaches the control socket, and the words for everything that can be wrong on the way."""
+"""How mlxctl reaches the control socket, and the words for everything that can be wrong with it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,69 @@ from mlxd.protocol.errors import (
     ControlError,
 )
 from mlxd.protocol.paths import MAX_SOCKET_PATH_BYTES
-from mlxd.protocol.units import format_duration
 
 CLOSED = "control.closed"
 # Nobody listens there.
 ABSENT = frozenset({"control.not_running", "control.stale_socket"})
+
+# code → exit status, message, and the next command.
+_ERRORS = {
+    "control.not_running": (EXIT_UNREACHABLE, "no daemon is running: there is no socket at {path}", "mlxctl start"),
+    "control.stale_socket": (
+        EXIT_UNREACHABLE,
+        "no daemon is running: the one that made {path} is gone and left its socket behind",
+        "mlxctl start, which replaces it",
+    ),
+    "control.path_too_long": (
+        EXIT_INVALID,
+        "the socket path has {length} bytes and a Unix socket's may have {most}: {path}",
+        "a shorter MLXD_HOME",
+    ),
+    "control.not_a_socket": (
+        EXIT_INVALID,
+        "{path} is not a socket",
+        "mlxctl --socket PATH, with the path that mlxd logged when it started",
+    ),
+    "control.denied": (
+        EXIT_DENIED,
+        "{path} belongs to another account: only its owner and root may steer that daemon",
+        "MLXD_HOME=~/.mlxd mlxctl start, for a daemon of your own",
+    ),
+    "control.unreachable": (EXIT_UNREACHABLE, "the daemon at {path} cannot be reached: {reason}", "mlxctl restart"),
+    "control.silent": (
+        EXIT_UNREACHABLE,
+        "the daemon took the connection at {path} and said nothing for {duration}",
+        "mlxctl status --timeout 60s, or end the process that holds the socket",
+    ),
+    "protocol.foreign": (
+        EXIT_PROTOCOL,
+        "whatever listens at {path} does not speak mlxd's control protocol ({reason})",
+        "mlxctl --socket PATH, with the path that mlxd logged when it started",
+    ),
+    "protocol.version": (
+        EXIT_PROTOCOL,
+        "the running mlxd {version} would save it: it knows no --runtime-only",
+        "mlxctl restart",
+    ),
+    CLOSED: (EXIT_UNREACHABLE, "the daemon at {path} ended the connection without an answer", "mlxctl status"),
+    "control.restarted": (
+        EXIT_UNREACHABLE,
+        "the daemon was restarted before it answered {operation}; it may have been done",
+        "mlxctl status",
+    ),
+    "control.timeout": (
+        EXIT_WAIT_TIMEOUT,
+        "no answer to {operation} within {duration}; what it began goes on",
+        "mlxctl status, or the same with a longer --timeout",
+    ),
+    "control.ended": (EXIT_UNREACHABLE, "there will be no more events: {reason}", "mlxctl status"),
+}
+
+
+def connection_error(code: str, **words: object) -> ControlError:
+    """Return the error of this code, with *words* in the places of its message."""
+    exit_code, message, hint = _ERRORS[code]
+    return ControlError(message.format(**words), exit_code=exit_code, code=code, hint=hint)
 
 
 def connect(path: Path, timeout_s: float) -> socket.socket:
@@ -32,57 +90,35 @@ def connect(path: Path, timeout_s: float) -> socket.socket:
     """
     raw = os.fsencode(path)
     if len(raw) > MAX_SOCKET_PATH_BYTES:
-        raise ControlError(
-            f"the socket path has {len(raw)} bytes and a Unix socket's may have {MAX_SOCKET_PATH_BYTES}: {path}",
-            exit_code=EXIT_INVALID,
-            code="control.path_too_long",
-            hint="a shorter MLXD_HOME",
-        )
+        raise connection_error("control.path_too_long", path=path, length=len(raw), most=MAX_SOCKET_PATH_BYTES)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
     try:
         connection.connect(raw)
     except OSError as error:
         connection.close()
-        raise _unreachable(path, error) from None
+        raise connection_error(_code_of(path, error), path=path, reason=_reason_of(error)) from None
     return connection
 
 
-def _unreachable(path: Path, error: OSError) -> ControlError:
+def _code_of(path: Path, error: OSError) -> str:
     match error:
         case FileNotFoundError() | NotADirectoryError():
-            return not_running(path)
+            return "control.not_running"
         case PermissionError():
-            return ControlError(
-                f"{path} belongs to another account: only its owner and root may steer that daemon",
-                exit_code=EXIT_DENIED,
-                code="control.denied",
-                hint="MLXD_HOME=~/.mlxd mlxctl start, for a daemon of your own",
-            )
-        case ConnectionRefusedError() if _is_socket(path):
-            return ControlError(
-                f"no daemon is running: the one that made {path} is gone and left its socket behind",
-                exit_code=EXIT_UNREACHABLE,
-                code="control.stale_socket",
-                hint="mlxctl start, which replaces it",
-            )
-        case ConnectionRefusedError() | OSError(errno=errno.ENOTSOCK):
-            return ControlError(
-                f"{path} is not a socket",
-                exit_code=EXIT_INVALID,
-                code="control.not_a_socket",
-                hint="mlxctl --socket PATH, with the path that mlxd logged when it started",
-            )
-        case TimeoutError() | BlockingIOError():
-            reason = "it is busy with other connections"
+            return "control.denied"
+        case ConnectionRefusedError():
+            return "control.stale_socket" if _is_socket(path) else "control.not_a_socket"
+        case OSError(errno=errno.ENOTSOCK):
+            return "control.not_a_socket"
         case _:
-            reason = error.strerror or str(error)
-    return ControlError(
-        f"the daemon at {path} cannot be reached: {reason}",
-        exit_code=EXIT_UNREACHABLE,
-        code="control.unreachable",
-        hint="mlxctl restart",
-    )
+            return "control.unreachable"
+
+
+def _reason_of(error: OSError) -> str:
+    if isinstance(error, TimeoutError | BlockingIOError):
+        return "it is busy with other connections"
+    return error.strerror or str(error)
 
 
 def _is_socket(path: Path) -> bool:
@@ -90,63 +126,3 @@ def _is_socket(path: Path) -> bool:
         return stat.S_ISSOCK(path.stat().st_mode)
     except OSError:
         return False
-
-
-def not_running(path: Path) -> ControlError:
-    """Return the error that says that nobody listens at *path*."""
-    return ControlError(
-        f"no daemon is running: there is no socket at {path}",
-        exit_code=EXIT_UNREACHABLE,
-        code="control.not_running",
-        hint="mlxctl start",
-    )
-
-
-def silent(path: Path, timeout_s: float) -> ControlError:
-    """Return the error that says that the connection was taken and no hello came."""
-    return ControlError(
-        f"the daemon took the connection at {path} and said nothing for {format_duration(timeout_s)}",
-        exit_code=EXIT_UNREACHABLE,
-        code="control.silent",
-        hint="mlxctl status --timeout 60s, or end the process that holds the socket",
-    )
-
-
-def foreign(path: Path, reason: str) -> ControlError:
-    """Return the error that says that something else listens there."""
-    return ControlError(
-        f"whatever listens at {path} does not speak mlxd's control protocol ({reason})",
-        exit_code=EXIT_PROTOCOL,
-        code="protocol.foreign",
-        hint="mlxctl --socket PATH, with the path that mlxd logged when it started",
-    )
-
-
-def closed(path: Path) -> ControlError:
-    """Return the error that says that the connection ended before an answer."""
-    return ControlError(
-        f"the daemon at {path} ended the connection without an answer",
-        exit_code=EXIT_UNREACHABLE,
-        code=CLOSED,
-        hint="mlxctl status",
-    )
-
-
-def restarted(operation: str) -> ControlError:
-    """Return the error that says that another daemon runs now, which cannot know what was done."""
-    return ControlError(
-        f"the daemon was restarted before it answered {operation}; it may have been done",
-        exit_code=EXIT_UNREACHABLE,
-        code="control.restarted",
-        hint="mlxctl status",
-    )
-
-
-def no_answer(operation: str, wait_s: float) -> ControlError:
-    """Return the error that says that an answer did not come in time."""
-    return ControlError(
-        f"no answer to {operation} within {format_duration(wait_s)}; what it began goes on",
-        exit_code=EXIT_WAIT_TIMEOUT,
-        code="control.timeout",
-        hint="mlxctl status, or the same with a longer --timeout",
-    )

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mlxd.protocol.errors import EXIT_UNREACHABLE, ControlError
+from mlxctl.connect import connection_error
 from mlxd.protocol.event import Event, Gap, Interest
 
 
@@ -59,12 +59,7 @@ class Subscription:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while not self._items:
             if self._reason is not None:
-                raise ControlError(
-                    f"there will be no more events: {self._reason}",
-                    exit_code=EXIT_UNREACHABLE,
-                    code="control.ended",
-                    hint="mlxctl status",
-                )
+                raise connection_error("control.ended", reason=self._reason)
             if not self._pump(deadline_s):
                 return None
         return self._items.popleft()
