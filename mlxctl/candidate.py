@@ -166,7 +166,7 @@ def _named(name: str, text: Callable[[Map], object]) -> Callable[[Map], Iterable
 
 def _find_resource(kind: str) -> _Source | None:
     """Return how to list the entries of the resource called *kind*, each with its fields that have no default."""
-    for resource in RESOURCES:
+    for resource in RESOURCES.values():
         if kind in {resource.noun, resource.word.upper()}:
             told = [name for name, (_, row) in resource.fields.items() if row.is_required]
             text = partial(_join, names=told)

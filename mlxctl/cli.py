@@ -49,7 +49,7 @@ class Root(Noun):
         """Return the names of all verbs and nouns."""
         from mlxd.protocol.resource import RESOURCES
 
-        return [*_VERBS, *_NOUNS, *(resource.noun for resource in RESOURCES if "." not in resource.noun)]
+        return [*_VERBS, *_NOUNS, *(noun for noun in RESOURCES if "." not in noun)]
 
     def get_command(self, ctx: Context, cmd_name: str) -> Command | None:  # noqa: ARG002  (click's signature)
         """Load the module of a verb or noun and return its command."""

@@ -32,7 +32,8 @@ def make_noun(noun: str, help_text: str, views: Mapping[str, View]) -> typer.Typ
 
 def find_resource(name: str) -> typer.Typer | None:
     """Return the app of the resource that is a noun of this name, if there is one."""
-    return next((make_noun(name, resource.help, {}) for resource in RESOURCES if resource.noun == name), None)
+    resource = RESOURCES.get(name)
+    return None if resource is None else make_noun(name, resource.help, {})
 
 
 def add_verbs(app: typer.Typer, noun: str, views: Mapping[str, View]) -> None:
@@ -48,10 +49,10 @@ def add_verbs(app: typer.Typer, noun: str, views: Mapping[str, View]) -> None:
             app.command(verb, cls=changes(row.name) if row.mutates else Verb, help=row.help)(_make_verb(row, view))
     places = {row.verb or row.name: place for place, row in enumerate(OPERATIONS.values())}
     app.registered_commands.sort(key=lambda command: places.get(f"{noun}.{command.name}", len(places)))
-    for resource in RESOURCES:
-        parent, _, name = resource.noun.rpartition(".")
+    for below, resource in RESOURCES.items():
+        parent, _, name = below.rpartition(".")
         if parent == noun:
-            app.add_typer(make_noun(resource.noun, resource.help, views), name=name)
+            app.add_typer(make_noun(below, resource.help, views), name=name)
 
 
 def _make_verb(row: Operation, view: View) -> Callable[..., None]:

@@ -46,8 +46,8 @@ def _find_handlers() -> Iterator[tuple[str, Handler]]:
         for value in vars(module).values():
             if isinstance(value, FunctionType) and hasattr(value, "operation"):
                 yield value.operation, value
-    for resource in RESOURCES:
-        yield from (_ENTRIES.get(resource.noun) or Entries(resource.noun)).handlers.items()
+    for noun, resource in RESOURCES.items():
+        yield from (_ENTRIES.get(noun) or Entries(resource)).handlers.items()
 
 
 HANDLERS: Mapping[str, Handler] = MappingProxyType(dict(_find_handlers()))

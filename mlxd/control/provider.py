@@ -11,6 +11,7 @@ from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.resource import Entries
 from mlxd.control.rule import RULES
 from mlxd.protocol.errors import InUse, InvalidRequest
+from mlxd.protocol.resource import RESOURCES
 from mlxd.protocol.settings import ProviderSettings, Settings
 
 
@@ -72,7 +73,7 @@ class _Providers(Entries):
         return reply
 
 
-PROVIDERS = _Providers("cloud.provider")
+PROVIDERS = _Providers(RESOURCES["cloud.provider"])
 
 
 def format_reference(auth: Mapping[str, str] | None) -> str | None:

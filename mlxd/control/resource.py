@@ -15,7 +15,7 @@ from mlxd.control.context import ControlContext, Handler, Reply, Request
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest, NotFound
-from mlxd.protocol.resource import RESOURCES
+from mlxd.protocol.resource import Resource
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import lookup
 
@@ -23,12 +23,12 @@ from mlxd.protocol.table import lookup
 class Entries:
     """The entries of one resource."""
 
-    def __init__(self, noun: str) -> None:
-        """Take the resource of this noun."""
-        self.resource = next(resource for resource in RESOURCES if resource.noun == noun)
-        self.path = self.resource.path
-        self.id_name = self.resource.id[0]
-        self.command = f"mlxctl {noun.replace('.', ' ')}"
+    def __init__(self, resource: Resource) -> None:
+        """Take the description."""
+        self.resource = resource
+        self.path = resource.path
+        self.id_name = resource.id[0]
+        self.command = f"mlxctl {resource.noun.replace('.', ' ')}"
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -141,8 +141,8 @@ class Entries:
         return entry
 
     def _edits(self, entry_id: str, values: Mapping[str, Any]) -> list[Edit]:
-        paths = {name: path for name, (path, _) in self.resource.fields.items()}
-        return [Edit((*self.path, entry_id, *paths.get(name, (name,))), value) for name, value in values.items()]
+        fields = self.resource.fields
+        return [Edit((*self.path, entry_id, *fields[name][0]), value) for name, value in values.items()]
 
 
 def _plain(value: Any) -> Any:

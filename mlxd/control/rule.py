@@ -14,6 +14,7 @@ from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.resource import Entries
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.resource import RESOURCES
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.trigger import TRIGGERS
 
@@ -50,10 +51,10 @@ class _Rules(Entries):
     def new(self, current: Settings, params: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return a whole rule, which replaces the one with this id; without an id, the one with this match."""
         rule_id = params.get("id") or _rule_id(current, params["match"])
-        return rule_id, {**dict.fromkeys(self.resource.fields), **super().given(params), "enabled": None}
+        return rule_id, {**dict.fromkeys(self.resource.fields), **super().given(params)}
 
 
-RULES = _Rules("cloud.rule")
+RULES = _Rules(RESOURCES["cloud.rule"])
 
 
 def _rule_id(settings: Settings, match: str) -> str:

@@ -10,6 +10,7 @@ from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.resource import Entries
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest, NotFound
+from mlxd.protocol.resource import RESOURCES
 from mlxd.protocol.settings import PriceSettings, Settings
 
 _BUDGET = ("cloud", "budget")
@@ -75,4 +76,4 @@ class _Prices(Entries):
         return target, self.given(params)
 
 
-PRICES = _Prices("cloud.price")
+PRICES = _Prices(RESOURCES["cloud.price"])

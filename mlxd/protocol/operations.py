@@ -317,7 +317,7 @@ _AUDIT = (
 
 _TABLE = (*_DAEMON, *_POOL, *_SETTINGS, *_MODELS, *_CLOUD, *_KEYS, *_RUNNING, *_AUDIT)
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
-    {row.name: row for rows in (_TABLE, *(resource.operations() for resource in RESOURCES)) for row in rows}
+    {row.name: row for rows in (_TABLE, *(resource.operations() for resource in RESOURCES.values())) for row in rows}
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from mlxd.protocol.operation import PAGE, Operation, Param, ParamType, argument, flag, text
@@ -52,10 +53,9 @@ class Resource:
 
     @property
     def fields(self) -> Mapping[str, tuple[tuple[str, ...], Row]]:
-        """Name of each field that `add` and `set` take → its path in an entry, and its row."""
+        """Name of each field of an entry → its path there, and its row."""
         prefix = (*self.path, "*")
-        own = ((path[len(prefix) :], row) for path, row in rows() if path[: len(prefix)] == prefix)
-        return {path[-1]: (path, row) for path, row in own if path != ("enabled",) or "enable" not in self.verbs}
+        return {path[-1]: (path[len(prefix) :], row) for path, row in rows() if path[: len(prefix)] == prefix}
 
     def operations(self) -> Iterator[Operation]:
         """Yield its operations."""
@@ -73,7 +73,11 @@ class Resource:
         yield from self.others
 
     def _fields(self, *, is_whole: bool) -> dict[str, Param]:
-        return {name: self._param(name, path, row, is_whole=is_whole) for name, (path, row) in self.fields.items()}
+        return {
+            name: self._param(name, path, row, is_whole=is_whole)
+            for name, (path, row) in self.fields.items()
+            if name != "enabled" or "enable" not in self.verbs
+        }
 
     def _param(self, name: str, path: tuple[str, ...], row: Row, *, is_whole: bool) -> Param:
         schema: Mapping[str, Any] = row.kind.schema()
@@ -92,7 +96,7 @@ _TARGET = argument("The target, as rules name it.", "PROVIDER/MODEL")
 _PROVIDER = argument("Name of the provider.")
 _RULE = argument("Name of the rule.")
 
-RESOURCES = (
+_TABLE = (
     Resource(
         "cloud.provider",
         ("cloud", "providers"),
@@ -177,3 +181,4 @@ RESOURCES = (
         words={"input": "USD", "output": "USD"},
     ),
 )
+RESOURCES: Mapping[str, Resource] = MappingProxyType({resource.noun: resource for resource in _TABLE})
