@@ -118,11 +118,7 @@ def _setting_values(key: str) -> Names:
         row = find_row(parse_path(key))
     except ValueError:
         return []
-    if row is None:
-        return []
-    is_switch = row.kind.describe() == "true or false"
-    choices = getattr(row.kind, "choices", ("true", "false") if is_switch else ())
-    return [(choice, "") for choice in choices]
+    return [] if row is None else [(choice, "") for choice in row.kind.choices]
 
 
 def ask_names(kind: str, verb: str, socket: Path, cap_s: float) -> Names:

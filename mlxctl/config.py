@@ -13,7 +13,7 @@ from mlxctl.change import show_change, show_value
 from mlxctl.output import format_table, show_path
 from mlxctl.setting import normalize_key, parse_one_or_more
 from mlxctl.verb import Verb, changes, make_app
-from mlxd.protocol.schema import make_schema
+from mlxd.protocol.table import make_schema
 from mlxd.protocol.units import show_bytes
 
 app = make_app("Settings by key.")

@@ -14,7 +14,7 @@ from mlxctl.setting import parse_changes
 from mlxctl.verb import Verb, changes, make_app, usage_error
 from mlxctl.view import format_pool
 from mlxd.protocol.key import format_path
-from mlxd.protocol.row import Row
+from mlxd.protocol.settings import Row
 from mlxd.protocol.table import rows
 
 app = make_app("Memory and the models that are loaded.")
@@ -68,7 +68,7 @@ def set_pairs(ctx: typer.Context, pairs: Pairs) -> None:
 
 
 def _add_verb(key: str, name: str, row: Row) -> None:
-    help_text = f"{row.help}\n\nVALUE is {row.kind.describe()}. Default: {row.default}."
+    help_text = f"{row.help}\n\nVALUE is {row.kind.accepted}. Default: {row.default}."
 
     @app.command(name, cls=changes("settings.set"), help=help_text)
     def set_one(ctx: typer.Context, value: Value) -> None:

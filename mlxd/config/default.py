@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator
 
 from mlxd.config.edit import format_value
-from mlxd.protocol.row import Row
+from mlxd.protocol.settings import Row
 from mlxd.protocol.table import rows
 
 _WIDTH = 100
@@ -40,8 +40,7 @@ def _header(table: tuple[str, ...]) -> str:
 
 
 def _help(row: Row) -> Iterator[str]:
-    restart = "" if row.live else " Takes effect with the next start."
-    for text in (f"{row.help}{restart}", f"Accepted: {row.kind.describe()}."):
+    for text in (row.help, f"Accepted: {row.kind.accepted}."):
         for line in textwrap.wrap(text, _WIDTH):
             yield f"# {line}\n"
 

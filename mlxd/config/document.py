@@ -15,8 +15,7 @@ from mlxd.config.scan import BOM, Path, locate
 from mlxd.protocol.errors import FileInvalid, InvalidValue, SettingsError, UnknownSetting
 from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.row import Row
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.settings import Row, Settings
 from mlxd.protocol.table import SettingProblem, decode, find_pattern, find_row, rows
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")

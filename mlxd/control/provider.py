@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
+
+from msgspec.structs import asdict
 
 from mlxd.config import Edit, Edits
 from mlxd.control.context import ControlContext, Reply, Request, handles

@@ -48,7 +48,7 @@ def _show(context: ControlContext, path: tuple[str, ...], lines: Mapping[tuple[s
         "default": row.default,
         "origin": origin,
         "line": line_of(lines, path) if origin == "file" else None,
-        "live": row.live,
+        "live": True,  # every setting applies at once
         "help": row.help,
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.protocol.key import format_path
-from mlxd.protocol.row import Row
+from mlxd.protocol.settings import Row
 from mlxd.protocol.table import rows
 
 BEGIN = "<!-- settings: made by python -m mlxd.protocol.docs README.md -->"
@@ -40,8 +40,7 @@ def replace(text: str) -> str:
 
 def _render_row(path: tuple[str, ...], row: Row) -> str:
     key = format_path(tuple("ID" if part == "*" else part for part in path))
-    value = row.kind.describe() + ("" if row.live else "; needs a restart")
-    return f"| `{key}` | {_render_default(row.default)} | {_escape(row.help)} | {_escape(value)} |"
+    return f"| `{key}` | {_render_default(row.default)} | {_escape(row.help)} | {_escape(row.kind.accepted)} |"
 
 
 def _render_default(value: Any) -> str:

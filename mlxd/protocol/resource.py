@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mlxd.protocol.operation import PAGE, Operation, Param, ParamType, argument, flag, text
-from mlxd.protocol.row import Row
+from mlxd.protocol.settings import Row
 from mlxd.protocol.table import rows
 
 _TYPES = {"integer": ParamType.INTEGER, "array": ParamType.TEXTS}

@@ -1,38 +1,33 @@
 """THE settings table: one row per setting; group = TOML table = owner.
 
-Everything that knows a setting derives it from here (`table.py` reads it): reading the file, `config get/set/list`, the
-`set-*` verbs and their help, the commented default file, the README table. A frozen `Settings` is a snapshot; it is
-changed by `SettingsStore.commit` only.
+The type of a field and its notes are the kind of the setting (`kind.py`). Everything that knows a setting derives it
+from here (`table.py` reads it): reading the file, `config get/set/list`, the `set-*` verbs and their help, the
+commented default file, the README table, the JSON Schema. A frozen `Settings` is a snapshot; it is changed by
+`SettingsStore.commit` only.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
-from mlxd.protocol.kind import (
-    URL,
-    Boolean,
-    Bytes,
-    Choice,
-    Duration,
-    Host,
-    Integer,
-    Memory,
-    Number,
-    SecretReference,
-    Text,
-    TextList,
-)
+from msgspec import Meta, Struct
+
+from mlxd.protocol.address import HOST, PROXY, SECRET, URL
+from mlxd.protocol.kind import DURATION, MEMORY, SIZE, Kind, OneOf, Word
 from mlxd.protocol.noise import RULE_NAMES
-from mlxd.protocol.row import group, keyed, row
 from mlxd.protocol.trigger import DEFAULT_TRIGGERS, TRIGGERS
 
 # Of the settings file. Its text travels in one control request, which may have twice that.
 MAX_FILE_BYTES = 2**19
 INHERIT = "inherit"
+INHERITED = Word(INHERIT, None)
+NONE = Word("none", None)
+NEVER = Word("never", math.inf)
 MOST_TOKENS = 2**31 - 1
 # The rows of `[models."ID"]` that are default sampling params, by the names that requests have for them.
 SAMPLING_NAMES = (
@@ -49,82 +44,93 @@ SAMPLING_NAMES = (
 
 
 @dataclass(frozen=True, slots=True)
-class DaemonSettings:
+class Row:
+    """What the table says of one setting.
+
+    Attributes:
+        kind: reads the value, and knows its bounds.
+        default: the value as it would stand in the file; None where the setting may be left out and means "none".
+        help: one sentence for `--help`, the default file and the README.
+        verb: True for the live scalars of `pool`, which have a `pool set-*` verb.
+    """
+
+    kind: Kind
+    default: Any
+    help: str
+    verb: bool = False
+
+    @property
+    def is_required(self) -> bool:
+        """Whether an entry of a keyed table must state it."""
+        return self.default is None and self.kind is not SECRET
+
+
+def row(default: Any, help_text: str, *, verb: bool = False) -> Any:
+    """Return what stands for a field's default: its row, but for the kind, which is the field's type."""
+    return partial(Row, default=default, help=help_text, verb=verb)
+
+
+class DaemonSettings(Struct, frozen=True):
     """[daemon]."""
 
-    log_level: str = row(Choice("debug", "info", "warning", "error"), "info", "Least severe log line that is written.")
-    drain_timeout: float = row(
-        Duration(minimum_s=0, maximum_s=50),
-        "45s",
-        "How long a shutdown waits for running requests before it cancels them.",
+    log_level: Literal["debug", "info", "warning", "error"] = row("info", "Least severe log line that is written.")
+    drain_timeout: Annotated[float, Meta(ge=0, le=50), DURATION] = row(
+        "45s", "How long a shutdown waits for running requests before it cancels them."
     )
 
 
-@dataclass(frozen=True, slots=True)
-class HttpSettings:
+class HttpSettings(Struct, frozen=True):
     """[http]."""
 
-    host: str = row(
-        Host(),
+    host: Annotated[str, HOST] = row(
         "127.0.0.1",
         "Address that the HTTP server listens on; one that is not loopback needs an API key, or http.allow_open.",
     )
-    port: int = row(Integer(0, 65535), 6593, "TCP port of the HTTP server; 0 takes a free one.")
+    port: Annotated[int, Meta(ge=0, le=65535)] = row(6593, "TCP port of the HTTP server; 0 takes a free one.")
     allow_open: bool = row(
-        Boolean(),
-        False,  # noqa: FBT003
-        "Listen beyond loopback without any API key: whoever reaches the port may use the models.",
+        default=False,
+        help_text="Listen beyond loopback without any API key: whoever reaches the port may use the models.",
     )
     allowed_hosts: tuple[str, ...] = row(
-        TextList(), [], "Host names accepted in the Host header, besides localhost and the addresses listened on."
+        [], "Host names accepted in the Host header, besides localhost and the addresses listened on."
     )
-    allowed_origins: tuple[str, ...] = row(TextList(), [], "Exact web origins that may call the server from a browser.")
-    max_body: int = row(Bytes(1024, 2**30), "20MiB", "Largest request body.")
-    bodies_memory: int = row(
-        Bytes(1024, 2**36),
+    allowed_origins: tuple[str, ...] = row([], "Exact web origins that may call the server from a browser.")
+    max_body: Annotated[int, Meta(ge=1024, le=2**30), SIZE] = row("20MiB", "Largest request body.")
+    bodies_memory: Annotated[int, Meta(ge=1024, le=2**36), SIZE] = row(
         "128MiB",
         "Most memory that all request bodies over 256 KiB take together; a further one waits, up to http.body_timeout.",
     )
-    max_messages: int = row(
-        Integer(1, 1_000_000),
-        10_000,
-        "Most messages of one request; it may hold 16 JSON members and objects for each, and 100000 besides.",
+    max_messages: Annotated[int, Meta(ge=1, le=1_000_000)] = row(
+        10_000, "Most messages of one request; it may hold 16 JSON members and objects for each, and 100000 besides."
     )
-    max_connections: int = row(
-        Integer(1, 100_000), 1024, "Most connections at a time; a further one is answered 503 and closed."
+    max_connections: Annotated[int, Meta(ge=1, le=100_000)] = row(
+        1024, "Most connections at a time; a further one is answered 503 and closed."
     )
-    header_timeout: float = row(
-        Duration(minimum_s=0.1, maximum_s=300),
-        "15s",
-        "Longest time that the headers of a request may take to come.",
+    header_timeout: Annotated[float, Meta(ge=0.1, le=300), DURATION] = row(
+        "15s", "Longest time that the headers of a request may take to come."
     )
-    body_timeout: float = row(
-        Duration(minimum_s=0.1, maximum_s=3600), "60s", "Longest time that a request's body may take to come."
+    body_timeout: Annotated[float, Meta(ge=0.1, le=3600), DURATION] = row(
+        "60s", "Longest time that a request's body may take to come."
     )
-    unknown_fields: str = row(
-        Choice("ignore", "reject"),
+    unknown_fields: Literal["ignore", "reject"] = row(
         "ignore",
         "What of a body the server does without, as unknown fields, hosted tools and hints: ignored and named in a"
         " header, or refused.",
     )
-    media: str = row(
-        Choice("note", "reject"),
-        "note",
-        "An image, sound or file for a model that reads text only: replaced by a note, or refused.",
+    media: Literal["note", "reject"] = row(
+        "note", "An image, sound or file for a model that reads text only: replaced by a note, or refused."
     )
-    noise_rules_off: tuple[str, ...] = row(
-        TextList(choices=RULE_NAMES), [], "Noise rules that are off: what they remove from prompts stays in."
+    noise_rules_off: Annotated[tuple[str, ...], OneOf(RULE_NAMES)] = row(
+        [], "Noise rules that are off: what they remove from prompts stays in."
     )
-    keepalive: float = row(
-        Duration(minimum_s=1, maximum_s=60),
-        "10s",
-        "Longest silence in a stream before an event, or an SSE comment, keeps it alive.",
+    keepalive: Annotated[float, Meta(ge=1, le=60), DURATION] = row(
+        "10s", "Longest silence in a stream before an event, or an SSE comment, keeps it alive."
     )
-    stored_responses: int = row(
-        Integer(0, 100_000), 1000, "Most responses of /v1/responses kept in memory to go on from; 0 keeps none."
+    stored_responses: Annotated[int, Meta(ge=0, le=100_000)] = row(
+        1000, "Most responses of /v1/responses kept in memory to go on from; 0 keeps none."
     )
-    stored_responses_memory: int = row(
-        Bytes(0, 2**36), "64MiB", "Most memory that kept responses take; the least recently used go first."
+    stored_responses_memory: Annotated[int, Meta(ge=0, le=2**36), SIZE] = row(
+        "64MiB", "Most memory that kept responses take; the least recently used go first."
     )
 
     @property
@@ -133,155 +139,129 @@ class HttpSettings:
         return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
+class PoolSettings(Struct, frozen=True):
     """[pool]."""
 
-    memory: int = row(
-        Memory(),
-        "auto",
-        "Limit on all that models make resident: a size, a percentage of usable memory, or auto.",
-        verb=True,
+    memory: Annotated[int, MEMORY] = row(
+        "auto", "Limit on all that models make resident: a size, a percentage of usable memory, or auto.", verb=True
     )
-    max_models: int | None = row(
-        Integer(1, 1000, none="none"), "none", "Most models loaded at once, or none.", verb=True
+    max_models: Annotated[int | None, Meta(ge=1, le=1000), NONE] = row(
+        "none", "Most models loaded at once, or none.", verb=True
     )
-    preload: tuple[str, ...] = row(TextList(), [], "Models to keep loaded, in this order.")
-    keep_alive: float = row(  # math.inf is "never"
-        Duration(minimum_s=0, maximum_s=30 * 86400, none="never"),
-        "30m",
-        "How long an idle model stays loaded; 0s unloads at once, never keeps it.",
-        verb=True,
+    preload: tuple[str, ...] = row([], "Models to keep loaded, in this order.")
+    keep_alive: Annotated[float, Meta(ge=0, le=30 * 86400), DURATION, NEVER] = row(
+        "30m", "How long an idle model stays loaded; 0s unloads at once, never keeps it.", verb=True
     )
-    policy: str = row(
-        Choice("lru", "lfu"),
+    policy: Literal["lru", "lfu"] = row(
         "lru",
         "Which idle model is evicted first: least recently used (lru) or least often used (lfu)."
         " For lfu a use counts half after 6 hours, a quarter after 12, and so on.",
         verb=True,
     )
-    evict_patience: float = row(
-        Duration(minimum_s=0, maximum_s=3600),
+    evict_patience: Annotated[float, Meta(ge=0, le=3600), DURATION] = row(
         "30s",
         "How long a request waits behind busy models before younger ones pause for it, or a model drains.",
         verb=True,
     )
-    drain_timeout: float = row(
-        Duration(minimum_s=0, maximum_s=3600),
-        "60s",
-        "How long --wait waits for a draining model before it reports that it is still busy.",
-        verb=True,
+    drain_timeout: Annotated[float, Meta(ge=0, le=3600), DURATION] = row(
+        "60s", "How long --wait waits for a draining model before it reports that it is still busy.", verb=True
     )
-    load_timeout: float = row(
-        Duration(minimum_s=1, maximum_s=86400), "10m", "How long a request waits for its model to load.", verb=True
+    load_timeout: Annotated[float, Meta(ge=1, le=86400), DURATION] = row(
+        "10m", "How long a request waits for its model to load.", verb=True
     )
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
+class QueueSettings(Struct, frozen=True):
     """[queue]."""
 
-    size: int = row(
-        Integer(0, 100_000), 256, "Most requests that wait, over all models; 0 refuses what cannot start at once."
+    size: Annotated[int, Meta(ge=0, le=100_000)] = row(
+        256, "Most requests that wait, over all models; 0 refuses what cannot start at once."
     )
-    per_model: int = row(Integer(0, 100_000), 64, "Most requests that wait for one model.")
-    timeout: float = row(
-        Duration(minimum_s=0.001, maximum_s=86400), "120s", "Longest wait for a place before 503 queue_timeout."
+    per_model: Annotated[int, Meta(ge=0, le=100_000)] = row(64, "Most requests that wait for one model.")
+    timeout: Annotated[float, Meta(ge=0.001, le=86400), DURATION] = row(
+        "120s", "Longest wait for a place before 503 queue_timeout."
     )
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
+class EngineSettings(Struct, frozen=True):
     """[engine]."""
 
-    max_sequences: int = row(Integer(1, 256), 32, "Most sequences that one model decodes at once.")
-    prefill_step: int | None = row(  # None is "auto"
-        Integer(16, 16384, none="auto"),
+    max_sequences: Annotated[int, Meta(ge=1, le=256)] = row(32, "Most sequences that one model decodes at once.")
+    prefill_step: Annotated[int | None, Meta(ge=16, le=16384), Word("auto", None)] = row(
         "auto",
         "Most prompt tokens processed in one step; auto takes what suits the device (2048 on Metal, 256 on a CPU).",
     )
-    target_gap: float = row(
-        Duration(minimum_s=0.001, maximum_s=10),
-        "30ms",
-        "Longest pause that a prefill aims to put between two tokens of running streams.",
+    target_gap: Annotated[float, Meta(ge=0.001, le=10), DURATION] = row(
+        "30ms", "Longest pause that a prefill aims to put between two tokens of running streams."
     )
-    prompt_cache: int = row(
-        Bytes(0, 2**50, most="auto"),
-        "auto",
-        "Largest prompt cache of one model; auto takes what is free under pool.memory, 0B keeps none.",
+    prompt_cache: Annotated[int, Meta(ge=0, le=2**50), SIZE, Word("auto", 2**50)] = row(
+        "auto", "Largest prompt cache of one model; auto takes what is free under pool.memory, 0B keeps none."
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogSettings:
+class CatalogSettings(Struct, frozen=True):
     """[catalog]."""
 
     paths: tuple[str, ...] = row(
-        TextList(),
-        ["models", "~/.cache/huggingface/hub"],
-        "Folders searched for models; a relative one lies in MLXD_HOME.",
+        ["models", "~/.cache/huggingface/hub"], "Folders searched for models; a relative one lies in MLXD_HOME."
     )
 
 
-def _sampling(kind: Number | Integer, help_text: str) -> Any:
-    return row(kind, INHERIT, f"{help_text} Holds where a request does not say; inherit is the API's own default.")
+def _sampling(help_text: str) -> Any:
+    return row(INHERIT, f"{help_text} Holds where a request does not say; inherit is the API's own default.")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
+class ModelSettings(Struct, frozen=True):
     """[models."ID"]."""
 
-    pin: bool = row(Boolean(), default=False, help_text="Never evicted and never unloaded when idle.")
-    keep_alive: float | None = row(  # None inherits
-        Duration(minimum_s=0, maximum_s=30 * 86400, none="never", inherit=True),
-        "inherit",
-        "Idle expiry of this model; inherit takes pool.keep_alive.",
+    pin: bool = row(default=False, help_text="Never evicted and never unloaded when idle.")
+    keep_alive: Annotated[float | None, Meta(ge=0, le=30 * 86400), DURATION, NEVER, INHERITED] = row(
+        INHERIT, "Idle expiry of this model; inherit takes pool.keep_alive."
     )
-    context_length: int | None = row(  # None inherits
-        Integer(1, MOST_TOKENS, none=INHERIT),
+    context_length: Annotated[int | None, Meta(ge=1, le=MOST_TOKENS), INHERITED] = row(
         INHERIT,
         "Most tokens of prompt and answer together: at most the model's own, or as far as its rope_scaling (YaRN) can"
         " stretch that; inherit takes the model's own.",
     )
-    pooling: str = row(
-        Choice(INHERIT, "mean", "first", "last"),
+    pooling: Literal["inherit", "mean", "first", "last"] = row(
         INHERIT,
         "Which hidden states of a text make its vector: the mean, the first token's or the last one's; inherit takes"
         " what the folder says (1_Pooling), or else the mean, with a warning.",
     )
-    aliases: tuple[str, ...] = row(TextList(), [], "Other names under which clients may ask for this model.")
-    adapter: str | None = row(
-        Text(1, 4096, none="none"),
-        "none",
-        "Folder of LoRA weights as mlx-lm trains them; ID is BASE+NAME then. A relative one lies in MLXD_HOME.",
+    aliases: tuple[str, ...] = row([], "Other names under which clients may ask for this model.")
+    adapter: Annotated[str | None, Meta(min_length=1, max_length=4096), NONE] = row(
+        "none", "Folder of LoRA weights as mlx-lm trains them; ID is BASE+NAME then. A relative one lies in MLXD_HOME."
     )
-    reload: str = row(
-        Choice("idle", "now", "next-load"),
+    reload: Literal["idle", "now", "next-load"] = row(
         "idle",
         "When a loaded model takes up another context length, pooling, adapter or changed files: once it is idle; now,"
         " after its running requests; or when it is loaded next.",
     )
-    max_tokens: int | None = row(
-        Integer(1, MOST_TOKENS, none=INHERIT),
-        INHERIT,
-        "Most tokens of an answer, cut to the room in the context, where a request does not say.",
+    max_tokens: Annotated[int | None, Meta(ge=1, le=MOST_TOKENS), INHERITED] = row(
+        INHERIT, "Most tokens of an answer, cut to the room in the context, where a request does not say."
     )
-    temperature: float | None = _sampling(Number(0, 100, none=INHERIT), "Temperature; 0 is greedy.")
-    top_p: float | None = _sampling(Number(0, 1, none=INHERIT), "Nucleus sampling.")
-    top_k: int | None = _sampling(Integer(0, MOST_TOKENS, none=INHERIT), "Most candidates for a token; 0 is all.")
-    min_p: float | None = _sampling(Number(0, 1, none=INHERIT), "Least probability beside the likeliest token's.")
-    repetition_penalty: float | None = _sampling(
-        Number(0, 10, above_minimum=True, none=INHERIT), "Penalty on repeated tokens; 1 is none."
+    temperature: Annotated[float | None, Meta(ge=0, le=100), INHERITED] = _sampling("Temperature; 0 is greedy.")
+    top_p: Annotated[float | None, Meta(ge=0, le=1), INHERITED] = _sampling("Nucleus sampling.")
+    top_k: Annotated[int | None, Meta(ge=0, le=MOST_TOKENS), INHERITED] = _sampling(
+        "Most candidates for a token; 0 is all."
     )
-    presence_penalty: float | None = _sampling(Number(-2, 2, none=INHERIT), "Penalty on tokens that have appeared.")
-    frequency_penalty: float | None = _sampling(
-        Number(-2, 2, none=INHERIT), "Penalty on tokens by how often they have appeared."
+    min_p: Annotated[float | None, Meta(ge=0, le=1), INHERITED] = _sampling(
+        "Least probability beside the likeliest token's."
     )
-    xtc_probability: float | None = _sampling(
-        Number(0, 1, none=INHERIT), "How often the likeliest tokens are left out."
+    repetition_penalty: Annotated[float | None, Meta(gt=0, le=10), INHERITED] = _sampling(
+        "Penalty on repeated tokens; 1 is none."
     )
-    xtc_threshold: float | None = _sampling(
-        Number(0, 0.5, none=INHERIT), "Probability above which tokens may be left out."
+    presence_penalty: Annotated[float | None, Meta(ge=-2, le=2), INHERITED] = _sampling(
+        "Penalty on tokens that have appeared."
+    )
+    frequency_penalty: Annotated[float | None, Meta(ge=-2, le=2), INHERITED] = _sampling(
+        "Penalty on tokens by how often they have appeared."
+    )
+    xtc_probability: Annotated[float | None, Meta(ge=0, le=1), INHERITED] = _sampling(
+        "How often the likeliest tokens are left out."
+    )
+    xtc_threshold: Annotated[float | None, Meta(ge=0, le=0.5), INHERITED] = _sampling(
+        "Probability above which tokens may be left out."
     )
 
     @property
@@ -291,122 +271,102 @@ class ModelSettings:
         return {name: value for name, value in values.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class TimeoutSettings:
+class TimeoutSettings(Struct, frozen=True):
     """[cloud.providers.ID.timeouts]."""
 
-    connect: float = row(Duration(minimum_s=0.01, maximum_s=300), "5s", "How long a connection may take.")
-    first_token: float = row(
-        Duration(minimum_s=0.01, maximum_s=3600),
+    connect: Annotated[float, Meta(ge=0.01, le=300), DURATION] = row("5s", "How long a connection may take.")
+    first_token: Annotated[float, Meta(ge=0.01, le=3600), DURATION] = row(
         "2m",  # models think that long, and who is cut off is paid for all the same
         "Longest silence before the first content of a stream; comments, pings and empty deltas break it.",
     )
-    idle: float = row(Duration(minimum_s=0.01, maximum_s=3600), "60s", "Longest silence within a stream.")
-    total: float = row(Duration(minimum_s=0.01, maximum_s=86400), "15m", "How long a whole answer may take.")
+    idle: Annotated[float, Meta(ge=0.01, le=3600), DURATION] = row("60s", "Longest silence within a stream.")
+    total: Annotated[float, Meta(ge=0.01, le=86400), DURATION] = row("15m", "How long a whole answer may take.")
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderSettings:
+class ProviderSettings(Struct, frozen=True, kw_only=True):
     """[cloud.providers.ID]."""
 
-    kind: str = row(Choice("openai", "anthropic"), "openai", "Wire protocol that the upstream speaks.")
-    base_url: str = row(URL(), None, "The upstream's address up to and including /v1.")
-    auth: Mapping[str, str] | None = row(
-        SecretReference(),
+    kind: Literal["openai", "anthropic"] = row("openai", "Wire protocol that the upstream speaks.")
+    base_url: Annotated[str, URL] = row(None, "The upstream's address up to and including /v1.")
+    auth: Annotated[Mapping[str, str] | None, SECRET] = row(
         None,
         'Where the key is: { env = "NAME" }, { file = "PATH" } or { keychain = "SERVICE/NAME" }; left out for a server'
         " without one.",
     )
-    proxy: str | None = row(
-        URL(is_proxy=True, none="none"),
-        "none",
-        "HTTP proxy on the way to the upstream. The environment is not asked for one.",
+    proxy: Annotated[str | None, PROXY] = row(
+        "none", "HTTP proxy on the way to the upstream. The environment is not asked for one."
     )
-    timeouts: TimeoutSettings = group(TimeoutSettings)
+    timeouts: TimeoutSettings
 
 
-@dataclass(frozen=True, slots=True)
-class RuleSettings:
+class RuleSettings(Struct, frozen=True):
     """[cloud.rules.ID]."""
 
-    match: str = row(
-        Text(1, 512), None, "exact:NAME, prefix:TEXT, glob:PATTERN or regex:PATTERN; a bare name is exact."
+    match: Annotated[str, Meta(min_length=1, max_length=512)] = row(
+        None, "exact:NAME, prefix:TEXT, glob:PATTERN or regex:PATTERN; a bare name is exact."
     )
-    mode: str = row(
-        Choice("always", "fallback", "never"),
-        "always",
-        "always sends matching names to the cloud, fallback after a local failure, never keeps them local.",
+    mode: Literal["always", "fallback", "never"] = row(
+        "always", "always sends matching names to the cloud, fallback after a local failure, never keeps them local."
     )
-    on: tuple[str, ...] = row(
-        TextList(choices=TRIGGERS), list(DEFAULT_TRIGGERS), "Local failures after which a fallback rule sends."
+    on: Annotated[tuple[str, ...], OneOf(TRIGGERS)] = row(
+        list(DEFAULT_TRIGGERS), "Local failures after which a fallback rule sends."
     )
-    to: tuple[str, ...] = row(
-        TextList(), [], "Targets as PROVIDER/MODEL, tried in this order; at least one, but none for never."
-    )
-    priority: int = row(Integer(-1_000_000, 1_000_000), 100, "Higher goes first.")
-    enabled: bool = row(Boolean(), default=True, help_text="Whether the rule counts.")
+    to: tuple[str, ...] = row([], "Targets as PROVIDER/MODEL, tried in this order; at least one, but none for never.")
+    priority: Annotated[int, Meta(ge=-1_000_000, le=1_000_000)] = row(100, "Higher goes first.")
+    enabled: bool = row(default=True, help_text="Whether the rule counts.")
 
 
-@dataclass(frozen=True, slots=True)
-class PriceSettings:
+class PriceSettings(Struct, frozen=True):
     """[cloud.prices."PROVIDER/MODEL"]."""
 
-    input: float = row(Number(0, 1_000_000), None, "US dollars per million tokens of prompts.")
-    output: float = row(Number(0, 1_000_000), None, "US dollars per million tokens of answers.")
+    input: Annotated[float, Meta(ge=0, le=1_000_000)] = row(None, "US dollars per million tokens of prompts.")
+    output: Annotated[float, Meta(ge=0, le=1_000_000)] = row(None, "US dollars per million tokens of answers.")
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetSettings:
+class BudgetSettings(Struct, frozen=True):
     """[cloud.budget]."""
 
-    usd_per_day: float | None = row(
-        Number(0, 1_000_000, none="none"),
-        "none",
-        "Most US dollars that a day (UTC) may cost; targets without a price are refused under it.",
+    usd_per_day: Annotated[float | None, Meta(ge=0, le=1_000_000), NONE] = row(
+        "none", "Most US dollars that a day (UTC) may cost; targets without a price are refused under it."
     )
-    requests_per_day: int | None = row(
-        Integer(0, 1_000_000_000, none="none"), "none", "Most requests that a day (UTC) may send out."
+    requests_per_day: Annotated[int | None, Meta(ge=0, le=1_000_000_000), NONE] = row(
+        "none", "Most requests that a day (UTC) may send out."
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CloudSettings:
+class CloudSettings(Struct, frozen=True, kw_only=True):
     """[cloud]."""
 
-    enabled: bool = row(Boolean(), default=False, help_text="Whether rules may send requests to providers.")
-    providers: Mapping[str, ProviderSettings] = keyed(ProviderSettings)
-    rules: Mapping[str, RuleSettings] = keyed(RuleSettings)
-    budget: BudgetSettings = group(BudgetSettings)
-    prices: Mapping[str, PriceSettings] = keyed(PriceSettings)
+    enabled: bool = row(default=False, help_text="Whether rules may send requests to providers.")
+    providers: Mapping[str, ProviderSettings]
+    rules: Mapping[str, RuleSettings]
+    budget: BudgetSettings
+    prices: Mapping[str, PriceSettings]
 
 
-@dataclass(frozen=True, slots=True)
-class AuditSettings:
+class AuditSettings(Struct, frozen=True):
     """[audit]."""
 
     enabled: bool = row(
-        Boolean(), default=True, help_text="Whether ended requests and changes are kept in the request log, audit.db."
+        default=True, help_text="Whether ended requests and changes are kept in the request log, audit.db."
     )
-    max_age: float = row(  # math.inf is "never"
-        Duration(minimum_s=60, maximum_s=3650 * 86400, none="never"),
-        "30d",
-        "How long rows of the request log are kept; never deletes none for their age.",
+    max_age: Annotated[float, Meta(ge=60, le=3650 * 86400), DURATION, NEVER] = row(
+        "30d", "How long rows of the request log are kept; never deletes none for their age."
     )
-    max_size: int = row(
-        Bytes(8 << 20, 2**50), "500MB", "Largest size of audit.db; the oldest rows go, as many as needed."
+    max_size: Annotated[int, Meta(ge=8 << 20, le=2**50), SIZE] = row(
+        "500MB", "Largest size of audit.db; the oldest rows go, as many as needed."
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """A snapshot of all settings."""
 
-    daemon: DaemonSettings = group(DaemonSettings)
-    http: HttpSettings = group(HttpSettings)
-    pool: PoolSettings = group(PoolSettings)
-    queue: QueueSettings = group(QueueSettings)
-    engine: EngineSettings = group(EngineSettings)
-    catalog: CatalogSettings = group(CatalogSettings)
-    models: Mapping[str, ModelSettings] = keyed(ModelSettings)
-    cloud: CloudSettings = group(CloudSettings)
-    audit: AuditSettings = group(AuditSettings)
+    daemon: DaemonSettings
+    http: HttpSettings
+    pool: PoolSettings
+    queue: QueueSettings
+    engine: EngineSettings
+    catalog: CatalogSettings
+    models: Mapping[str, ModelSettings]
+    cloud: CloudSettings
+    audit: AuditSettings

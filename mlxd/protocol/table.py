@@ -1,17 +1,18 @@
-"""What is derived from the settings table: its rows, the row of a path, the snapshot that a document stands for."""
+"""What is derived from the settings table: its rows, the row of a path, the snapshot of a document, the JSON Schema."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, get_args, get_type_hints
+
+import msgspec
+from msgspec import Struct
 
 from mlxd.protocol.key import format_path
-from mlxd.protocol.kind import Machine
-from mlxd.protocol.row import Row
-from mlxd.protocol.settings import Settings
+from mlxd.protocol.kind import Machine, kind_of
+from mlxd.protocol.settings import Row, Settings
 
 
 class SettingProblem(Exception):
@@ -24,16 +25,36 @@ class SettingProblem(Exception):
         self.reason = reason
 
 
-def rows(table: type = Settings, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Row]]:
-    """Yield (path, row) of every setting in order; a keyed table's entry stands under the part `*`."""
-    for item in dataclasses.fields(table):
-        path = (*prefix, item.name)
-        if "row" in item.metadata:
-            yield path, item.metadata["row"]
-        elif "group" in item.metadata:
-            yield from rows(item.metadata["group"], path)
+class Keyed(NamedTuple):
+    """A table of tables: id → *entry*."""
+
+    entry: type[Struct]
+
+
+@functools.cache
+def members(table: type[Struct]) -> Mapping[str, Row | Keyed | type[Struct]]:
+    """Return what stands in a table by its names: settings, keyed tables and tables."""
+    defaults = dict(zip(reversed(table.__struct_fields__), reversed(table.__struct_defaults__), strict=False))
+    found: dict[str, Row | Keyed | type[Struct]] = {}
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        make_row = defaults.get(name, msgspec.NODEFAULT)
+        if make_row is not msgspec.NODEFAULT:
+            found[name] = make_row(kind_of(hint))
         else:
-            yield from rows(item.metadata["keyed"], (*path, "*"))
+            found[name] = Keyed(get_args(hint)[1]) if get_args(hint) else hint
+    return MappingProxyType(found)
+
+
+def rows(table: type[Struct] = Settings, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Row]]:
+    """Yield (path, row) of every setting in order; a keyed table's entry stands under the part `*`."""
+    for name, member in members(table).items():
+        match member:
+            case Row():
+                yield (*prefix, name), member
+            case Keyed(entry):
+                yield from rows(entry, (*prefix, name, "*"))
+            case _:
+                yield from rows(member, (*prefix, name))
 
 
 def find_row(path: tuple[str, ...]) -> Row | None:
@@ -79,36 +100,61 @@ def decode(document: Mapping[str, Any], machine: Machine) -> Settings:
     return settings
 
 
-def _decode(table: type, document: Any, path: tuple[str, ...], machine: Machine) -> Any:
-    if not isinstance(document, Mapping):
-        raise SettingProblem(path, "it must be a table")
-    known = {item.name for item in dataclasses.fields(table)}
-    for name in document:
-        if name not in known:
+def _decode(table: type[Struct], document: Any, path: tuple[str, ...], machine: Machine) -> Any:
+    stated = _table(document, path)
+    for name in stated:
+        if name not in members(table):
             raise SettingProblem((*path, name), "there is no such setting")
-    values = {}
-    for item in dataclasses.fields(table):
-        here = (*path, item.name)
-        if "row" in item.metadata:
-            values[item.name] = _decode_row(item.metadata["row"], document, here, machine)
-        elif "group" in item.metadata:
-            values[item.name] = _decode(item.metadata["group"], document.get(item.name, {}), here, machine)
-        else:
-            entries = document.get(item.name, {})
-            if not isinstance(entries, Mapping):
-                raise SettingProblem(here, "it must be a table")
-            decoded = {
-                key: _decode(item.metadata["keyed"], entry, (*here, key), machine) for key, entry in entries.items()
-            }
-            values[item.name] = MappingProxyType(decoded)
+    values: dict[str, Any] = {}
+    for name, member in members(table).items():
+        here = (*path, name)
+        match member:
+            case Row():
+                values[name] = _decode_row(member, stated, here, machine)
+            case Keyed(entry):
+                entries = _table(stated.get(name, {}), here)
+                decoded = {key: _decode(entry, value, (*here, key), machine) for key, value in entries.items()}
+                values[name] = MappingProxyType(decoded)
+            case _:
+                values[name] = _decode(member, stated.get(name, {}), here, machine)
     return table(**values)
 
 
+def _table(value: Any, path: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SettingProblem(path, "it must be a table")
+    return value
+
+
 def _decode_row(row: Row, document: Mapping[str, Any], path: tuple[str, ...], machine: Machine) -> Any:
-    value = document.get(path[-1], row.default)
     if path[-1] not in document and row.is_required:
-        raise SettingProblem(path, f"it is missing; it must be {row.kind.describe()}")
+        raise SettingProblem(path, f"it is missing; it must be {row.kind.accepted}")
     try:
-        return row.kind.parse(value, machine)
+        return row.kind.parse(document.get(path[-1], row.default), machine)
     except ValueError as error:
         raise SettingProblem(path, str(error)) from None
+
+
+def make_schema() -> dict[str, Any]:
+    """Return the JSON Schema of the settings file, for editors that complete and check it."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Settings of mlxd",
+        **_table_schema(Settings),
+    }
+
+
+def _table_schema(table: type[Struct]) -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    for name, member in members(table).items():
+        match member:
+            case Row(kind, default, help_text):
+                said = {} if default is None else {"default": default}
+                properties[name] = {**kind.schema(), "description": f"{help_text} Accepted: {kind.accepted}.", **said}
+            case Keyed(entry):
+                properties[name] = {"type": "object", "additionalProperties": _table_schema(entry)}
+            case _:
+                properties[name] = _table_schema(member)
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    required = [name for name, member in members(table).items() if isinstance(member, Row) and member.is_required]
+    return {**schema, "required": required} if required else schema

@@ -51,7 +51,8 @@ def reply(*chunks: bytes, status: int = 200, kind: str = "application/json", **h
 
 def replying(response: SimpleNamespace, first_token_s: float, started_s: float) -> Reply:
     """Return the reply that a response is."""
-    provider = ProviderSettings("openai", "http://far/v1", None, None, TimeoutSettings(5, first_token_s, 60, 900))
+    timeouts = TimeoutSettings(5, first_token_s, 60, 900)
+    provider = ProviderSettings(kind="openai", base_url="http://far/v1", auth=None, proxy=None, timeouts=timeouts)
     return Reply(cast("Any", response), CloudRoute("r", "one", provider, "a"), OpenAI(), started_s, KEY)
 
 

@@ -236,7 +236,7 @@ def test_set_verbs_are_those_of_the_table() -> None:
     assert isinstance(pool, Noun)
 
     assert {name for name in pool.commands if name.startswith("set-")} == set(expected)
-    assert all(row.kind.describe() in str(pool.commands[name].help) for name, row in expected.items())
+    assert all(row.kind.accepted in str(pool.commands[name].help) for name, row in expected.items())
 
 
 def test_operations_are_reached() -> None:

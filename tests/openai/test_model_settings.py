@@ -20,8 +20,7 @@ from mlxd.http.table import Works
 from mlxd.openai import schema
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.row import Row
-from mlxd.protocol.settings import MOST_TOKENS, SAMPLING_NAMES
+from mlxd.protocol.settings import MOST_TOKENS, SAMPLING_NAMES, Row
 from mlxd.protocol.table import rows
 from tests.support.adapter import write_adapter
 from tests.support.http_server import Served, settings_of

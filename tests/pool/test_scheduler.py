@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import msgspec
 import pytest
 
 from mlxd.engine.kv_shape import KvShape
@@ -58,8 +59,8 @@ async def test_a_preload_that_cannot_be_planned_is_in_nobodys_way() -> None:
     async with world({"a": 20, "b": 20, "c": 20}) as w:
         break_estimate(w, "b")
         state = w.pool._state
-        w.pool._state.settings = dataclasses.replace(
-            state.settings, pool=dataclasses.replace(state.settings.pool, preload=("a", "b", "c"))
+        w.pool._state.settings = msgspec.structs.replace(
+            state.settings, pool=msgspec.structs.replace(state.settings.pool, preload=("a", "b", "c"))
         )
         await w.advance(0)
         await w.load("a")

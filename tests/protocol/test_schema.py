@@ -9,9 +9,8 @@ import jsonschema
 import pytest
 
 from mlxd.protocol.kind import Machine
-from mlxd.protocol.schema import make_schema
 from mlxd.protocol.settings import Settings
-from mlxd.protocol.table import SettingProblem, decode, rows
+from mlxd.protocol.table import SettingProblem, decode, make_schema, rows
 
 MACHINE = Machine(32 * 10**9)
 VALIDATOR = jsonschema.Draft202012Validator(make_schema())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from mlxd.apikey import ApiKeys
 from mlxd.atomic_file import AtomicFile
@@ -123,7 +123,7 @@ async def serving(
         )
         server = HttpServer(
             make_app(context),
-            dataclasses.replace(store.current.http, port=0),
+            msgspec.structs.replace(store.current.http, port=0),
             clock=LoopClock(asyncio.get_running_loop()) if socket_clock is None else socket_clock,
             has_keys=lambda: context.api_keys.is_required,
         )
