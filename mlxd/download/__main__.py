@@ -10,7 +10,9 @@ Exit statuses are those of `protocol/errors.py`. Imports little: a model that is
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -18,13 +20,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from mlxd.download import starter
 from mlxd.download.errors import DownloadError, Interrupted, from_os_error
 from mlxd.download.progress import JsonReporter, PlainReporter, Pulled, Reporter
-from mlxd.download.target import check_target
 from mlxd.protocol.errors import EXIT_OK, InvalidRequest, MlxdError
 from mlxd.protocol.paths import Home
+
+# One word is a name, too: a few old models have no owner.
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,6 +85,36 @@ def _pull(options: argparse.Namespace, reporter: Reporter) -> Pulled:
 
     hub.end_on_signals(reporter)
     return hub.pull(target, options.revision, reporter, home)
+
+
+def check_target(target: str) -> None:
+    """Return when *target* may be a model's name on the hub.
+
+    Raises:
+        InvalidRequest: it is an address, a file, a slip of the pen, or no name at all; the hint has the right command.
+    """
+    if re.match(r"https?://", target):
+        name = "/".join(urlsplit(target).path.strip("/").split("/")[:2])
+        raise InvalidRequest(
+            f"{target!r} is an address; write the model's name",
+            hint=f"mlxctl model pull {name}" if _NAME.fullmatch(name) else "mlxctl model pull ORG/NAME",
+        )
+    if target.lower().endswith(".gguf"):
+        raise InvalidRequest(f"{target!r} is a file, and pull fetches", hint=f"mlxctl model import {target}")
+    if target.startswith(("/", "./", "../", "~")):
+        raise InvalidRequest(
+            f"{target!r} is a path; models that lie on this disk need no pull",
+            hint="mlxctl config get catalog.paths, which shows where they are looked for; config set adds folders",
+        )
+    if "/" not in target and difflib.get_close_matches(target, ["starter"], cutoff=0.8):
+        raise InvalidRequest(
+            f"there is no {target!r}; starter is the name of a small model", hint="mlxctl model pull starter"
+        )
+    if _NAME.fullmatch(target) is None:
+        raise InvalidRequest(
+            f"{target!r} is no name of a model on the hub, which is ORG/NAME",
+            hint="mlxctl model pull starter, for a small one",
+        )
 
 
 def _import(options: argparse.Namespace, reporter: Reporter) -> Pulled:

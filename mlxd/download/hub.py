@@ -28,9 +28,8 @@ from mlxd.download.errors import (
     NoWeights,
     RepositoryNotFound,
 )
-from mlxd.download.hub_blob import BigFile, fetch_blob, partial_bytes
+from mlxd.download.hub_blob import BigFile, Meter, fetch_blob, partial_bytes, snapshot_bar
 from mlxd.download.hub_errors import HUB_ERRORS, from_hub
-from mlxd.download.hub_progress import Meter, snapshot_bar
 from mlxd.download.progress import Pulled, Reporter
 from mlxd.download.roots import find_entry, note_if_unsearched
 from mlxd.protocol.paths import Home

@@ -12,10 +12,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import Catalog
 from mlxd.download import gguf
 from mlxd.download.errors import CannotConvert
 from mlxd.engine.kv_shape import KvShape
+from mlxd.kv_estimate import KvShapes
 from tests.support.gguf_writer import RawTensor, encode_tensor
 from tests.support.starter import starter_folder
 from tests.support.tiny_gguf import TinyModel, raw_tensors, write_folder, write_gguf
@@ -289,9 +291,9 @@ def test_factors_of_one_change_nothing(tmp_path: Path) -> None:
     assert "rope_scaling" not in read_config(converted(tmp_path, more=[ones]))
 
 
-def test_starter_in_the_catalog(starter: Path) -> None:
+def test_starter_in_the_catalog(starter: Path, tmp_path: Path) -> None:
     """The catalog finds the starter servable, with its quantization and sizes."""
-    catalog = Catalog([starter.parent])
+    catalog = Catalog([starter.parent], shapes=KvShapes(AtomicFile(tmp_path / "kv.json")))
     catalog.scan()
     entry = catalog.get(starter.name)
     assert (entry.problem, entry.model_type, entry.quantization) == (None, "llama", "4-bit group 32")

@@ -11,8 +11,7 @@ from huggingface_hub import constants
 
 from mlxd.download import hub as hub_module
 from mlxd.download.errors import ChecksumMismatch, HubAnswerInvalid
-from mlxd.download.hub_blob import BigFile, HashedFile, fetch_blob
-from mlxd.download.hub_progress import Meter
+from mlxd.download.hub_blob import BigFile, HashedFile, Meter, fetch_blob
 from mlxd.protocol.paths import Home
 from tests.support.fake_hub import COMMIT, FakeHub
 from tests.support.hub_client import NAME, pull, refuse

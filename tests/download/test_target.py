@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxd.download.target import check_target
+from mlxd.download.__main__ import check_target
 from mlxd.protocol.errors import InvalidRequest
 
 

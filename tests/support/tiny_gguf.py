@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from mlxd.download import starter
-from mlxd.download.wheel import Wheel
+from mlxd.download.starter import Wheel
 from tests.support.gguf_writer import RawTensor, encode_tensor, write_container
 
 Weights = dict[str, NDArray[np.float32]]
