@@ -12,9 +12,8 @@ from aiohttp.typedefs import Handler
 
 import mlxd
 from mlxd.http import errors
-from mlxd.http.connection import LastAnswer
+from mlxd.http.connection import LastAnswer, connection_of
 from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
-from mlxd.http.door import caller_of
 from mlxd.http.ending import describe_end
 from mlxd.http.guard import cors_headers
 from mlxd.protocol.errors import MalformedRequest, MlxdError
@@ -41,9 +40,9 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     request[EXCHANGE] = exchange
     started_s, started_ms = clock.now(), round(context.now() * 1000)
     has_ended = False
-    caller = caller_of(request)
-    if caller is not None:
-        caller.begin_request(request)
+    connection = connection_of(request)
+    if connection is not None:
+        connection.begin_request(request)
     status = _CLIENT_GONE
     try:
         response = await _answer(request, handler)
@@ -53,8 +52,8 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
             await response.write_eof()
         status, has_ended = response.status, True
     finally:
-        if caller is not None:
-            caller.end_request()
+        if connection is not None:
+            connection.end_request()
         first_token_s = None if exchange.first_token_at_s is None else exchange.first_token_at_s - started_s
         context.metrics.note_request(
             method=request.method if request.method in _METHODS else "other",
@@ -116,9 +115,9 @@ def _render(error: MlxdError, request: web.Request) -> web.Response:
 async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Put onto every response, streams too, what `Exchange` and CORS have to say (an `on_response_prepare` signal)."""
     response.headers[hdrs.SERVER] = f"mlxd/{mlxd.__version__}"
-    caller, exchange = caller_of(request), request.get(EXCHANGE)
-    if caller is not None:
-        caller.begin_answer()
+    connection, exchange = connection_of(request), request.get(EXCHANGE)
+    if connection is not None:
+        connection.begin_answer()
     if exchange is not None:
         exchange.http_status = response.status
         response.headers.update(exchange.headers())

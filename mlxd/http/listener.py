@@ -8,7 +8,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
-from mlxd.http.door import Door
+from mlxd.http.connection import Connections
 
 _BACKLOG = 512
 
@@ -46,7 +46,7 @@ class Listener:
             server.close()
 
 
-async def listen(door: Door, asked: tuple[str, int], port: int | None = None) -> Listener:
+async def listen(accept: Connections, asked: tuple[str, int], port: int | None = None) -> Listener:
     """Return what listens there; *port* is the one to take where 0 was asked for.
 
     Raises:
@@ -54,7 +54,7 @@ async def listen(door: Door, asked: tuple[str, int], port: int | None = None) ->
     """
     loop = asyncio.get_running_loop()
     sockets = _bind(asked[0], asked[1] if port is None else port)
-    servers = [await loop.create_server(door, sock=sock, backlog=_BACKLOG, start_serving=False) for sock in sockets]
+    servers = [await loop.create_server(accept, sock=sock, backlog=_BACKLOG, start_serving=False) for sock in sockets]
     listener = Listener(tuple(servers), asked, sockets[0].getsockname()[1])
     try:
         for server in servers:

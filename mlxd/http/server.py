@@ -11,14 +11,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from typing import Any
 
 from aiohttp import web
 
 from mlxd.clock import Clock, Timer
-from mlxd.http.connection import Connection, ConnectionLog
-from mlxd.http.door import Door
+from mlxd.http.connection import Connections
 from mlxd.http.listener import Listener, in_url, in_words, listen
 from mlxd.protocol.errors import InvalidValue
 from mlxd.protocol.settings import HttpSettings, Settings
@@ -28,8 +26,6 @@ RETRY_S = 3.0
 _OPEN_HINT = "mlxctl apikey create NAME, or mlxctl config set http.allow_open=true"
 # Requests have been drained or cancelled by then; this is for connections that hang.
 _CLOSE_S = 1.0
-# How long the rest of a body is read that was refused, so that its client sees the answer before the end.
-_LINGER_S = 1.0
 
 
 class ServerStatus(Enum):
@@ -91,7 +87,7 @@ class HttpServer:
         await self._runner.setup()
         serve = self._runner.server
         assert serve is not None, "it is set up"  # noqa: S101  (for the type checker)
-        self._door = Door(partial(_connect, serve), lambda: self._settings, self._clock)
+        self._connections = Connections(serve, lambda: self._settings, self._clock)
         await self._try_listen()
 
     async def rebind(self, host: str, port: int) -> None:
@@ -181,7 +177,7 @@ class HttpServer:
             OSError: the address cannot be had.
         """
         try:
-            return await listen(self._door, asked)
+            return await listen(self._connections, asked)
         except OSError as error:
             ours = self._listener
             if error.errno != errno.EADDRINUSE or ours is None or not ours.is_in_the_way_of(asked):
@@ -189,7 +185,7 @@ class HttpServer:
         ours.close()
         self._listener, self._gave_way = None, ours
         try:
-            return await listen(self._door, asked)
+            return await listen(self._connections, asked)
         except BaseException:
             self._gave_way = None
             await self._return(ours)
@@ -198,7 +194,7 @@ class HttpServer:
     async def _return(self, ours: Listener) -> None:
         """Listen again where we gave way for nothing."""
         try:
-            self._listener = await listen(self._door, ours.asked, ours.port)
+            self._listener = await listen(self._connections, ours.asked, ours.port)
         except OSError as error:  # another program was as quick
             self._wait(ServerStatus.CANNOT_LISTEN, in_words(error, ours.asked))
 
@@ -249,12 +245,6 @@ class HttpServer:
         if self._retrying is not None:
             self._retrying.cancel()
             self._retrying = None
-
-
-def _connect(server: web.Server) -> Connection:
-    # All that is called of a logger is there.
-    options: dict[str, Any] = {"access_log": None, "logger": ConnectionLog(_log)}
-    return Connection(server, loop=asyncio.get_running_loop(), lingering_time=_LINGER_S, **options)
 
 
 def _asked(settings: HttpSettings) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from mlxd.http.door import caller_of
+from mlxd.http.connection import connection_of
 from mlxd.http.listener import in_url
 from mlxd.http.server import RETRY_S, HttpServer, ServerStatus
 from mlxd.protocol.errors import InvalidValue
@@ -23,15 +23,15 @@ from tests.support.http_server import settings_of
 
 
 @web.middleware
-async def tell_caller(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def tell_connection(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Note the begin and the end, as the boundary does."""
-    caller = caller_of(request)
-    assert caller is not None
-    caller.begin_request(request)
+    connection = connection_of(request)
+    assert connection is not None
+    connection.begin_request(request)
     try:
         return await handler(request)
     finally:
-        caller.end_request()
+        connection.end_request()
 
 
 class Gate:
@@ -40,7 +40,7 @@ class Gate:
     def __init__(self) -> None:
         self.entered, self.open = asyncio.Event(), asyncio.Event()
         self.cancelled = asyncio.Event()
-        self.app = web.Application(middlewares=[tell_caller])
+        self.app = web.Application(middlewares=[tell_connection])
         self.app.router.add_get("/", self.wait)
         self.app.router.add_get("/now", self.now)
 
