@@ -16,13 +16,14 @@ from mlxd.protocol.errors import FileInvalid, InvalidValue, SettingsError, Unkno
 from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Row, Settings
-from mlxd.protocol.table import SettingProblem, decode, find_pattern, find_row, rows
+from mlxd.protocol.table import Keyed, SettingProblem, decode, find, find_row, rows
 
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _AT_END = " (at end of document)"
 # A key as tomllib names it: `('pool',)`.
 _KEYS = re.compile(r"\((?:'[^'\\]*',? ?)+\)")
 _LIST = "mlxctl config list"
+_NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def parse(data: bytes, name: str, machine: Machine) -> Version:
         return Version(text, document, decode(document, machine))
     except SettingProblem as problem:
         line, column = locate(text, problem.path)
-        near = nearest(problem.path) if not is_known(problem.path) else None
+        near = nearest(problem.path) if find(problem.path) is None else None
         reason = str(problem) if near is None else f"{problem}; the nearest is {near}"
         raise file_invalid(name, line, column, reason, param=format_path(problem.path)) from None
 
@@ -115,7 +116,7 @@ def row_of(path: Path) -> Row:
     if row is not None:
         return row
     key, near = format_path(path), nearest(path)
-    if is_known(path):
+    if find(path) is not None:
         raise UnknownSetting(f"there is no setting {key!r}: it is a table of settings", param=key, hint=_LIST)
     words = f"there is no setting {key!r}" + ("" if near is None else f"; the nearest is {near!r}")
     raise UnknownSetting(words, param=key, hint=_LIST)
@@ -135,63 +136,33 @@ def nearest(path: Path) -> str | None:
     return found[0] if found else None
 
 
-def is_known(path: Path) -> bool:
-    """Tell whether *path* is a setting, or a table that holds settings."""
-    return any(
-        len(path) <= len(pattern) and all(want in {"*", got} for want, got in zip(pattern, path, strict=False))
-        for pattern, _ in rows()
-    )
-
-
 def is_entry(path: Path) -> bool:
     """Tell whether *path* is an entry of a keyed table, such as `models."org/name"`."""
-    return any(
-        pattern[-2:-1] == ("*",) and pattern[: len(path) - 1] == path[:-1]
-        for pattern, _ in rows()
-        if len(pattern) == len(path) + 1
-    )
+    return isinstance(find(path[:-1]), Keyed)
 
 
 def entry_of(path: Path) -> Path | None:
     """Return the entry of a keyed table that the setting at *path* belongs to; None for a plain setting."""
-    pattern = find_pattern(path)
-    return path[: pattern.index("*") + 1] if pattern is not None and "*" in pattern else None
+    return next((path[:length] for length in range(1, len(path)) if is_entry(path[:length])), None)
 
 
 def is_stated(document: Mapping[str, Any], path: Path) -> bool:
     """Tell whether a value or a table stands at *path*."""
-    node: Any = document
-    for part in path:
-        if not isinstance(node, Mapping) or part not in node:
-            return False
-        node = node[part]
-    return True
-
-
-def leaves(document: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-    """Yield (path, value as written) of each setting that stands in a valid document."""
-    for pattern, _ in rows():
-        yield from _matches(document, (), pattern)
-
-
-def _matches(node: Any, path: Path, pattern: Path) -> Iterator[tuple[Path, Any]]:
-    if len(path) == len(pattern):
-        yield path, node
-        return
-    part = pattern[len(path)]
-    for name in node if part == "*" else [part]:
-        if name in node:
-            yield from _matches(node[name], (*path, name), pattern)
+    return _at(document, path) is not _NOTHING
 
 
 def written(document: Mapping[str, Any], path: Path) -> tuple[Any, bool]:
     """Return what stands in the document at *path* and True, or the default and False."""
-    node: Any = document
+    value = _at(document, path)
+    return (row_of(path).default, False) if value is _NOTHING else (value, True)
+
+
+def _at(node: Any, path: Path) -> Any:
     for part in path:
         if not isinstance(node, Mapping) or part not in node:
-            return row_of(path).default, False
+            return _NOTHING
         node = node[part]
-    return node, True
+    return node
 
 
 def paths(document: Mapping[str, Any]) -> list[Path]:
@@ -200,11 +171,17 @@ def paths(document: Mapping[str, Any]) -> list[Path]:
     for pattern, _ in rows():
         if "*" in pattern:
             star = pattern.index("*")
-            entries = dict(_matches(document, (), pattern[:star])).get(pattern[:star], {})
-            found += [(*pattern[:star], name, *pattern[star + 1 :]) for name in entries]
+            entries = _at(document, pattern[:star])
+            names = () if entries is _NOTHING else entries
+            found += [(*pattern[:star], name, *pattern[star + 1 :]) for name in names]
         else:
             found.append(pattern)
     return found
+
+
+def leaves(document: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    """Yield (path, value as written) of each setting that stands in a valid document."""
+    return ((path, _at(document, path)) for path in paths(document) if is_stated(document, path))
 
 
 def decode_edited(document: Mapping[str, Any], machine: Machine) -> Settings:

@@ -57,24 +57,24 @@ def rows(table: type[Struct] = Settings, prefix: tuple[str, ...] = ()) -> Iterat
                 yield from rows(member, (*prefix, name))
 
 
+def find(path: tuple[str, ...]) -> Row | Keyed | type[Struct] | None:
+    """Return what may stand at *path*; any id is an entry of a keyed table."""
+    member: Row | Keyed | type[Struct] | None = Settings
+    for part in path:
+        match member:
+            case Row() | None:
+                return None
+            case Keyed(entry):
+                member = entry
+            case _:
+                member = members(member).get(part)
+    return member
+
+
 def find_row(path: tuple[str, ...]) -> Row | None:
-    """Return the row of *path*, where a keyed table's id matches `*`; None when there is none."""
-    pattern = find_pattern(path)
-    return None if pattern is None else _index()[pattern]
-
-
-def find_pattern(path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return *path* with `*` for the id of a keyed table's entry, as `rows` has it; None when it is no setting."""
-    index = _index()
-    if path in index and "*" not in path:
-        return path
-    starred = ((*path[:place], "*", *path[place + 1 :]) for place in range(1, len(path)))
-    return next((pattern for pattern in starred if pattern in index), None)
-
-
-@functools.cache
-def _index() -> Mapping[tuple[str, ...], Row]:
-    return MappingProxyType(dict(rows()))
+    """Return the row of the setting at *path*; None when there is none."""
+    found = find(path)
+    return found if isinstance(found, Row) else None
 
 
 def lookup(settings: Settings, path: tuple[str, ...]) -> Any:
