@@ -19,11 +19,11 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 from mlxctl.client import Client
 from mlxctl.verb import Options, spell_out_wait
 from mlxd.protocol.errors import ControlError
+from mlxd.protocol.event import TOPICS
 from mlxd.protocol.key import format_path, parse_path
 from mlxd.protocol.paths import Home
 from mlxd.protocol.resource import RESOURCES
 from mlxd.protocol.table import find_row, rows
-from mlxd.protocol.topic import TOPICS
 
 if TYPE_CHECKING:
     from typer._click import Context

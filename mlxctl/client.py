@@ -167,7 +167,7 @@ class Client:
                 else:                                  # Event(seq, kind, data): "model.loaded", {"model": ..., ...}
                     ...
 
-        Requests may be asked on the same connection in between. `mlxd.protocol.topic` lists the topics.
+        Requests may be asked on the same connection in between. `mlxd.protocol.event` lists the topics.
 
         Raises:
             ControlError: refused; later, from the subscription, when it ends (code `control.ended`, with the reason).

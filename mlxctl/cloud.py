@@ -6,7 +6,7 @@ from mlxctl.call import Document
 from mlxctl.noun import add_verbs, make_noun
 from mlxctl.output import format_pairs, format_table, show_duration
 from mlxctl.verb import make_app
-from mlxd.protocol.trigger import DEFAULT_TRIGGERS
+from mlxd.protocol.settings import DEFAULT_TRIGGERS
 from mlxd.protocol.units import count
 
 _MICRO = 1_000_000

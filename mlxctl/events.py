@@ -14,8 +14,7 @@ from mlxctl.change import show_difference, show_value
 from mlxctl.output import show_duration
 from mlxctl.verb import Verb, make_app, usage_error
 from mlxd.protocol.errors import InvalidRequest
-from mlxd.protocol.event import Event, Gap
-from mlxd.protocol.topic import TOPICS, check_topics
+from mlxd.protocol.event import TOPICS, Event, Gap, check_topics
 from mlxd.protocol.units import count
 
 app = make_app("What happens, as it happens.")

@@ -19,8 +19,7 @@ from mlxd.control.bus import Bus
 from mlxd.control.listen import NOBODY, Peer
 from mlxd.protocol import framing
 from mlxd.protocol.errors import Draining, InvalidRequest, MlxdError, NotFound, ProtocolError, RequestCancelled
-from mlxd.protocol.event import Gap, Interest
-from mlxd.protocol.topic import check_topics
+from mlxd.protocol.event import Gap, Interest, check_topics
 
 MAX_IN_FLIGHT = 32
 STALL_TIMEOUT_S = 10.0

@@ -15,8 +15,7 @@ from mlxd.control.resource import Entries
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.resource import RESOURCES
-from mlxd.protocol.settings import Settings
-from mlxd.protocol.trigger import TRIGGERS
+from mlxd.protocol.settings import TRIGGERS, Settings
 
 _PLACES = ("before", "after", "first", "last")
 

@@ -20,7 +20,6 @@ from msgspec import Meta, Struct
 from mlxd.protocol.address import HOST, PROXY, SECRET, URL
 from mlxd.protocol.kind import DURATION, MEMORY, SIZE, Kind, OneOf, Word
 from mlxd.protocol.noise import RULE_NAMES
-from mlxd.protocol.trigger import DEFAULT_TRIGGERS, TRIGGERS
 
 # Of the settings file. Its text travels in one control request, which may have twice that.
 MAX_FILE_BYTES = 2**19
@@ -41,6 +40,14 @@ SAMPLING_NAMES = (
     "xtc_probability",
     "xtc_threshold",
 )
+# The local failures for which a `fallback` rule may send a request to the cloud; each is the code of its error.
+# On unless a rule says otherwise: the machine could not answer, and the client can do nothing about it.
+DEFAULT_TRIGGERS = (
+    "does_not_fit", "queue_full", "queue_timeout", "load_timeout", "load_failed", "oom", "template_failed", "error"
+)  # fmt: skip
+# A typo must not spend money, and a prompt that is too long here may be meant to stay: these are asked for by name.
+OPTIONAL_TRIGGERS = ("model_not_found", "context_length_exceeded", "first_token_timeout")
+TRIGGERS = DEFAULT_TRIGGERS + OPTIONAL_TRIGGERS
 
 
 @dataclass(frozen=True, slots=True)

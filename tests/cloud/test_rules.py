@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlxd.cloud.rules import Mode, RuleSet, compile_rules
 from mlxd.protocol.errors import InvalidValue
-from mlxd.protocol.trigger import DEFAULT_TRIGGERS
+from mlxd.protocol.settings import DEFAULT_TRIGGERS
 from tests.support.http_server import settings_of
 
 PROVIDERS = {"far": {"base_url": "http://127.0.0.1:1/v1"}, "near": {"base_url": "http://127.0.0.1:2/v1"}}
