@@ -90,22 +90,35 @@ _POOL = (
     ),
 )
 _SETTINGS = (
-    Operation("settings.get", "One setting: value, where it comes from, default.", {"key": argument("Dotted key.")}),
-    Operation("settings.list", "All settings as settings.get gives them.", PAGE),
+    Operation(
+        "settings.get",
+        "One setting: value, where it comes from, default.",
+        {"key": argument("Dotted key.")},
+        verb="config.get",
+    ),
+    Operation("settings.list", "All settings as settings.get gives them.", PAGE, verb="config.list"),
     Operation(
         "settings.set",
         "Change settings, all or none.",
         {"changes": Param(ParamType.CHANGES, "Key → value; null unsets it.", required=True), "force": _FORCE},
+        verb="config.set",
         commits=True,
     ),
     Operation(
         "settings.validate",
         "Check a settings file, the one on disk unless its text is given.",
         {"text": Param(ParamType.TOML, "TOML."), "name": text("What errors call the text.")},
+        verb="config.validate",
     ),
-    Operation("settings.path", "Where the settings file is."),
+    Operation("settings.path", "Where the settings file is.", verb="config.path"),
     Operation("settings.read", "The settings file as it is on the disk, and its SHA-256."),
-    Operation("settings.reload", "Read the settings file now.", commits=True, is_about_file=True),
+    Operation(
+        "settings.reload",
+        "Take the settings file up now.\n\nThe daemon does so by itself, seconds after it was edited.",
+        verb="config.reload",
+        commits=True,
+        is_about_file=True,
+    ),
     Operation(
         "settings.apply",
         "Take a text for the whole settings file.",
@@ -115,19 +128,28 @@ _SETTINGS = (
             "base": text("SHA-256 of the file that the text was made of; refused when it is another."),
             "force": flag("Pass the checks that guard against too little memory; replace a file that is not valid."),
         },
+        verb="config.apply",
         commits=True,
     ),
-    Operation("settings.history", "The generations of the settings that are known of, newest first."),
+    Operation("settings.history", "Past generations: when, by what, what changed.", verb="config.history"),
     Operation(
         "settings.rollback",
-        "Take the settings file of an earlier generation.",
-        {"gen": Param(ParamType.COUNT, "Generation.", required=True), "force": _FORCE},
+        "Go back to the file of an earlier generation.\n\nIt is a change like any other, and can be undone alike. A"
+        " settings file that is not valid is kept aside. API keys and secrets are not touched.",
+        {
+            "gen": Param(
+                ParamType.COUNT, "Generation, as `config history` lists them.", required=True, is_argument=True
+            ),
+            "force": _FORCE,
+        },
+        verb="config.rollback",
         commits=True,
     ),
     Operation(
         "settings.diff",
         "What differs: between the file and what is in force, or between two generations of the file.",
         {"old": count("A generation."), "new": count("Another; the file as it is now when left out.")},
+        verb="config.diff",
     ),
 )
 _MODELS = (
