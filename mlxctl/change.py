@@ -1,4 +1,4 @@
-"""What a change of settings came to, in words: what changed, what goes, what comes, what goes on."""
+"""What a change came to, or would, in words: what changed, what goes, what comes, what goes on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,24 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mlxctl.call import Call, Document
-from mlxctl.output import show_duration, show_size
+from mlxctl.output import format_pairs, show_duration, show_size
 from mlxd.protocol.units import count
 
+_DRY_RUN = "dry run: nothing was changed"
 _WHEN = {"idle": "when it is idle", "now": "after its running requests", "next-load": "when it is asked for next"}
+
+
+_FITS = {
+    "fits": "now",
+    "freeing": "when what is named here has given way",
+    "blocked": "not while other models are busy",
+    "never": "never under this limit",
+}
+_SOURCES = {
+    "measured": "measured at a load",
+    "header": "computed from the files",
+    "guess": "a guess: the config does not tell",
+}
 
 
 def show_change(call: Call, document: Document) -> None:
@@ -51,7 +65,7 @@ def _lines(document: Mapping[str, Any], *, is_dry: bool) -> Iterator[str]:
         yield f"listening on {document['listening']}"
     yield from effect_lines(document)
     if is_dry:
-        yield "dry run: nothing was changed"
+        yield _DRY_RUN
     elif "gen" in document:
         note = ", runtime-only: lost when the daemon ends" if changed and document.get("runtime_only") else ""
         yield f"generation {document['gen']}{note}"
@@ -95,3 +109,48 @@ def _outlook_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"busy models begin to drain after {show_duration(document['drain_after_s'])}"
     if document.get("over_limit"):
         yield f"over limit: {document['over_limit']}"
+
+
+def format_estimate(document: Mapping[str, Any]) -> str:
+    """Return `mlxctl model estimate`."""
+    sequences = f"{document['parallel']} x {document['context_tokens']} tokens"
+    base = document.get("base")
+    lines = [
+        format_pairs(
+            [
+                ("model", f"{document['model']}, {document['state']}"),
+                ("weights", f"{show_size(document['weights_bytes'])}, {_SOURCES[document['weights_confidence']]}"),
+                ("KV", f"{show_size(document['kv_bytes'])} for {sequences}, {_SOURCES[document['kv_confidence']]}"),
+                ("margin", show_size(document["margin_bytes"])),
+                ("total", show_size(document["total_bytes"])),
+                ("base", None if base is None else f"{base}, {show_size(document['base_bytes'])}"),
+                ("to load it", show_size(document["load_bytes"])),
+                ("limit", f"{show_size(document['limit_bytes'])}, {show_size(document['free_bytes'])} free"),
+                ("fits", _FITS.get(document["fits"], document["fits"])),
+            ]
+        ),
+        *(
+            f"would {line.replace('evicting', 'evict', 1).replace('trimming', 'trim', 1)}"
+            for line in effect_lines(document)
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def format_simulation(document: Mapping[str, Any]) -> str:
+    """Return `mlxctl pool simulate`."""
+    lines = [f"{change['key']}: {change.get('old')} -> {change.get('new')}" for change in document.get("changed", [])]
+    lines += [f"would be refused: {reason}" for reason in document.get("refused", [])]
+    lines += effect_lines(document)
+    memory = document.get("memory")
+    if memory is not None:
+        lines.append(f"limit {show_size(memory['limit_bytes'])}, {show_size(memory['reserved_bytes'])} reserved now")
+    return "\n".join([*(lines or ["nothing would move"]), "simulated: nothing was changed"])
+
+
+def format_evicted(document: Mapping[str, Any]) -> str:
+    """Return `mlxctl pool evict`."""
+    model = document.get("model")
+    lines = list(effect_lines(document)) or ["no model is idle" if model is None else f"{model} is not loaded"]
+    lines += [f"stays: {kept['reason']}" for kept in document.get("kept", []) if model is None]
+    return "\n".join([*lines, *([_DRY_RUN] if document.get("dry_run") else [])])

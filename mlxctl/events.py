@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
@@ -33,36 +34,21 @@ def _took(data: Mapping[str, Any], name: str) -> str:
     return str(show_duration(data[name] / 1000))
 
 
-# kind → what it must bring, and the sentence made of that.
-_SENTENCES: dict[str, tuple[set[str], Callable[[Mapping[str, Any]], str]]] = {
-    "request.started": (
-        {"request", "model", "endpoint", "route"},
-        lambda data: f"{data['request']} for {data['model']} ({data['route']}), {data['endpoint']}",
+# kind → the sentence made of what it brings.
+_SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "request.started": lambda data: f"{_whose(data)} ({data['route']}), {data['endpoint']}",
+    "request.answering": lambda data: f"{_whose(data)}, first text after {_took(data, 'elapsed_ms')}",
+    "request.ended": lambda data: f"{_whose(data)}: {data['outcome']} after {_took(data, 'elapsed_ms')}",
+    "queue.joined": lambda data: f"{data['request']} waits for {data['model']}",
+    "queue.left": lambda data: (
+        f"{_whose(data)} {'began' if data['started'] else 'went away'} after {_took(data, 'waited_ms')}"
     ),
-    "request.answering": (
-        {"request", "model", "elapsed_ms"},
-        lambda data: f"{data['request']} for {data['model']}, first text after {_took(data, 'elapsed_ms')}",
-    ),
-    "request.ended": (
-        {"request", "model", "outcome", "elapsed_ms"},
-        lambda data: f"{data['request']} for {data['model']}: {data['outcome']} after {_took(data, 'elapsed_ms')}",
-    ),
-    "queue.joined": (
-        {"request", "model"},
-        lambda data: f"{data['request']} waits for {data['model']}",
-    ),
-    "queue.left": (
-        {"request", "model", "started", "waited_ms"},
-        lambda data: (
-            f"{data['request']} for {data['model']} {'began' if data['started'] else 'went away'}"
-            f" after {_took(data, 'waited_ms')}"
-        ),
-    ),
-    "daemon.stopping": (
-        {"requests", "timeout_ms"},
-        lambda data: f"{count(data['requests'], 'request')} to end within {_took(data, 'timeout_ms')}",
-    ),
+    "daemon.stopping": lambda data: f"{count(data['requests'], 'request')} to end within {_took(data, 'timeout_ms')}",
 }
+
+
+def _whose(data: Mapping[str, Any]) -> str:
+    return f"{data['request']} for {data['model']}"
 
 
 @app.command("events", cls=Verb)
@@ -128,8 +114,9 @@ def _say(kind: str, data: Mapping[str, Any]) -> str:
     if kind == "config.changed":
         changes = [show_difference(change) for change in data.get("changed", [])]
         return f"generation {data.get('gen')} from {data.get('source')}: {', '.join(changes) or 'comments'}"
-    if kind in _SENTENCES and _SENTENCES[kind][0] <= set(data):
-        return _SENTENCES[kind][1](data)
+    if kind in _SENTENCES:
+        with contextlib.suppress(KeyError):  # another version brings less
+            return _SENTENCES[kind](data)
     if "op" in data:
         error = data.get("error")
         reason = f": {error['msg']}" if isinstance(error, Mapping) and "msg" in error else ""

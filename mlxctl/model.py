@@ -9,10 +9,9 @@ import typer
 
 from mlxctl import download
 from mlxctl.call import Call, Document, confirm
-from mlxctl.change import effect_lines, show_change
+from mlxctl.change import effect_lines, format_estimate, show_change
 from mlxctl.noun import add_verbs, make_noun
 from mlxctl.output import format_table, show_path, show_size
-from mlxctl.planning import format_estimate
 from mlxctl.setting import parse_model_changes
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from mlxctl.call import Call
-from mlxctl.change import show_change
-from mlxctl.planning import format_evicted, format_simulation
+from mlxctl.change import format_evicted, format_simulation, show_change
 from mlxctl.setting import parse_changes
 from mlxctl.verb import Verb, changes, make_app, usage_error
 from mlxctl.view import format_pool
