@@ -32,12 +32,13 @@ def message(message_id: str, model: str, usage: Mapping[str, Any]) -> dict[str, 
 
 def usage_body(usage: Usage, thinking_tokens: int = 0) -> dict[str, Any]:
     """Return `usage`: what came out of the prompt cache is counted apart, as Anthropic does."""
+    written_tokens = usage.written_tokens or 0
     return {
-        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
-        "cache_creation_input_tokens": 0,
+        "input_tokens": max(usage.prompt_tokens - usage.cached_tokens - written_tokens, 0),
+        "cache_creation_input_tokens": written_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"thinking_tokens": thinking_tokens},
+        "output_tokens_details": {"thinking_tokens": thinking_tokens + usage.reasoning_tokens},
     }
 
 
@@ -50,6 +51,8 @@ def stop_reason(finished: Finished, *, has_called: bool) -> str:
     """Return Anthropic's word for the end."""
     if finished.reason is FinishReason.LENGTH:
         return "max_tokens"
+    if finished.reason is FinishReason.REFUSED:
+        return "refusal"
     if finished.stop is not None:
         return "stop_sequence"
     return "tool_use" if has_called else "end_turn"
@@ -118,7 +121,12 @@ class Blocks:
         if piece.name is not None:
             data = self.close()
             self._open, self._arguments, self.has_called = "tool_use", [], True
-            block = {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": piece.name, "input": {}}
+            block = {
+                "type": "tool_use",
+                "id": piece.id or f"toolu_{uuid.uuid4().hex[:24]}",
+                "name": piece.name,
+                "input": {},
+            }
             self.blocks.append(block)
             data += event("content_block_start", index=len(self.blocks) - 1, content_block=block)
         if piece.arguments:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import orjson
 from aiohttp import web
 
 from mlxd.anthropic.event import Blocks, event, message, stop_reason, usage_body
-from mlxd.anthropic.schema import ParsedBody, parse_count_body, parse_message_body
-from mlxd.engine.base import Delta, Finished, FinishReason, Prefilling, Usage
+from mlxd.anthropic.schema import parse_count_body, parse_message_body
+from mlxd.engine.base import AnswerEvent, Delta, Finished, FinishReason, Prefilling, Usage
 from mlxd.http.dispatch import Api, Asked, answer
-from mlxd.http.renderer import AnswerEvent, CountRenderer, Job, Renderer
+from mlxd.renderer import CountRenderer, Job, Renderer
 
 # What the engine calls as chats do.
 _FIELDS = {"reasoning_effort": "output_config.effort"}
@@ -29,7 +31,9 @@ async def post_count_tokens(request: web.Request) -> web.StreamResponse:
 
 def _read(asked: Asked) -> Job:
     parsed = parse_message_body(asked.body, asked.noise, asked.omitted)
-    renderer = MessageRenderer(f"msg_{asked.id}", asked.model.asked, parsed)
+    renderer = MessageRenderer(
+        f"msg_{asked.id}", asked.model.asked, answers=parsed.answers, hides_thoughts=parsed.hides_thoughts
+    )
     return Job(renderer, [parsed.request], fields=_FIELDS)
 
 
@@ -38,19 +42,23 @@ def _read_count(asked: Asked) -> Job:
     return Job(CountRenderer(), [parsed.request], only_counts=True, fields=_FIELDS)
 
 
-MESSAGES = Api("anthropic", "messages", _read, keep_alive=event("ping"))
+def _relayed(body: Mapping[str, Any], model: str, now_s: int) -> Callable[[str], Renderer]:  # noqa: ARG001
+    return lambda message_id: MessageRenderer(message_id, model)
+
+
+MESSAGES = Api("anthropic", "messages", _read, _relayed, keep_alive=event("ping"))
 COUNT_TOKENS = Api("anthropic", "messages/count_tokens", _read_count, samples=False)
 
 
 class MessageRenderer(Renderer):
     """Writes one message."""
 
-    def __init__(self, message_id: str, model: str, parsed: ParsedBody) -> None:
+    def __init__(self, message_id: str, model: str, *, answers: bool = True, hides_thoughts: bool = False) -> None:
         """Take the model as the client calls it, and what the client asked for."""
         self._id = message_id
         self._model = model
-        self._answers = parsed.answers
-        self._blocks = Blocks(parsed.hides_thoughts)
+        self._answers = answers
+        self._blocks = Blocks(hides_thoughts)
         self._has_begun = False
         self._finished: Finished | None = None
 

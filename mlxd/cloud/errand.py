@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.renderer import Renderer
 
 # They are answered without a word of a model, and never as a stream.
 SILENT = frozenset({"embeddings", "messages/count_tokens", "responses/input_tokens"})
@@ -28,6 +29,7 @@ class Errand:
     wants_stream: bool
     hops: int  # how many mlxd the request will have passed, this one included
     headers: Mapping[str, str] = field(default_factory=dict)  # for an upstream of the same protocol
+    renderer: Callable[[str], Renderer] | None = None  # by the answer's id, for an upstream of another protocol
 
     def parse(self) -> dict[str, Any]:
         """Return the body parsed: anew at each call, for it may take many times its bytes, and an answer takes long."""

@@ -213,7 +213,7 @@ class Upstreams:
         self, route: CloudRoute, errand: Errand, cloud: CloudSettings, *, is_asked_for: bool = False
     ) -> AsyncIterator[Answer]:
         protocol = PROTOCOLS[route.provider.kind]
-        between = translation(errand.protocol, protocol.name, errand.endpoint)
+        between = translation(errand, protocol.name)
         said = errand.parse()
         body, longest_tokens = between.request(errand.raw, said, route.model), most_tokens(errand.endpoint, said)
         del said  # the answer may take long

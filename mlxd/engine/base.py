@@ -127,6 +127,8 @@ class Usage:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    written_tokens: int | None = None  # of the prompt's, those that an upstream has put into its cache
+    reasoning_tokens: int = 0  # of the completion's, where an upstream has counted them; here renderers do
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"
     CANCELLED = "cancelled"
+    REFUSED = "content_filter"  # by an upstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,13 @@ class Delta:
     completion_tokens: int  # generated so far
     logprobs: tuple[TokenLogprob, ...] = ()  # of the tokens since the last delta that had any
     calls: tuple[CallPiece, ...] = ()  # of a delta of kind TOOL; it may have no text
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtSigned:
+    """A thought of an upstream is whole: the block with the upstream's signature, for the client to send back."""
+
+    block: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +226,8 @@ class Failed:
 
 
 SequenceEvent = Prefilling | PromptScored | Delta | Embedded | KvLow | Paused | Finished | Failed
+# What an answer to a client is made of, wherever it comes from.
+AnswerEvent = Prefilling | PromptScored | Delta | ThoughtSigned | Embedded | Finished
 Listener = Callable[[SequenceEvent], None]
 
 

@@ -45,11 +45,13 @@ class CallPiece:
         arguments: more of them. All pieces add up to a JSON object, as text; or to what the model wrote in place of
             one, or before it was cut off, which no JSON parser takes for whole.
         is_last: whether the call ends with it.
+        id: that an upstream has given the call, in its first piece; the renderer gives one where there is none.
     """
 
     name: str | None
     arguments: str
     is_last: bool
+    id: str = ""
 
 
 # In an object under this key stand arguments that are none: so Anthropic's documentation of streamed tools has it.

@@ -26,10 +26,10 @@ from mlxd.http.generation import hold
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.relay import relay
-from mlxd.http.renderer import Job
 from mlxd.http.stream import COMMENT, EventStream
 from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
 from mlxd.protocol.settings import CloudSettings, ModelSettings
+from mlxd.renderer import Job, Renderer
 
 # More than any model has, and as many as a cloud rule can match.
 _MAX_NAME_CHARACTERS = 512
@@ -62,6 +62,8 @@ class Api:
         protocol: whose protocol it is: openai or anthropic.
         endpoint: its path under /v1.
         read: checks the body, and says what it asks of a model and who writes the answer.
+        relayed: makes what writes the answer of an upstream that speaks another protocol, once it is told the answer's
+            id: from the body, the model as the client calls it, and the unix time. None where no other can answer.
         samples: False where nothing is generated, so that sampling params have no place in the body.
         keep_alive: what is sent in the silence of a stream, unless the renderer knows better.
     """
@@ -69,6 +71,7 @@ class Api:
     protocol: str
     endpoint: str
     read: Callable[[Asked], Job]
+    relayed: Callable[[Mapping[str, Any], str, int], Callable[[str], Renderer]] | None = None
     samples: bool = True
     keep_alive: bytes = COMMENT
 
@@ -93,7 +96,7 @@ async def answer(request: web.Request, api: Api) -> web.StreamResponse:
         check_length(body, "input" if api.endpoint.startswith("responses") else "messages", settings.http.max_messages)
         asked = _asked(request, api, decision, model, body)
         if decision.routes:
-            errand = _errand(asked, api, bytes(raw))
+            errand = _errand(asked, api, bytes(raw), body)
             answering = _answer_in_turn(asked, api, decision, errand, settings.cloud)
         else:
             answering = _answer_here(asked, api, decision)
@@ -198,12 +201,13 @@ def _asked(request: web.Request, api: Api, decision: Decision, model: ModelRef, 
     )
 
 
-def _errand(asked: Asked, api: Api, raw: bytes) -> Errand:
+def _errand(asked: Asked, api: Api, raw: bytes, body: Mapping[str, Any]) -> Errand:
     """Return what upstreams are given."""
     given = asked.request.headers
     hops = ", ".join(given.getall(hdrs.VIA, [])).count("mlxd")
     headers = passed_headers(api.protocol, lambda name: given.getall(name, []))
-    return Errand(api.protocol, api.endpoint, raw, asked.is_stream, hops + 1, headers)
+    renderer = None if api.relayed is None else api.relayed(body, asked.model.asked, asked.now_s)
+    return Errand(api.protocol, api.endpoint, raw, asked.is_stream, hops + 1, headers, renderer)
 
 
 def _rename(error: MlxdError, fields: Mapping[str, str]) -> None:

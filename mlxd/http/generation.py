@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 
 from mlxd.catalog import ModelRef
-from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt
+from mlxd.engine.base import AnswerEvent, Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt
 from mlxd.engine.vector import Embedded, EmbeddingRequest
 from mlxd.http.context import CONTEXT, EXCHANGE, Exchange, Tokens
-from mlxd.http.renderer import AnswerEvent, Job
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, RequestCancelled
+from mlxd.renderer import Job
 from mlxd.requests import RunningRequest
 
 Events = AsyncGenerator[tuple[int, AnswerEvent], None]

@@ -16,8 +16,8 @@ from aiohttp import web
 from mlxd.clock import Timer
 from mlxd.http import errors
 from mlxd.http.context import CONTEXT, EXCHANGE
-from mlxd.http.renderer import Renderer
 from mlxd.protocol.errors import MlxdError
+from mlxd.renderer import Renderer
 
 _log = logging.getLogger(__name__)
 

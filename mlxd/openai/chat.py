@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, FinishReason, Prefilling, TextKind
+from mlxd.engine.base import AnswerEvent, Delta, Finished, FinishReason, Prefilling, TextKind, ThoughtSigned
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import CallPiece
 from mlxd.http.dispatch import Api, Asked, answer
-from mlxd.http.renderer import AnswerEvent, Job, Renderer
-from mlxd.openai.chunk import CallShape, Chunks, usage_body
+from mlxd.openai.chunk import FUNCTION_TOOLS, CallShape, Chunks, usage_body
 from mlxd.openai.custom_tool import custom_input
 from mlxd.openai.logprob import chat_logprobs
-from mlxd.openai.schema import ParsedBody, parse_chat
+from mlxd.openai.schema import parse_chat
+from mlxd.renderer import Job, Renderer
 
 
 async def post_chat_completions(request: web.Request) -> web.StreamResponse:
@@ -28,22 +28,47 @@ async def post_chat_completions(request: web.Request) -> web.StreamResponse:
 
 def _read(asked: Asked) -> Job:
     parsed = parse_chat(asked.body, asked.noise, asked.omitted)
-    renderer = ChatRenderer(f"chatcmpl-{asked.id}", asked.now_s, asked.model.asked, parsed)
+    renderer = ChatRenderer(
+        f"chatcmpl-{asked.id}",
+        asked.now_s,
+        asked.model.asked,
+        include_usage=parsed.include_usage,
+        n=parsed.n,
+        shape=parsed.calls,
+        has_logprobs=parsed.requests[0].logprobs is not None,
+    )
     return Job(renderer, parsed.requests, parsed.n)
 
 
-CHAT = Api("openai", "chat/completions", _read)
+def _relayed(body: Mapping[str, Any], model: str, now_s: int) -> Callable[[str], Renderer]:
+    options = body.get("stream_options")
+    include_usage = isinstance(options, dict) and options.get("include_usage") is True
+    return lambda answer_id: ChatRenderer(answer_id, now_s, model, include_usage=include_usage, is_ours=False)
+
+
+CHAT = Api("openai", "chat/completions", _read, _relayed)
 
 
 class ChatRenderer(Renderer):
     """Writes the choices of one chat."""
 
-    def __init__(self, answer_id: str, created_s: int, model: str, parsed: ParsedBody) -> None:
+    def __init__(
+        self,
+        answer_id: str,
+        created_s: int,
+        model: str,
+        *,
+        include_usage: bool,
+        n: int = 1,
+        shape: CallShape = FUNCTION_TOOLS,
+        has_logprobs: bool = False,
+        is_ours: bool = True,
+    ) -> None:
         """Take what every answer and every chunk begins with, and what the client asked for."""
         kinds = ("chat.completion", "chat.completion.chunk")
-        self._chunks = Chunks(answer_id, *kinds, created_s, model, include_usage=parsed.include_usage)
-        self._parsed = parsed
-        self._choices = [_Choice(index, self._chunks, parsed.calls) for index in range(parsed.n)]
+        self._chunks = Chunks(answer_id, *kinds, created_s, model, include_usage=include_usage, is_ours=is_ours)
+        self._has_logprobs = has_logprobs
+        self._choices = [_Choice(index, self._chunks, shape) for index in range(n)]
 
     def event(self, index: int, event: AnswerEvent) -> bytes:
         """Take an event of one choice; the role comes when its prompt is admitted."""
@@ -53,6 +78,8 @@ class ChatRenderer(Renderer):
                 return choice.begin()
             case Delta():
                 return choice.begin() + choice.take(event)
+            case ThoughtSigned():
+                return choice.sign(event.block)
             case Finished():
                 return choice.begin() + choice.finish(event)
         return b""
@@ -63,13 +90,12 @@ class ChatRenderer(Renderer):
 
     def whole(self) -> bytes:
         """Return the answer as JSON."""
-        has_logprobs = self._parsed.requests[0].logprobs is not None
-        choices = [choice.whole(has_logprobs=has_logprobs) for choice in self._choices]
+        choices = [choice.whole(has_logprobs=self._has_logprobs) for choice in self._choices]
         return orjson.dumps(self._chunks.members | {"choices": choices, "usage": self._usage()})
 
     def _usage(self) -> dict[str, Any]:
         ends = [choice.finished for choice in self._choices if choice.finished is not None]
-        return usage_body(ends, self._parsed.n, sum(choice.reasoning_tokens for choice in self._choices))
+        return usage_body(ends, len(self._choices), sum(choice.reasoning_tokens for choice in self._choices))
 
 
 @dataclass(slots=True)
@@ -98,6 +124,7 @@ class _Choice:
         self._shape = shape
         self._pieces: dict[TextKind, list[str]] = {}
         self._calls: list[_Call] = []
+        self._thoughts: list[Mapping[str, Any]] = []  # as an upstream has signed them
         self._logprobs: list[TokenLogprob] = []  # of the content's tokens
         self._tokens = 0
         self._has_begun = False
@@ -132,6 +159,12 @@ class _Choice:
         self._logprobs += delta.logprobs
         return text + b'},"logprobs":' + orjson.dumps(chat_logprobs(delta.logprobs)) + self._unfinished
 
+    def sign(self, block: Mapping[str, Any]) -> bytes:
+        """Add a thought that an upstream has signed; return its chunk."""
+        self._thoughts.append(block)
+        thought = {"index": len(self._thoughts) - 1, **block}
+        return self._start + b'"thinking_blocks":[' + orjson.dumps(thought) + b"]" + self._end
+
     def finish(self, finished: Finished) -> bytes:
         """End the choice; return the chunk with the finish reason."""
         self.finished = finished
@@ -141,10 +174,13 @@ class _Choice:
     def whole(self, *, has_logprobs: bool) -> dict[str, Any]:
         """Return the choice as a whole answer has it; its message has no content where it is calls alone."""
         content = "".join(self._pieces.get(TextKind.CONTENT, ()))
-        message = {"role": "assistant", "content": content or (None if self._calls else ""), "refusal": None}
+        said = content or (None if self._calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None}
         reasoning = "".join(self._pieces.get(TextKind.REASONING, ()))
         if reasoning:
             message["reasoning_content"] = reasoning
+        if self._thoughts:
+            message["thinking_blocks"] = self._thoughts
         return {
             "index": self._index,
             "message": message | self._whole_calls(),
@@ -164,7 +200,7 @@ class _Choice:
     def _call(self, piece: CallPiece) -> bytes:
         """Return the chunks of a piece of a call: who is called, where it is the first, and with what."""
         if piece.name is not None:
-            self._calls.append(_Call(len(self._calls), f"call_{uuid.uuid4().hex[:24]}", piece.name))
+            self._calls.append(_Call(len(self._calls), piece.id or f"call_{uuid.uuid4().hex[:24]}", piece.name))
         call = self._calls[-1]
         call.pieces.append(piece.arguments)
         if self._shape.uses_functions:

@@ -37,11 +37,14 @@ def usage_body(ends: Sequence[Finished], n: int, reasoning_tokens: int = 0) -> d
     """Return `usage` of an answer: *ends* of all its sequences, of which *n* after each other share a prompt."""
     prompt = sum(end.usage.prompt_tokens for end in ends[::n])
     completion = sum(end.usage.completion_tokens for end in ends)
+    written = [end.usage.written_tokens for end in ends[::n] if end.usage.written_tokens is not None]
+    reasoning_tokens += sum(end.usage.reasoning_tokens for end in ends)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(end.usage.cached_tokens for end in ends[::n])},
+        "prompt_tokens_details": {"cached_tokens": sum(end.usage.cached_tokens for end in ends[::n])}
+        | ({"cache_write_tokens": sum(written)} if written else {}),
         "completion_tokens_details": {"reasoning_tokens": reasoning_tokens},
     }
 
@@ -50,16 +53,22 @@ class Chunks:
     """What the two kinds of answer share: its first members, the head and the tail of a chunk, the end."""
 
     def __init__(
-        self, answer_id: str, kind: str, chunk_kind: str, created_s: int, model: str, *, include_usage: bool
+        self,
+        answer_id: str,
+        kind: str,
+        chunk_kind: str,
+        created_s: int,
+        model: str,
+        *,
+        include_usage: bool,
+        is_ours: bool = True,
     ) -> None:
-        """Format what does not change; with *include_usage* each chunk has `usage`, null until the last."""
-        self.members = {
-            "id": answer_id,
-            "object": kind,
-            "created": created_s,
-            "model": model,
-            "system_fingerprint": FINGERPRINT,
-        }
+        """Format what does not change; with *include_usage* each chunk has `usage`, null until the last.
+
+        An answer that *is_ours* has our fingerprint.
+        """
+        fingerprint = {"system_fingerprint": FINGERPRINT} if is_ours else {}
+        self.members = {"id": answer_id, "object": kind, "created": created_s, "model": model, **fingerprint}
         self.head = b"data: " + orjson.dumps(self.members | {"object": chunk_kind})[:-1] + b',"choices":['
         self.tail = (b'],"usage":null}' if include_usage else b"]}") + b"\n\n"
         self._include_usage = include_usage

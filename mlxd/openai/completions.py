@@ -9,13 +9,22 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, FinishReason, GenerationRequest, Prefilling, PromptScored, TextPrompt
+from mlxd.engine.base import (
+    AnswerEvent,
+    Delta,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Prefilling,
+    PromptScored,
+    TextPrompt,
+)
 from mlxd.engine.logprob import TokenLogprob
 from mlxd.http.dispatch import Api, Asked, answer
-from mlxd.http.renderer import AnswerEvent, Job, Renderer
 from mlxd.openai.chunk import Chunks, usage_body
 from mlxd.openai.logprob import completion_logprobs
 from mlxd.openai.schema import ParsedBody, parse_completion
+from mlxd.renderer import Job, Renderer
 
 
 async def post_completions(request: web.Request) -> web.StreamResponse:

@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Prefilling
+from mlxd.engine.base import AnswerEvent, Prefilling
 from mlxd.engine.vector import Embedded, EmbeddingRequest
 from mlxd.http import field
 from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.http.omissions import Omissions
-from mlxd.http.renderer import AnswerEvent, Job, Renderer
 from mlxd.http.table import Habit, Table, Works, read
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.renderer import Job, Renderer
 
 _MAX_DIMENSIONS = 2**31 - 1
 # OpenAI's bound.

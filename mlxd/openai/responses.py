@@ -5,15 +5,15 @@ from __future__ import annotations
 import orjson
 from aiohttp import web
 
-from mlxd.engine.base import Delta, Finished, Prefilling
+from mlxd.engine.base import AnswerEvent, Delta, Finished, Prefilling
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.dispatch import Api, Asked, answer
-from mlxd.http.renderer import AnswerEvent, CountRenderer, Job, Renderer
 from mlxd.openai.response_event import ResponseEvents
 from mlxd.openai.response_item import new_id
 from mlxd.openai.response_schema import ParsedResponse, parse_input_count, parse_response
 from mlxd.openai.response_store import RESPONSES, StoredResponse, owner_of
 from mlxd.protocol.errors import MlxdError
+from mlxd.renderer import CountRenderer, Job, Renderer
 
 # What the engine calls as chats do.
 _FIELDS = {"max_tokens": "max_output_tokens", "reasoning_effort": "reasoning.effort", "messages": "input"}

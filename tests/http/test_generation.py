@@ -7,8 +7,8 @@ import pytest
 from mlxd.engine.base import Delta, Finished, GenerationRequest, TextPrompt
 from mlxd.http.context import Exchange, Tokens
 from mlxd.http.generation import Held
-from mlxd.http.renderer import CountRenderer, Job
 from mlxd.protocol.errors import GenerationFailed
+from mlxd.renderer import CountRenderer, Job
 from mlxd.requests import RequestState, RunningRequests
 from tests.support.scripted_pool import ScriptedPool, end, say
 

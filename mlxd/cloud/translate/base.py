@@ -1,13 +1,20 @@
-"""What stands between a client's protocol and an upstream's, and the case in which they are one."""
+"""Between a client's protocol and an upstream's: the bytes as they are where they are one, else by way of events."""
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import orjson
+
+from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.splice import add_member, rename_model, replace_model, set_member
 from mlxd.cloud.sse import Event
+from mlxd.cloud.translate.reading import Reading, encoded_request
+from mlxd.engine.base import AnswerEvent
+from mlxd.protocol.errors import UpstreamError
+from mlxd.renderer import Renderer
 
 
 class Translation(typing.Protocol):
@@ -44,6 +51,82 @@ class Translation(typing.Protocol):
 
     def end(self) -> bytes:
         """Return what ends a stream that the upstream has ended."""
+
+
+class Reader(typing.Protocol):
+    """Reads one answer of an upstream as events of sequence 0: `Prefilling` first, `Finished` last."""
+
+    id: str  # of the answer; known with the first event
+
+    def whole(self, body: Mapping[str, Any]) -> list[AnswerEvent]:
+        """Return the events of a whole answer.
+
+        Raises:
+            UpstreamError: it is none, or says what no client has a place for.
+        """
+
+    def take(self, event: Mapping[str, Any]) -> list[AnswerEvent]:
+        """Return what an event of a stream, parsed, says.
+
+        Raises:
+            StreamInterrupted: it is an error, or cannot be told in order.
+            UpstreamError: it says what no client has a place for.
+        """
+
+    def end(self) -> list[AnswerEvent]:
+        """Return what is left when the stream has ended."""
+
+
+Writer = Callable[[Mapping[str, Any], str, Reading], dict[str, Any]]
+
+
+class Translated:
+    """The protocols differ: the request is written anew, and events of the answer are rendered as those of our own."""
+
+    def __init__(
+        self, endpoint: str, reading: Reading, write: Writer, reader: Reader, renderer: Callable[[str], Renderer]
+    ) -> None:
+        """Take the upstream's path, what reads and writes the request, and what reads and writes the answer."""
+        self.endpoint = endpoint
+        self._reading = reading
+        self._write = write
+        self._reader = reader
+        self._make_renderer = renderer
+        self._renderer: Renderer | None = None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the request lost."""
+        return self._reading.left_out
+
+    def request(self, raw: bytes, body: Mapping[str, Any], model: str) -> bytes:  # noqa: ARG002
+        """Return the body in the upstream's protocol."""
+        return encoded_request(self._write(body, model, self._reading))
+
+    def answer(self, body: bytes) -> bytes:
+        """Return the answer in the client's protocol."""
+        events = self._reader.whole(parse(body) or {})
+        renderer = self._make_renderer(self._reader.id)
+        try:
+            for event in events:
+                renderer.event(0, event)
+            return renderer.whole()
+        except orjson.JSONEncodeError as error:
+            raise UpstreamError("the upstream's answer is nested too deep to be put into another protocol") from error
+
+    def event(self, event: Event, parsed: Mapping[str, Any] | None) -> bytes:  # noqa: ARG002
+        """Return what the client's protocol says of an event."""
+        return b"" if parsed is None else self._render(self._reader.take(parsed))
+
+    def end(self) -> bytes:
+        """Return what ends a stream in the client's protocol."""
+        return self._render(self._reader.end(), is_last=True)
+
+    def _render(self, events: Sequence[AnswerEvent], *, is_last: bool = False) -> bytes:
+        if self._renderer is None:
+            self._renderer = self._make_renderer(self._reader.id)
+        data = b"".join(self._renderer.event(0, event) for event in events)
+        return data + self._renderer.end() if is_last else data
 
 
 class Passthrough:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter, UpstreamError
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import as_json, shown
 
 _SHOWN_CHARACTERS = 60
@@ -168,15 +168,3 @@ def encoded_request(body: Mapping[str, Any]) -> bytes:
         return orjson.dumps(body)
     except orjson.JSONEncodeError as error:
         raise InvalidRequest("the body is nested too deep to be put into another protocol") from error
-
-
-def encoded_answer(body: Mapping[str, Any]) -> bytes:
-    """Return *body* as JSON.
-
-    Raises:
-        UpstreamError: it is nested deeper than JSON is written.
-    """
-    try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise UpstreamError("the upstream's answer is nested too deep to be put into another protocol") from error

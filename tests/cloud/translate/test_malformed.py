@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.cloud.sse import Event
-from mlxd.cloud.translate.to_anthropic import ToAnthropic
-from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import CloudError, InvalidRequest
 from tests.support.said import Call, Said, events, whole
+from tests.support.translated import to_anthropic, to_openai
 
 EXAMPLES = settings(max_examples=80, deadline=None)
 ODD: st.SearchStrategy[Any] = st.sampled_from(
@@ -87,22 +86,22 @@ def damaged(draw: st.DrawFn, body: dict[str, Any]) -> dict[str, Any]:
 def test_damaged_chats(body: dict[str, Any]) -> None:
     """Said or refused."""
     with contextlib.suppress(InvalidRequest):
-        ToAnthropic().request(b"", body, "m")
+        to_anthropic().request(b"", body, "m")
 
 
 @EXAMPLES
-@given(damaged(json.loads(ToAnthropic().request(b"", CHAT, "m"))))
+@given(damaged(json.loads(to_anthropic().request(b"", CHAT, "m"))))
 def test_damaged_messages(body: dict[str, Any]) -> None:
     """Said or refused."""
     with contextlib.suppress(InvalidRequest):
-        ToOpenAI().request(b"", body, "m")
+        to_openai().request(b"", body, "m")
 
 
 @EXAMPLES
 @given(damaged(whole(SAID, "m", speaks="anthropic")), damaged(whole(SAID, "m", speaks="openai")))
 def test_damaged_answers(message: dict[str, Any], completion: dict[str, Any]) -> None:
     """Said, or an error of the upstream."""
-    for between, body in ((ToAnthropic(), message), (ToOpenAI(), completion)):
+    for between, body in ((to_anthropic(), message), (to_openai(), completion)):
         with contextlib.suppress(CloudError):
             between.answer(orjson.dumps(body))
 
@@ -119,7 +118,7 @@ def _parsed(speaks: str) -> list[dict[str, Any]]:
 )
 def test_damaged_streams(events_of_a_message: Any, chunks: Any) -> None:
     """Said, or an error of the upstream."""
-    for between, stream in ((ToAnthropic(), events_of_a_message), (ToOpenAI(), chunks)):
+    for between, stream in ((to_anthropic(), events_of_a_message), (to_openai(), chunks)):
         with contextlib.suppress(CloudError):
             for parsed in stream if isinstance(stream, list) else ():
                 if isinstance(parsed, dict):

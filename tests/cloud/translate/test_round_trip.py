@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.anthropic.schema import parse_message_body
-from mlxd.cloud.translate.to_anthropic import ToAnthropic
-from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.openai.schema import parse_chat
+from tests.support.translated import to_anthropic, to_openai
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 NAMES = st.sampled_from(["weather", "now", "tell-me", "x_1"])
@@ -104,15 +103,15 @@ def tools(draw: st.DrawFn) -> dict[str, Any]:
 _MORE = st.fixed_dictionaries({}, optional={"description": WORDS, "strict": st.booleans()})
 
 
-def to_anthropic(body: dict[str, Any]) -> dict[str, Any]:
+def in_messages(body: dict[str, Any]) -> dict[str, Any]:
     """Return the body of messages that a chat's is."""
-    result: dict[str, Any] = json.loads(ToAnthropic().request(b"", body, "far"))
+    result: dict[str, Any] = json.loads(to_anthropic().request(b"", body, "far"))
     return result
 
 
-def to_openai(body: dict[str, Any]) -> dict[str, Any]:
+def in_chat(body: dict[str, Any]) -> dict[str, Any]:
     """Return the body of a chat that messages' is."""
-    result: dict[str, Any] = json.loads(ToOpenAI().request(b"", body, "far"))
+    result: dict[str, Any] = json.loads(to_openai().request(b"", body, "far"))
     return result
 
 
@@ -120,10 +119,10 @@ def to_openai(body: dict[str, Any]) -> dict[str, Any]:
 @given(chats(TEXT | IMAGE))
 def test_what_both_can_say_comes_back(body: dict[str, Any]) -> None:
     """From OpenAI's words to Anthropic's and back, and once more: nothing changes."""
-    there = to_anthropic(body)
-    back = to_openai(there)
+    there = in_messages(body)
+    back = in_chat(there)
     assert back == body
-    assert to_anthropic(back) == there
+    assert in_messages(back) == there
 
 
 @EXAMPLES
@@ -131,7 +130,7 @@ def test_what_both_can_say_comes_back(body: dict[str, Any]) -> None:
 def test_it_means_the_same(body: dict[str, Any]) -> None:
     """This server's chat route and its messages route, as strict as they can be, read one request in both."""
     (asked,) = parse_chat(body, NoiseFilter(), Omissions("m", rejects_fields=True)).requests
-    parsed = parse_message_body(to_anthropic(body), NoiseFilter(), Omissions("m", rejects_fields=True))
+    parsed = parse_message_body(in_messages(body), NoiseFilter(), Omissions("m", rejects_fields=True))
     same = parsed.request
     for name in ("sampling", "max_tokens", "stop"):
         assert getattr(same, name) == getattr(asked, name)

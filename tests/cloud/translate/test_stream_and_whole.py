@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from mlxd.cloud.sse import EventCutter
 from mlxd.cloud.translate.base import Translation
-from mlxd.cloud.translate.to_anthropic import ToAnthropic
-from mlxd.cloud.translate.to_openai import ToOpenAI
 from tests.support.said import Call, Said, events, whole
+from tests.support.translated import to_anthropic, to_openai
 
 EXAMPLES = settings(max_examples=60, deadline=None)
 PIECES = st.lists(st.text(min_size=1, max_size=6), max_size=4).map(tuple)
@@ -37,7 +36,6 @@ ANSWERS = st.builds(Said, words=PIECES, thoughts=PIECES, calls=calls(), end=st.j
 
 def streamed(between: Translation, said: Said, speaks: str) -> list[dict[str, Any]]:
     """Return the events of a translated stream."""
-    between.request(b"", {"model": "m", "messages": [], "max_tokens": 1, "stream": True}, "m")
     raw = b"".join(event for part in events(said, "m", speaks=speaks) for event in part)
     out = b""
     for event in EventCutter().feed(raw):
@@ -50,11 +48,11 @@ def streamed(between: Translation, said: Said, speaks: str) -> list[dict[str, An
 @given(ANSWERS)
 def test_chunks_add_up_to_the_completion(said: Said) -> None:
     """Words, thoughts and calls of a chat."""
-    answer = json.loads(ToAnthropic().answer(json.dumps(whole(said, "m", speaks="anthropic")).encode()))
+    answer = json.loads(to_anthropic().answer(json.dumps(whole(said, "m", speaks="anthropic")).encode()))
     message = answer["choices"][0]["message"]
     content, reasoning = "", ""
     made: list[list[str]] = []
-    for chunk in streamed(ToAnthropic(), said, "anthropic"):
+    for chunk in streamed(to_anthropic(), said, "anthropic"):
         delta = chunk["choices"][0]["delta"]
         content += delta.get("content") or ""
         reasoning += delta.get("reasoning_content", "")
@@ -75,10 +73,10 @@ def test_chunks_add_up_to_the_completion(said: Said) -> None:
 @given(ANSWERS)
 def test_events_add_up_to_the_message(said: Said) -> None:
     """Blocks of a message, each opened, filled and closed before the next."""
-    answer = json.loads(ToOpenAI().answer(json.dumps(whole(said, "m", speaks="openai")).encode()))
+    answer = json.loads(to_openai().answer(json.dumps(whole(said, "m", speaks="openai")).encode()))
     blocks: list[dict[str, Any]] = []
     is_open = False
-    for event in streamed(ToOpenAI(), said, "openai"):
+    for event in streamed(to_openai(), said, "openai"):
         match event["type"]:
             case "content_block_start":
                 assert (event["index"], is_open) == (len(blocks), False)

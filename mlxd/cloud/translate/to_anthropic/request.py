@@ -128,12 +128,6 @@ def messages_body(body: Mapping[str, Any], model: str, reading: Reading) -> dict
     return built
 
 
-def wants_usage(body: Mapping[str, Any]) -> bool:
-    """Tell whether a stream is to end with its usage."""
-    options = body.get("stream_options")
-    return isinstance(options, dict) and options.get("include_usage") is True
-
-
 def _max_tokens(values: Mapping[str, Any]) -> Any:
     # The newer name wins: proxies add one of them.
     given = values.get("max_completion_tokens", values.get("max_tokens"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlxd.cloud.translate.to_anthropic import ToAnthropic
 from mlxd.protocol.errors import UpstreamError
 from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
+from tests.support.translated import to_anthropic
 
 
 def call(call_id: str, arguments: str = "{}", name: str = "weather") -> dict[str, Any]:
@@ -26,7 +26,7 @@ def answered(content: list[Any], stop_reason: str = "end_turn") -> dict[str, Any
         "stop_reason": stop_reason,
         "usage": ANTHROPIC_USAGE,
     }
-    result: dict[str, Any] = json.loads(ToAnthropic(lambda: 5.5).answer(json.dumps(message).encode()))
+    result: dict[str, Any] = json.loads(to_anthropic().answer(json.dumps(message).encode()))
     return result
 
 
@@ -39,7 +39,7 @@ def test_a_whole_answer() -> None:
         "id": "msg_1",
         "object": "chat.completion",
         "created": 5,
-        "model": "claude-9",
+        "model": "asked",
         "choices": [
             {
                 "index": 0,
@@ -66,7 +66,6 @@ def test_a_whole_answer() -> None:
         ("stop_sequence", "stop"),
         ("max_tokens", "length"),
         ("model_context_window_exceeded", "length"),
-        ("tool_use", "tool_calls"),
         ("refusal", "content_filter"),
     ],
 )
@@ -79,4 +78,4 @@ def test_why_it_ended(theirs: str, ours: str) -> None:
 def test_an_answer_that_is_none(body: bytes) -> None:
     """What a chat has no place for is the upstream's error, not an empty answer."""
     with pytest.raises(UpstreamError):
-        ToAnthropic().answer(body)
+        to_anthropic().answer(body)

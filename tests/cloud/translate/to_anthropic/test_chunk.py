@@ -8,18 +8,14 @@ from typing import Any
 import pytest
 
 from mlxd.cloud.sse import EventCutter
-from mlxd.cloud.translate.to_anthropic import ToAnthropic
 from mlxd.protocol.errors import StreamInterrupted
 from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
-
-HI = [{"role": "user", "content": "hi"}]
+from tests.support.translated import to_anthropic
 
 
 def stream(*events: dict[str, Any], include_usage: bool = False) -> list[dict[str, Any] | str]:
     """Return the chunks that a message's stream is for the client."""
-    between = ToAnthropic(lambda: 5.5)
-    options = {"stream_options": {"include_usage": True}} if include_usage else {}
-    between.request(b"", {"messages": HI, "stream": True} | options, "claude")
+    between = to_anthropic({"stream_options": {"include_usage": include_usage}})
     raw = b": x\n\n" + b"".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n".encode() for e in events)
     said = b""
     for event in EventCutter().feed(raw):
@@ -78,7 +74,7 @@ def test_a_stream() -> None:
     assert done == "data: [DONE]"
     objects = [chunk for chunk in chunks if isinstance(chunk, dict)]
     assert {(c["id"], c["object"], c["created"], c["model"]) for c in objects} == {
-        ("msg_1", "chat.completion.chunk", 5, "claude-9")
+        ("msg_1", "chat.completion.chunk", 5, "asked")
     }
     *said, usage = objects
     assert (usage["choices"], usage["usage"]) == ([], OPENAI_USAGE)

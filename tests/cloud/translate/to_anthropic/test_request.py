@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlxd.cloud.translate.to_anthropic import ToAnthropic
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from tests.support.translated import to_anthropic
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": SCHEMA}}
@@ -18,7 +18,7 @@ IMAGE = {"type": "image_url"}
 
 def sent(**body: Any) -> dict[str, Any]:
     """Return what the upstream is sent for a chat."""
-    result: dict[str, Any] = json.loads(ToAnthropic().request(b"", {"model": "big", "messages": HI} | body, "claude"))
+    result: dict[str, Any] = json.loads(to_anthropic().request(b"", {"model": "big", "messages": HI} | body, "claude"))
     return result
 
 
@@ -185,7 +185,7 @@ def test_what_the_answer_can_do_without_is_left_out_in_the_open(
     body: dict[str, Any], said: dict[str, Any], left_out: tuple[str, ...]
 ) -> None:
     """The rest is sent, and the field is named; it is no reason to refuse the request."""
-    between = ToAnthropic()
+    between = to_anthropic()
     result = json.loads(between.request(b"", {"model": "x", "messages": HI} | body, "claude"))
     assert result == {"model": "claude", "max_tokens": 4096, "messages": HI} | said
     assert between.left_out == left_out
@@ -251,7 +251,7 @@ def test_thoughts_go_back_with_their_signature_alone() -> None:
         {"role": "assistant", "content": "b", "reasoning_content": "hm"},
         *HI,
     ]
-    between = ToAnthropic()
+    between = to_anthropic()
     body = json.loads(between.request(b"", {"model": "x", "messages": messages, "chat_id": 5}, "claude"))
     assert body["messages"][1]["content"][0] == {"type": "thinking", "thinking": "hm", "signature": "sig"}
     assert body["messages"][3]["content"] == "b"

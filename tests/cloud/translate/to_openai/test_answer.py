@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import UpstreamError
 from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
+from tests.support.translated import to_openai
 
 
 def call(call_id: str, arguments: str) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def answered(finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
     """Return the message that a chat completion is."""
     choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": finish_reason}
     body = {"id": "chatcmpl-1", "model": "gpt-9", "choices": [choice], "usage": OPENAI_USAGE}
-    result: dict[str, Any] = json.loads(ToOpenAI().answer(json.dumps(body).encode()))
+    result: dict[str, Any] = json.loads(to_openai().answer(json.dumps(body).encode()))
     return result
 
 
@@ -32,7 +32,7 @@ def test_a_whole_answer() -> None:
         "id": "chatcmpl-1",
         "type": "message",
         "role": "assistant",
-        "model": "gpt-9",
+        "model": "asked",
         "content": [
             {"type": "thinking", "thinking": "hm", "signature": ""},
             {"type": "text", "text": "Well."},
@@ -47,7 +47,7 @@ def test_a_whole_answer() -> None:
 
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [("stop", "end_turn"), ("length", "max_tokens"), ("tool_calls", "tool_use"), ("content_filter", "refusal")],
+    [("stop", "end_turn"), ("length", "max_tokens"), ("content_filter", "refusal")],
 )
 def test_why_it_ended(theirs: str, ours: str) -> None:
     """Each of OpenAI's reasons has a word of Anthropic's."""
@@ -80,4 +80,4 @@ def test_text_in_parts_is_text() -> None:
 def test_an_answer_that_is_none(body: dict[str, Any]) -> None:
     """What a message has no place for is the upstream's error, not an empty answer."""
     with pytest.raises(UpstreamError):
-        ToOpenAI().answer(json.dumps(body).encode())
+        to_openai().answer(json.dumps(body).encode())

@@ -8,17 +8,14 @@ from typing import Any
 import pytest
 
 from mlxd.cloud.sse import EventCutter
-from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import StreamInterrupted
 from tests.cloud.translate.usage import ANTHROPIC_USAGE, OPENAI_USAGE
-
-HI = [{"role": "user", "content": "hi"}]
+from tests.support.translated import to_openai
 
 
 def stream(*deltas: dict[str, Any], reason: str = "stop") -> list[dict[str, Any]]:
     """Return the events that a chat's stream is for the client; what is no delta is a chunk itself."""
-    between = ToOpenAI()
-    between.request(b"", {"max_tokens": 9, "messages": HI, "stream": True}, "gpt")
+    between = to_openai()
     head = {"id": "chatcmpl-1", "model": "gpt-9"}
     chunks = [delta if "error" in delta else head | {"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
     chunks.append(head | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]})
@@ -61,7 +58,7 @@ def test_a_stream() -> None:
         "id": "chatcmpl-1",
         "type": "message",
         "role": "assistant",
-        "model": "gpt-9",
+        "model": "asked",
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,

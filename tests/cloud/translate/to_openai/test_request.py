@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from mlxd.cloud.translate.to_openai import ToOpenAI
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from tests.support import claude_code
+from tests.support.translated import to_openai
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOL = {"name": "weather", "description": "Tells it.", "input_schema": SCHEMA, "cache_control": {"type": "ephemeral"}}
@@ -26,7 +26,7 @@ PLAIN = {"model": "gpt", "max_completion_tokens": 9, "messages": HI}
 def sent(**body: Any) -> dict[str, Any]:
     """Return what the upstream is sent for a message."""
     whole = {"model": "big", "max_tokens": 9, "messages": HI} | body
-    result: dict[str, Any] = json.loads(ToOpenAI().request(b"", whole, "gpt"))
+    result: dict[str, Any] = json.loads(to_openai().request(b"", whole, "gpt"))
     return result
 
 
@@ -207,7 +207,7 @@ def test_what_the_answer_can_do_without_is_left_out_in_the_open(
     body: dict[str, Any], said: dict[str, Any], left_out: str
 ) -> None:
     """The rest is sent, and the field is named; it is no reason to refuse the request."""
-    between = ToOpenAI()
+    between = to_openai()
     whole = {"model": "big", "max_tokens": 9, "messages": HI} | body
     assert json.loads(between.request(b"", whole, "gpt")) == PLAIN | said
     assert left_out == between.left_out[0]
@@ -258,7 +258,7 @@ def test_claude_codes_body_is_sent_whole() -> None:
         "metadata": {"user_id": "x" * 159},
         "tools": [TOOL | {"eager_input_streaming": True}],
     }
-    between = ToOpenAI()
+    between = to_openai()
     body = json.loads(between.request(b"", given, "gpt"))
     assert between.left_out == ("context_management",)
     assert [message["role"] for message in body["messages"]] == ["system", "user", "system", "assistant", "tool"]
@@ -306,6 +306,6 @@ def test_what_is_malformed_is_refused(body: dict[str, Any], param: str) -> None:
 def test_thoughts_that_nobody_can_read_are_left_out_in_the_open() -> None:
     """The client is told, as of fields that nobody knows."""
     secret = {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]}
-    between = ToOpenAI()
+    between = to_openai()
     between.request(b"", {"max_tokens": 9, "messages": [*HI, secret, *HI], "odd": 1}, "gpt")
     assert between.left_out == ("odd", "messages[1].content[0]")

@@ -1,7 +1,7 @@
-"""The one interface between engine events and what clients read; each API has its renderers beside its routes.
+"""The one interface between events and what clients read; each API has its renderers beside its routes.
 
 A renderer writes one answer from the events of `engine.base`, as they come, and does no I/O: the same one serves a
-stream, a whole answer and a test.
+stream, a whole answer, and what an upstream of another protocol answers.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from mlxd.engine.base import Delta, Finished, GenerationRequest, Prefilling, PromptScored
-from mlxd.engine.vector import Embedded, EmbeddingRequest
+from mlxd.engine.base import AnswerEvent, GenerationRequest, Prefilling
+from mlxd.engine.vector import EmbeddingRequest
 from mlxd.protocol.errors import MlxdError
-
-AnswerEvent = Prefilling | PromptScored | Delta | Embedded | Finished
 
 
 class Renderer(ABC):
