@@ -26,6 +26,8 @@ class CatalogSync:
     hand is followed by a search.
     """
 
+    groups = ("catalog", "models")  # of the settings
+
     def __init__(self, catalog: Catalog, pool: Pool, home: Home, settings: Settings) -> None:
         """Take the catalog, who wants to know of its models, where relative paths lead, and the settings in force."""
         self._catalog = catalog

@@ -316,11 +316,11 @@ def _attach(base: _Base, models: _Models, cloud: _Cloud, http: HttpServer) -> Ca
     sync = CatalogSync(models.catalog, pool, base.options.home, store.current)
     attach = store.participants.attach
     attach("pool", Participant(check=pool.check, plan=pool.plan, apply=pool.apply))
-    attach("catalog", Participant(sync.check, prepare=sync.prepare, abandon=sync.abandon, apply=sync.apply))
-    attach("cloud", Participant(check=cloud.router.check))
-    attach("http", Participant(http.check, http.plan, http.prepare, http.abandon, http.apply))
-    attach("audit", Participant(apply=base.audit.apply))
-    attach("log", Participant(apply=log.apply))
+    attach("catalog", Participant(sync.groups, sync.check, None, sync.prepare, sync.abandon, sync.apply))
+    attach("cloud", Participant(["cloud"], check=cloud.router.check))
+    attach("http", Participant(["http"], http.check, http.plan, http.prepare, http.abandon, http.apply))
+    attach("audit", Participant(["audit"], apply=base.audit.apply))
+    attach("log", Participant(["daemon"], apply=log.apply))
     store.subscribe(lambda event: relay_store_event(base.bus, event))
     store.subscribe(lambda event: note_settings(base.audit, event))
     return sync

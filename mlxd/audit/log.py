@@ -121,9 +121,8 @@ class AuditLog:
 
     def apply(self, new: Settings) -> None:
         """Follow the settings; what is too old or too much now goes in the background."""
-        if new.audit != self._settings:
-            self._settings = new.audit
-            self._writer.set_limits(_limits(new.audit))
+        self._settings = new.audit
+        self._writer.set_limits(_limits(new.audit))
 
 
 def _limits(settings: AuditSettings) -> Limits:

@@ -228,8 +228,6 @@ class Router:
         Raises:
             InvalidValue: names the setting, and for a provider that is still used, the rules that use it.
         """
-        if new.cloud == self._store.current.cloud:
-            return []  # another setting changes
         self._check_removed(new.cloud)
         compile_rules(new.cloud)
         found = (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mlxd.protocol.settings import Settings
 
+GROUPS = Settings.__struct_fields__
 _log = logging.getLogger(__name__)
 
 
@@ -70,6 +71,7 @@ class Participant:
     """An owner of live state that follows the settings. Called on the event loop, in the order of the attributes.
 
     Attributes:
+        groups: the groups of settings that it follows; it is left alone while they stay as they are.
         check: judges new settings.
         plan: returns what `apply` would begin now; for dry runs.
         prepare: does fallible work on the side (binds a port), or raises SettingsError to refuse.
@@ -77,6 +79,7 @@ class Participant:
         apply: follows the new settings, which the store has already, and returns what began. Cannot fail.
     """
 
+    groups: Sequence[str] = GROUPS
     check: Check | None = None
     plan: Callable[[Settings], Any] | None = None
     prepare: Callable[[Settings], Awaitable[object]] | None = None
@@ -96,30 +99,39 @@ class Participants:
         """Have one more follow the settings."""
         self._parts[name] = part
 
-    def check(self, new: Settings, *, force: bool) -> list[str]:
+    def concerned(self, old: Settings, new: Settings) -> dict[str, Participant]:
+        """Return those by name whose groups differ, and those that have not applied what came before."""
+        changed = {group for group in GROUPS if getattr(old, group) != getattr(new, group)}
+        return {
+            name: part
+            for name, part in self._parts.items()
+            if name in self._unapplied or not changed.isdisjoint(part.groups)
+        }
+
+    def check(self, old: Settings, new: Settings, *, force: bool) -> list[str]:
         """Return the warnings of all, or raise the first refusal."""
-        checks = [part.check for part in self._parts.values() if part.check is not None]
+        checks = [part.check for part in self.concerned(old, new).values() if part.check is not None]
         return [line for check in checks for line in check(new, force=force)]
 
-    def plan(self, new: Settings) -> dict[str, Any]:
+    def plan(self, old: Settings, new: Settings) -> dict[str, Any]:
         """Return what each would begin."""
-        return {name: part.plan(new) for name, part in self._parts.items() if part.plan is not None}
+        return {name: part.plan(new) for name, part in self.concerned(old, new).items() if part.plan is not None}
 
-    async def prepare(self, new: Settings, prepared: list[Participant]) -> None:
-        """Have the fallible work of each done; those that have done it are added to *prepared*."""
-        for part in self._parts.values():
+    async def prepare(self, old: Settings, new: Settings, prepared: list[Participant]) -> None:
+        """Have the fallible work of each done; who has done it is added to *prepared*."""
+        for part in self.concerned(old, new).values():
             if part.prepare is not None:
                 await part.prepare(new)
                 prepared.append(part)
 
-    def apply(self, new: Settings) -> dict[str, Any]:
+    def apply(self, old: Settings, new: Settings) -> dict[str, Any]:
         """Have each follow; return what each began.
 
         The settings are in force already, so one that raises keeps no other from following. It is in `unapplied` until
         a later change succeeds.
         """
         began: dict[str, Any] = {}
-        for name, part in self._parts.items():
+        for name, part in self.concerned(old, new).items():
             try:
                 if part.apply is not None:
                     began[name] = part.apply(new)

@@ -175,12 +175,12 @@ class SettingsStore:
             is_runtime_only = not terms.persist
             if not is_rewritten and new.overlay.is_same_as(self.state.overlay):
                 return CommitResult(self.generation, [], [], {}, terms.dry_run, is_runtime_only)
-            warnings = self.participants.check(new.settings, force=terms.force)
+            warnings = self.participants.check(self.current, new.settings, force=terms.force)
             self._validate(new.settings)
             if new.overlay:
                 self._validate(new.version.settings)  # the next start has the file alone
             if terms.dry_run:
-                plans = self.participants.plan(new.settings)
+                plans = self.participants.plan(self.current, new.settings)
                 return CommitResult(
                     self.generation, changed, warnings, plans, terms.dry_run, is_runtime_only, is_rewritten
                 )
@@ -239,7 +239,7 @@ class SettingsStore:
             raise
         changed = document.differences(self.state.document, new.document)
         if terms.dry_run:
-            plans = self.participants.plan(new.settings)
+            plans = self.participants.plan(self.current, new.settings)
             return CommitResult(self.generation, changed, warnings, plans, terms.dry_run, is_rewritten=True)
         before = self.state
         began = self._swap(new, content.digest)
@@ -294,7 +294,7 @@ class SettingsStore:
             try:
                 state = State.of(version, overlay, self.machine)
                 self._validate(state.settings)
-                return state, [*self.participants.check(state.settings, force=True), *lost]
+                return state, [*self.participants.check(self.current, state.settings, force=True), *lost]
             except SettingsError as error:
                 path = document.path_of(error)
                 kept = overlay.without(document.entry_of(path) or path)
@@ -307,7 +307,7 @@ class SettingsStore:
 
     def _check_edited(self, state: State, name: str) -> list[str]:
         try:
-            return self.participants.check(state.settings, force=True)
+            return self.participants.check(self.current, state.settings, force=True)
         except SettingsError as error:
             raise document.blame(error, state.version.text, name) from None
 
@@ -315,44 +315,39 @@ class SettingsStore:
         self, new: State, rejected: Content | None, warnings: list[str], *, is_rewritten: bool
     ) -> dict[str, Any] | None:
         """Put *new* into force, and into the file; None when the file was edited meanwhile, and nothing was done."""
-        prepared: list[Participant] = []
-        began = None
-        try:
-            await self.participants.prepare(new.settings, prepared)
-            began = await self._write(new, rejected, warnings) if is_rewritten else self._swap(new, self._digest)
-        finally:
-            for part in prepared if began is None else ():
-                if part.abandon is not None:
-                    part.abandon()
-        return began
-
-    async def _write(self, new: State, rejected: Content | None, warnings: list[str]) -> dict[str, Any] | None:
-        """Replace the file and swap the state."""
-        data = new.version.text.encode()
         expected, aside = self._digest, None
         if rejected is not None:
             expected, aside = rejected.digest, (self.generation + 1, rejected.data or b"")
-        staged, kept = await asyncio.to_thread(self.disk.stage, data, aside)
-        is_committed = False
+        prepared: list[Participant] = []
+        digest, staged, is_committed = self._digest, None, False
         try:
-            # Reading and renaming are quick, and on the loop nothing comes between them and the swap.
-            is_committed = self.disk.commit(staged, expected)
+            await self.participants.prepare(self.current, new.settings, prepared)
+            if is_rewritten:
+                data = new.version.text.encode()
+                digest = Content(data).digest
+                staged, kept = await asyncio.to_thread(self.disk.stage, data, aside)
+                # Reading and renaming are quick, and on the loop nothing comes between them and the swap.
+                if not self.disk.commit(staged, expected):
+                    return None
+                if kept is not None:
+                    warnings.append(f"the file that was not valid is kept as {kept}")
+            is_committed = True
+            return self._swap(new, digest)
         finally:
             if not is_committed:
-                await asyncio.to_thread(staged.discard)
-        if not is_committed:
-            return None
-        if kept is not None:
-            warnings.append(f"the file that was not valid is kept as {kept}")
-        return self._swap(new, Content(data).digest)
+                for part in prepared:
+                    if part.abandon is not None:
+                        part.abandon()
+                if staged is not None:
+                    await asyncio.to_thread(staged.discard)
 
     def _swap(self, new: State, digest: str | None) -> dict[str, Any]:
         """Put *new* into force in one turn of the loop; return what the participants began."""
-        self.state, self._digest = new, digest
+        old, self.state, self._digest = self.current, new, digest
         self._rejected = self.problem = None
         self.disk.forget()
         self.generation += 1
-        return self.participants.apply(new.settings)
+        return self.participants.apply(old, new.settings)
 
     async def _settle(
         self,
@@ -367,13 +362,16 @@ class SettingsStore:
         """Tell the listeners, and have the change on the disk for good; what fails now leaves it live."""
         warnings += self.participants.unapplied
         written = document.differences(before.version.document, self.state.version.document)
-        hidden = [line["key"] for line in written if self.state.overlay.covers(document.parse_key(line["key"]))]
+        keys = tuple(line["key"] for line in written)
+        overlay = self.state.overlay
+        hidden = [key for key in keys if overlay.covers(document.parse_key(key))] if overlay else []
         if hidden:
             warnings.append(f"in the file, and hidden by a runtime-only value: {', '.join(hidden)}")
         data = {"gen": self.generation, "source": terms.source, "changed": changed, "warnings": warnings}
         data |= {"uid": terms.uid, "pid": terms.pid}
         self._tell(StoreEvent("config.changed", {**data, "runtime_only": not is_rewritten}))
-        keys = tuple(line["key"] for line in (written if is_rewritten else changed))
+        if not is_rewritten:
+            keys = tuple(line["key"] for line in changed)
         record = Record(self.generation, now_ms(), terms.source, keys, has_version=is_rewritten)
         text = self.state.version.text.encode() if is_rewritten else None
         late = await asyncio.to_thread(self.disk.make_durable, record, text)

@@ -172,10 +172,10 @@ class Plane:
         self.upstreams = Upstreams(self.session, self.secrets, Breakers(self.clock.now), budget, self.store)
         attach = self.store.participants.attach
         attach("pool", Participant(check=self.pool.check, plan=self.pool.plan, apply=self.pool.apply))
-        attach("cloud", Participant(check=self.router.check))
+        attach("cloud", Participant(["cloud"], check=self.router.check))
         self.catalog_sync = sync = CatalogSync(self.catalog, self.pool, home, settings)
-        attach("catalog", Participant(sync.check, prepare=sync.prepare, abandon=sync.abandon, apply=sync.apply))
-        attach("audit", Participant(apply=self.audit.apply))
+        attach("catalog", Participant(sync.groups, sync.check, None, sync.prepare, sync.abandon, sync.apply))
+        attach("audit", Participant(["audit"], apply=self.audit.apply))
         self.store.subscribe(lambda event: relay_store_event(self.bus, event))
         self.store.subscribe(lambda event: note_settings(self.audit, event))
         self.http = HttpState("http://127.0.0.1:6593", None)
