@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 
 from mlxd.atomic_file import AtomicFile
@@ -30,21 +29,13 @@ class Confidence(Enum):
     GUESS = "guess"  # the config leaves it open: a number on the safe side
 
 
-@dataclass(frozen=True, slots=True)
-class KvEstimate:
-    """The KV of one sequence, and how sure that is."""
-
-    shape: KvShape
-    confidence: Confidence
-
-
 # What the KV of a config is, with so many bytes of one activation; None where nobody can tell.
 Ask = Callable[[Config, int], KvShape | None]
 
 _log = logging.getLogger(__name__)
-# The import of MLX on a busy machine takes most of it; a model of a hundred layers takes 0.1 s. CUDA's libraries take
+# A model of a hundred layers takes 0.1 s, the import of MLX on a busy machine seconds. CUDA's libraries take
 # more than 1 GiB of addresses.
-_BOUNDS = Bounds(deadline_s=5.0, memory_bytes=2**32)
+_BOUNDS = Bounds(memory_bytes=2**32)
 _MOST_KEPT = 1000
 _DTYPES = {2: "bfloat16", 4: "float32"}
 

@@ -35,7 +35,7 @@ from mlxd.engine.model_file import (
     shown_text,
 )
 from mlxd.engine.safetensors_header import Tensor, read_tensors
-from mlxd.kv_estimate import Ask, Confidence, KvEstimate, guess_kv
+from mlxd.kv_estimate import Ask, Confidence, guess_kv
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -102,14 +102,9 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
     )
     problem = next((problem for problem in problems if problem is not None), None)
     if kind == "embedding":
-        kv = KvEstimate(workspace(config), Confidence.HEADER)
+        kv: KvShape | None = workspace(config)
     else:
-        shape = ask(config, itemsize) if problem is None else None
-        kv = (
-            KvEstimate(guess_kv(config, itemsize, weights_bytes), Confidence.GUESS)
-            if shape is None
-            else KvEstimate(shape, Confidence.HEADER)
-        )
+        kv = ask(config, itemsize) if problem is None else None
     return ModelEntry(
         id=model_id,
         path=folder,
@@ -119,8 +114,8 @@ def read_model(model_id: str, folder: Path, source: str, runnable: model_config.
         disk_bytes=_disk_bytes(files),
         context_length=context.own,
         longest_context=context.longest,
-        kv=kv.shape,
-        kv_confidence=kv.confidence,
+        kv=guess_kv(config, itemsize, weights_bytes) if kv is None else kv,
+        kv_confidence=Confidence.GUESS if kv is None else Confidence.HEADER,
         quantization=model_config.quantization_of(config),
         source=source,
         problem=problem,

@@ -20,111 +20,68 @@ from mlxd.protocol.errors import (
 from mlxd.protocol.units import show_bytes
 
 
-class DownloadError(MlxdError):
+class DownloadError(MlxdError, code="download.failed"):
     """A model could not be fetched; nothing half-made is left where models are looked for."""
 
-    code = "download.failed"
 
-
-class Interrupted(DownloadError):
+class Interrupted(DownloadError, code="download.interrupted", exit_code=EXIT_INTERRUPTED):
     """Stopped by SIGINT or SIGTERM."""
 
-    code = "download.interrupted"
-    exit_code = EXIT_INTERRUPTED
 
-
-class NoNetwork(DownloadError):
+class NoNetwork(DownloadError, code="download.no_network"):
     """The package index or the hub cannot be reached."""
 
-    code = "download.no_network"
 
-
-class DiskFull(DownloadError):
+class DiskFull(DownloadError, code="download.disk_full", exit_code=EXIT_CAPACITY):
     """There is not enough room for what is fetched or made from it."""
 
-    code = "download.disk_full"
-    exit_code = EXIT_CAPACITY
 
-
-class NotWritable(DownloadError):
+class NotWritable(DownloadError, code="download.not_writable", exit_code=EXIT_DENIED):
     """A folder or file may not be written."""
 
-    code = "download.not_writable"
-    exit_code = EXIT_DENIED
 
-
-class NotAFolder(DownloadError):
+class NotAFolder(DownloadError, code="download.no_folder", exit_code=EXIT_INVALID):
     """Where a folder is to be there is something else, or nothing can be made."""
 
-    code = "download.no_folder"
-    exit_code = EXIT_INVALID
 
-
-class ChecksumMismatch(DownloadError):
+class ChecksumMismatch(DownloadError, code="download.checksum"):
     """What came is not what was asked for."""
 
-    code = "download.checksum"
 
-
-class HubAnswerInvalid(DownloadError):
+class HubAnswerInvalid(DownloadError, code="download.hub_invalid"):
     """The hub says what no hub may say."""
 
-    code = "download.hub_invalid"
 
-
-class PipMissing(DownloadError):
+class PipMissing(DownloadError, code="download.pip_missing"):
     """This Python has no pip."""
 
-    code = "download.pip_missing"
 
-
-class CannotConvert(DownloadError):
+class CannotConvert(DownloadError, code="download.cannot_convert", exit_code=EXIT_INVALID):
     """The file is of a kind that no MLX folder can be made of."""
 
-    code = "download.cannot_convert"
-    exit_code = EXIT_INVALID
 
-
-class NoWeights(DownloadError):
+class NoWeights(DownloadError, code="download.no_weights", exit_code=EXIT_INVALID):
     """The repository holds nothing that MLX could load."""
 
-    code = "download.no_weights"
-    exit_code = EXIT_INVALID
 
-
-class FileNotFound(DownloadError):
+class FileNotFound(DownloadError, code="download.no_file", exit_code=EXIT_NOT_FOUND):
     """There is no such file to import."""
 
-    code = "download.no_file"
-    exit_code = EXIT_NOT_FOUND
 
-
-class NotReadable(DownloadError):
+class NotReadable(DownloadError, code="download.not_readable", exit_code=EXIT_DENIED):
     """A file may not be read."""
 
-    code = "download.not_readable"
-    exit_code = EXIT_DENIED
 
-
-class AlreadyThere(DownloadError):
+class AlreadyThere(DownloadError, code="download.name_taken", exit_code=EXIT_CONFLICT):
     """The name of an import is in use."""
 
-    code = "download.name_taken"
-    exit_code = EXIT_CONFLICT
 
-
-class RepositoryNotFound(DownloadError):
+class RepositoryNotFound(DownloadError, code="download.not_found", exit_code=EXIT_NOT_FOUND):
     """The hub has no such repository or revision, or shows it to others only."""
 
-    code = "download.not_found"
-    exit_code = EXIT_NOT_FOUND
 
-
-class AccessDenied(DownloadError):
+class AccessDenied(DownloadError, code="download.denied", exit_code=EXIT_DENIED):
     """The repository is gated, or the token is refused."""
-
-    code = "download.denied"
-    exit_code = EXIT_DENIED
 
 
 def disk_full(folder: Path, needed_bytes: int, free_bytes: int) -> DiskFull:

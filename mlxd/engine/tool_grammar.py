@@ -1,11 +1,13 @@
-"""Grammars of tool calls, in each format that can be enforced while decoding. Pure: text in, text out.
+"""The formats in which models call tools, and the grammars of calls. Pure: text in, text out.
 
-One function per format of mlx-lm's `tool_parsers`; what it writes is what that parser reads.
+One function per format of mlx-lm's `tool_parsers` that can be enforced while decoding; what it writes is what that
+parser reads.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +15,19 @@ from mlxd.engine import tool_notation
 from mlxd.engine.answer.format import CallShape, format_of
 from mlxd.engine.constraint import ToolConstraint
 from mlxd.engine.lark import Lark, Unenforceable, call_schema, literal, loosened, parameters_of, regex
+from mlxd.engine.tool_stream import JsonFormat, TaggedFormat
 
 Functions = list[Mapping[str, Any]]
 # Between calls and after the last one: a model that likes white space would fill the rest of its context with it.
 _BLANK = "/\\s{1,8}/"
+
+
+def shape_of(tokenizer: Any) -> CallShape | None:
+    """Return how the model of mlx-lm's `TokenizerWrapper` calls; None where that is not known here."""
+    own = format_of(tokenizer)
+    if own is not None and own.shape is not None:
+        return own.shape
+    return FORMATS.get(getattr(tokenizer.tool_parser, "__module__", "").rpartition(".")[2])
 
 
 def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
@@ -27,10 +38,7 @@ def tool_lark(tokenizer: Any, constraint: ToolConstraint) -> str | None:
     Raises:
         Unenforceable: the format cannot write what a function's schema asks for, or cannot be held to it.
     """
-    own = format_of(tokenizer)
-    shape = own.shape if own is not None else None
-    if shape is None:
-        shape = FORMATS.get(tokenizer.tool_parser.__module__.rpartition(".")[2])
+    own, shape = format_of(tokenizer), shape_of(tokenizer)
     if shape is None:
         return None
     lark = Lark(tokenizer)
@@ -102,14 +110,56 @@ def _kimi_k2(lark: Lark, function: Mapping[str, Any]) -> str:
     return f"{begin} {name} /[0-9]/ {arguments} {lark.json(parameters_of(function))} {end}"
 
 
+_NAMED = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
+_HEADED = r"([\w-]+)\s*\[ARGS\]\s*(?=\{)"
+_NUMBERED = r"<\|tool_call_begin\|>\s*(?:functions\.)?([^<>]+?):\d+\s*<\|tool_call_argument_begin\|>\s*(?=\{)"
+_INVOKED = r"<invoke name=[\"']?([^\"'<>]+)[\"']?>\s*(?=<parameter name=|</invoke>)"
+
 FORMATS: Mapping[str, CallShape] = {
-    "json_tools": CallShape(_json_tools),
-    "mistral": CallShape(_mistral),
-    "kimi_k2": CallShape(_kimi_k2, ""),
-    "qwen3_coder": CallShape(tool_notation.qwen3_coder),
-    "glm47": CallShape(tool_notation.glm47),
+    "json_tools": CallShape(_json_tools, stream=JsonFormat(_NAMED)),
+    "mistral": CallShape(_mistral, stream=JsonFormat(re.compile(r"\s*" + _HEADED), re.compile(_HEADED))),
+    "kimi_k2": CallShape(_kimi_k2, "", stream=JsonFormat(re.compile(r"\s*" + _NUMBERED), re.compile(_NUMBERED))),
+    "qwen3_coder": CallShape(
+        tool_notation.qwen3_coder,
+        stream=TaggedFormat(
+            head=re.compile(r"\s*<function=\s*([^\s<>]+)>?\s*(?=<parameter=|</function>)"),
+            opening="<parameter=",
+            argument=re.compile(r"<parameter=\s*([^\s<>]+)(?:>|(?=[\s<]))"),
+            end="</parameter>",
+            last="</function>",
+            is_line=True,
+            call="<function={function}>\n<parameter={name}>{value}</parameter>\n</function>",
+        ),
+    ),
+    "glm47": CallShape(
+        tool_notation.glm47,
+        stream=TaggedFormat(
+            head=re.compile(r"\s*([^\s<>]+)\s*(?=<arg_key>)"),
+            opening="<arg_key>",
+            argument=re.compile(r"<arg_key>((?s:.*?))</arg_key>(?:\\n|\s)*<arg_value>"),
+            end="</arg_value>",
+            last=None,
+            is_line=False,
+            call="{function}<arg_key>{name}</arg_key><arg_value>{value}</arg_value>",
+        ),
+    ),
     "longcat": CallShape(tool_notation.longcat),
-    "minimax_m2": CallShape(tool_notation.minimax_m2, "\n", "\n", "\n"),
+    "minimax_m2": CallShape(
+        tool_notation.minimax_m2,
+        "\n",
+        "\n",
+        "\n",
+        TaggedFormat(
+            head=re.compile(r"\s*" + _INVOKED),
+            opening="<parameter name=",
+            argument=re.compile(r"<parameter name=[\"']?([^\"'<>]+)[\"']?>"),
+            end="</parameter>",
+            last="</invoke>",
+            is_line=False,
+            call='<invoke name="{function}"><parameter name="{name}">{value}</parameter></invoke>',
+            following=re.compile(_INVOKED),
+        ),
+    ),
     "minicpm5": CallShape(tool_notation.minicpm5),
     "muse_spark": CallShape(tool_notation.muse_spark, "\n", "\n", "\n"),
     "pythonic": CallShape(tool_notation.pythonic, ", ", "[", "]"),

@@ -6,14 +6,13 @@ Where a format writes the name first, arguments come out while the model writes 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mlxd.engine.answer.format import Segment
 from mlxd.engine.base import TextKind
 from mlxd.engine.tool import CallPiece, ToolUse
-from mlxd.engine.tool_stream import CallStream, JsonFormat, Parse, TaggedFormat
+from mlxd.engine.tool_grammar import shape_of
+from mlxd.engine.tool_stream import CallStream
 
 # mlx-lm's names of the states; the text of any other state is a header of the format, which it drops.
 _KINDS = {"normal": TextKind.CONTENT, "reasoning": TextKind.REASONING}
@@ -39,6 +38,7 @@ class ToolReader:
     def __init__(self, tokenizer: Any, use: ToolUse | None) -> None:
         """Take mlx-lm's `TokenizerWrapper`, which has the parser and the tags, and what the request says of tools."""
         self._parse = tokenizer.tool_parser
+        self._shape = shape_of(tokenizer)
         self._start: str = tokenizer.tool_call_start or ""
         self._end: str = tokenizer.tool_call_end or ""
         self._use = use
@@ -86,7 +86,8 @@ class ToolReader:
             return [Piece(TextKind.CONTENT, (self._start if is_first else "") + text)]
         if is_first:
             self._open.append(self._start)
-            self._stream = call_stream(self._parse, self._use)
+            shape = None if self._shape is None else self._shape.stream
+            self._stream = None if shape is None else CallStream(shape, self._parse, self._use)
         self._open.append(text)
         if self._stream is None:
             return []
@@ -155,68 +156,3 @@ def _call(parsed: Any) -> CallPiece:
 def _encodable(text: str) -> str:
     """Return *text* with halves of characters, which JSON can spell and UTF-8 cannot, replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def call_stream(parse: Parse, use: ToolUse) -> CallStream | None:
-    """Return a reader for the format of a parser; None for a format that is read whole."""
-    name = getattr(parse, "__name__", "")
-    shape = None if name not in {"parse", "parse_tool_call"} else STREAMS.get(parse.__module__.rpartition(".")[2])
-    return None if shape is None else CallStream(shape, parse, use)
-
-
-_NAMED = re.compile(r'\s*\{\s*"name"\s*:\s*"([^"\\]+)"\s*,\s*"arguments"\s*:\s*(?=\{)')
-_BARE = re.compile(
-    r'\s*(?:<\|python_\w+\|>)?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"'
-    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
-)
-_HEADED = r"([\w-]+)\s*\[ARGS\]\s*(?=\{)"
-_NUMBERED = r"<\|tool_call_begin\|>\s*(?:functions\.)?([^<>]+?):\d+\s*<\|tool_call_argument_begin\|>\s*(?=\{)"
-_LISTED = (
-    r'\{\s*(?:"tool_call_id"\s*:\s*"[^"\\]*"\s*,\s*)?"(?:tool_)?name"\s*:\s*"([^"\\]+)"'
-    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
-)
-_SEPARATED = (
-    "<\uff5ctool▁call▁begin\uff5c>(?:function<\uff5ctool▁sep\uff5c>)?([\\w.-]+)\\s*"
-    "(?:<\uff5ctool▁sep\uff5c>|```(?:json)?)\\s*(?=\\{)"
-)
-_INVOKED = r"<invoke name=[\"']?([^\"'<>]+)[\"']?>\s*(?=<parameter name=|</invoke>)"
-_ADDRESSED = r"\s*[^{]*?\bto=(?:functions\.)?([^\s<]+)[^{]*?<\|message\|>\s*(?=\{)"
-
-# The module of a parser, mlx-lm's or ours → its format, where it is read as it is written.
-STREAMS: Mapping[str, JsonFormat | TaggedFormat] = {
-    "deepseek": JsonFormat(re.compile(r"\s*" + _SEPARATED), re.compile(_SEPARATED)),
-    "harmony": JsonFormat(re.compile(_ADDRESSED)),
-    "json_tools": JsonFormat(_NAMED),
-    "listed": JsonFormat(re.compile(r"\s*(?:functools)?\s*\[?\s*" + _LISTED), re.compile(_LISTED)),
-    "llama": JsonFormat(_BARE),
-    "mistral": JsonFormat(re.compile(r"\s*" + _HEADED), re.compile(_HEADED)),
-    "kimi_k2": JsonFormat(re.compile(r"\s*" + _NUMBERED), re.compile(_NUMBERED)),
-    "qwen3_coder": TaggedFormat(
-        head=re.compile(r"\s*<function=\s*([^\s<>]+)>?\s*(?=<parameter=|</function>)"),
-        opening="<parameter=",
-        argument=re.compile(r"<parameter=\s*([^\s<>]+)(?:>|(?=[\s<]))"),
-        end="</parameter>",
-        last="</function>",
-        is_line=True,
-        call="<function={function}>\n<parameter={name}>{value}</parameter>\n</function>",
-    ),
-    "glm47": TaggedFormat(
-        head=re.compile(r"\s*([^\s<>]+)\s*(?=<arg_key>)"),
-        opening="<arg_key>",
-        argument=re.compile(r"<arg_key>((?s:.*?))</arg_key>(?:\\n|\s)*<arg_value>"),
-        end="</arg_value>",
-        last=None,
-        is_line=False,
-        call="{function}<arg_key>{name}</arg_key><arg_value>{value}</arg_value>",
-    ),
-    "minimax_m2": TaggedFormat(
-        head=re.compile(r"\s*" + _INVOKED),
-        opening="<parameter name=",
-        argument=re.compile(r"<parameter name=[\"']?([^\"'<>]+)[\"']?>"),
-        end="</parameter>",
-        last="</invoke>",
-        is_line=False,
-        call='<invoke name="{function}"><parameter name="{name}">{value}</parameter></invoke>',
-        following=re.compile(_INVOKED),
-    ),
-}

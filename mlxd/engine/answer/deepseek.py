@@ -27,12 +27,18 @@ from mlxd.engine.answer.format import AnswerFormat, CallShape
 from mlxd.engine.answer.history import arguments_of, calls_as_text, tools_told
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.lark import Lark, Property, Unenforceable, json_value, literal, parameters_of, properties, raw_text
+from mlxd.engine.tool_stream import JsonFormat
 
 _BEGIN, _CALLS_END = "<\uff5ctool▁calls▁begin\uff5c>", "<\uff5ctool▁calls▁end\uff5c>"
 _CALL, _SEPARATOR, _CALL_END = "<\uff5ctool▁call▁begin\uff5c>", "<\uff5ctool▁sep\uff5c>", "<\uff5ctool▁call▁end\uff5c>"
 _WRITTEN = re.compile(f"{_CALL}(.*?){_SEPARATOR}(.*?)(?:{_CALL_END}|{_CALLS_END}|$)", re.DOTALL)
 _FENCED = re.compile(r"\s*(\S+)\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 _FENCE = "```json"
+_HEAD = (
+    "<\uff5ctool▁call▁begin\uff5c>(?:function<\uff5ctool▁sep\uff5c>)?([\\w.-]+)\\s*"
+    "(?:<\uff5ctool▁sep\uff5c>|```(?:json)?)\\s*(?=\\{)"
+)
+_STREAM = JsonFormat(re.compile(r"\s*" + _HEAD), re.compile(_HEAD))
 _RESULTS = "You are given the results then."
 _SHOWS_TOOLS = re.compile(r"\b(?:if|in) tools\b")
 
@@ -103,7 +109,7 @@ def _format(*, is_fenced: bool, shows_tools: bool) -> AnswerFormat:
         is_of=is_of,
         tags=(_BEGIN, ""),
         parse=parse,
-        shape=CallShape(_fenced_call if is_fenced else _bare_call, "\n" if is_fenced else "", after=_CALLS_END),
+        shape=CallShape(_fenced_call if is_fenced else _bare_call, "\n" if is_fenced else "", "", _CALLS_END, _STREAM),
         adapt=adapt,
     )
 

@@ -9,24 +9,27 @@ from typing import Any, NamedTuple, Protocol
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.lark import Lark
 from mlxd.engine.tool import ToolUse
+from mlxd.engine.tool_stream import JsonFormat, TaggedFormat
 
 Segment = tuple[str, str]  # a state ("normal", "reasoning", "tool", or another, whose text is dropped) and its text
 
 
 class CallShape(NamedTuple):
-    """How calls are written.
+    """How calls are written, and read.
 
     Attributes:
         call: writes one call: what stands between the tags, or between separators.
         separator: what stands between the calls of one pair of tags; None where each call has its own.
         before: what stands between the first tag and the first call.
         after: what stands between the last call and the last tag.
+        stream: how their arguments are read while they are written; None where a call is read whole.
     """
 
     call: Callable[[Lark, Mapping[str, Any]], str]
     separator: str | None = None
     before: str = ""
     after: str = ""
+    stream: JsonFormat | TaggedFormat | None = None
 
 
 class Splitter(Protocol):
@@ -59,7 +62,7 @@ class AnswerFormat:
         markers: tags that say nothing that a client wants to know.
         ends: tokens that end an answer, whatever the model's configuration says.
         splitter: what splits an answer where tags do not do; None for a request without tools.
-        shape: how calls are enforced that *parse* reads; None where they are not.
+        shape: how calls are enforced, and read as they are written, that *parse* reads whole.
         frame: how an answer is enforced that has more around it than the tags of calls.
         free: what a text is that is no call: a regular expression of llguidance's Lark.
         adapt: returns the messages, and the tools, as the chat template of the model wants them.

@@ -22,6 +22,7 @@ from mlxd.engine.answer.history import one_call_each
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.lark import Lark, literal, parameters_of
 from mlxd.engine.tool import ToolUse
+from mlxd.engine.tool_stream import JsonFormat
 
 _START, _CHANNEL, _MESSAGE, _CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -204,6 +205,7 @@ def _split(text: str) -> dict[str, str]:
     return found
 
 
+_ADDRESSED = re.compile(r"\s*[^{]*?\bto=(?:functions\.)?([^\s<]+)[^{]*?<\|message\|>\s*(?=\{)")
 HARMONY = AnswerFormat(
     name="harmony",
     is_of=lambda template, vocabulary: (
@@ -214,7 +216,7 @@ HARMONY = AnswerFormat(
     parse=parse,
     ends=("<|return|>", "<|call|>"),
     splitter=HarmonySplitter,
-    shape=CallShape(_call),
+    shape=CallShape(_call, stream=JsonFormat(_ADDRESSED)),
     frame=frame,
     adapt=adapt,
 )

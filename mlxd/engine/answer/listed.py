@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from mlxd.engine.answer.format import AnswerFormat, CallShape
 from mlxd.engine.answer.history import Message, as_json, calls_as_text, with_instructions
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.lark import Lark, call_schema
+from mlxd.engine.tool_stream import JsonFormat
 
 _PHI = ("<|tool_call|>", "<|/tool_call|>")
 _COMMAND = ("<|START_ACTION|>", "<|END_ACTION|>")
@@ -75,7 +77,12 @@ def _adapt_command(prompt: ChatPrompt) -> ChatPrompt:
     return replace(prompt, messages=tuple(messages))
 
 
-_SHAPE = CallShape(_named, ", ", "[", "]")
+_HEAD = (
+    r'\{\s*(?:"tool_call_id"\s*:\s*"[^"\\]*"\s*,\s*)?"(?:tool_)?name"\s*:\s*"([^"\\]+)"'
+    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
+)
+_STREAM = JsonFormat(re.compile(r"\s*(?:functools)?\s*\[?\s*" + _HEAD), re.compile(_HEAD))
+_SHAPE = CallShape(_named, ", ", "[", "]", _STREAM)
 LISTED = (
     AnswerFormat(
         name="phi4",
@@ -113,7 +120,7 @@ LISTED = (
         tags=_COMMAND,
         parse=parse,
         markers=("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
-        shape=CallShape(_numbered, ", ", "[", "]"),
+        shape=CallShape(_numbered, ", ", "[", "]", _STREAM),
         adapt=_adapt_command,
     ),
 )

@@ -17,6 +17,7 @@ from mlxd.engine.answer.history import Message, one_call_each
 from mlxd.engine.base import ChatPrompt
 from mlxd.engine.lark import Lark, call_schema
 from mlxd.engine.tool import ToolUse
+from mlxd.engine.tool_stream import JsonFormat
 
 _TAGS = ("<|python_tag|>", "<|python_start|>", "<|python_end|>")
 _TAG = re.compile("|".join(map(re.escape, _TAGS)))
@@ -145,6 +146,10 @@ def adapt(prompt: ChatPrompt) -> ChatPrompt:
     return replace(prompt, messages=tuple(messages))
 
 
+_HEAD = re.compile(
+    r'\s*(?:<\|python_\w+\|>)?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"([^"\\]+)"'
+    r'\s*,\s*"(?:parameters|arguments)"\s*:\s*(?=\{)'
+)
 LLAMA = AnswerFormat(
     name="llama",
     # One that thinks is split by its tags, and calls in the generic format.
@@ -155,7 +160,7 @@ LLAMA = AnswerFormat(
     parse=parse,
     ends=("<|eom_id|>", "<|eot_id|>", "<|eom|>", "<|eot|>"),
     splitter=LlamaSplitter,
-    shape=CallShape(_call),
+    shape=CallShape(_call, stream=JsonFormat(_HEAD)),
     frame=frame,
     free=r'/(?s:.*)/ & ~/\s*\{\s*"(name|type)"(?s:.*)/',
     adapt=adapt,
