@@ -5,39 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from mlxd.protocol.errors import InvalidRequest
 
+_Word = Annotated[str, Meta(min_length=1)]
+
 
 class ParamType(Enum):
-    """What a param may hold; the value is how it is called in messages."""
+    """What a param may hold: what messages call it, and its type."""
 
-    TEXT = "a text that is not empty"
-    TOML = "a text"
-    COUNT = "a whole number of at least 0"
-    INTEGER = "a whole number"
-    BOOLEAN = "true or false"
-    TEXTS = "a list of texts"
-    CHANGES = "a map of settings to values"
+    TEXT = "a text that is not empty", _Word
+    TOML = "a text", str
+    COUNT = "a whole number of at least 0", Annotated[int, Meta(ge=0)]
+    INTEGER = "a whole number", int
+    BOOLEAN = "true or false", bool
+    TEXTS = "a list of texts", list[_Word]
+    CHANGES = "a map of settings to values", Annotated[dict[Any, Any], Meta(min_length=1)]
+
+    def __init__(self, accepted: str, kind: Any) -> None:
+        """Take the words and the type."""
+        self.accepted = accepted
+        self.kind = kind
 
     def accepts(self, value: object) -> bool:
         """Tell whether *value* is of this type."""
-        match self:
-            case ParamType.TEXT:
-                return isinstance(value, str) and value != ""
-            case ParamType.TOML:
-                return isinstance(value, str)
-            case ParamType.COUNT:
-                return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-            case ParamType.INTEGER:
-                return isinstance(value, int) and not isinstance(value, bool)
-            case ParamType.BOOLEAN:
-                return isinstance(value, bool)
-            case ParamType.TEXTS:
-                return isinstance(value, list) and all(isinstance(item, str) and item for item in value)
-            case ParamType.CHANGES:
-                return isinstance(value, dict) and bool(value)
+        try:
+            msgspec.convert(value, self.kind)
+        except msgspec.ValidationError:
+            return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,6 @@ def check_params(operation: Operation, params: object) -> tuple[dict[str, Any], 
             if param.required:
                 raise InvalidRequest(f"{operation.name} needs {name!r}: {param.help}", param=name)
         elif not param.type.accepts(given[name]):
-            raise InvalidRequest(f"{name!r} of {operation.name} must be {param.type.value}", param=name)
+            raise InvalidRequest(f"{name!r} of {operation.name} must be {param.type.accepted}", param=name)
     known = {name: value for name, value in given.items() if name in operation.params}
     return known, sorted(set(given) - set(known))
