@@ -20,9 +20,10 @@ _SIZE = r"^\s*[0-9]+(\.[0-9]+)?\s*([KkMmGgTt][Ii]?)?[Bb]?\s*$"
 _PERCENTAGE = r"^\s*[0-9]+(\.[0-9]+)?\s*%\s*$"
 _DURATION = r"^\s*(([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+|[0-9]+(\.[0-9]+)?)\s*$"
 _BOOLEANS = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+_AUTO = 0.75  # of usable memory
 _LEAST_MEMORY_BYTES = 10**6
 # More than any machine has, and what both the control protocol and MLX can take as a number.
-MAXIMUM_MEMORY_BYTES = 2**50
+_MOST_MEMORY_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,6 @@ class Machine:
     """What a relative value is relative to."""
 
     usable_bytes: int  # the least of RAM, cgroup limit and Metal's recommended working set
-    auto_fraction: float = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,24 +134,31 @@ DURATION = Unit(
 
 def kind_of(annotation: Any) -> Kind:
     """Return the kind of the values of an annotation."""
-    hint, *notes = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
-    own = next((note for note in notes if isinstance(note, Kind)), None)
-    if own is not None:
+    hint, notes = _unwrap(annotation)
+    by_type: dict[type, Any] = {type(note): note for note in notes}
+    if Kind in by_type:
+        own: Kind = by_type[Kind]
         return own
     words = {note.word: note.meaning for note in notes if isinstance(note, Word)}
-    bounds = next((note for note in notes if isinstance(note, Meta)), Meta())
-    if get_origin(hint) in {Union, types.UnionType}:
-        hint = next(part for part in get_args(hint) if part is not types.NoneType)
     if hint is bool:
         return Kind("true or false", ({"type": "boolean"},), _read_boolean, _to_boolean, choices=("true", "false"))
     if get_origin(hint) is Literal:
         return _choice(get_args(hint))
     if get_origin(hint) is tuple:
-        return _texts(next((note.choices for note in notes if isinstance(note, OneOf)), ()))
+        return _texts(by_type[OneOf].choices if OneOf in by_type else ())
     if hint is str:
-        return _text(bounds, words)
-    unit = next((note for note in notes if isinstance(note, Unit)), _WHOLE if hint is int else _NUMBER)
-    return _number(hint, bounds, unit, words)
+        return _text(by_type[Meta], words)
+    return _number(hint, by_type[Meta], by_type.get(Unit, _WHOLE if hint is int else _NUMBER), words)
+
+
+def _unwrap(hint: Any, notes: tuple[object, ...] = ()) -> tuple[Any, tuple[object, ...]]:
+    """Return the type of an annotation without None, and its notes."""
+    if get_origin(hint) is Annotated:
+        hint, *more = get_args(hint)
+        return _unwrap(hint, (*notes, *more))
+    if get_origin(hint) in {Union, types.UnionType}:
+        return _unwrap(next(part for part in get_args(hint) if part is not types.NoneType), notes)
+    return hint, notes
 
 
 def _or_words(accepted: str, words: Mapping[str, Any]) -> str:
@@ -254,7 +261,7 @@ def _read_memory(value: Any, machine: Machine) -> int:
         raise reject(value, _MEMORY)
     text = value.strip() if isinstance(value, str) else ""
     if text.lower() == "auto":
-        return int(machine.usable_bytes * machine.auto_fraction)
+        return int(machine.usable_bytes * _AUTO)
     if text.endswith("%"):
         n_bytes = int(machine.usable_bytes * _percent(text) / 100)
     else:
@@ -265,8 +272,8 @@ def _read_memory(value: Any, machine: Machine) -> int:
     if n_bytes < _LEAST_MEMORY_BYTES:
         least = units.format_bytes(_LEAST_MEMORY_BYTES)
         raise ValueError(f"{value} is out of bounds; the smallest memory limit is {least}")
-    if n_bytes > MAXIMUM_MEMORY_BYTES:
-        most = units.format_bytes(MAXIMUM_MEMORY_BYTES)
+    if n_bytes > _MOST_MEMORY_BYTES:
+        most = units.format_bytes(_MOST_MEMORY_BYTES)
         raise ValueError(f"{value} is out of bounds; the largest memory limit is {most}")
     return n_bytes
 
@@ -285,7 +292,7 @@ def _percent(text: str) -> float:
 MEMORY = Kind(
     _MEMORY,
     (
-        {"type": "integer", "minimum": _LEAST_MEMORY_BYTES, "maximum": MAXIMUM_MEMORY_BYTES},
+        {"type": "integer", "minimum": _LEAST_MEMORY_BYTES, "maximum": _MOST_MEMORY_BYTES},
         *({"type": "string", "pattern": pattern} for pattern in (_SIZE, _PERCENTAGE, "^[Aa][Uu][Tt][Oo]$")),
     ),
     _read_memory,

@@ -28,6 +28,12 @@ INHERITED = Word(INHERIT, None)
 NONE = Word("none", None)
 NEVER = Word("never", math.inf)
 MOST_TOKENS = 2**31 - 1
+# Sampling params, as a setting or a request may have them.
+Temperature = Annotated[float, Meta(ge=0, le=100)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=10)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+XtcThreshold = Annotated[float, Meta(ge=0, le=0.5)]
 # The rows of `[models."ID"]` that are default sampling params, by the names that requests have for them.
 SAMPLING_NAMES = (
     "temperature",
@@ -247,27 +253,21 @@ class ModelSettings(Struct, frozen=True):
     max_tokens: Annotated[int | None, Meta(ge=1, le=MOST_TOKENS), INHERITED] = row(
         INHERIT, "Most tokens of an answer, cut to the room in the context, where a request does not say."
     )
-    temperature: Annotated[float | None, Meta(ge=0, le=100), INHERITED] = _sampling("Temperature; 0 is greedy.")
-    top_p: Annotated[float | None, Meta(ge=0, le=1), INHERITED] = _sampling("Nucleus sampling.")
+    temperature: Annotated[Temperature | None, INHERITED] = _sampling("Temperature; 0 is greedy.")
+    top_p: Annotated[Share | None, INHERITED] = _sampling("Nucleus sampling.")
     top_k: Annotated[int | None, Meta(ge=0, le=MOST_TOKENS), INHERITED] = _sampling(
         "Most candidates for a token; 0 is all."
     )
-    min_p: Annotated[float | None, Meta(ge=0, le=1), INHERITED] = _sampling(
-        "Least probability beside the likeliest token's."
-    )
-    repetition_penalty: Annotated[float | None, Meta(gt=0, le=10), INHERITED] = _sampling(
+    min_p: Annotated[Share | None, INHERITED] = _sampling("Least probability beside the likeliest token's.")
+    repetition_penalty: Annotated[RepetitionPenalty | None, INHERITED] = _sampling(
         "Penalty on repeated tokens; 1 is none."
     )
-    presence_penalty: Annotated[float | None, Meta(ge=-2, le=2), INHERITED] = _sampling(
-        "Penalty on tokens that have appeared."
-    )
-    frequency_penalty: Annotated[float | None, Meta(ge=-2, le=2), INHERITED] = _sampling(
+    presence_penalty: Annotated[Penalty | None, INHERITED] = _sampling("Penalty on tokens that have appeared.")
+    frequency_penalty: Annotated[Penalty | None, INHERITED] = _sampling(
         "Penalty on tokens by how often they have appeared."
     )
-    xtc_probability: Annotated[float | None, Meta(ge=0, le=1), INHERITED] = _sampling(
-        "How often the likeliest tokens are left out."
-    )
-    xtc_threshold: Annotated[float | None, Meta(ge=0, le=0.5), INHERITED] = _sampling(
+    xtc_probability: Annotated[Share | None, INHERITED] = _sampling("How often the likeliest tokens are left out.")
+    xtc_threshold: Annotated[XtcThreshold | None, INHERITED] = _sampling(
         "Probability above which tokens may be left out."
     )
 
