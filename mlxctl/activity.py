@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mlxctl.output import Column, format_pairs, format_table, show_duration
@@ -33,7 +33,7 @@ def request_state(request: Map, waiting: Collection[str]) -> str:
     return "prefill" if is_placed and request["state"] == "waiting" else str(request["state"])
 
 
-def format_requests(requests: Iterable[Map], queue: Iterable[Map] | None = None) -> str:
+def format_requests(requests: Sequence[Map], queue: Sequence[Map] | None = None) -> str:
     """Return running requests as a table; the *queue* tells which of them have no place yet."""
     waiting = None if queue is None else {wait["request_id"] for wait in queue}
     return format_table(
@@ -81,7 +81,7 @@ def _format_request(request: Map, state: str) -> str:
     )
 
 
-def format_waits(queue: Iterable[Map]) -> str:
+def format_waits(queue: Sequence[Map]) -> str:
     """Return waits as a table."""
     return format_table(WAIT_COLUMNS, queue, names=("WAITING", "MODEL"))
 
@@ -110,7 +110,7 @@ def format_queue(document: Map) -> str:
     return f"{table}\n\n{count(waiting, 'request')} waiting ({bounds}; each for {timeout} at most){shown}"
 
 
-def format_running_operations(operations: Iterable[Map]) -> str:
+def format_running_operations(operations: Sequence[Map]) -> str:
     """Return operations that have not ended as a table."""
     return format_table(OPERATION_COLUMNS, operations, optional=("KIND",))
 

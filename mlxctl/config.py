@@ -17,7 +17,7 @@ from mlxctl.change import show_change, show_difference, show_value
 from mlxctl.editor import Draft
 from mlxctl.noun import add_verbs
 from mlxctl.output import format_error, format_table, print_note, show_path, show_time
-from mlxctl.setting import normalize_key, parse_one_or_more
+from mlxctl.setting import normalize_key, parse_changes
 from mlxctl.verb import Verb, changes, make_app, usage_error
 from mlxd.protocol.errors import EXIT_CAPACITY, EXIT_INVALID, EXIT_NOT_FOUND, EXIT_OTHER, ControlError, FileInvalid
 from mlxd.protocol.settings import MAX_FILE_BYTES
@@ -55,7 +55,7 @@ def get(ctx: typer.Context, key: Key) -> None:
 def set_pairs(ctx: typer.Context, words: Words) -> None:
     """Change settings, at once and for good."""
     call = Call.of(ctx)
-    show_change(call, call.change("settings.set", changes=parse_one_or_more(words)))
+    show_change(call, call.change("settings.set", changes=parse_changes(words)))
 
 
 @app.command("unset", cls=changes("settings.set"))

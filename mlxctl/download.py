@@ -8,18 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlxd
 from mlxctl.call import Call, Document
-from mlxctl.wait import ProgressLine, format_progress
+from mlxctl.wait import ProgressLine
 from mlxd.protocol.errors import EXIT_OTHER, EXIT_UNREACHABLE, ControlError
-
-# Where there is no terminal, a line now and then shows that it goes on.
-_LINE_INTERVAL_S = 5.0
 
 
 def run(call: Call, arguments: Sequence[str]) -> Document:
@@ -56,41 +52,20 @@ def run(call: Call, arguments: Sequence[str]) -> Document:
 
 def _follow(call: Call, child: subprocess.Popen[str]) -> dict[str, Any]:
     """Show what the child says until it ends, and return the last that it said."""
-    show = Progress(call)
+    line = ProgressLine(is_shown=not call.options.quiet, is_shown_elsewhere=True)
     event: dict[str, Any] = {}
     assert child.stdout is not None  # noqa: S101  (asked for with PIPE)
     try:
-        for line in child.stdout:
-            event = json.loads(line)
+        for said in child.stdout:
+            event = json.loads(said)
             if event["event"] == "progress":
-                show.update(event["phase"], event["done"], event["total"])
+                line.update(event["phase"], event["done"], event["total"])
             elif event["event"] == "note":
-                show.line.clear()
+                line.clear()
                 call.note(f"note: {event['msg']}")
     finally:
-        show.line.clear()
+        line.clear()
     return event
-
-
-class Progress:
-    """A line that is written over on a terminal, a line now and then elsewhere."""
-
-    def __init__(self, call: Call) -> None:
-        """Show nothing yet."""
-        self._call = call
-        self.line = ProgressLine(is_shown=not call.options.quiet)
-        self._phase: str | None = None
-        self._next_s = 0.0
-
-    def update(self, phase: str, done: int, total: int | None) -> None:
-        """Show how far the phase is."""
-        if self.line.is_shown:
-            self.line.update(phase, done, total)
-            return
-        now_s = time.monotonic()
-        if phase != self._phase or now_s >= self._next_s:
-            self._phase, self._next_s = phase, now_s + _LINE_INTERVAL_S
-            self._call.note(format_progress(phase, done, total))
 
 
 def _rescan(call: Call) -> None:

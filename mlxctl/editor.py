@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from mlxctl.verb import usage_error
-from mlxd.protocol.errors import EXIT_OTHER, ControlError, FileInvalid
+from mlxd.protocol.errors import ControlError, FileInvalid
 
 _FALLBACK = "vi"
 
@@ -39,24 +39,15 @@ class Draft:
             ControlError: the editor failed; the copy is gone.
             FileInvalid: what it left is no text; the copy is kept.
         """
-        name = self._editor[0]
+        hint = problem = None
         try:
-            status = _run([*self._editor, str(self.path)])
+            if (status := _run([*self._editor, str(self.path)])) != 0:
+                problem = f"ended with status {status}; nothing was changed"
         except OSError as error:
+            problem, hint = f"cannot be run: {error.strerror}", "EDITOR=nano mlxctl config edit"
+        if problem is not None:
             self.remove()
-            raise ControlError(
-                f"the editor {name!r} cannot be run: {error.strerror}",
-                exit_code=EXIT_OTHER,
-                code="editor.failed",
-                hint="EDITOR=nano mlxctl config edit",
-            ) from None
-        if status != 0:
-            self.remove()
-            raise ControlError(
-                f"the editor {name!r} ended with status {status}; nothing was changed",
-                exit_code=EXIT_OTHER,
-                code="editor.failed",
-            )
+            raise ControlError(f"the editor {self._editor[0]!r} {problem}", code="editor.failed", hint=hint)
         try:
             return self.path.read_bytes().decode()
         except (OSError, UnicodeDecodeError) as error:

@@ -34,18 +34,19 @@ def print_text(text: str) -> None:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Write the one document of `--json` to stdout, with its schema first."""
-    import json
-
-    plain = {"schema": SCHEMA, **_finite(dict(document))}
-    print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False), flush=True)
+    _print_json(document, indent=2)
 
 
 def print_json_line(document: Mapping[str, Any]) -> None:
     """Write one of many JSON documents to stdout, on a line of its own."""
+    _print_json(document, separators=(",", ":"))
+
+
+def _print_json(document: Mapping[str, Any], **layout: Any) -> None:
     import json
 
     plain = {"schema": SCHEMA, **_finite(dict(document))}
-    print(json.dumps(plain, ensure_ascii=False, allow_nan=False, separators=(",", ":")), flush=True)
+    print(json.dumps(plain, ensure_ascii=False, allow_nan=False, **layout), flush=True)
 
 
 def print_note(text: str) -> None:
@@ -74,7 +75,7 @@ def describe_error(error: MlxdError) -> dict[str, Any]:
 
 def format_table(
     columns: Sequence[Column],
-    rows: Iterable[Any],
+    rows: Sequence[Any],
     *,
     width: int | None = None,
     optional: Sequence[str] = (),
@@ -87,29 +88,25 @@ def format_table(
     and not numbers, which are of no use when cut. Then optional columns are left out, the first of them first. All
     give way only where that is not enough either.
     """
-    heads = [head for head, _ in columns]
-    cells = [heads, *([_cell(row, read) for _, read in columns] for row in rows)]
+    table = [[head, *(_cell(row, read) for row in rows)] for head, read in columns]
     limit = terminal_width() if width is None else width
-    whole = frozenset(names or heads[:1])
-    present = [head for head in optional if head in heads]
+    whole = names or [head for head, _ in columns[:1]]
     if limit is not None:
-        for head in present:
-            if _total(_widths(cells)) > limit and all(cell == "-" for cell in _column(cells, head)):
-                cells = _without(cells, head)
-        for head in present:
-            if head in cells[0] and not _shrink(_widths(cells), limit, _fixed(cells, whole)):
-                cells = _without(cells, head)
-    widths = _widths(cells)
-    if limit is not None and not _shrink(widths, limit, _fixed(cells, whole)):
-        _shrink(widths, limit, frozenset())
-    is_number = [_is_numeric(line[column] for line in cells[1:]) for column in range(len(widths))]
-    return "\n".join(
-        _GAP.join(
-            _fit(cell, column_width, to_the_right=right)
-            for cell, column_width, right in zip(line, widths, is_number, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+        present = [column for head in optional for column in table if column[0] == head]
+        for column in present:
+            if _total(_widths(table)) > limit and set(column[1:]) == {"-"}:
+                table = [kept for kept in table if kept is not column]
+        for column in present:
+            if any(kept is column for kept in table) and not _shrink(table, _widths(table), limit, whole):
+                table = [kept for kept in table if kept is not column]
+    widths = _widths(table)
+    if limit is not None and not _shrink(table, widths, limit, whole):
+        _shrink(table, widths, limit, None)
+    shown = [
+        [_fit(cell, column_width, to_the_right=_is_numeric(column[1:])) for cell in column]
+        for column, column_width in zip(table, widths, strict=True)
+    ]
+    return "\n".join(_GAP.join(line).rstrip() for line in zip(*shown, strict=True))
 
 
 def _cell(row: Any, read: str | Callable[[Any], object]) -> str:
@@ -195,38 +192,29 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
-    return [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+def _widths(table: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in table]
 
 
 def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(_GAP) * (len(widths) - 1)
 
 
-def _column(cells: Sequence[Sequence[str]], head: str) -> list[str]:
-    place = cells[0].index(head)
-    return [line[place] for line in cells[1:]]
+def _shrink(table: Sequence[Sequence[str]], widths: list[int], limit: int, whole: Sequence[str] | None) -> bool:
+    """Take from the widest of the *widths* until all fit; False when they cannot.
 
-
-def _without(cells: list[list[str]], head: str) -> list[list[str]]:
-    gone = cells[0].index(head)
-    return [line[:gone] + line[gone + 1 :] for line in cells]
-
-
-def _fixed(cells: Sequence[Sequence[str]], names: frozenset[str]) -> frozenset[int]:
-    """Return the places of the columns that are of no use when cut: names and numbers."""
-    return frozenset(
-        place for place, head in enumerate(cells[0]) if head in names or _is_numeric(line[place] for line in cells[1:])
-    )
-
-
-def _shrink(widths: list[int], limit: int, fixed: frozenset[int]) -> bool:
-    """Take from the widest that are not *fixed* until all fit; False when they cannot."""
+    Columns that are of no use when cut are left alone, those called *whole* and numbers; with None they are not.
+    """
+    free = [
+        place
+        for place, column in enumerate(table)
+        if whole is None or (column[0] not in whole and not _is_numeric(column[1:]))
+    ]
     while _total(widths) > limit:
-        free = [place for place in range(len(widths)) if place not in fixed and widths[place] > _NARROWEST]
-        if not free:
+        widest = max(free, key=widths.__getitem__, default=None)
+        if widest is None or widths[widest] <= _NARROWEST:
             return False
-        widths[max(free, key=widths.__getitem__)] -= 1
+        widths[widest] -= 1
     return True
 
 

@@ -9,7 +9,7 @@ import typer
 
 from mlxctl.call import Call
 from mlxctl.change import format_evicted, format_simulation, show_change
-from mlxctl.setting import parse_changes
+from mlxctl.setting import parse_pool_changes
 from mlxctl.verb import Verb, changes, make_app, usage_error
 from mlxctl.view import format_pool
 from mlxd.protocol.key import format_path
@@ -63,7 +63,7 @@ def evict(ctx: typer.Context, model: Victim = None, idle: Idle = False) -> None:
 def set_pairs(ctx: typer.Context, pairs: Pairs) -> None:
     """Change several settings of the pool at once: all or none."""
     call = Call.of(ctx)
-    show_change(call, call.change("settings.set", changes=parse_changes(pairs, "pool")))
+    show_change(call, call.change("settings.set", changes=parse_pool_changes(pairs)))
 
 
 def _add_verb(key: str, name: str, row: Row) -> None:

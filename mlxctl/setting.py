@@ -5,42 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from mlxctl.verb import usage_error
-from mlxd.protocol.errors import ControlError
 from mlxd.protocol.key import parse_path
 from mlxd.protocol.table import find_row
 
 
-def parse_changes(words: Sequence[str], table: str | None = None) -> dict[str, str]:
-    """Return key → value of `KEY=VALUE` words; a key without a dot is of *table*.
-
-    Raises:
-        ControlError: a word is no pair, or a key stands twice.
-    """
-
-    def key_of(name: str) -> str:
-        return normalize_key(name if table is None or "." in name else f"{table}.{name}")
-
-    return _read_pairs(words, key_of, table)
-
-
-def parse_model_changes(words: Sequence[str]) -> dict[str, str]:
-    """Return name → value of `KEY=VALUE` words about one model, with `_` for the `-` of verbs.
-
-    Raises:
-        ControlError: a word is no pair, or a name stands twice.
-    """
-    return _read_pairs(words, lambda name: name.replace("-", "_"), "model", "MODEL ")
-
-
-def parse_one_or_more(words: Sequence[str]) -> dict[str, str]:
+def parse_changes(words: Sequence[str]) -> dict[str, str]:
     """Return key → value of `KEY VALUE` or of `KEY=VALUE...`.
 
     Raises:
-        ControlError: the words are neither.
+        ControlError: the words are neither, or a key stands twice.
     """
     if len(words) == 2 and "=" not in words[0]:
         return {normalize_key(words[0]): words[1]}
-    return parse_changes(words)
+    return _parse_pairs(words, normalize_key, "mlxctl config set KEY VALUE, or KEY=VALUE...")
+
+
+def parse_pool_changes(words: Sequence[str]) -> dict[str, str]:
+    """Return key → value of `KEY=VALUE` words; a key without a dot is of the pool."""
+
+    def key_of(name: str) -> str:
+        return normalize_key(name if "." in name else f"pool.{name}")
+
+    return _parse_pairs(words, key_of, "mlxctl pool set KEY=VALUE...")
+
+
+def parse_model_changes(words: Sequence[str]) -> dict[str, str]:
+    """Return name → value of `KEY=VALUE` words about one model, with `_` for the `-` of verbs."""
+    return _parse_pairs(words, lambda name: name.replace("-", "_"), "mlxctl model set MODEL KEY=VALUE...")
+
+
+def _parse_pairs(words: Sequence[str], key_of: Callable[[str], str], usage: str) -> dict[str, str]:
+    changes: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise usage_error(f"{word!r} is no KEY=VALUE", usage)
+        key = key_of(name)
+        if key in changes:
+            raise usage_error(f"{key} is given twice", usage)
+        changes[key] = value
+    return changes
 
 
 def normalize_key(key: str) -> str:
@@ -54,23 +58,3 @@ def _is_known(key: str) -> bool:
         return find_row(parse_path(key)) is not None
     except ValueError:
         return False
-
-
-def _read_pairs(
-    words: Sequence[str], key_of: Callable[[str], str], table: str | None, what: str = ""
-) -> dict[str, str]:
-    changes: dict[str, str] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise _usage(f"{word!r} is no KEY=VALUE", table, what)
-        key = key_of(name)
-        if key in changes:
-            raise _usage(f"{key} is given twice", table, what)
-        changes[key] = value
-    return changes
-
-
-def _usage(message: str, table: str | None, what: str = "") -> ControlError:
-    verb = "mlxctl config set KEY VALUE, or" if table is None else f"mlxctl {table} set {what}".rstrip()
-    return usage_error(message, f"{verb} KEY=VALUE...")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlxctl.activity import format_requests, format_running_operations, format_waits
@@ -98,7 +98,7 @@ def _format_device(device: Map | None) -> list[tuple[str, str | None]]:
     ]
 
 
-def _format_ledger(models: Iterable[Map]) -> str:
+def _format_ledger(models: Sequence[Map]) -> str:
     """Return what is reserved for each model, a row each; the last column adds up to the pool's sum."""
     return format_table(
         [
@@ -187,7 +187,7 @@ def _format_crashes(crashes: Map | None) -> str | None:
     return f"{crashes['last_hour']} in the last hour, the last {show_duration(ago_s)} ago: mlxctl logs"
 
 
-def _format_residents(models: Iterable[Map]) -> str:
+def _format_residents(models: Sequence[Map]) -> str:
     return format_table(
         [
             ("MODEL", "id"),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # A waiting mlxctl asks again after this long: a silent connection would hide a daemon that hangs.
 _WAIT_SLICE_S = 5.0
+_LINE_INTERVAL_S = 5.0
 
 
 def wait_for(call: Call, client: Client, document: Mapping[str, Any], wait_s: float) -> dict[str, Any]:
@@ -70,20 +71,25 @@ def _follow(client: Client, op: str, wait_s: float, line: ProgressLine) -> dict[
 
 
 class ProgressLine:
-    """One line on a terminal's stderr that is written over; nothing where stderr is no terminal."""
+    """Progress: one line on a terminal's stderr that is written over; elsewhere a line now and then, if at all."""
 
-    def __init__(self, *, is_shown: bool = True) -> None:
-        """Show nothing yet."""
-        self.is_shown = is_shown and sys.stderr.isatty()
+    def __init__(self, *, is_shown: bool = True, is_shown_elsewhere: bool = False) -> None:
+        """Show nothing yet; *is_shown_elsewhere*: also where stderr is no terminal."""
+        self._is_terminal = is_shown and sys.stderr.isatty()
+        self._is_elsewhere = is_shown and is_shown_elsewhere and not self._is_terminal
         self._length = 0
+        self._phase: str | None = None
+        self._next_s = 0.0
 
     def update(self, phase: str | None, done: int | None, total: int | None) -> None:
         """Show how far it is; sizes are bytes."""
-        if not self.is_shown:
-            return
         text = format_progress(phase, done, total)
-        print("\r" + text.ljust(self._length), end="", file=sys.stderr, flush=True)
-        self._length = len(text)
+        if self._is_terminal:
+            print("\r" + text.ljust(self._length), end="", file=sys.stderr, flush=True)
+            self._length = len(text)
+        elif self._is_elsewhere and (phase != self._phase or time.monotonic() >= self._next_s):
+            self._phase, self._next_s = phase, time.monotonic() + _LINE_INTERVAL_S
+            output.print_note(text)
 
     def clear(self) -> None:
         """Take the line away."""
