@@ -1,32 +1,38 @@
 """What each field of a body does here, as Markdown: `python -m mlxd.fields [FILE]` prints it, or renews it in the file.
 
-Made from the tables that read the bodies; `mlxd/openai/FIELDS.md` is kept fresh by a test.
+Made from the structs that the bodies are read into; `mlxd/openai/FIELDS.md` is kept fresh by a test.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from mlxd.anthropic.schema import COUNT, MESSAGES
+import msgspec
+from msgspec import inspect
+
+from mlxd.anthropic.schema import CountBody, MessagesBody
 from mlxd.engine.answer.generic import GENERIC
 from mlxd.engine.answer.registry import FORMATS as OWN_FORMATS
 from mlxd.engine.tool_grammar import FORMATS
-from mlxd.http import field
-from mlxd.http.table import Habit, Omitted, Refused, Table, Treatment, Works
-from mlxd.openai.embeddings import EMBEDDING
-from mlxd.openai.response_fields import RESPONSE_FIELDS
-from mlxd.openai.schema import CHAT, COMPLETION
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.http.sampling import Sampling
+from mlxd.http.schema import Field, fields_of, members, words
+from mlxd.openai.embeddings import EmbeddingBody
+from mlxd.openai.response_history import APPLIED, CALLS_AND_RESULTS, REFUSED, WITHOUT_WORDS
+from mlxd.openai.response_item import READ
+from mlxd.openai.response_schema import ResponseBody
+from mlxd.openai.response_tool import OFFERED
+from mlxd.openai.schema import ChatBody, CompletionBody
 from mlxd.protocol.quote import as_json
 
-ROUTES: tuple[tuple[str, Table], ...] = (
-    ("POST /v1/chat/completions", CHAT),
-    ("POST /v1/completions", COMPLETION),
-    ("POST /v1/responses", RESPONSE_FIELDS),
-    ("POST /v1/embeddings", EMBEDDING),
-    ("POST /v1/messages", MESSAGES),
-    ("POST /v1/messages/count_tokens", COUNT),
+ROUTES: tuple[tuple[str, tuple[type[msgspec.Struct], ...]], ...] = (
+    ("POST /v1/chat/completions", (ChatBody, Sampling)),
+    ("POST /v1/completions", (CompletionBody, Sampling)),
+    ("POST /v1/responses", (ResponseBody, Sampling)),
+    ("POST /v1/embeddings", (EmbeddingBody,)),
+    ("POST /v1/messages", (MessagesBody, Sampling)),
+    ("POST /v1/messages/count_tokens", (CountBody,)),
 )
 _BEGIN = "<!-- made by python -m mlxd.fields mlxd/openai/FIELDS.md -->\n"
 _INTRODUCTION = """\
@@ -38,7 +44,7 @@ What each documented field does on this machine:
 * **mapped**: it works, and some values stand for others.
 * **accepted**: it changes nothing on a local server, and clients send it by habit.
 * **omitted**: it is left out, visibly: named in the header `x-mlxd-ignored-fields`, in the request log
-  (`mlxctl audit show REQUEST`) and once per client in the daemon's log. So is a field that is in no table. With
+  (`mlxctl audit show REQUEST`) and once per client in the daemon's log. So is a field that is not documented. With
   `http.unknown_fields = "reject"` each is a 400.
 * **refused**: a 400 `unsupported_parameter` that names it, since the answer would not be what was asked for.
 
@@ -46,8 +52,22 @@ Null is the same as leaving a field out.
 
 Required, named and `strict` calls are enforced while the model writes, in these formats:
 """
-# What no value at all would be; each check refuses one of them, and says what it expects.
-_NO_VALUES: tuple[object, ...] = (object(), {"\0": None}, [object()])
+_Row = tuple[str, str, str]  # name, what it does here, its values
+
+# Kinds of tools and of items of /v1/responses → what they become, where that is not what they are.
+_TOOLS = {
+    **dict.fromkeys(OFFERED, ""),
+    "custom": "a function with one text; its grammar is told, a regular expression binds calls that are required",
+    "namespace": "a function for each of its tools, NAMESPACE__NAME",
+    "shell": "a function, where the environment is local",
+    "apply_patch": "a function",
+}
+_ITEMS = {
+    **dict.fromkeys((*READ, *APPLIED, "item_reference"), ""),
+    **dict.fromkeys(CALLS_AND_RESULTS, "a call of a function, its result, or both"),
+    "agent_message": "what a user says",
+    "reasoning": "what another server encrypted is left out",
+}
 
 
 def render() -> str:
@@ -55,41 +75,40 @@ def render() -> str:
     own = {known.name for known in (*OWN_FORMATS, GENERIC) if known.tags is not None}
     formats = ", ".join(f"`{name}`" for name in sorted({*FORMATS, *own}))
     parts = [f"{_BEGIN}{_INTRODUCTION}{formats}. A model with another format answers 400 to them.\n"]
-    for route, table in ROUTES:
-        rows = [_row(name, table[name]) for name in sorted(table)]
-        parts.append("\n".join([f"## {route}\n", "| Field | Here | Values |", "|---|---|---|", *rows]) + "\n")
+    for route, shapes in ROUTES:
+        rows = [row for shape in shapes for row in _rows(shape)]
+        rows += _kinds() if ResponseBody in shapes else ()
+        lines = [f"| `{name}` | {here} | {values.replace('|', chr(92) + '|')} |" for name, here, values in sorted(rows)]
+        parts.append("\n".join([f"## {route}\n", "| Field | Here | Values |", "|---|---|---|", *lines]) + "\n")
     return "\n".join(parts)
 
 
-def _row(name: str, treatment: Treatment) -> str:
-    match treatment:
-        case Works(check, ""):
-            here, values = "done", _expected(check)
-        case Works(check, mapped):
-            here, values = "mapped", "; ".join(filter(None, (_expected(check), mapped)))
-        case Refused(neutral):
-            here, values = "refused", _but_for(neutral)
-        case Omitted(neutral):
-            here, values = "omitted", _but_for(neutral)
-        case Habit():
-            here, values = "accepted", "changes nothing here"
-    return f"| `{name}` | {here} | {values.replace('|', chr(92) + '|')} |"
+def _rows(shape: type[msgspec.Struct], prefix: str = "") -> Iterator[_Row]:
+    for name, field in fields_of(shape).items():
+        yield f"{prefix}{name}", *_effect(field)
+        for kind in members(field.kind):
+            if isinstance(kind, inspect.StructType):
+                yield from _rows(kind.cls, f"{prefix}{name}.")
 
 
-def _but_for(neutral: tuple[object, ...]) -> str:
-    return "but for " + " or ".join(f"`{as_json(value)}`" for value in neutral) if neutral else ""
+def _effect(field: Field) -> tuple[str, str]:
+    if field.here == "done":
+        return "mapped" if field.note else "done", "; ".join(filter(None, (words(field.kind), field.note)))
+    if field.here == "accepted":
+        return field.here, "changes nothing here"
+    neutral = " or ".join(f"`{as_json(value)}`" for value in field.neutral)
+    return field.here, f"but for {neutral}" if neutral else ""
 
 
-def _expected(check: field.Check) -> str:
-    """Return the words in which a check says what it takes."""
-    for value in _NO_VALUES:
-        try:
-            check("it", value)
-        except InvalidRequest as error:
-            words = str(error).partition(" must be ")[2].partition(", not ")[0]
-            if words:
-                return words
-    return ""
+def _kinds() -> Iterator[_Row]:
+    for place, kinds in (("tools[]", _TOOLS), ("input[]", _ITEMS)):
+        for kind, note in kinds.items():
+            yield f"{place} {kind}", "mapped" if note else "done", note
+    yield "tools[] of any other type", "omitted", ""
+    for kind in WITHOUT_WORDS:
+        yield f"input[] {kind}", "omitted", ""
+    for kind in REFUSED:
+        yield f"input[] {kind}", "refused", ""
 
 
 def main() -> None:

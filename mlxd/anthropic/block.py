@@ -8,19 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from mlxd.anthropic.tool import Toolbox
-from mlxd.http import field
-from mlxd.http.omissions import Omissions
+from mlxd.http.omissions import MEDIA, Omissions
+from mlxd.http.schema import Habit, Object, Text, checked, kind_of, read, wrong
 from mlxd.protocol.quote import kind_word
 
 Block = Mapping[str, Any]
+_C = TypeVar("_C", bound="_Cited")
 
-_MEDIA = {"image": "image", "audio": "audio", "video": "video", "file": "file", "container_upload": "file"}
-_TEXT_KNOWN = frozenset({"type", "text", "cache_control", "citations"})
-_DOCUMENT_KNOWN = frozenset({"type", "source", "title", "context", "cache_control"})
-_SEARCH_RESULT_KNOWN = frozenset({"type", "source", "title", "content", "cache_control"})
+
+class _Block(msgspec.Struct, kw_only=True):
+    type: str
+    cache_control: Habit = None
+
+
+class _Text(_Block, kw_only=True):
+    text: str
+    citations: Habit = None
+
+
+class _Cited(_Block, kw_only=True):
+    title: str | None = None
+    citations: Any = None
+
+
+class _Document(_Cited, kw_only=True):
+    source: Object
+    context: str | None = None
+
+
+class _SearchResult(_Cited, kw_only=True):
+    source: str | None = None
+    content: Any = None
+
+
 # The members of results of hosted tools that a model can read, in the order in which it reads them.
 _READABLE = ("error_code", "title", "url", "text", "stdout", "stderr", "content", "data", "source")
 _MAX_DEPTH = 8
@@ -29,9 +54,9 @@ _MAX_DEPTH = 8
 class BlockReader:
     """Reads the blocks of one body."""
 
-    def __init__(self, omitted: Omissions, tools: Toolbox) -> None:
+    def __init__(self, omissions: Omissions, tools: Toolbox) -> None:
         """Take what collects what is left out, and the tools that blocks refer to."""
-        self._omitted = omitted
+        self._omissions = omissions
         self._tools = tools
 
     def blocks(self, path: str, content: Any) -> list[tuple[str, Block]]:
@@ -45,11 +70,11 @@ class BlockReader:
         if isinstance(content, str):
             return [(path, {"type": "text", "text": content})]
         if not isinstance(content, list):
-            raise field.wrong(path, content, "a text or a list of blocks")
+            raise wrong(path, content, "a text or a list of blocks")
         listed = []
         for place, block in enumerate(content):
             here = f"{path}[{place}]"
-            field.text(f"{here}.type", field.mapping(here, block).get("type"))
+            kind_of(here, block)
             listed.append((here, block))
         return listed
 
@@ -59,7 +84,9 @@ class BlockReader:
         for kind, group in groupby(self.blocks(path, content), key=lambda found: found[1]["type"]):
             if kind == "tool_reference":
                 texts.append(
-                    self._tools.refer([field.text(f"{here}.tool_name", each.get("tool_name")) for here, each in group])
+                    self._tools.refer(
+                        [checked(Text, f"{here}.tool_name", each.get("tool_name")) for here, each in group]
+                    )
                 )
             else:
                 texts += [text for here, block in group if (text := self.text(here, block)) or kind == "text"]
@@ -74,10 +101,9 @@ class BlockReader:
         """
         kind: str = block["type"]
         if kind == "text":
-            self._omitted.note(path, block, _TEXT_KNOWN)
-            return field.string(f"{path}.text", block.get("text"))
-        if kind in _MEDIA:
-            return self._omitted.leave_out_media(path, _MEDIA[kind])
+            return read(_Text, block, self._omissions, path).text
+        if kind in MEDIA:
+            return self._omissions.leave_out_media(path, MEDIA[kind])
         if kind == "document":
             return self._document(path, block)
         if kind == "search_result":
@@ -90,47 +116,48 @@ class BlockReader:
             found = "\n".join(_readable(block.get("content")))
             if found:
                 return f"<{kind}>\n{found}\n</{kind}>\n"
-        self._omitted.leave_out(f"{path}.{kind_word(kind)}", "is a block that means nothing to a model of this machine")
+        self._omissions.leave_out(
+            f"{path}.{kind_word(kind)}", "is a block that means nothing to a model of this machine"
+        )
         return ""
 
     def _document(self, path: str, block: Block) -> str:
-        self._note_cited(path, block, _DOCUMENT_KNOWN)
-        source = field.mapping(f"{path}.source", block.get("source"))
-        match source.get("type"):
+        document = self._cited(_Document, path, block)
+        match document.source.get("type"):
             case "text":
-                text = field.string(f"{path}.source.data", source.get("data"))
+                text = checked(str, f"{path}.source.data", document.source.get("data"))
             case "content":
-                text = self._inner(f"{path}.source.content", source.get("content"))
+                text = self._inner(f"{path}.source.content", document.source.get("content"))
             case _:
-                return self._omitted.leave_out_media(path, "file")
-        return _tagged("document", text, path, block, "title", "context")
+                return self._omissions.leave_out_media(path, "file")
+        return _tagged("document", text, title=document.title, context=document.context)
 
     def _search_result(self, path: str, block: Block) -> str:
-        self._note_cited(path, block, _SEARCH_RESULT_KNOWN)
-        text = self._inner(f"{path}.content", block.get("content"))
-        return _tagged("search_result", text, path, block, "source", "title")
+        found = self._cited(_SearchResult, path, block)
+        text = self._inner(f"{path}.content", found.content)
+        return _tagged("search_result", text, source=found.source, title=found.title)
 
     def _inner(self, path: str, content: Any) -> str:
         """Return the text of blocks inside of a block, of which there is one level."""
         texts = []
         for here, block in self.blocks(path, content):
-            if block["type"] == "text" or block["type"] in _MEDIA:
+            if block["type"] == "text" or block["type"] in MEDIA:
                 texts.append(self.text(here, block))
             else:
-                self._omitted.leave_out(f"{here}.{kind_word(block['type'])}", "has no place inside of a block")
+                self._omissions.leave_out(f"{here}.{kind_word(block['type'])}", "has no place inside of a block")
         return "".join(texts)
 
-    def _note_cited(self, path: str, block: Block, known: frozenset[str]) -> None:
-        """Note unknown members, and citations where they are asked for."""
-        citations = block.get("citations")
-        asks = isinstance(citations, dict) and citations.get("enabled") is True
-        self._omitted.note(path, block, known if asks else known | {"citations"})
+    def _cited(self, shape: type[_C], path: str, block: Block) -> _C:
+        """Read a block that may ask for citations, which are left out."""
+        cited = read(shape, block, self._omissions, path)
+        if isinstance(cited.citations, dict) and cited.citations.get("enabled") is True:
+            self._omissions.leave_out(f"{path}.citations")
+        return cited
 
 
-def _tagged(tag: str, text: str, path: str, block: Block, *names: str) -> str:
-    """Return *text* in a tag, after the members *names* of the block that are there."""
-    given = {name: field.string(f"{path}.{name}", block[name]) for name in names if block.get(name) is not None}
-    lines = (f"<{name}>{value}</{name}>" for name, value in given.items())
+def _tagged(tag: str, text: str, **members: str | None) -> str:
+    """Return *text* in a tag, after the members that are there."""
+    lines = (f"<{name}>{value}</{name}>" for name, value in members.items() if value is not None)
     return "\n".join([f"<{tag}>", *lines, text, f"</{tag}>", ""])
 
 

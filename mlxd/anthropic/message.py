@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from mlxd.anthropic.block import Block, BlockReader
-from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
+from mlxd.http.schema import Habit, Object, Text, checked, read, wrong
 from mlxd.http.sealed import opened
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.quote import shown
 
-_MESSAGE_KNOWN = frozenset({"role", "content"})
-_SYSTEM_KNOWN = _MESSAGE_KNOWN | {"clear_at"}
-_COMPACTION_KNOWN = frozenset({"type", "content", "tool_changes", "signature", "encrypted_content", "cache_control"})
-_THINKING_KNOWN = frozenset({"type", "thinking", "signature"})
-_USE_KNOWN = frozenset({"type", "id", "name", "input", "cache_control", "caller"})
-_RESULT_KNOWN = frozenset({"type", "tool_use_id", "content", "is_error", "cache_control"})
 # All other blocks may be anybody's.
 _OF_USER = frozenset({"tool_result"})
 _OF_ASSISTANT = frozenset({"thinking", "redacted_thinking", "tool_use"})
@@ -28,13 +24,53 @@ _OF_ASSISTANT = frozenset({"thinking", "redacted_thinking", "tool_use"})
 Message = dict[str, Any]
 
 
+class _Message(msgspec.Struct, kw_only=True):
+    role: str
+    content: Any = None
+
+
+class _System(_Message, kw_only=True):
+    clear_at: Any = None
+
+
+class _Block(msgspec.Struct, kw_only=True):
+    type: str
+    cache_control: Habit = None
+
+
+class _Compaction(_Block, kw_only=True):
+    content: str
+    tool_changes: Any = None
+    signature: Habit = None
+    encrypted_content: Habit = None
+
+
+class _Thinking(msgspec.Struct, kw_only=True):
+    type: str
+    thinking: str = ""
+    signature: Any = None
+
+
+class _Use(_Block, kw_only=True):
+    id: Text
+    name: Text
+    input: Object = {}
+    caller: Habit = None
+
+
+class _Result(_Block, kw_only=True):
+    tool_use_id: Text
+    content: Any = None
+    is_error: bool = False
+
+
 class MessageReader:
     """Reads the system prompt and the messages of one body."""
 
-    def __init__(self, blocks: BlockReader, omitted: Omissions, noise: NoiseFilter) -> None:
+    def __init__(self, blocks: BlockReader, omissions: Omissions, noise: NoiseFilter) -> None:
         """Take what reads blocks, what collects what is left out, and what removes noise."""
         self._reader = blocks
-        self._omitted = omitted
+        self._omissions = omissions
         self._noise = noise
 
     def system(self, value: Any) -> list[Message]:
@@ -57,15 +93,15 @@ class MessageReader:
             InvalidRequest: a message without a known role, or a malformed block.
         """
         for place, message in enumerate(given):
-            role = field.mapping(f"messages[{place}]", message).get("role")
+            role = checked(Object, f"messages[{place}]", message).get("role")
             if role not in ("user", "assistant", "system"):
-                raise field.wrong(f"messages[{place}].role", role, "'user' or 'assistant'")
+                raise wrong(f"messages[{place}].role", role, "'user' or 'assistant'")
         last_user = max((place for place, message in enumerate(given) if message["role"] == "user"), default=-1)
         first = max((place for place, message in enumerate(given) if _has_summary(message.get("content"))), default=0)
         parsed: list[Message] = []
         for place, message in enumerate(given[first:], first):
             path, role = f"messages[{place}]", message["role"]
-            self._omitted.note(path, message, _SYSTEM_KNOWN if role == "system" else _MESSAGE_KNOWN)
+            read(_System if role == "system" else _Message, message, self._omissions, path)
             blocks = self._reader.blocks(f"{path}.content", message.get("content"))
             summary, rest = _compacted(blocks)
             if summary is not None:
@@ -80,10 +116,10 @@ class MessageReader:
 
     def _summary(self, path: str, block: Block) -> str:
         """Return what sums up the conversation before, and what of its tools has changed in it."""
-        self._omitted.note(path, block, _COMPACTION_KNOWN)
-        changes = self._reader.blocks(f"{path}.tool_changes", block.get("tool_changes"))
+        compaction = read(_Compaction, block, self._omissions, path)
+        changes = self._reader.blocks(f"{path}.tool_changes", compaction.tool_changes)
         told = "".join(self._reader.text(here, change) for here, change in changes)
-        return f"{block['content']}\n\n{told}" if told else str(block["content"])
+        return f"{compaction.content}\n\n{told}" if told else compaction.content
 
     def _turns(self, role: str, blocks: list[tuple[str, Block]], *, is_over: bool) -> list[Message]:
         match role:
@@ -111,12 +147,11 @@ class MessageReader:
         return results
 
     def _result(self, path: str, block: Block) -> Message:
-        self._omitted.note(path, block, _RESULT_KNOWN)
-        text = "".join(self._reader.texts(f"{path}.content", block.get("content")))
-        if block.get("is_error") is not None and field.boolean(f"{path}.is_error", block["is_error"]):
+        result = read(_Result, block, self._omissions, path)
+        text = "".join(self._reader.texts(f"{path}.content", result.content))
+        if result.is_error:
             text = f"Error: {text}"  # templates have no other place for it
-        call_id = field.text(f"{path}.tool_use_id", block.get("tool_use_id"))
-        return {"role": "tool", "tool_call_id": call_id, "content": text}
+        return {"role": "tool", "tool_call_id": result.tool_use_id, "content": text}
 
     def _assistant(self, blocks: list[tuple[str, Block]]) -> Message:
         texts: list[str] = []
@@ -126,11 +161,9 @@ class MessageReader:
             _refuse_foreign(here, block, "assistant", _OF_USER)
             match block["type"]:
                 case "thinking":
-                    self._omitted.note(here, block, _THINKING_KNOWN)
-                    thoughts.append(_thought(here, block))
+                    thoughts.append(_thought(read(_Thinking, block, self._omissions, here)))
                 case "tool_use":
-                    self._omitted.note(here, block, _USE_KNOWN)
-                    calls.append(_call(here, block))
+                    calls.append(_call(read(_Use, block, self._omissions, here)))
                 case _:
                     texts.append(self._reader.text(here, block))
         parsed: Message = {"role": "assistant", "content": "".join(texts)}
@@ -180,20 +213,11 @@ def _refuse_foreign(path: str, block: Block, role: str, foreign: frozenset[str])
         )
 
 
-def _thought(path: str, block: Block) -> str:
+def _thought(block: _Thinking) -> str:
     """Return a thought: its text, or what is in our own signature; that of another server says nothing here."""
-    thinking = block.get("thinking")
-    signature = block.get("signature")
-    hidden = opened(signature) if isinstance(signature, str) else None
-    return ("" if thinking is None else field.string(f"{path}.thinking", thinking)) or hidden or ""
+    hidden = opened(block.signature) if isinstance(block.signature, str) else None
+    return block.thinking or hidden or ""
 
 
-def _call(path: str, block: Block) -> dict[str, Any]:
-    return {
-        "id": field.text(f"{path}.id", block.get("id")),
-        "type": "function",
-        "function": {
-            "name": field.text(f"{path}.name", block.get("name")),
-            "arguments": {} if block.get("input") is None else field.mapping(f"{path}.input", block["input"]),
-        },
-    }
+def _call(use: _Use) -> dict[str, Any]:
+    return {"id": use.id, "type": "function", "function": {"name": use.name, "arguments": use.input}}

@@ -1,72 +1,88 @@
-"""Body → `GenerationRequest`, or an error that names the field. THE table of what each documented field does here."""
+"""Bodies of /v1/messages and its count of tokens → `GenerationRequest`, or an error that names the field."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+from msgspec import Meta
 
 from mlxd.anthropic.block import BlockReader
 from mlxd.anthropic.message import MessageReader
 from mlxd.anthropic.tool import Toolbox
 from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
-from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
-from mlxd.http.sampling import SAMPLING, sampling_params
-from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
-from mlxd.protocol.errors import InvalidRequest
+from mlxd.http.sampling import MOST_TOKENS, MaxTokens, Sampling, Stops
+from mlxd.http.schema import Filled, Habit, Object, Schema, Text, omitted, read, read_both, refused
 
-_MAX_TOKENS = 2**31 - 1
-# Nothing is bound to a conversation here that `block_binding` could be about.
-_THINKING = {
-    "enabled": frozenset({"type", "budget_tokens", "display", "block_binding"}),
-    "adaptive": frozenset({"type", "display", "block_binding"}),
-    "between_tools": frozenset({"type"}),
-    "disabled": frozenset({"type"}),
-}
+_Tokens = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
 
-COUNT: Table = {
-    "model": Works(field.text),
-    "messages": Works(field.sequence),
-    "system": Works(field.anything),
-    "tools": Works(field.listing),
-    "tool_choice": Works(field.mapping),
-    "thinking": Works(field.mapping, mapped="a budget above max_tokens is reduced to it"),
-    "output_config": Works(field.mapping, mapped="an effort becomes the nearest that the model knows"),
-    "output_format": Works(field.mapping),  # the older name of output_config.format
-    "betas": Omitted(([],)),
-    "billing_policy": Habit(),
-    "cache_control": Habit(),  # the prompt cache needs no marks
-    "container": Omitted(),
-    "context_management": Omitted(({}, {"edits": []})),
-    "diagnostics": Habit(),
-    "fallback_credit_token": Habit(),
-    "fallbacks": Omitted(([],)),
-    "inference_geo": Habit(),
-    "mcp_servers": Omitted(([],)),
-    "metadata": Habit(),
-    "service_tier": Habit(),
-    "speed": Omitted(("standard",)),
-    "thread": Refused(),  # the rest of the conversation is with Anthropic
-    "user_profile_id": Habit(),
-    "workspace_id": Habit(),
-}
-MESSAGES: Table = {
-    **COUNT,
-    **SAMPLING,
-    "max_tokens": Works(field.standing_for(field.integer(0, _MAX_TOKENS), {-1: _MAX_TOKENS}), "-1 is no bound"),
-    "stop_sequences": Works(field.stop),
-    "stream": Works(field.boolean),
-    "compaction": Refused(),  # it asks for a summary, and for no answer
-}
-_FORMAT_KNOWN = frozenset({"type", "schema"})
-_OUTPUT_CONFIG: Table = {
-    "effort": Works(field.text, "each is the nearest that the model's template knows"),
-    "format": Works(field.mapping),
-    "task_budget": Omitted(),
-}
+
+class _Thinking(msgspec.Struct, kw_only=True):
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+
+
+class _Adaptive(_Thinking, kw_only=True):
+    display: Any = None
+    block_binding: Habit = None  # nothing is bound to a conversation here
+
+
+class _Enabled(_Adaptive, kw_only=True):
+    budget_tokens: _Tokens | None = None
+
+
+class _Format(msgspec.Struct, kw_only=True):
+    type: Literal["json_schema"]
+    schema: Schema
+
+
+class _OutputConfig(msgspec.Struct, kw_only=True):
+    effort: Annotated[Text | None, Meta(description="each is the nearest that the model's template knows")] = None
+    format: _Format | None = None
+    task_budget: Annotated[Any, omitted()] = None
+
+
+class CountBody(msgspec.Struct, kw_only=True):
+    """A body of /v1/messages/count_tokens."""
+
+    model: Text
+    messages: Filled
+    system: Any = None
+    tools: list[Any] = []
+    tool_choice: Object | None = None
+    thinking: Annotated[Object | None, Meta(description="a budget above max_tokens is reduced to it")] = None
+    output_config: _OutputConfig = msgspec.field(default_factory=_OutputConfig)
+    output_format: _Format | None = None  # the older name of output_config.format
+    betas: Annotated[Any, omitted([])] = None
+    billing_policy: Habit = None
+    cache_control: Habit = None  # the prompt cache needs no marks
+    container: Annotated[Any, omitted()] = None
+    context_management: Annotated[Any, omitted({}, {"edits": []})] = None
+    diagnostics: Habit = None
+    fallback_credit_token: Habit = None
+    fallbacks: Annotated[Any, omitted([])] = None
+    inference_geo: Habit = None
+    mcp_servers: Annotated[Any, omitted([])] = None
+    metadata: Habit = None
+    service_tier: Habit = None
+    speed: Annotated[Any, omitted("standard")] = None
+    thread: Annotated[Any, refused()] = None  # the rest of the conversation is with Anthropic
+    user_profile_id: Habit = None
+    workspace_id: Habit = None
+
+
+class MessagesBody(CountBody, kw_only=True):
+    """A body of /v1/messages."""
+
+    max_tokens: Annotated[MaxTokens, Meta(description="-1 is no bound")]
+    stop_sequences: Stops = ()
+    stream: bool = False
+    compaction: Annotated[Any, refused()] = None  # it asks for a summary, and for no answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,86 +95,69 @@ class ParsedBody:
     answers: bool = True  # False for max_tokens 0: the prompt is read into the cache, and no more
 
 
-def parse_message_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
+def parse_message_body(given: Mapping[str, Any], noise: NoiseFilter, omissions: Omissions) -> ParsedBody:
     """Read the body of /v1/messages, without the noise in it.
 
     Raises:
         UnsupportedParameter: a documented field, block or tool that this server does not act upon.
         InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
-    values = read(MESSAGES, body, omitted)
-    for name in ("max_tokens", "messages"):
-        if name not in values:
-            raise InvalidRequest(f"{name} is required", param=name)
-    request = _request(values, omitted, noise)
-    hides_thoughts = values.get("thinking", {}).get("display") == "omitted"
-    return ParsedBody(request, values.get("stream", False), hides_thoughts, answers=values["max_tokens"] > 0)
+    body, sampling = read_both(MessagesBody, Sampling, given, omissions)
+    most = MOST_TOKENS if body.max_tokens == -1 else body.max_tokens
+    request = _request(body, most, omissions, noise)
+    request = replace(request, sampling=sampling.params(), max_tokens=max(most, 1), stop=body.stop_sequences)
+    hides_thoughts = (body.thinking or {}).get("display") == "omitted"
+    return ParsedBody(request, body.stream, hides_thoughts, answers=most > 0)
 
 
-def parse_count_body(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
+def parse_count_body(given: Mapping[str, Any], noise: NoiseFilter, omissions: Omissions) -> ParsedBody:
     """Read the body of /v1/messages/count_tokens; raises as `parse_message_body`."""
-    values = read(COUNT, body, omitted)
-    if "messages" not in values:
-        raise InvalidRequest("messages is required", param="messages")
-    return ParsedBody(_request(values, omitted, noise), stream=False)
+    return ParsedBody(_request(read(CountBody, given, omissions), MOST_TOKENS, omissions, noise), stream=False)
 
 
-def _request(values: Mapping[str, Any], omitted: Omissions, noise: NoiseFilter) -> GenerationRequest:
-    output = read(_OUTPUT_CONFIG, values.get("output_config", {}), omitted, "output_config")
+def _request(body: CountBody, max_tokens: int, omissions: Omissions, noise: NoiseFilter) -> GenerationRequest:
     answer = None
-    if "format" in output:
-        answer = _answer_format("output_config.format", output["format"], omitted)
-    elif "output_format" in values:
-        answer = _answer_format("output_format", values["output_format"], omitted)
-    tools = Toolbox(values.get("tools", ()), omitted)
-    reader = MessageReader(BlockReader(omitted, tools), omitted, noise)
-    messages = (*reader.system(values.get("system")), *reader.messages(values["messages"]))
+    if body.output_config.format is not None:
+        answer = JsonConstraint(_written(body.output_config.format), "output_config.format")
+    elif body.output_format is not None:
+        answer = JsonConstraint(_written(body.output_format), "output_format")
+    tools = Toolbox(body.tools, omissions)
+    reader = MessageReader(BlockReader(omissions, tools), omissions, noise)
+    messages = (*reader.system(body.system), *reader.messages(body.messages))
     require_messages(messages)
-    rules = tools.rules(values.get("tool_choice"), answer)
-    thinking, budget_tokens = _thinking(values, omitted)
-    continues = values["messages"][-1]["role"] == messages[-1]["role"] == "assistant"
-    prompt = ChatPrompt(messages, {}, rules.use, output.get("effort"), continues, thinking)
-    return GenerationRequest(
-        prompt,
-        sampling_params(values),
-        max(values["max_tokens"], 1) if "max_tokens" in values else None,
-        values.get("stop_sequences", ()),
-        constraint=answer if rules.constraint is None else rules.constraint,
-        thinking_budget=budget_tokens,
-    )
+    rules = tools.rules(body.tool_choice, answer)
+    thinks, budget_tokens = _thinking(body, max_tokens, omissions)
+    continues = body.messages[-1]["role"] == messages[-1]["role"] == "assistant"
+    prompt = ChatPrompt(messages, {}, rules.use, body.output_config.effort, continues, thinks)
+    constraint = answer if rules.constraint is None else rules.constraint
+    return GenerationRequest(prompt, constraint=constraint, thinking_budget=budget_tokens)
 
 
-def _answer_format(path: str, value: Mapping[str, Any], omitted: Omissions) -> JsonConstraint:
-    if value.get("type") != "json_schema":
-        raise field.wrong(f"{path}.type", value.get("type"), "'json_schema'")
-    omitted.note(path, value, _FORMAT_KNOWN)
-    return JsonConstraint(field.schema(f"{path}.schema", value.get("schema")), path)
+def _written(asked: _Format) -> str:
+    return orjson.dumps(asked.schema).decode()
 
 
-def _thinking(values: Mapping[str, Any], omitted: Omissions) -> tuple[bool | None, int | None]:
+def _thinking(body: CountBody, max_tokens: int, omissions: Omissions) -> tuple[bool | None, int | None]:
     """Return whether the model may think, and the budget. One that cannot think need not: it is a permission."""
-    thinking = values.get("thinking")
-    if thinking is None:
+    if body.thinking is None:
         return None, None
-    kind = thinking.get("type")
-    if not isinstance(kind, str) or kind not in _THINKING:
-        raise field.wrong("thinking.type", kind, "'enabled', 'adaptive', 'between_tools' or 'disabled'")
-    omitted.note("thinking", thinking, _THINKING[kind])
-    if kind in ("enabled", "adaptive") and thinking.get("display") not in (None, "summarized", "omitted"):
-        omitted.leave_out("thinking.display")
-    budget_tokens = None
-    if kind == "enabled" and thinking.get("budget_tokens") is not None:
-        budget_tokens = field.integer(0, _MAX_TOKENS)("thinking.budget_tokens", thinking["budget_tokens"])
+    kind = body.thinking.get("type")
+    shape = {"enabled": _Enabled, "adaptive": _Adaptive}.get(kind, _Thinking) if isinstance(kind, str) else _Thinking
+    thinking = read(shape, body.thinking, omissions, "thinking")
+    if isinstance(thinking, _Adaptive) and thinking.display not in (None, "summarized", "omitted"):
+        omissions.leave_out("thinking.display")
+    budget_tokens = thinking.budget_tokens if isinstance(thinking, _Enabled) else None
     # The least of all: thoughts about what tools have said, and none before that.
-    is_off = kind == "disabled" or budget_tokens == 0 or (kind == "between_tools" and not _ends_with_results(values))
+    is_idle = thinking.type == "between_tools" and not _ends_with_results(body.messages)
+    is_off = thinking.type == "disabled" or budget_tokens == 0 or is_idle
     if is_off or budget_tokens is None:
         return not is_off, None
     # As with max_tokens, a bound that is too large is reduced.
-    return True, min(budget_tokens, max(values.get("max_tokens", _MAX_TOKENS) - 1, 1))
+    return True, min(budget_tokens, max(max_tokens - 1, 1))
 
 
-def _ends_with_results(values: Mapping[str, Any]) -> bool:
+def _ends_with_results(messages: list[Any]) -> bool:
     """Tell whether the last turn of the user brings what tools have said."""
-    turns = [message for message in values["messages"] if message["role"] != "system"]
+    turns = [message for message in messages if message["role"] != "system"]
     content = turns[-1].get("content") if turns else None
     return isinstance(content, list) and any(block["type"] == "tool_result" for block in content)

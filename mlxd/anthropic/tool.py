@@ -7,49 +7,52 @@ that what was read before it stays in the prompt cache.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from mlxd.client_tool import client_tool
 from mlxd.engine.constraint import JsonConstraint
-from mlxd.http import field
 from mlxd.http.omissions import Omissions
-from mlxd.http.tool_rules import Choice, ToolRules, named, rules_of
+from mlxd.http.schema import Habit, Object, Schema, Text, checked, read
+from mlxd.http.tool_rules import Choice, Definition, ToolRules, rules_of
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 from mlxd.protocol.quote import kind_word
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-_KNOWN = frozenset(
-    {
-        "type",
-        "name",
-        "description",
-        "input_schema",
-        "strict",
-        "cache_control",
-        "defer_loading",
-        "eager_input_streaming",
-        "input_examples",
-        "max_characters",
-    }
-)
-_CHOICE_KNOWN = frozenset({"type", "name", "disable_parallel_tool_use"})
 # A hosted search finds deferred tools. Nothing else would.
 _SEARCH = "tool_search_tool_"
+
+
+class _Tool(Definition, kw_only=True):
+    type: Habit = None
+    input_schema: Schema
+    strict: bool | None = None
+    defer_loading: Any = None
+    allowed_callers: Any = None
+    cache_control: Habit = None
+    eager_input_streaming: Habit = None
+    input_examples: Habit = None
+    max_characters: Habit = None
+
+
+class _Choice(msgspec.Struct, kw_only=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: Any = None
+    disable_parallel_tool_use: bool = False
 
 
 class Toolbox:
     """The tools of one body. Its messages refer to them, offer more and withdraw some, in their order."""
 
-    def __init__(self, tools: Iterable[Any], omitted: Omissions) -> None:
+    def __init__(self, tools: Iterable[Any], omissions: Omissions) -> None:
         """Read the body's `tools`; those that Anthropic's servers run are left out.
 
         Raises:
             UnsupportedParameter: a tool is left out, and omissions are refused.
             InvalidRequest: a malformed tool, or two of one name.
         """
-        self._omitted = omitted
+        self._omissions = omissions
         self._functions: dict[str, dict[str, Any]] = {}
         self._left_out: set[str] = set()
         self._deferred: set[str] = set()  # not at the head of the prompt
@@ -84,10 +87,10 @@ class Toolbox:
 
     def change(self, path: str, block: Mapping[str, Any]) -> str:
         """Apply a block that adds or removes a tool in mid-conversation, and return the text that tells of it."""
-        tool = field.mapping(f"{path}.tool", block.get("tool"))
+        tool = checked(Object, f"{path}.tool", block.get("tool"))
         kind = tool.get("type")
         if block["type"] == "tool_addition" and kind == "tool_definition":
-            given = field.mapping(f"{path}.tool.definition", tool.get("definition"))
+            given = checked(Object, f"{path}.tool.definition", tool.get("definition"))
             self._functions.pop(str(given.get("name")), None)
             self._defined.discard(str(given.get("name")))
             name = self._add(f"{path}.tool.definition", given)
@@ -96,9 +99,9 @@ class Toolbox:
             self._deferred.add(name)
             return self.refer([name])
         if kind != "tool_reference":
-            self._omitted.leave_out(f"{path}.tool.{kind_word(kind)}", "is not served here")
+            self._omissions.leave_out(f"{path}.tool.{kind_word(kind)}", "is not served here")
             return ""
-        name = field.text(f"{path}.tool.name", tool.get("name"))
+        name = checked(Text, f"{path}.tool.name", tool.get("name"))
         if block["type"] == "tool_addition":
             return self.refer([name])
         self._withheld.add(name)
@@ -118,51 +121,50 @@ class Toolbox:
         tools = tuple(self._functions.values())
         if given is None:
             given = {"type": "auto" if tools else "none"}
-        self._omitted.note("tool_choice", given, _CHOICE_KNOWN)
-        alone = given.get("disable_parallel_tool_use")
-        parallel = alone is None or not field.boolean("tool_choice.disable_parallel_tool_use", alone)
-        choice = _parse_choice(given)
+        asked = read(_Choice, given, self._omissions, "tool_choice")
+        choice = _meant(asked)
         missing = self._left_out.intersection(choice.names or () if tools else self._left_out)
         if choice.mode == "required" and missing:
             raise UnsupportedParameter(
                 f"tool_choice asks for a call, and {min(missing)!r} does not run here", param="tool_choice"
             )
         deferred = self._deferred if len(self._deferred) < len(tools) else ()
-        return rules_of(tools, choice, parallel=parallel, answer=answer, deferred=deferred, withheld=self._withheld)
+        return rules_of(
+            tools,
+            choice,
+            parallel=not asked.disable_parallel_tool_use,
+            answer=answer,
+            deferred=deferred,
+            withheld=self._withheld,
+        )
 
     def _add(self, path: str, tool: Any) -> str | None:
         """Add a tool and return its name; None where it is left out."""
-        kind = field.mapping(path, tool).get("type")
+        kind = checked(Object, path, tool).get("type")
         defined = None
         if kind not in (None, "custom"):
-            kind = field.text(f"{path}.type", kind)
+            kind = checked(Text, f"{path}.type", kind)
             defined = client_tool(kind)
             if defined is None:
-                self._omitted.leave_out(f"{path}.{kind_word(kind)}", "is a tool that this machine does not run")
+                self._omissions.leave_out(f"{path}.{kind_word(kind)}", "is a tool that this machine does not run")
                 self._left_out.add(str(tool.get("name", kind)))
                 return None
-        callers = tool.get("allowed_callers")
-        is_direct = callers is None or (isinstance(callers, list) and "direct" in callers)
-        self._omitted.note(path, tool, {*_KNOWN, "allowed_callers"} if is_direct else _KNOWN)
-        given = tool if defined is None else {**defined, **tool}
-        function = named(path, given, _NAME, "1 to 128 letters, digits, underscores, dots and dashes")
-        field.schema(f"{path}.input_schema", given.get("input_schema"))
-        function["parameters"] = given["input_schema"]
-        if tool.get("strict") is not None:
-            function["strict"] = field.boolean(f"{path}.strict", tool["strict"])
-        name: str = function["name"]
+        read_tool = read(_Tool, tool if defined is None else {**defined, **tool}, self._omissions, path)
+        callers = read_tool.allowed_callers
+        if callers is not None and not (isinstance(callers, list) and "direct" in callers):
+            self._omissions.leave_out(f"{path}.allowed_callers")
+        name: str = read_tool.name
         if name in self._functions:
             raise InvalidRequest(f"tools holds two functions named {name!r}", param="tools")
+        function = read_tool.function(read_tool.input_schema, read_tool.strict)
         self._functions[name] = {"type": "function", "function": function}
         return name
 
 
-def _parse_choice(value: Mapping[str, Any]) -> Choice:
-    match value.get("type"):
-        case "auto" | "none" as mode:
-            return Choice(mode)
+def _meant(choice: _Choice) -> Choice:
+    match choice.type:
         case "any":
             return Choice("required")
         case "tool":
-            return Choice("required", (field.text("tool_choice.name", value.get("name")),))
-    raise field.wrong("tool_choice.type", value.get("type"), "'auto', 'any', 'tool' or 'none'")
+            return Choice("required", (checked(Text, "tool_choice.name", choice.name),))
+    return Choice(choice.type)

@@ -19,13 +19,13 @@ from mlxd.cloud.errand import SILENT, Errand, passed_headers
 from mlxd.cloud.router import Decision
 from mlxd.engine.base import Delta, Prefilling
 from mlxd.engine.vector import EmbeddingRequest
-from mlxd.http import field
 from mlxd.http.body import read_object
 from mlxd.http.context import CONTEXT, EXCHANGE
 from mlxd.http.generation import hold
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.relay import relay
+from mlxd.http.schema import Text, checked, wrong
 from mlxd.http.stream import COMMENT, EventStream
 from mlxd.protocol.errors import FirstTokenTimeout, InvalidRequest, MlxdError
 from mlxd.protocol.settings import CloudSettings, ModelSettings
@@ -223,10 +223,10 @@ def _rename(error: MlxdError, fields: Mapping[str, str]) -> None:
 
 def model_of(body: Mapping[str, Any]) -> str:
     """Return the model asked for: all that routing needs to know of a body."""
-    name = field.text("model", body.get("model"))
+    name: str = checked(Text, "model", body.get("model"))
     # It is compared with every known name, and stands in a header and in the log.
     if len(name) > _MAX_NAME_CHARACTERS:
-        raise field.wrong("model", name, f"a name of at most {_MAX_NAME_CHARACTERS} characters")
+        raise wrong("model", name, f"a name of at most {_MAX_NAME_CHARACTERS} characters")
     return name
 
 

@@ -17,6 +17,13 @@ from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
 _log = logging.getLogger(__name__)
 
+# Kinds of content, in the words of all protocols → what the note that takes their place calls them.
+MEDIA = {
+    **dict.fromkeys(("image", "image_url", "input_image", "computer_screenshot"), "image"),
+    **dict.fromkeys(("audio", "audio_url", "input_audio", "output_audio"), "audio"),
+    **dict.fromkeys(("video", "video_url", "input_video"), "video"),
+    **dict.fromkeys(("file", "input_file", "container_upload"), "file"),
+}
 _SHOWN_CHARACTERS = 64
 _MAX_NAMES = 20
 _MAX_TOLD = 1024

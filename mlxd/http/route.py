@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import msgspec
 from aiohttp.typedefs import Handler
 
-from mlxd.http.table import Table
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """What a POST takes: the table that reads it, and the fields without which it is refused."""
-
-    table: Table
-    required: tuple[str, ...]
+from mlxd.http.query import NoQuery
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One route: `path` in aiohttp's notation. The first line of the handler's docstring says what it does."""
+    """One route: `path` in aiohttp's notation. The first line of the handler's docstring says what it does.
+
+    Attributes:
+        body: the structs that a POST is read into, each of them some of its fields.
+        query: the struct of its parameters.
+    """
 
     method: str
     path: str
     handler: Handler
-    body: Body | None = None
-    query: Table = field(default_factory=dict)
+    body: tuple[type[msgspec.Struct], ...] = ()
+    query: type[msgspec.Struct] = NoQuery

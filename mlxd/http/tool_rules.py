@@ -6,14 +6,35 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from mlxd.engine.constraint import JsonConstraint, ToolConstraint
 from mlxd.engine.tool import ToolUse
-from mlxd.http import field
+from mlxd.http.schema import Text, checked, read_by, wrong
 from mlxd.protocol.errors import InvalidRequest
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _MAX_TOOLS = 512  # agents with a few MCP servers send well over a hundred
+
+
+def _name(path: str, value: Any) -> Any:
+    if not _NAME.fullmatch(checked(Text, path, value)):
+        raise wrong(path, value, "1 to 128 letters, digits, underscores, dots and dashes")
+    return value
+
+
+class Definition(msgspec.Struct, kw_only=True):
+    """The members that a tool has in every protocol."""
+
+    name: Annotated[Any, read_by(_name, "a text that is not empty", type="string", pattern=f"^{_NAME.pattern}$")]
+    description: str = ""
+
+    def function(self, parameters: Mapping[str, Any], strict: bool | None = None) -> dict[str, Any]:  # noqa: FBT001
+        """Return the tool with these parameters as templates and parsers want it."""
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return function | ({} if strict is None else {"strict": strict})
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +51,6 @@ class Choice:
 
     mode: str  # none, auto or required
     names: tuple[str, ...] | None = None
-
-
-def named(path: str, given: Mapping[str, Any], names: re.Pattern[str], allowed: str) -> dict[str, Any]:
-    """Return the checked name and description of a tool; a null description is empty.
-
-    Args:
-        path: where *given* stands in the body.
-        given: what has `name` and `description`.
-        names: what a whole name must match.
-        allowed: *names* in words.
-
-    Raises:
-        InvalidRequest: the name does not match, or the description is no text.
-    """
-    name = field.text(f"{path}.name", given.get("name"))
-    if not names.fullmatch(name):
-        raise field.wrong(f"{path}.name", name, allowed)
-    description = given.get("description")
-    return {
-        "name": name,
-        "description": "" if description is None else field.string(f"{path}.description", description),
-    }
 
 
 def rules_of(

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
-from mlxd.http import field
 from mlxd.http.omissions import Omissions
+from mlxd.http.schema import Object, checked
 
 CUSTOM_INPUT = "input"  # the one parameter of what a custom tool is for the model
 
 
-def custom_function(path: str, tool: Mapping[str, Any], omitted: Omissions) -> dict[str, Any]:
-    """Return the function that a custom tool is for the model.
+def custom_parameters(path: str, given: Object | None, omissions: Omissions) -> dict[str, Any]:
+    """Return the parameters of the function that a custom tool with the `format` *given* is for the model.
 
     A grammar is told to the model. One that is a regular expression binds calls that are required as well.
     """
     about = "The whole input, as it is."
     schema: dict[str, Any] = {"type": "string"}
-    given = tool.get("format")
-    if given is not None and field.mapping(f"{path}.format", given).get("type") == "grammar":
-        grammar = field.mapping(f"{path}.format.grammar", given.get("grammar", given))  # chat has it one level deeper
-        syntax = field.word("lark", "regex")(f"{path}.format.syntax", grammar.get("syntax"))
-        definition = field.string(f"{path}.format.definition", grammar.get("definition"))
+    if given is not None and given.get("type") == "grammar":
+        grammar = checked(Object, f"{path}.grammar", given.get("grammar", given))  # chat has it one level deeper
+        syntax = checked(Literal["lark", "regex"], f"{path}.syntax", grammar.get("syntax"))
+        definition = checked(str, f"{path}.definition", grammar.get("definition"))
         kind = "regular expression" if syntax == "regex" else "Lark grammar"
         about = f"{about} It must match this {kind}:\n{definition}"
         if syntax == "regex":
             schema["pattern"] = f"^(?:{definition})$"
-        omitted.leave_out(f"{path}.format", "is not enforced")
+        omissions.leave_out(path, "is not enforced")
     elif given is not None and given.get("type") != "text":
-        omitted.leave_out(f"{path}.format")
+        omissions.leave_out(path)
     properties = {CUSTOM_INPUT: {**schema, "description": about}}
-    parameters = {"type": "object", "properties": properties, "required": [CUSTOM_INPUT], "additionalProperties": False}
-    return {"name": tool.get("name"), "description": tool.get("description"), "parameters": parameters}
+    return {"type": "object", "properties": properties, "required": [CUSTOM_INPUT], "additionalProperties": False}
 
 
 def custom_input(arguments: str) -> str:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
 from aiohttp import web
+from msgspec import Meta
 
 from mlxd.engine.base import AnswerEvent, Prefilling
 from mlxd.engine.vector import Embedded, EmbeddingRequest
-from mlxd.http import field
 from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.http.omissions import Omissions
-from mlxd.http.table import Habit, Table, Works, read
+from mlxd.http.sampling import texts_or_tokens
+from mlxd.http.schema import Habit, Text, read, required
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.renderer import Job, Renderer
 
@@ -23,14 +25,16 @@ _MAX_DIMENSIONS = 2**31 - 1
 # OpenAI's bound.
 _MAX_INPUTS = 2048
 
-EMBEDDING: Table = {
-    "model": Works(field.text),
-    "input": Works(field.anything),
-    "dimensions": Works(field.integer(1, _MAX_DIMENSIONS)),
-    "encoding_format": Works(field.word("float", "base64")),
-    "truncate": Works(field.boolean),  # not OpenAI's: cut a text over the context instead of refusing it
-    "user": Habit(),
-}
+
+class EmbeddingBody(msgspec.Struct, kw_only=True):
+    """A body of /v1/embeddings."""
+
+    model: Text
+    input: Annotated[Any, required("a text, a list of texts, or lists of tokens")]
+    dimensions: Annotated[int, Meta(ge=1, le=_MAX_DIMENSIONS)] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    truncate: bool = False  # not OpenAI's: cut a text over the context instead of refusing it
+    user: Habit = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +58,20 @@ def _read(asked: Asked) -> Job:
 EMBEDDINGS = Api("openai", "embeddings", _read, samples=False)
 
 
-def parse_embedding(body: Mapping[str, Any], omitted: Omissions) -> ParsedEmbedding:
+def parse_embedding(given: Mapping[str, Any], omissions: Omissions) -> ParsedEmbedding:
     """Read the body.
 
     Raises:
         InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
-    values = read(EMBEDDING, body, omitted)
-    if "input" not in values:
-        raise InvalidRequest("input is required: a text, a list of texts, or lists of tokens", param="input")
-    inputs = field.texts_or_tokens("input", values["input"], _MAX_INPUTS)
-    for place, given in enumerate(inputs):
-        if not given:
+    body = read(EmbeddingBody, given, omissions)
+    inputs = texts_or_tokens("input", body.input, _MAX_INPUTS)
+    for place, each in enumerate(inputs):
+        if not each:
             name = "input" if len(inputs) == 1 else f"input[{place}]"
             raise InvalidRequest(f"{name} is empty: there is nothing to make a vector of", param="input")
-    return ParsedEmbedding(
-        EmbeddingRequest(tuple(inputs), values.get("dimensions"), values.get("truncate", False)),
-        is_base64=values.get("encoding_format") == "base64",
-    )
+    request = EmbeddingRequest(tuple(inputs), body.dimensions, body.truncate)
+    return ParsedEmbedding(request, is_base64=body.encoding_format == "base64")
 
 
 class EmbeddingRenderer(Renderer):

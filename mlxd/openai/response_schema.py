@@ -1,28 +1,26 @@
-"""Body of /v1/responses → `GenerationRequest`, or an error that names the field. THE table of what each field does."""
+"""Bodies of /v1/responses and its count of tokens → `GenerationRequest`, or an error that names the field."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
+from msgspec import Meta
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest
-from mlxd.engine.constraint import JsonConstraint
 from mlxd.engine.template_traits import EFFORTS
-from mlxd.http import field
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
-from mlxd.http.sampling import SAMPLING, sampling_params
-from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
-from mlxd.openai.response_format import parse_schema
+from mlxd.http.sampling import Room, Sampling, TemplateKwargs
+from mlxd.http.schema import Habit, Object, Text, checked, omitted, read, read_both, refused
+from mlxd.openai.response_format import parse_text_format
 from mlxd.openai.response_history import parse_input
-from mlxd.openai.response_item import Item
-from mlxd.openai.response_prompt import messages_of
+from mlxd.openai.response_item import Item, messages_of
 from mlxd.openai.response_store import ResponseStore
 from mlxd.openai.response_tool import parse_tools, shown_tools
-from mlxd.openai.schema import UP_TO_THE_CONTEXT
 from mlxd.openai.tool_name import ToolNames
 from mlxd.protocol.errors import InvalidRequest
 
@@ -41,78 +39,82 @@ _INCLUDABLE = (
 )
 
 
-@field.described({"type": "array", "items": {"type": "string"}})
-def includes(name: str, value: Any) -> tuple[str, ...]:
-    """Accept a list of words."""
-    return tuple(field.string(f"{name}[{place}]", item) for place, item in enumerate(field.listing(name, value)))
+_Include = Annotated[list[str], Meta(description="words that OpenAI's API does not have are left out")]
 
 
-@field.described({"type": "object", "additionalProperties": {"type": "string"}})
-def metadata(name: str, value: Any) -> dict[str, str]:
-    """Accept an object of texts."""
-    for key, item in field.mapping(name, value).items():
-        if not isinstance(item, str):
-            raise field.wrong(f"{name}.{key[:60]}", item, "a text")
-    return dict(value)
-
-
-RESPONSE: Table = {
-    **SAMPLING,
-    "access_programs": Omitted(({"cyber": "standard"},)),
-    "background": Refused((False,)),
-    "background_options": Omitted(),
-    "chat_template_kwargs": Works(field.template_kwargs),
-    "client_metadata": Habit(),
-    "context_management": Omitted(([],)),
-    "conversation": Refused(),
-    "image": Omitted(({"context_compression": "auto"}, {"context_compression": "disabled"})),
-    "include": Works(includes, "words that OpenAI's API does not have are left out"),
-    "input": Works(field.anything, "media become a note; items of tools that do not run here are left out"),
-    "instructions": Works(field.string),
-    "max_output_tokens": Works(UP_TO_THE_CONTEXT, "-1 and 0 are no bound"),
-    "max_tool_calls": Habit(),  # of tools that run on OpenAI's servers
-    "metadata": Works(metadata),
-    "model": Works(field.text),
-    "moderation": Refused(),
-    "parallel_tool_calls": Works(field.boolean),
-    "previous_response_id": Works(field.text),
-    "prompt": Refused(),
-    "prompt_cache_key": Habit(),
-    "prompt_cache_options": Habit(),
-    "prompt_cache_retention": Habit(),
-    "reasoning": Works(field.mapping),
-    "safety_identifier": Habit(),
-    "service_tier": Habit(),
-    "store": Works(field.boolean),
-    "stream": Works(field.boolean),
-    "stream_options": Works(field.mapping),
-    "text": Works(field.mapping),
-    "tool_choice": Works(field.anything),
-    "tools": Works(field.listing, "custom tools and those of namespaces are functions; hosted ones are left out"),
-    "top_logprobs": Works(field.integer(0, 20)),
-    "truncation": Works(field.word("auto", "disabled"), "auto does not shorten what does not fit"),
-    "user": Habit(),
-}
-_COUNTED = (
-    *("conversation", "input", "instructions", "model", "parallel_tool_calls", "previous_response_id"),
-    *("reasoning", "text", "tool_choice", "tools", "truncation", "chat_template_kwargs"),
-)
-INPUT_COUNT: Table = {**{name: RESPONSE[name] for name in _COUNTED}, "personality": Omitted()}
-STREAM_OPTIONS: Table = {"include_obfuscation": Omitted((False,))}
-REASONING: Table = {
-    "context": Omitted(("auto",)),
-    "effort": Works(field.string, "each is the nearest that the model's template knows"),
+class _Reasoning(msgspec.Struct, kw_only=True):
+    context: Annotated[Any, omitted("auto")] = None
+    effort: Annotated[str | None, Meta(description="each is the nearest that the model's template knows")] = None
     # They ask for a summary where there is one; here the reasoning itself is given.
-    "generate_summary": Omitted(("auto", "none")),
-    "mode": Omitted(("standard",)),
-    "summary": Omitted(("auto", "none")),
-}
-TEXT: Table = {"format": Works(field.mapping), "verbosity": Omitted(("medium",))}
-_FORMAT_KNOWN = {
-    "text": frozenset({"type"}),
-    "json_object": frozenset({"type"}),
-    "json_schema": frozenset({"type", "name", "description", "schema", "strict"}),
-}
+    generate_summary: Annotated[Any, omitted("auto", "none")] = None
+    mode: Annotated[Any, omitted("standard")] = None
+    summary: Annotated[Any, omitted("auto", "none")] = None
+
+
+class _TextOptions(msgspec.Struct, kw_only=True):
+    format: Object | None = None
+    verbosity: Annotated[Any, omitted("medium")] = None
+
+
+class _StreamOptions(msgspec.Struct, kw_only=True):
+    include_obfuscation: Annotated[Any, omitted(False)] = None
+
+
+class _Conversation(msgspec.Struct, kw_only=True):
+    """The fields that a prompt is made of."""
+
+    model: Text
+    chat_template_kwargs: TemplateKwargs = {}
+    conversation: Annotated[Any, refused()] = None
+    input: Annotated[Any, Meta(description="media become a note; items of tools that do not run here are left out")] = (
+        None
+    )
+    instructions: str | None = None
+    parallel_tool_calls: bool = True
+    previous_response_id: Text | None = None
+    reasoning: _Reasoning = msgspec.field(default_factory=_Reasoning)
+    text: _TextOptions = msgspec.field(default_factory=_TextOptions)
+    tool_choice: Any = None
+    tools: Annotated[
+        list[Any],
+        Meta(description="custom tools and those of namespaces are functions; hosted ones are left out"),
+    ] = []
+    truncation: Annotated[Literal["auto", "disabled"], Meta(description="auto does not shorten what does not fit")] = (
+        "disabled"
+    )
+
+
+class ResponseBody(_Conversation, kw_only=True):
+    """A body of /v1/responses."""
+
+    access_programs: Annotated[Any, omitted({"cyber": "standard"})] = None
+    background: Annotated[Any, refused(False)] = None
+    background_options: Annotated[Any, omitted()] = None
+    client_metadata: Habit = None
+    context_management: Annotated[Any, omitted([])] = None
+    image: Annotated[Any, omitted({"context_compression": "auto"}, {"context_compression": "disabled"})] = None
+    include: _Include = []
+    max_output_tokens: Room = None
+    max_tool_calls: Habit = None  # of tools that run on OpenAI's servers
+    metadata: dict[str, str] = {}
+    moderation: Annotated[Any, refused()] = None
+    prompt: Annotated[Any, refused()] = None
+    prompt_cache_key: Habit = None
+    prompt_cache_options: Habit = None
+    prompt_cache_retention: Habit = None
+    safety_identifier: Habit = None
+    service_tier: Habit = None
+    store: bool = True
+    stream: bool = False
+    stream_options: Annotated[Object, Meta(description="read with stream; include_obfuscation is left out")] = {}
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] = 0
+    user: Habit = None
+
+
+class InputCountBody(_Conversation, kw_only=True):
+    """A body of /v1/responses/input_tokens."""
+
+    personality: Annotated[Any, omitted()] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class ParsedResponse:
 
 
 def parse_response(
-    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omitted: Omissions
+    given: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omissions: Omissions
 ) -> ParsedResponse:
     """Read the body of /v1/responses, with what *store* has of *owner*'s conversation before it.
 
@@ -141,120 +143,109 @@ def parse_response(
         InvalidRequest: a value of the wrong type or out of its bounds, an omission that is refused, or a previous
             response that is not there.
     """
-    values = read(RESPONSE, body, omitted)
-    stream = values.get("stream", False)
-    if stream and "stream_options" in values:
-        read(STREAM_OPTIONS, values["stream_options"], omitted, "stream_options")
-    for place, word in enumerate(values.get("include", ())):
+    body, sampling = read_both(ResponseBody, Sampling, _updated(given), omissions)
+    if body.stream:
+        read(_StreamOptions, body.stream_options, omissions, "stream_options")
+    for place, word in enumerate(body.include):
         if word not in _INCLUDABLE:
-            omitted.leave_out(f"include[{place}]")
-    request, items, names = _request(values, omitted, store, owner, noise)
-    stores = values.get("store", True) and store.is_open
+            omissions.leave_out(f"include[{place}]")
+    request, items, names = _request(body, omissions, store, owner, noise)
+    has_logprobs = body.top_logprobs > 0 or _LOGPROBS in body.include
+    request = replace(
+        request,
+        sampling=sampling.params(),
+        max_tokens=body.max_output_tokens if (body.max_output_tokens or 0) > 0 else None,
+        logprobs=body.top_logprobs if has_logprobs else None,
+    )
+    stores = body.store and store.is_open
     return ParsedResponse(
         request,
-        stream,
+        body.stream,
         stores,
         items,
-        values.get("previous_response_id"),
-        {**_repeated(values, request), "store": stores},
+        body.previous_response_id,
+        {**_repeated(body, request), "store": stores},
         names,
-        _SEALED_THOUGHTS in values.get("include", ()),
+        _SEALED_THOUGHTS in body.include,
     )
 
 
 def parse_input_count(
-    body: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omitted: Omissions
+    given: Mapping[str, Any], store: ResponseStore, owner: str | None, noise: NoiseFilter, omissions: Omissions
 ) -> GenerationRequest:
     """Read the body of /v1/responses/input_tokens; raises as `parse_response`."""
-    request, _, _ = _request(read(INPUT_COUNT, body, omitted), omitted, store, owner, noise)
+    request, _, _ = _request(read(InputCountBody, _updated(given), omissions), omissions, store, owner, noise)
     return request
 
 
+def _updated(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a body with what its items say of fields: the last effort and format."""
+    for path, item in _items(given.get("input"), "configuration_update"):
+        for name in ("reasoning", "text"):
+            update = item.get(name)
+            if update is not None and isinstance(given.get(name) or {}, dict):
+                given = {**given, name: {**(given.get(name) or {}), **checked(Object, f"{path}.{name}", update)}}
+    return given
+
+
+def _added_tools(items: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the definition of the tools that stand in items."""
+    for path, item in _items(items, "additional_tools"):
+        for place, tool in enumerate(checked(list, f"{path}.tools", item.get("tools"))):
+            yield f"{path}.tools[{place}]", tool
+
+
+def _items(given: Any, kind: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for place, item in enumerate(given if isinstance(given, list) else ()):
+        if isinstance(item, dict) and item.get("type") == kind:
+            yield f"input[{place}]", item
+
+
 def _request(
-    values: dict[str, Any], omitted: Omissions, store: ResponseStore, owner: str | None, noise: NoiseFilter
+    body: _Conversation, omissions: Omissions, store: ResponseStore, owner: str | None, noise: NoiseFilter
 ) -> tuple[GenerationRequest, tuple[Item, ...], ToolNames]:
-    """Return the request, the items of its own input, and the names of its tools."""
-    previous_id = values.get("previous_response_id")
-    if "input" not in values and previous_id is None:
+    """Return a request that makes nothing yet, the items of its own input, and the names of its tools."""
+    previous_id, effort = body.previous_response_id, body.reasoning.effort
+    if body.input is None and previous_id is None:
         raise InvalidRequest("input is required: a text, or a list of items, the oldest first", param="input")
-    more = _apply_items(values)
-    effort = read(REASONING, values.get("reasoning", {}), omitted, "reasoning").get("effort")
     if effort is not None and effort not in EFFORTS:
-        omitted.leave_out("reasoning.effort", "is no effort that is known here")
+        omissions.leave_out("reasoning.effort", "is no effort that is known here")
         effort = None
-    answer = _answer_format(values, omitted)
-    rules, names = parse_tools(values, more, omitted, answer)
-    items = parse_input(values.get("input", []), omitted, store.finder(owner))
+    answer = None if body.text.format is None else parse_text_format(body.text.format, omissions)
+    rules, names = parse_tools(
+        body.tools,
+        body.tool_choice,
+        _added_tools(body.input),
+        omissions,
+        parallel=body.parallel_tool_calls,
+        answer=answer,
+    )
+    items = parse_input([] if body.input is None else body.input, omissions, store.finder(owner))
     before = [] if previous_id is None else store.conversation(owner, previous_id)
-    messages = messages_of([*before, *items], values.get("instructions"), noise, names)
+    messages = messages_of([*before, *items], body.instructions, noise, names)
     if not messages:
         raise InvalidRequest("input holds no items, and there is nothing else to answer", param="input")
-    request = GenerationRequest(
-        ChatPrompt(messages, values.get("chat_template_kwargs", {}), rules.use, effort),
-        sampling_params(values),
-        values.get("max_output_tokens"),
-        logprobs=_logprobs(values),
-        constraint=answer if rules.constraint is None else rules.constraint,
-    )
-    return request, items, names
+    prompt = ChatPrompt(messages, body.chat_template_kwargs, rules.use, effort)
+    constraint = answer if rules.constraint is None else rules.constraint
+    return GenerationRequest(prompt, constraint=constraint), items, names
 
 
-def _apply_items(values: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Apply the items that stand for fields of the body: the last effort and format; return the tools that they add."""
-    tools = []
-    items = values.get("input")
-    for place, item in enumerate(items if isinstance(items, list) else ()):
-        kind = item.get("type") if isinstance(item, dict) else None
-        path = f"input[{place}]"
-        if kind == "additional_tools":
-            given = field.listing(f"{path}.tools", item.get("tools"))
-            tools += [(f"{path}.tools[{number}]", tool) for number, tool in enumerate(given)]
-        elif kind == "configuration_update":
-            for name in ("reasoning", "text"):
-                if item.get(name) is not None:
-                    update = field.mapping(f"{path}.{name}", item[name])
-                    values[name] = {**values.get(name, {}), **update}
-    return tools
-
-
-def _answer_format(values: Mapping[str, Any], omitted: Omissions) -> JsonConstraint | None:
-    given = read(TEXT, values.get("text", {}), omitted, "text").get("format")
-    if given is None:
-        return None
-    kind = field.word(*_FORMAT_KNOWN)("text.format.type", given.get("type"))
-    omitted.note("text.format", given, _FORMAT_KNOWN[kind])
-    if kind == "text":
-        return None
-    if kind == "json_object":
-        return JsonConstraint(field="text.format")
-    schema = {name: value for name, value in given.items() if name != "type"}
-    return replace(parse_schema("text.format", schema, omitted), field="text.format")
-
-
-def _logprobs(values: Mapping[str, Any]) -> int | None:
-    """Return how many alternatives are wanted; None: no logprobs at all."""
-    top: int = values.get("top_logprobs", 0)
-    return top if top or _LOGPROBS in values.get("include", ()) else None
-
-
-def _repeated(values: Mapping[str, Any], request: GenerationRequest) -> dict[str, Any]:
+def _repeated(body: ResponseBody, request: GenerationRequest) -> dict[str, Any]:
     """Return what a response repeats of a body that has been checked."""
-    tools = values.get("tools", [])
-    text = values.get("text", {})
     repeated = {
-        "instructions": values.get("instructions"),
-        "max_output_tokens": values.get("max_output_tokens"),
-        "metadata": values.get("metadata", {}),
-        "parallel_tool_calls": values.get("parallel_tool_calls", True),
-        "previous_response_id": values.get("previous_response_id"),
+        "instructions": body.instructions,
+        "max_output_tokens": request.max_tokens,
+        "metadata": body.metadata,
+        "parallel_tool_calls": body.parallel_tool_calls,
+        "previous_response_id": body.previous_response_id,
         "reasoning": {"effort": _shown_effort(request), "summary": None},
         "temperature": request.sampling.temperature,
-        "text": {"format": text.get("format") or {"type": "text"}, "verbosity": "medium"},
-        "tool_choice": values.get("tool_choice", "auto"),
-        "tools": shown_tools(tools),
-        "top_logprobs": values.get("top_logprobs", 0),
+        "text": {"format": body.text.format or {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "auto" if body.tool_choice is None else body.tool_choice,
+        "tools": shown_tools(body.tools),
+        "top_logprobs": body.top_logprobs,
         "top_p": request.sampling.top_p,
-        "truncation": values.get("truncation", "disabled"),
+        "truncation": body.truncation,
         "background": False,
         "service_tier": "default",
     }

@@ -6,33 +6,80 @@ A custom tool is a function with one text; the tools of a namespace go by one na
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from mlxd.engine.constraint import JsonConstraint
-from mlxd.http import field
 from mlxd.http.omissions import Omissions
-from mlxd.http.table import Habit, Omitted, Table, read
+from mlxd.http.schema import (
+    Filled,
+    Habit,
+    Object,
+    Text,
+    checked,
+    fields_of,
+    kind_of,
+    omitted,
+    read,
+    read_both,
+    wrong,
+)
 from mlxd.http.tool_rules import Choice, ToolRules, rules_of
-from mlxd.openai.custom_tool import custom_function
-from mlxd.openai.tool import parse_function
+from mlxd.openai.tool import CustomTool, Function
 from mlxd.openai.tool_name import Callee, ToolNames, named_space
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import kind_word, shown
 
 _MODES = ("none", "auto", "required")
-_FUNCTION = ("name", "description", "parameters", "strict")
-_ANY_TOOL: Table = {
-    **dict.fromkeys(("type", "name", "description"), Habit()),  # read below
-    "allowed_callers": Omitted((["direct"],)),
-    "async": Omitted((False,)),
-    "defer_loading": Omitted((False,)),  # it is offered at once
-}
-OFFERED: Mapping[str, Table] = {
-    "function": {**_ANY_TOOL, **dict.fromkeys(("parameters", "strict"), Habit()), "output_schema": Omitted()},
-    "custom": {**_ANY_TOOL, "format": Habit()},
-    "namespace": {**_ANY_TOOL, "tools": Habit()},
-    "shell": {**_ANY_TOOL, "environment": Habit()},
-    "apply_patch": _ANY_TOOL,
+
+
+class _AnyTool(msgspec.Struct, kw_only=True):
+    """What may stand beside the fields that each kind of tool has of its own."""
+
+    type: str
+    allowed_callers: Annotated[Any, omitted(["direct"])] = None
+    is_async: Annotated[Any, omitted(False)] = msgspec.field(name="async", default=None)
+    defer_loading: Annotated[Any, omitted(False)] = None  # it is offered at once
+
+
+class _FunctionTool(Function, kw_only=True):
+    output_schema: Annotated[Any, omitted()] = None
+
+
+class _Namespace(msgspec.Struct, kw_only=True):
+    name: Text
+    description: str = ""
+    tools: list[Any] = []
+
+
+class _Patch(msgspec.Struct, kw_only=True):
+    name: Habit = None
+    description: Habit = None
+
+
+class _Shell(_Patch, kw_only=True):
+    environment: Object | None = None
+
+
+class _Choice(msgspec.Struct, kw_only=True):
+    type: str
+    name: Text
+    namespace: Text | None = None
+
+
+class _AllowedChoice(msgspec.Struct, kw_only=True):
+    type: str
+    mode: Literal["auto", "required"]
+    tools: Filled
+
+
+OFFERED: Mapping[str, type[msgspec.Struct]] = {
+    "function": _FunctionTool,
+    "custom": CustomTool,
+    "namespace": _Namespace,
+    "shell": _Shell,
+    "apply_patch": _Patch,
 }
 _NOT_HERE = "is a tool that this machine does not run"
 _NUMBER = {"type": "integer", "minimum": 0}
@@ -76,36 +123,45 @@ _APPLY_PATCH = {
     },
 }
 
-_Offered = tuple[Callee, dict[str, Any]]  # a tool as the client knows it, and its function without a name
+_Offered = tuple[Callee, dict[str, Any]]  # a tool as the client knows it, and its function
 
 
 def parse_tools(
-    values: Mapping[str, Any], more: Iterable[tuple[str, Any]], omitted: Omissions, answer: JsonConstraint | None
+    tools: list[Any],
+    choice: Any,
+    more: Iterable[tuple[str, Any]],
+    omissions: Omissions,
+    *,
+    parallel: bool,
+    answer: JsonConstraint | None,
 ) -> tuple[ToolRules, ToolNames]:
-    """Return the rules of a body whose `tools` is a list, where given, and the names of its tools.
+    """Return the rules of a body, and the names of its tools.
 
     Args:
-        values: the body's `tools`, `tool_choice` and `parallel_tool_calls`, where given.
-        more: the place and the definition of tools that stand elsewhere; one that `tools` has as well is not added.
-        omitted: collects what is left out: tools that would run on a server among them.
+        tools: the body's `tools`.
+        choice: its `tool_choice`; None where it has none.
+        more: the place and the definition of tools that stand elsewhere; one that *tools* has as well is not added.
+        omissions: collects what is left out: tools that would run on a server among them.
+        parallel: whether calls may come more than one at a time.
         answer: what `text.format` binds the answer to.
 
     Raises:
         UnsupportedParameter: a choice of a tool that is left out.
         InvalidRequest: a malformed tool, two of one name, or a choice of a tool that is not there.
     """
-    listed = [(f"tools[{place}]", tool) for place, tool in enumerate(values.get("tools", ()))]
-    offered = [each for path, tool in listed for each in _offered(path, tool, omitted)]
+    listed = ((f"tools[{place}]", tool) for place, tool in enumerate(tools))
+    offered = [each for path, tool in listed for each in _offered(path, tool, omissions)]
     known = {(callee.namespace, callee.name) for callee, _ in offered}
-    added = [each for path, tool in more for each in _offered(path, tool, omitted)]
+    added = [each for path, tool in more for each in _offered(path, tool, omissions)]
     offered += [each for each in added if (each[0].namespace, each[0].name) not in known]
     names = ToolNames(callee for callee, _ in offered)
-    tools = tuple(
+    functions = tuple(
         {"type": "function", "function": {**function, "name": names.name(callee.namespace, callee.name)}}
         for callee, function in offered
     )
-    choice = _parse_choice(values.get("tool_choice", "auto" if tools else "none"), names, omitted)
-    return rules_of(tools, choice, parallel=values.get("parallel_tool_calls", True), answer=answer), names
+    if choice is None:
+        choice = "auto" if functions else "none"
+    return rules_of(functions, _parse_choice(choice, names, omissions), parallel=parallel, answer=answer), names
 
 
 def shown_tools(tools: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -114,7 +170,8 @@ def shown_tools(tools: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
-    ours = {name: tool[name] for name in OFFERED[tool["type"]] if tool.get(name) is not None}
+    fields = {**fields_of(_AnyTool), **fields_of(OFFERED[tool["type"]])}
+    ours = {name: tool[name] for name in fields if tool.get(name) is not None}
     if tool["type"] == "namespace":
         return {"description": "", **ours, "tools": shown_tools(tool.get("tools") or [])}
     if tool["type"] != "function":
@@ -136,83 +193,72 @@ def _is_offered(tool: Mapping[str, Any]) -> bool:
     )
 
 
-def _offered(path: str, tool: Any, omitted: Omissions, namespace: str | None = None) -> Iterator[_Offered]:
-    kind = field.text(f"{path}.type", field.mapping(path, tool).get("type"))
-    if kind == "shell" and tool.get("environment") is not None:
-        field.mapping(f"{path}.environment", tool["environment"])
-    if not _is_offered(tool) or (namespace is not None and kind not in ("function", "custom")):
+def _offered(path: str, given: Any, omissions: Omissions, namespace: str | None = None) -> Iterator[_Offered]:
+    kind = kind_of(path, given)
+    if kind == "shell" and given.get("environment") is not None:
+        checked(Object, f"{path}.environment", given["environment"])
+    if not _is_offered(given) or (namespace is not None and kind not in ("function", "custom")):
         # The word helps whoever reads the header; what is no word may be anything.
-        omitted.leave_out(f"{path}.{kind_word(kind)}", _NOT_HERE)
+        omissions.leave_out(f"{path}.{kind_word(kind)}", _NOT_HERE)
         return
-    read(OFFERED[kind], tool, omitted, path)
-    if kind == "namespace":
-        yield from _of_namespace(path, tool, omitted)
-        return
-    match kind:
-        case "custom":
-            function = custom_function(path, tool, omitted)
-        case "shell":
-            function = _SHELL
-        case "apply_patch":
-            function = _APPLY_PATCH
+    tool, _ = read_both(OFFERED[kind], _AnyTool, given, omissions, path)
+    match tool:
+        case _Namespace():
+            yield from _of_namespace(path, tool, omissions)
+        case Function():
+            yield Callee(kind, tool.name, namespace), tool.parsed()
+        case CustomTool():
+            yield Callee(kind, tool.name, namespace), tool.parsed(path, omissions)
         case _:
-            function = {name: tool[name] for name in _FUNCTION if name in tool}
-    parsed = parse_function(path, function, omitted)
-    yield Callee(kind, parsed["name"], namespace), parsed
+            function = _SHELL if kind == "shell" else _APPLY_PATCH
+            yield Callee(kind, kind), function
 
 
-def _of_namespace(path: str, tool: Mapping[str, Any], omitted: Omissions) -> Iterator[_Offered]:
+def _of_namespace(path: str, tool: _Namespace, omissions: Omissions) -> Iterator[_Offered]:
     """Yield the tools of a namespace; what is said of all of them stands before what is said of the first."""
-    name = named_space(field.text(f"{path}.name", tool.get("name")))
-    about = tool.get("description")
-    about = "" if about is None else field.string(f"{path}.description", about)
-    for place, inner in enumerate(field.listing(f"{path}.tools", tool.get("tools") or [])):
-        for callee, function in _offered(f"{path}.tools[{place}]", inner, omitted, name):
+    name, about = named_space(tool.name), tool.description
+    for place, inner in enumerate(tool.tools):
+        for callee, function in _offered(f"{path}.tools[{place}]", inner, omissions, name):
             described = "\n\n".join(text for text in (about, function["description"]) if text)
             yield callee, {**function, "description": described}
             about = ""
 
 
-def _parse_choice(value: Any, names: ToolNames, omitted: Omissions) -> Choice:
+def _parse_choice(value: Any, names: ToolNames, omissions: Omissions) -> Choice:
     if isinstance(value, str) and value in _MODES:
         return Choice(value)
     if not isinstance(value, dict):
-        raise field.wrong("tool_choice", value, "'none', 'auto', 'required', or an object that names a tool")
-    kind = field.text("tool_choice.type", value.get("type"))
+        raise wrong("tool_choice", value, "'none', 'auto', 'required', or an object that names a tool")
+    kind = kind_of("tool_choice", value)
     if kind != "allowed_tools":
-        name = _chosen("tool_choice", value, names, omitted)
+        name = _chosen("tool_choice", value, names, omissions)
         if name is None:
             message = f"tool_choice.type {shown(kind)} is not supported: that tool does not run on this machine"
             raise UnsupportedParameter(message, param="tool_choice.type")
         return Choice("required", (name,))
-    omitted.note("tool_choice", value, ("type", "mode", "tools"))
-    mode = field.word("auto", "required")("tool_choice.mode", value.get("mode"))
+    choice = read(_AllowedChoice, value, omissions, "tool_choice")
     allowed = []
-    for place, tool in enumerate(field.sequence("tool_choice.tools", value.get("tools"))):
+    for place, tool in enumerate(choice.tools):
         path = f"tool_choice.tools[{place}]"
-        name = _chosen(path, field.mapping(path, tool), names, omitted)
+        name = _chosen(path, tool, names, omissions)
         if name is None:
-            omitted.leave_out(f"{path}.type", _NOT_HERE)
+            omissions.leave_out(f"{path}.type", _NOT_HERE)
         else:
             allowed.append(name)
     if allowed:
-        return Choice(mode, tuple(allowed))
-    if mode == "required":
+        return Choice(choice.mode, tuple(allowed))
+    if choice.mode == "required":
         message = "tool_choice asks for a call, and none of its tools runs on this machine"
         raise UnsupportedParameter(message, param="tool_choice.tools")
     return Choice("none")
 
 
-def _chosen(path: str, value: Mapping[str, Any], names: ToolNames, omitted: Omissions) -> str | None:
+def _chosen(path: str, given: Any, names: ToolNames, omissions: Omissions) -> str | None:
     """Return what the model calls the tool that is named; None where it is one that is left out."""
-    kind = field.text(f"{path}.type", value.get("type"))
+    kind = kind_of(path, given)
     if kind in ("shell", "apply_patch"):
         return names.name(None, kind)
     if kind not in ("function", "custom"):
         return None
-    omitted.note(path, value, ("type", "name", "namespace"))
-    name = field.text(f"{path}.name", value.get("name"))
-    namespace = value.get("namespace")
-    if namespace is not None:
-        namespace = named_space(field.text(f"{path}.namespace", namespace))
-    return names.name(namespace, name)
+    choice = read(_Choice, given, omissions, path)
+    return names.name(None if choice.namespace is None else named_space(choice.namespace), choice.name)

@@ -1,82 +1,88 @@
-"""Body → `GenerationRequest`, or an error that names the field. THE table of what each documented field does here.
-
-`mlxd/http/table.py` says what the treatments are.
-"""
+"""Bodies of /v1/chat/completions and /v1/completions → `GenerationRequest`s, or an error that names the field."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
-from mlxd.http import field
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
-from mlxd.http.sampling import SAMPLING, sampling_params
-from mlxd.http.table import Habit, Omitted, Refused, Table, Works, read
+from mlxd.http.sampling import MaxTokens, Room, Sampling, Stops, TemplateKwargs, texts_or_tokens
+from mlxd.http.schema import Filled, Habit, Object, Text, omitted, read_both, refused, required
 from mlxd.openai.chunk import FUNCTION_TOOLS, CallShape
 from mlxd.openai.message import parse_messages
 from mlxd.openai.response_format import parse_response_format
-from mlxd.openai.tool import custom_names, parse_tools, uses_functions
+from mlxd.openai.tool import parse_functions, parse_tools
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
-MAX_TOKENS = 2**31 - 1
-UP_TO_THE_CONTEXT = field.standing_for(field.integer(1, MAX_TOKENS), {-1: None, 0: None})
 _MAX_PROMPTS = 128
 _MAX_ANSWERS = 128
 # What OpenAI documents for /v1/completions when max_tokens is left out.
 _COMPLETION_TOKENS = 16
 
+_Answers = Annotated[int, Meta(ge=1, le=_MAX_ANSWERS)]
+_TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
 
-_COMMON: Table = {
-    **SAMPLING,
-    "model": Works(field.text),
-    "max_tokens": Works(UP_TO_THE_CONTEXT, "-1 and 0 are no bound"),
-    "stop": Works(field.stop),
-    "stream": Works(field.boolean),
-    "stream_options": Works(field.mapping),
-    "n": Works(field.integer(1, _MAX_ANSWERS)),
-    "user": Habit(),
-    "metadata": Habit(),
-    "store": Habit(),
-    "service_tier": Habit(),
-    "safety_identifier": Habit(),
-    "prompt_cache_key": Habit(),
-    "prompt_cache_options": Habit(),
-    "prompt_cache_retention": Habit(),
-}
-CHAT: Table = {
-    **_COMMON,
-    "messages": Works(field.sequence),
-    "max_completion_tokens": Works(UP_TO_THE_CONTEXT, "-1 and 0 are no bound"),
-    "audio": Omitted(),
-    "chat_template_kwargs": Works(field.template_kwargs),
-    "function_call": Works(field.anything, "read as tool_choice"),
-    "functions": Works(field.listing, "read as tools"),
-    "logprobs": Works(field.boolean),
-    "modalities": Works(field.listing, 'all but "text" are left out; without "text" a 400'),
-    "moderation": Omitted(),
-    "parallel_tool_calls": Works(field.boolean),
-    "prediction": Omitted(),
-    "reasoning_effort": Works(field.string, "each word is the nearest that the template knows"),
-    "response_format": Works(field.mapping),
-    "tool_choice": Works(field.anything),
-    "tools": Works(field.listing),
-    "top_logprobs": Works(field.integer(0, 20)),
-    "verbosity": Omitted(("medium",)),
-    "web_search_options": Omitted(),
-}
-COMPLETION: Table = {
-    **_COMMON,
-    "max_tokens": Works(field.standing_for(field.integer(0, MAX_TOKENS), {-1: None}), "-1 is no bound"),
-    "prompt": Works(field.anything),
-    "best_of": Works(field.integer(1, _MAX_ANSWERS), "as large as n at most"),
-    "echo": Works(field.boolean),
-    "logprobs": Works(field.integer(0, 20)),  # 0 asks for the chosen tokens' logprobs
-    "suffix": Refused(("",)),
-}
-_STREAM_OPTIONS: Table = {"include_usage": Works(field.boolean), "include_obfuscation": Habit()}
+
+class _StreamOptions(msgspec.Struct, kw_only=True):
+    include_usage: bool = False
+    include_obfuscation: Habit = None
+
+
+class _Body(msgspec.Struct, kw_only=True):
+    model: Text
+    max_tokens: Room = None
+    stop: Stops = ()
+    stream: bool = False
+    stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
+    n: _Answers = 1
+    user: Habit = None
+    metadata: Habit = None
+    store: Habit = None
+    service_tier: Habit = None
+    safety_identifier: Habit = None
+    prompt_cache_key: Habit = None
+    prompt_cache_options: Habit = None
+    prompt_cache_retention: Habit = None
+
+
+class ChatBody(_Body, kw_only=True):
+    """A body of /v1/chat/completions."""
+
+    messages: Annotated[Filled, required("a list of messages, the oldest first")]
+    max_completion_tokens: Room = None
+    audio: Annotated[Any, omitted()] = None
+    chat_template_kwargs: TemplateKwargs = {}
+    function_call: Annotated[Any, Meta(description="read as tool_choice")] = "auto"
+    functions: Annotated[list[Any], Meta(description="read as tools")] = []
+    logprobs: bool = False
+    modalities: Annotated[list[Any], Meta(description='all but "text" are left out; without "text" a 400')] = []
+    moderation: Annotated[Any, omitted()] = None
+    parallel_tool_calls: bool = True
+    prediction: Annotated[Any, omitted()] = None
+    reasoning_effort: Annotated[str | None, Meta(description="each word is the nearest that the template knows")] = None
+    response_format: Object | None = None
+    tool_choice: Any = None
+    tools: list[Any] = []
+    top_logprobs: _TopLogprobs = 0
+    verbosity: Annotated[Any, omitted("medium")] = None
+    web_search_options: Annotated[Any, omitted()] = None
+
+
+class CompletionBody(_Body, kw_only=True):
+    """A body of /v1/completions."""
+
+    prompt: Annotated[Any, required("a text, a list of texts, or lists of tokens")]
+    max_tokens: Annotated[MaxTokens | None, Meta(description="-1 is no bound")] = None
+    best_of: Annotated[_Answers | None, Meta(description="as large as n at most")] = None
+    echo: bool = False
+    logprobs: _TopLogprobs | None = None  # 0 asks for the chosen tokens' logprobs
+    suffix: Annotated[Any, refused("")] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,112 +98,91 @@ class ParsedBody:
     echoes_only: bool = False  # ... and no answer is wanted
 
 
-def parse_chat(body: Mapping[str, Any], noise: NoiseFilter, omitted: Omissions) -> ParsedBody:
+def parse_chat(given: Mapping[str, Any], noise: NoiseFilter, omissions: Omissions) -> ParsedBody:
     """Read the body of /v1/chat/completions, without the noise in it.
 
     Raises:
         UnsupportedParameter: a documented field at a value that this server does not act upon.
         InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
-    values = read(CHAT, body, omitted)
-    if "messages" not in values:
-        raise InvalidRequest("messages is required: a list of messages, the oldest first", param="messages")
-    answer = None
-    if "response_format" in values:
-        answer = parse_response_format(values["response_format"], omitted)
-    _leave_out_modalities(values.get("modalities", []), omitted)
-    rules = parse_tools(values, omitted, answer)
-    messages = parse_messages(values["messages"], omitted, noise)
+    body, sampling = read_both(ChatBody, Sampling, given, omissions)
+    answer = None if body.response_format is None else parse_response_format(body.response_format, omissions)
+    _leave_out_modalities(body.modalities, omissions)
+    # A body that speaks of functions, as before there were tools, is answered by calls that are made that way.
+    uses_functions, custom = bool(body.functions) and not body.tools, frozenset[str]()
+    if uses_functions:
+        rules = parse_functions(body.functions, body.function_call, omissions, answer)
+    else:
+        rules, custom = parse_tools(
+            body.tools, body.tool_choice, omissions, parallel=body.parallel_tool_calls, answer=answer
+        )
+    messages = parse_messages(body.messages, omissions, noise)
     require_messages(messages)
-    prompt = ChatPrompt(
-        messages,
-        values.get("chat_template_kwargs", {}),
-        rules.use,
-        values.get("reasoning_effort"),
-    )
+    if body.top_logprobs > 0 and not body.logprobs:
+        raise InvalidRequest("top_logprobs is allowed only when logprobs is true", param="top_logprobs")
+    # The newer name wins: proxies add one of them.
+    max_tokens = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     request = GenerationRequest(
-        prompt,
-        sampling_params(values),
-        # The newer name wins: proxies add one of them.
-        values.get("max_completion_tokens", values.get("max_tokens")),
-        values.get("stop", ()),
-        logprobs=_chat_logprobs(values),
+        ChatPrompt(messages, body.chat_template_kwargs, rules.use, body.reasoning_effort),
+        sampling.params(),
+        max_tokens if max_tokens is not None and max_tokens > 0 else None,
+        body.stop,
+        logprobs=body.top_logprobs if body.logprobs else None,
         constraint=answer if rules.constraint is None else rules.constraint,
     )
-    shape = CallShape(uses_functions=uses_functions(values), custom=custom_names(values))
-    return replace(_parsed(values, [request], omitted), calls=shape)
+    shape = CallShape(uses_functions=uses_functions, custom=custom)
+    return ParsedBody((request,), body.stream, _include_usage(body), body.n, shape)
 
 
-def parse_completion(body: Mapping[str, Any], omitted: Omissions) -> ParsedBody:
+def parse_completion(given: Mapping[str, Any], omissions: Omissions) -> ParsedBody:
     """Read the body of /v1/completions; raises as `parse_chat` does."""
-    values = read(COMPLETION, body, omitted)
-    if "prompt" not in values:
-        raise InvalidRequest("prompt is required: a text, a list of texts, or lists of tokens", param="prompt")
-    max_tokens, echo = values.get("max_tokens"), values.get("echo", False)
-    if max_tokens == 0 and not echo:
+    body, sampling = read_both(CompletionBody, Sampling, given, omissions)
+    if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0, which asks for nothing unless echo is true", param="max_tokens")
-    prompts = _prompts(values["prompt"])
-    n = values.get("n", 1)
-    best_of = values.get("best_of", n)
-    if best_of > n:
+    prompts = texts_or_tokens("prompt", body.prompt, _MAX_PROMPTS)
+    if body.best_of is not None and body.best_of > body.n:
         raise UnsupportedParameter(
-            f"best_of is {best_of} and n is {n}: the best of more answers than are returned is not supported;"
-            " leave best_of out",
+            f"best_of is {body.best_of} and n is {body.n}: the best of more answers than are returned is not "
+            "supported; leave best_of out",
             param="best_of",
         )
-    if len(prompts) * n > _MAX_ANSWERS:
-        raise InvalidRequest(f"{len(prompts)} prompts with n = {n} are more than {_MAX_ANSWERS} answers", param="n")
-    logprobs = values.get("logprobs")
+    if len(prompts) * body.n > _MAX_ANSWERS:
+        message = f"{len(prompts)} prompts with n = {body.n} are more than {_MAX_ANSWERS} answers"
+        raise InvalidRequest(message, param="n")
+    max_tokens = None if body.max_tokens == -1 else body.max_tokens
     requests = [
         GenerationRequest(
-            prompt,
-            sampling_params(values),
+            TextPrompt(prompt) if isinstance(prompt, str) else TokenPrompt(prompt),
+            sampling.params(),
             # A prompt that is only scored makes a token too, which nobody sees.
             None if max_tokens is None else max(max_tokens, 1),
-            values.get("stop", ()),
-            logprobs=logprobs,
+            body.stop,
+            logprobs=body.logprobs,
             # The text of tokens is known to the model alone.
-            scores_prompt=echo and (logprobs is not None or isinstance(prompt, TokenPrompt)),
+            scores_prompt=body.echo and (body.logprobs is not None or not isinstance(prompt, str)),
             default_max_tokens=_COMPLETION_TOKENS,
         )
         for prompt in prompts
     ]
-    return replace(_parsed(values, requests, omitted), echo=echo, echoes_only=max_tokens == 0)
+    return ParsedBody(
+        tuple(requests),
+        body.stream,
+        _include_usage(body),
+        body.n,
+        echo=body.echo,
+        echoes_only=max_tokens == 0,
+    )
 
 
-def _leave_out_modalities(modalities: list[Any], omitted: Omissions) -> None:
+def _leave_out_modalities(modalities: list[Any], omissions: Omissions) -> None:
     if modalities and "text" not in modalities:
         raise UnsupportedParameter(
             'modalities without "text" is not supported; leave it out or send ["text"]', param="modalities"
         )
     for place, modality in enumerate(modalities):
         if modality != "text":
-            omitted.leave_out(f"modalities[{place}]")
+            omissions.leave_out(f"modalities[{place}]")
 
 
-def _prompts(value: Any) -> list[TextPrompt | TokenPrompt]:
-    given = field.texts_or_tokens("prompt", value, _MAX_PROMPTS)
-    return [TextPrompt(item) if isinstance(item, str) else TokenPrompt(item) for item in given]
-
-
-def _chat_logprobs(values: Mapping[str, Any]) -> int | None:
-    if not values.get("logprobs", False):
-        if "top_logprobs" in values and values["top_logprobs"] > 0:
-            raise InvalidRequest("top_logprobs is allowed only when logprobs is true", param="top_logprobs")
-        return None
-    top: int = values.get("top_logprobs", 0)
-    return top
-
-
-def _parsed(values: Mapping[str, Any], requests: Iterable[GenerationRequest], omitted: Omissions) -> ParsedBody:
-    stream = values.get("stream", False)
-    include_usage = _include_usage(values, omitted, stream=stream)
-    return ParsedBody(tuple(requests), stream, include_usage, values.get("n", 1))
-
-
-def _include_usage(values: Mapping[str, Any], omitted: Omissions, *, stream: bool) -> bool:
-    options = values.get("stream_options")
-    if options is None:
-        return False
-    asked = read(_STREAM_OPTIONS, options, omitted, "stream_options").get("include_usage", False)
-    return stream and bool(asked)  # a whole answer has its usage anyway
+def _include_usage(body: _Body) -> bool:
+    return body.stream and body.stream_options.include_usage  # a whole answer has its usage anyway

@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import orjson
 from aiohttp import web
+from msgspec import Meta
 
-from mlxd.http import field
 from mlxd.http.context import CONTEXT
-from mlxd.http.query import read_query
-from mlxd.http.table import Refused, Table, Works
+from mlxd.http.query import NoQuery, read_query
+from mlxd.http.schema import Text, refused
 from mlxd.openai.response_item import Item
-from mlxd.openai.response_schema import includes
 from mlxd.openai.response_store import RESPONSES, ResponseStore, owner_of
 from mlxd.protocol.errors import InUse, InvalidRequest
 
 _DEFAULT_LIMIT = 20
 _MAX_LIMIT = 100
-# Streams are not kept: a stored response is given whole.
-RESPONSE_QUERY: Table = {
-    "include": Works(includes),
-    "include_obfuscation": Refused((False,)),
-    "starting_after": Refused(),
-    "stream": Refused((False,)),
-}
-ITEMS_QUERY: Table = {
-    "after": Works(field.text),
-    "include": Works(includes),
-    "limit": Works(field.integer(1, _MAX_LIMIT)),
-    "order": Works(field.word("asc", "desc")),
-}
+
+
+class ResponseQuery(msgspec.Struct, kw_only=True):
+    """The query of a stored response. Streams are not kept: it is given whole."""
+
+    include: list[str] = []
+    include_obfuscation: Annotated[Any, refused(False)] = None
+    starting_after: Annotated[Any, refused()] = None
+    stream: Annotated[Any, refused(False)] = None
+
+
+class ItemsQuery(msgspec.Struct, kw_only=True):
+    """The query of the items that a stored response answers."""
+
+    after: Text | None = None
+    include: list[str] = []
+    limit: Annotated[int, Meta(ge=1, le=_MAX_LIMIT)] = _DEFAULT_LIMIT
+    order: Literal["asc", "desc"] = "desc"
 
 
 async def get_response(request: web.Request) -> web.Response:
     """Return a stored response, as far as it is."""
-    read_query(request, RESPONSE_QUERY)
+    read_query(request, ResponseQuery)
     store, owner, response_id = _asked(request)
     running = store.running(owner, response_id)
     if running is not None and running.body is not None:
@@ -49,7 +54,7 @@ async def delete_response(request: web.Request) -> web.Response:
     Raises:
         InUse: it is still being made.
     """
-    read_query(request, {})
+    read_query(request, NoQuery)
     store, owner, response_id = _asked(request)
     if store.running(owner, response_id) is not None:
         hint = f"POST /v1/responses/{response_id}/cancel"
@@ -64,7 +69,7 @@ async def cancel_response(request: web.Request) -> web.Response:
     Raises:
         InvalidRequest: it has ended already.
     """
-    read_query(request, {})
+    read_query(request, NoQuery)
     store, owner, response_id = _asked(request)
     running = store.running(owner, response_id)
     if running is None:
@@ -85,18 +90,18 @@ async def get_input_items(request: web.Request) -> web.Response:
     Raises:
         InvalidRequest: a page that cannot be.
     """
-    query = read_query(request, ITEMS_QUERY)
+    query = read_query(request, ItemsQuery)
     store, owner, response_id = _asked(request)
     items: list[Item] = orjson.loads(store.get(owner, response_id).input_items)
-    if query.get("order", "desc") == "desc":
+    if query.order == "desc":
         items.reverse()
-    after = query.get("after")
+    after = query.after
     if after is not None:
         places = [place for place, item in enumerate(items) if item["id"] == after]
         if not places:
             raise InvalidRequest(f"after names no item of this response: {after[:100]!r}", param="after")
         items = items[places[0] + 1 :]
-    page = items[: query.get("limit", _DEFAULT_LIMIT)]
+    page = items[: query.limit]
     ends: dict[str, Any] = {
         "first_id": page[0]["id"] if page else None,
         "last_id": page[-1]["id"] if page else None,

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mlxd.http.schema import fields_of
 from mlxd.routes import ROUTES
 from tests.end_to_end.conftest import CONFIG
 from tests.support.daemon import running_daemon
@@ -34,18 +35,16 @@ WRONG: tuple[Any, ...] = (PROMPT, [PROMPT], {"type": PROMPT}, [{"role": PROMPT, 
 def bodies() -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield what can be sent to which route: whole, streamed, and with each field wrong in a few ways."""
     for route in ROUTES:
-        if route.body is None:
+        fields = {name: field for shape in route.body for name, field in fields_of(shape).items()}
+        if not fields:
             continue
-        whole = {name: WHOLE[name] for name in route.body.required}
-        if "max_output_tokens" in route.body.table:
-            whole["max_output_tokens"] = 1
-        if "max_tokens" in route.body.table:
-            whole["max_tokens"] = 1
+        whole = {name: WHOLE[name] for name, field in fields.items() if field.is_required}
+        whole |= {name: 1 for name in ("max_tokens", "max_output_tokens") if name in fields}
         yield route.path, whole
         yield route.path, {**whole, "stream": True}
         yield route.path, json.loads(json.dumps(whole).replace(PROMPT, PROMPT * 2000))  # over the context
         yield route.path, {**whole, "model": "not-there"}
-        for name in route.body.table.keys() - NAMES:
+        for name in fields.keys() - NAMES:
             for value in WRONG:
                 yield route.path, {**whole, name: value}
 

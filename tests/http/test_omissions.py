@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated, Any
 
+import msgspec
 import pytest
 
 from mlxd.http.omissions import OmissionLog, Omissions
-from mlxd.http.table import Omitted, read
+from mlxd.http.schema import omitted, read
 from mlxd.protocol.errors import UnsupportedParameter
 from tests.support.http_server import serving
 from tests.support.scripted_pool import ScriptedPool, end
 
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-TABLE = {"verbosity": Omitted(("medium",))}
+
+
+class Asked(msgspec.Struct):
+    """A body with one field."""
+
+    verbosity: Annotated[Any, omitted("medium")] = None
 
 
 def test_a_documented_field_is_left_out_by_name_but_for_values_that_change_nothing() -> None:
@@ -23,15 +30,15 @@ def test_a_documented_field_is_left_out_by_name_but_for_values_that_change_nothi
         ({"verbosity": "medium"}, []),
         ({"verbosity": None}, []),
     ):
-        omitted = Omissions("m")
-        assert read(TABLE, body, omitted) == {}
-        assert expected == list(omitted.names)
+        omissions = Omissions("m")
+        assert read(Asked, body, omissions) == Asked()
+        assert expected == list(omissions.names)
 
 
 def test_an_omission_is_refused_where_fields_are() -> None:
     """http.unknown_fields = "reject" names the field, and says what to do."""
     with pytest.raises(UnsupportedParameter, match="verbosity is not supported; leave it out") as refused:
-        read(TABLE, {"verbosity": "low"}, Omissions("m", rejects_fields=True))
+        read(Asked, {"verbosity": "low"}, Omissions("m", rejects_fields=True))
     assert refused.value.param == "verbosity"
 
 

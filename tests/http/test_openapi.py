@@ -26,9 +26,9 @@ from schemathesis.specs.openapi.checks import (
 
 from mlxd.catalog import Catalog
 from mlxd.clock import LoopClock
-from mlxd.http import field
+from mlxd.http.omissions import Omissions
 from mlxd.http.openapi import describe
-from mlxd.http.table import Works
+from mlxd.http.schema import fields_of, read
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.routes import ROUTES
@@ -42,9 +42,7 @@ PATTERN = re.compile(r":[^}]*}")  # aiohttp's notation of what a parameter match
 OPERATIONS = [f"{route.method} {PATTERN.sub('}', route.path)}" for route in ROUTES]
 # Without a body there is nothing that could be invalid.
 CASES = [(operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
-    (operation, GenerationMode.NEGATIVE)
-    for operation, route in zip(OPERATIONS, ROUTES, strict=True)
-    if route.body is not None
+    (operation, GenerationMode.NEGATIVE) for operation, route in zip(OPERATIONS, ROUTES, strict=True) if route.body
 ]
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 MODEL = "a"
@@ -128,7 +126,7 @@ def test_the_statuses_are_those_that_a_route_can_have() -> None:
     assert shown["get", "/health"] == [200, 400, 403, 500, 503]
     assert shown["get", "/v1/models/{id}"] == [200, 400, 401, 403, 404, 500, 503]
     answered = [200, 400, 401, 403, 404, 408, 413, 415, 429, 499, 500, 502, 503, 504, 507]
-    assert [shown["post", path] for path in TABLES] == [answered for _ in TABLES]
+    assert [shown["post", path] for path in SHAPES] == [answered for _ in SHAPES]
 
 
 def test_every_route_is_described() -> None:
@@ -152,57 +150,57 @@ def test_queries_are_described() -> None:
     }
 
 
-TABLES = {route.path: route.body.table for route in ROUTES if route.body is not None}
+SHAPES = {route.path: route.body for route in ROUTES if route.body}
 
 
-@pytest.mark.parametrize("path", TABLES)
-def test_every_field_that_works_has_a_schema(path: str) -> None:
-    """A new check brings its own."""
-    bare = [
-        name
-        for name, treatment in TABLES[path].items()
-        if isinstance(treatment, Works) and not isinstance(treatment.check, field.Described)
-    ]
-    assert bare == []
+def schema_of(path: str) -> dict[str, Any]:
+    """Return the schema of a route's body."""
+    body = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    return {**body, "components": DOCUMENT["components"]}
 
 
-@pytest.mark.parametrize("path", TABLES)
+@pytest.mark.parametrize("path", SHAPES)
 def test_null_is_as_good_as_nothing(path: str) -> None:
     """But for fields that must be there, where the document says anything of them."""
-    body = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    allows = {name: jsonschema.Draft202012Validator(shown).is_valid(None) for name, shown in body["properties"].items()}
+    body = schema_of(path)
+    allows = {name: _validator(path, name).is_valid(None) for name in body["properties"]}
     told = {name: name not in body["required"] for name in allows if body["properties"][name]}
     assert {name: allows[name] for name in told} == told
 
 
-@pytest.mark.parametrize("path", TABLES)
+@pytest.mark.parametrize("path", SHAPES)
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_what_a_check_accepts_its_schema_allows(path: str, data: st.DataObject) -> None:
     """The schema is never narrower than the check."""
-    works = {name: item.check for name, item in TABLES[path].items() if isinstance(item, Works)}
-    name = data.draw(st.sampled_from(sorted(works)))
-    check = works[name]
-    assert isinstance(check, field.Described)
+    shapes = {name: shape for shape in SHAPES[path] for name, field in fields_of(shape).items() if field.here == "done"}
+    name = data.draw(st.sampled_from(sorted(shapes)))
     near = st.sampled_from([0, 1, -1, 0.5, 2, 20, True, "none", "low", "auto", [], ["a"], {}, {"1": 2}, {"a": "b"}, ""])
     value = data.draw(near | JSON_VALUES)
+    whole = {"model": "m", "messages": [{}], "max_tokens": 4, "prompt": "hi", "input": "hi"}
+    required = {key: whole[key] for key, field in fields_of(shapes[name]).items() if field.is_required}
     try:
-        check(name, value)
+        read(shapes[name], {**required, name: value}, Omissions("m"))
     except InvalidRequest:
         return
-    jsonschema.validate(value, dict(check.schema))
+    _validator(path, name).validate(value)
 
 
-@pytest.mark.parametrize("path", TABLES)
+def _validator(path: str, name: str) -> Any:
+    """Return what judges values of a field, with the components that its schema refers to."""
+    body = schema_of(path)
+    return jsonschema.Draft202012Validator({**body["properties"][name], "components": body["components"]})
+
+
+@pytest.mark.parametrize("path", SHAPES)
 async def test_without_a_required_field_a_body_is_refused(path: str, tmp_path: Path) -> None:
     """The document's required fields are the server's."""
-    body = next(route.body for route in ROUTES if route.path == path)
-    assert body is not None
+    required = schema_of(path)["required"]
     messages = [{"role": "user", "content": "hi"}]
     whole = {"model": "m", "messages": messages, "max_tokens": 4, "prompt": "hi", "input": "hi"}
     async with serving(ScriptedPool([*end()])) as served:
-        for missing in body.required:
-            given_fields = {name: whole[name] for name in body.required if name != missing}
+        for missing in required:
+            given_fields = {name: whole[name] for name in required if name != missing}
             status, _, text = await served.post(path, given_fields)
             assert (missing, status) == (missing, 400)
             assert missing in json.loads(text)["error"]["message"]

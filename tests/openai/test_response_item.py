@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 from openai.types.responses import ResponseInputItemParam
 
+from mlxd import fields
 from mlxd.engine.base import Delta, Finished, FinishReason, TextKind
 from mlxd.engine.tool import CallPiece
 from mlxd.http.omissions import Omissions
 from mlxd.http.sealed import opened, sealed
 from mlxd.openai.response_event import ResponseEvents
-from mlxd.openai.response_fields import RESPONSE_FIELDS
 from mlxd.protocol.errors import UnsupportedParameter
 from tests.support.response_body import TOOL, left_out, messages, refusal, response, types_of
 from tests.support.scripted_pool import USAGE
@@ -110,11 +111,13 @@ def test_items_become_messages() -> None:
     )  # fmt: skip
 
 
-def test_instructions_and_leading_system_messages_are_one() -> None:
-    """Many templates take one system message, and only as the first."""
+def test_instructions_stand_before_all_items() -> None:
+    """As a system message of their own; the engine makes one of several where a template takes only one."""
     leading = [{"role": "developer", "content": "two"}, {"role": "system", "content": "three"}]
     assert messages(*leading, {"role": "user", "content": "hi"}, instructions="one") == (
-        {"role": "system", "content": "one\n\ntwo\n\nthree"},
+        {"role": "system", "content": "one"},
+        {"role": "system", "content": "two"},
+        {"role": "system", "content": "three"},
         {"role": "user", "content": "hi"},
     )
 
@@ -137,7 +140,7 @@ def test_every_item_of_the_official_client_is_known() -> None:
     """None is an error but the one that asks for a summary in place of an answer."""
     assert types_of(ResponseInputItemParam) == {*WITHOUT_WORDS, *CALLS, *OUTPUTS, *BOTH, *OTHERS}
     assert refusal(input=[HI, {"type": "compaction_trigger"}]).param == "input[1].type"
-    told = {name.removeprefix("input[] ") for name in RESPONSE_FIELDS if name.startswith("input[]")}
+    told = set(re.findall(r"`input\[\] (\w+)`", fields.render()))
     assert types_of(ResponseInputItemParam) - told == set()
 
 

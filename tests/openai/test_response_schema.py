@@ -5,47 +5,47 @@ from __future__ import annotations
 import typing
 from typing import Any
 
+import msgspec
 import pytest
 from openai.types.responses import ResponseIncludable, input_token_count_params, response_create_params
 
 from mlxd.engine.base import ChatPrompt, SamplingParams
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http.omissions import Omissions
-from mlxd.http.table import Omitted, Refused
-from mlxd.openai.response_schema import INPUT_COUNT, RESPONSE
+from mlxd.http.sampling import Sampling
+from mlxd.http.schema import fields_of
+from mlxd.openai.response_schema import InputCountBody, ResponseBody
 from mlxd.protocol.errors import UnsupportedParameter
 from tests.support.response_body import TOOL, left_out, refusal, response
 
+FIELDS = fields_of(ResponseBody)
+
 
 @pytest.mark.parametrize(
-    ("table", "params"),
+    ("shapes", "params"),
     [
-        (RESPONSE, response_create_params.ResponseCreateParamsStreaming),
-        (INPUT_COUNT, input_token_count_params.InputTokenCountParams),
+        ((ResponseBody, Sampling), response_create_params.ResponseCreateParamsStreaming),
+        ((InputCountBody,), input_token_count_params.InputTokenCountParams),
     ],
 )
-def test_every_field_of_the_official_client_is_in_the_table(table: dict[str, Any], params: type) -> None:
+def test_every_field_of_the_official_client_is_known(shapes: tuple[type[msgspec.Struct], ...], params: type) -> None:
     """A field that OpenAI documents is never treated as unknown."""
-    assert set(typing.get_type_hints(params)) - set(table) == set()
+    assert set(typing.get_type_hints(params)) <= {name for shape in shapes for name in fields_of(shape)}
 
 
-@pytest.mark.parametrize("name", sorted(name for name, does in RESPONSE.items() if isinstance(does, Refused)))
+@pytest.mark.parametrize("name", sorted(name for name, field in FIELDS.items() if field.here == "refused"))
 def test_a_field_that_does_nothing_is_refused_by_name(name: str) -> None:
     """At a value that would change something; null and the neutral values are taken."""
     assert refusal(**{name: {"some": "thing"}}).param == name
-    treatment = RESPONSE[name]
-    assert isinstance(treatment, Refused)
-    for value in (None, *treatment.neutral):
+    for value in (None, *FIELDS[name].neutral):
         assert left_out(**{name: value}) == []
 
 
-@pytest.mark.parametrize("name", sorted(name for name, does in RESPONSE.items() if isinstance(does, Omitted)))
+@pytest.mark.parametrize("name", sorted(name for name, field in FIELDS.items() if field.here == "omitted"))
 def test_a_field_that_the_rest_makes_sense_without_is_left_out(name: str) -> None:
     """It is named; null and the neutral values are nothing to name; strict clients are told."""
     assert left_out(**{name: {"some": "thing"}}) == [name]
-    treatment = RESPONSE[name]
-    assert isinstance(treatment, Omitted)
-    for value in (None, *treatment.neutral):
+    for value in (None, *FIELDS[name].neutral):
         assert left_out(**{name: value}) == []
     with pytest.raises(UnsupportedParameter) as error:
         response(Omissions("m", rejects_fields=True), **{name: {"some": "thing"}})

@@ -1,0 +1,271 @@
+"""Reads the objects of a body into msgspec structs, whose fields say once what they take and what they do here.
+
+A field works; or is refused at any value that would change the answer; or is left out visibly, as is a field that no
+struct has (`omissions.py`); or changes nothing anywhere and is accepted. Null is the same as leaving a field out.
+`msgspec.convert` does not name unknown fields, and its errors do not show values: so the structs are walked here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import orjson
+from msgspec import Meta, inspect
+
+from mlxd.http.omissions import Omissions
+from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.quote import as_json, shown
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+Text = Annotated[str, Meta(min_length=1)]
+Filled = Annotated[list[Any], Meta(min_length=1)]
+Object = dict[str, Any]
+# Changes nothing on a local server, and SDKs and apps send it by habit.
+Habit = Annotated[Any, Meta(description="Accepted at any value; changes nothing here.", extra={"here": "accepted"})]
+
+
+def omitted(*neutral: Any) -> Meta:
+    """Describe a field that a request makes sense without: it is left out visibly, but for *neutral* values."""
+    about = "Left out and named in the header x-mlxd-ignored-fields."
+    return Meta(description=about, extra={"here": "omitted", "neutral": neutral})
+
+
+def refused(*neutral: Any) -> Meta:
+    """Describe a field that is accepted only at *neutral* values, which change nothing."""
+    about = "Not acted upon: a value that changes nothing, or none."
+    schema = {"enum": [None, *neutral]}
+    return Meta(description=about, extra_json_schema=schema, extra={"here": "refused", "neutral": neutral})
+
+
+def required(hint: str) -> Meta:
+    """Describe a field that must be there; *hint* tells a client that leaves it out what it is."""
+    return Meta(extra={"hint": f": {hint}"})
+
+
+def read_by(check: Callable[[str, Any], Any], expected: str, **schema: Any) -> Meta:
+    """Describe a field that *check* reads, given its path and its value; its kind does not say it all."""
+    return Meta(title=expected, extra_json_schema=schema, extra={"check": check})
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a struct.
+
+    Attributes:
+        name: in Python.
+        kind: of its values.
+        here: what it does: done, accepted, omitted or refused.
+        neutral: the values at which one that is omitted or refused changes nothing.
+        note: which of its values stand for others, in words.
+        hint: what it is, for an error that it is missing.
+        check: reads its values where the kind does not say it all.
+        is_required: whether there is no body without it.
+    """
+
+    name: str
+    kind: inspect.Type
+    here: str
+    neutral: tuple[Any, ...]
+    note: str
+    hint: str
+    check: Callable[[str, Any], Any] | None
+    is_required: bool
+
+
+@functools.cache
+def fields_of(shape: type[msgspec.Struct]) -> Mapping[str, Field]:
+    """Return the fields of a struct by their names in JSON."""
+    described = inspect.type_info(shape)
+    assert isinstance(described, inspect.StructType)  # noqa: S101  (for the type checker)
+    return {each.encode_name: _field(each) for each in described.fields}
+
+
+def _field(each: inspect.Field) -> Field:
+    about = each.type if isinstance(each.type, inspect.Metadata) else inspect.Metadata(each.type)
+    extra = about.extra or {}
+    note = (about.extra_json_schema or {}).get("description", "")
+    return Field(
+        each.name,
+        each.type,
+        extra.get("here", "done"),
+        extra.get("neutral", ()),
+        note,
+        extra.get("hint", ""),
+        extra.get("check"),
+        each.required,
+    )
+
+
+def read(
+    shape: type[_S], given: Any, omissions: Omissions, path: str = "", *, beside: type[msgspec.Struct] | None = None
+) -> _S:
+    """Return the object *given*, at *path* in the body, as a *shape*; its other fields are those of *beside*.
+
+    Raises:
+        UnsupportedParameter: a documented field at a value that this server does not act upon.
+        InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
+    """
+    if not isinstance(given, dict):
+        raise wrong(path, given, "an object")
+    fields = fields_of(shape)
+    omissions.note(path, given, fields if beside is None else {*fields, *fields_of(beside)})
+    values = {}
+    for key, value in given.items():
+        field = fields.get(key)
+        if value is None or field is None or field.here == "accepted":
+            continue
+        name = f"{path}.{key}" if path else key
+        if field.check is not None:
+            values[field.name] = field.check(name, value)
+        elif field.here == "done":
+            values[field.name] = _take(field.kind, name, value, omissions)
+        elif not any(type(value) is type(neutral) and value == neutral for neutral in field.neutral):
+            _do_without(name, field, omissions)
+    for key, field in fields.items():
+        if field.is_required and field.name not in values:
+            if path:
+                raise wrong(f"{path}.{key}", None, words(field.kind))
+            raise InvalidRequest(f"{key} is required{field.hint}", param=key)
+    return shape(**values)
+
+
+def read_both(shape: type[_S], other: type[_T], given: Any, omissions: Omissions, path: str = "") -> tuple[_S, _T]:
+    """Return an object that has the fields of two structs as both; raises as `read`."""
+    return read(shape, given, omissions, path, beside=other), read(other, given, omissions, path, beside=shape)
+
+
+def _do_without(name: str, field: Field, omissions: Omissions) -> None:
+    if field.here == "omitted":
+        omissions.leave_out(name)
+        return
+    remedy = " or send " + " or ".join(map(as_json, field.neutral)) if field.neutral else ""
+    raise UnsupportedParameter(f"{name} is not supported; leave it out{remedy}", param=name)
+
+
+def checked(hint: Any, name: str, value: Any) -> Any:
+    """Return *value* of the field *name* as the type *hint* has it; raises as `read`."""
+    return _take(_kind(hint), name, value, Omissions(""))
+
+
+_kind = functools.cache(inspect.type_info)
+
+
+def kind_of(path: str, given: Any) -> str:
+    """Return the `type` of the object *given*; raises as `read`."""
+    kind: str = checked(Text, f"{path}.type", checked(Object, path, given).get("type"))
+    return kind
+
+
+def dumped(name: str, value: Any) -> str:
+    """Return an object as JSON; raises as `read`. What is read may be nested deeper than what can be written."""
+    try:
+        return orjson.dumps(checked(Object, name, value)).decode()
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"{name} is nested too deep: 254 levels at most", param=name) from None
+
+
+def _schema(name: str, value: Any) -> Any:
+    dumped(name, value)
+    return value
+
+
+Schema = Annotated[Any, read_by(_schema, "an object", type="object")]
+
+
+def wrong(name: str, value: object, expected: str) -> InvalidRequest:
+    """Return the error that says what *name* must be and what it was."""
+    return InvalidRequest(f"{name} must be {expected}, not {shown(value)}", param=name)
+
+
+# Kinds by what their values are in Python, and in words.
+_PLAIN: Mapping[type[inspect.Type], tuple[type[Any], str]] = {
+    inspect.AnyType: (object, ""),
+    inspect.BoolType: (bool, "true or false"),
+    inspect.StrType: (str, "a text"),
+    inspect.ListType: (list, "a list"),
+    inspect.DictType: (dict, "an object"),
+    inspect.StructType: (dict, "an object"),
+}
+
+
+def words(kind: inspect.Type) -> str:
+    """Return what a value must be."""
+    match kind:
+        case inspect.Metadata():
+            return str((kind.extra_json_schema or {}).get("title", "")) or words(kind.type)
+        case inspect.UnionType():
+            return " or ".join(words(each) for each in kind.types if not isinstance(each, inspect.NoneType))
+        case inspect.LiteralType():
+            *others, last = map(repr, kind.values)
+            return f"{', '.join(others)} or {last}" if others else last
+        case inspect.IntType():
+            return f"a whole number from {kind.ge} to {kind.le}"
+        case inspect.FloatType() if kind.gt is not None:
+            return f"a number above {kind.gt:g} and at most {kind.le:g}"
+        case inspect.FloatType():
+            return f"a number from {kind.ge:g} to {kind.le:g}"
+    return _PLAIN[type(kind)][1] + (" that is not empty" if getattr(kind, "min_length", 0) else "")
+
+
+def _take(kind: inspect.Type, name: str, value: Any, omissions: Omissions) -> Any:
+    for each in members(kind):
+        if _fits(each, value):
+            return _inside(each, name, value, omissions)
+    raise wrong(name, value, words(kind))
+
+
+def members(kind: inspect.Type) -> Iterator[inspect.Type]:
+    """Yield the kinds that make up a kind, null apart."""
+    match kind:
+        case inspect.Metadata():
+            yield from members(kind.type)
+        case inspect.UnionType():
+            for each in kind.types:
+                yield from members(each)
+        case inspect.NoneType():
+            pass
+        case _:
+            yield kind
+
+
+def _fits(kind: inspect.Type, value: Any) -> bool:
+    """Tell whether *value* is of the kind, whatever is inside of it."""
+    match kind:
+        case inspect.IntType():  # JavaScript knows no other whole number than 1.0
+            return (type(value) is int or (type(value) is float and value.is_integer())) and _is_within(kind, value)
+        case inspect.FloatType():
+            return type(value) in (int, float) and _is_within(kind, value)
+        case inspect.LiteralType():
+            return isinstance(value, str) and value in kind.values
+    least: int = getattr(kind, "min_length", None) or 0
+    return isinstance(value, _PLAIN[type(kind)][0]) and (not least or len(value) >= least)
+
+
+def _is_within(kind: inspect.IntType | inspect.FloatType, value: float) -> bool:
+    return (
+        (kind.gt is None or value > kind.gt)
+        and (kind.ge is None or value >= kind.ge)
+        and (kind.le is None or value <= kind.le)
+    )
+
+
+def _inside(kind: inspect.Type, name: str, value: Any, omissions: Omissions) -> Any:
+    """Return a value of the kind, with what is inside of it taken in turn."""
+    match kind:
+        case inspect.IntType():
+            return int(value)
+        case inspect.FloatType():
+            return float(value)
+        case inspect.StructType():
+            return read(kind.cls, value, omissions, name)
+        case inspect.ListType() if not isinstance(kind.item_type, inspect.AnyType):
+            return [_take(kind.item_type, f"{name}[{place}]", item, omissions) for place, item in enumerate(value)]
+        case inspect.DictType() if not isinstance(kind.value_type, inspect.AnyType):
+            return {key: _take(kind.value_type, f"{name}.{key[:60]}", item, omissions) for key, item in value.items()}
+    return value
