@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +25,8 @@ _OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "target": ("PROVIDER/MODEL", "The cloud's target.", ()),
     "key": ("ID", "Id of the client's API key.", ()),
     "request": ("REQUEST", "Id of the request.", ()),
-}
-_TIMES = {
-    "since": ("WHEN", "Begun in the last 2h, or since 2026-01-31T12:00."),
-    "until": ("WHEN", "Begun before then."),
+    "since": ("WHEN", "Begun in the last 2h, or since 2026-01-31T12:00.", ()),
+    "until": ("WHEN", "Begun before then.", ()),
 }
 HELP = "mlxctl audit --help"
 _GIVEN = "mlxctl.audit.given"
@@ -41,21 +38,18 @@ class FilterVerb(Verb):
     def __init__(self, name: str | None, **attributes: Any) -> None:
         """Add them to the verb's own."""
         super().__init__(name, **attributes)
-        self.params = [*_options(), *self.params]
+        options = (
+            TyperOption(param_decls=[f"--{name}"], metavar=placeholder, help=text)
+            for name, (placeholder, text, _) in _OPTIONS.items()
+        )
+        self.params = [*options, *self.params]
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the line, and put them aside."""
         rest = super().parse_args(ctx, args)
-        given = {name: ctx.params.pop(name, None) for name in (*_OPTIONS, *_TIMES)}
+        given = {name: ctx.params.pop(name, None) for name in _OPTIONS}
         ctx.meta[_GIVEN] = {name: value for name, value in given.items() if value is not None}
         return rest
-
-
-def _options() -> Iterator[TyperOption]:
-    for name, (placeholder, text, _) in _OPTIONS.items():
-        yield TyperOption(param_decls=[f"--{name}"], metavar=placeholder, help=text)
-    for name, (placeholder, text) in _TIMES.items():
-        yield TyperOption(param_decls=[f"--{name}"], metavar=placeholder, help=text)
 
 
 def read_filter(meta: dict[str, Any], *, changes: bool = False) -> dict[str, Any]:
@@ -67,7 +61,7 @@ def read_filter(meta: dict[str, Any], *, changes: bool = False) -> dict[str, Any
     given: dict[str, str] = meta[_GIVEN]
     chosen: dict[str, Any] = {}
     for name, value in given.items():
-        if name in _TIMES:
+        if name in {"since", "until"}:
             chosen[f"{name}_ms"] = parse_moment_ms(value, time.time())
             continue
         if changes:

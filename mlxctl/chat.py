@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mlxctl import output
-from mlxctl.address import find_address
+from mlxctl import output, process
 from mlxctl.call import Call, Document
 from mlxctl.chat_client import Answer, Server, list_models, print_answer
 from mlxctl.client import Client
@@ -85,7 +84,7 @@ def find_server(daemon: Client) -> Server:
         ControlError: it does not listen; the message says why. A broken settings file goes first: the defaults that
             hold instead may be what is in the way.
     """
-    address = find_address(daemon)
+    address = process.find_address(daemon)
     if address.url is None:
         broken = daemon.request("status").result.get("config", {}).get("problem")
         if broken is not None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mlxctl import process
-from mlxctl.address import find_address
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
 from mlxctl.lock import Unreachable, find_holder, find_unreachable
@@ -158,7 +157,7 @@ def find_agent(call: Call) -> Supervisor | None:
 
 def _show_running(call: Call, daemon: Client, what: str) -> None:
     """Print that it runs and where, and note what keeps it from serving."""
-    address = find_address(daemon)
+    address = process.find_address(daemon)
     problems = daemon.request("status").result["problems"]
     document = {
         "result": what,

@@ -1,13 +1,22 @@
-"""Who holds a home: what the daemon leaves in `mlxd.lock`, which tells of it when its socket does not."""
+"""The daemon of a home that does not answer: found by its lock, or by its process when the home is gone."""
 
 from __future__ import annotations
 
 import fcntl
+import os
+import re
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
+from mlxctl.supervisor import is_mac
 from mlxd.protocol.errors import EXIT_CONFLICT, EXIT_UNREACHABLE, ControlError
 from mlxd.protocol.paths import Home
+
+_COMMAND = re.compile(r"(?:^|/)mlxd$")
+_PROCESSES = Path("/proc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +73,6 @@ def find_unreachable(home: Home, socket: Path, *, is_usual_socket: bool = True) 
         return Unreachable(holder.pid, describe(home, socket, holder))
     if not is_usual_socket or home.lock.exists():
         return None
-    from mlxctl.orphan import find_orphan  # late: it looks through all processes
-
     pid = find_orphan(home)
     return None if pid is None else Unreachable(pid, _homeless(home, pid), is_homeless=True)
 
@@ -97,3 +104,50 @@ def _homeless(home: Home, pid: int) -> ControlError:
         code="daemon.home_gone",
         hint=f"put {home.root} back, and it continues\nmlxctl stop, which ends that process",
     )
+
+
+def find_orphan(home: Home, processes: Path = _PROCESSES) -> int | None:
+    """Return the process id of an mlxd that was started with *home*; None when there is none, or nobody can tell."""
+    words = _list_darwin() if is_mac() else _list_linux(processes)
+    return next((pid for pid, said in words if is_daemon_of(home, said)), None)
+
+
+def is_daemon_of(home: Home, words: list[str]) -> bool:
+    """Tell whether a process is mlxd with this home, by the *words* of its command line and its environment."""
+    command, environment = _split(words)
+    is_module = any(first == "-m" and second == "mlxd" for first, second in pairwise(command))
+    if not is_module and not any(_COMMAND.search(word) for word in command[:2]):
+        return False
+    given = dict(word.split("=", 1) for word in environment)
+    root = given.get("MLXD_HOME") or f"{given.get('HOME', '')}/.mlxd"
+    return Path(root) == home.root
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the command line and the environment, which begins with the first word that sets a variable."""
+    variables = [number for number, word in enumerate(words) if re.match(r"[A-Za-z_][A-Za-z0-9_]*=", word)]
+    start = variables[0] if variables else len(words)
+    return words[:start], [words[number] for number in variables]
+
+
+def _list_linux(processes: Path) -> Iterator[tuple[int, list[str]]]:
+    for folder in processes.glob("[0-9]*"):
+        try:
+            if folder.stat().st_uid == os.geteuid():
+                raw = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+                yield int(folder.name), os.fsdecode(raw).split("\0")
+        except OSError:  # it has ended meanwhile, or is of another account
+            continue
+
+
+def _list_darwin() -> Iterator[tuple[int, list[str]]]:
+    # -E shows the environment after the command line.
+    try:
+        done = subprocess.run(
+            ["/bin/ps", "-xww", "-E", "-o", "pid=,command="], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return
+    for line in done.stdout.splitlines():
+        pid, *words = line.split()
+        yield int(pid), words

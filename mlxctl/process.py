@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlxd
@@ -29,10 +30,34 @@ STOP_TIMEOUT_S = 70.0
 # What a daemon that comes up, goes down or is not there at all looks like from outside.
 _NOT_THERE = ABSENT | {CLOSED}
 _POLL_S = 0.05
+_OPENING_TIMEOUT_S = 5.0
 _END_TIMEOUT_S = 5.0
 # A daemon makes a deleted socket anew within 2 s, and one that ends takes its requests' time.
 _HOLDER_TIMEOUT_S = STOP_TIMEOUT_S
 _LOG_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """The address without `/v1`, or why there is none."""
+
+    url: str | None
+    problem: str | None
+
+
+def find_address(daemon: Client) -> Address:
+    """Return the address, or the problem, as soon as the daemon has one of them."""
+    url = daemon.hello.get("http")
+    if isinstance(url, str):
+        return Address(url, None)
+    deadline_s = time.monotonic() + _OPENING_TIMEOUT_S
+    while True:
+        http = daemon.request("status").result["http"]
+        if http["url"] is not None or http["problem"] is not None:
+            return Address(http["url"], http["problem"])
+        if time.monotonic() >= deadline_s:
+            return Address(None, "it is still being opened")
+        time.sleep(_POLL_S)
 
 
 def find_daemon(socket: Path, timeout_s: float) -> Client | None:

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,20 +178,11 @@ def changes(operation: str) -> type[Verb]:
 
 
 def _shared_options() -> Iterator[TyperOption]:
-    yield TyperOption(param_decls=["--json"], is_flag=True, help="Print one JSON document.")
-    yield TyperOption(param_decls=["--quiet", "-q"], is_flag=True, help="Print data and errors only.")
-    yield TyperOption(
-        param_decls=["--socket"],
-        callback=_parse_socket,
-        metavar="PATH",
-        help="Control socket, if not the one in MLXD_HOME.",
-    )
-    yield TyperOption(
-        param_decls=["--timeout", "timeout_s"],
-        callback=_parse_duration,
-        metavar="DURATION",
-        help=f"Longest wait for an answer of the daemon; {DEFAULT_TIMEOUT_S:g}s when left out.",
-    )
+    timeout = f"Longest wait for an answer of the daemon; {DEFAULT_TIMEOUT_S:g}s when left out."
+    yield _flag("--json", help_text="Print one JSON document.")
+    yield _flag("--quiet", "-q", help_text="Print data and errors only.")
+    yield _option("--socket", kind=_read_path, metavar="PATH", help_text="Control socket, if not the one in MLXD_HOME.")
+    yield _option("--timeout", "timeout_s", kind=read_duration, metavar="DURATION", help_text=timeout)
 
 
 def _change_options(operation: str | None) -> Iterator[TyperOption]:
@@ -199,28 +190,25 @@ def _change_options(operation: str | None) -> Iterator[TyperOption]:
         return
     from mlxd.protocol.operations import OPERATIONS  # late: verbs that only ask do without
 
-    if OPERATIONS[operation].can_be_dry:
-        yield TyperOption(param_decls=["--dry-run"], is_flag=True, help="Say what would change, change nothing.")
-    yield TyperOption(
-        param_decls=["--if-generation"],
-        type=int,
-        metavar="N",
-        help="Refuse if the settings are not of generation N.",
-    )
-    if OPERATIONS[operation].can_be_runtime_only:
-        yield TyperOption(
-            param_decls=["--runtime-only"],
-            is_flag=True,
-            help="Leave the settings file alone: lost when the daemon ends.",
-        )
-    yield TyperOption(
-        param_decls=[_WAIT_FLAG, "wait_s"],
-        callback=_parse_duration,
-        metavar="[=DURATION]",
-        help=f"Wait until what it begins is done, {DEFAULT_WAIT_S / 60:g}m when the duration is left out.",
-    )
-    if "force" in OPERATIONS[operation].params:
-        yield TyperOption(param_decls=["--force"], is_flag=True, help=OPERATIONS[operation].params["force"].help)
+    row = OPERATIONS[operation]
+    if row.can_be_dry:
+        yield _flag("--dry-run", help_text="Say what would change, change nothing.")
+    generation = "Refuse if the settings are not of generation N."
+    yield _option("--if-generation", kind=int, metavar="N", help_text=generation)
+    if row.can_be_runtime_only:
+        yield _flag("--runtime-only", help_text="Leave the settings file alone: lost when the daemon ends.")
+    wait = f"Wait until what it begins is done, {DEFAULT_WAIT_S / 60:g}m when the duration is left out."
+    yield _option(_WAIT_FLAG, "wait_s", kind=read_duration, metavar="[=DURATION]", help_text=wait)
+    if "force" in row.params:
+        yield _flag("--force", help_text=row.params["force"].help)
+
+
+def _flag(*names: str, help_text: str) -> TyperOption:
+    return TyperOption(param_decls=list(names), is_flag=True, help=help_text)
+
+
+def _option(*names: str, kind: Callable[[str], object], metavar: str, help_text: str) -> TyperOption:
+    return TyperOption(param_decls=list(names), type=kind, metavar=metavar, help=help_text)
 
 
 def read_duration(value: str) -> float:
@@ -234,12 +222,8 @@ def read_duration(value: str) -> float:
     return seconds
 
 
-def _parse_duration(ctx: Context, param: Parameter, value: str | None) -> float | None:  # noqa: ARG001  (click's signature)
-    return None if value is None else read_duration(value)
-
-
-def _parse_socket(ctx: Context, param: Parameter, value: str | None) -> Path | None:  # noqa: ARG001  (click's signature)
-    return None if value is None else Path(value).expanduser()
+def _read_path(value: str) -> Path:
+    return Path(value).expanduser()
 
 
 _OPTION_NAMES = tuple(item.name for item in dataclasses.fields(Options))

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from mlxctl import orphan, process
+from mlxctl import lock, process
 from mlxctl.cli import main
-from mlxctl.lock import Holder, find_holder, find_unreachable
-from mlxctl.orphan import find_orphan, is_daemon_of
+from mlxctl.lock import Holder, find_holder, find_orphan, find_unreachable, is_daemon_of
 from mlxd.protocol.paths import Home
 
 WAITS = "import signal; print(flush=True); signal.pause()"
@@ -99,7 +98,7 @@ def test_a_daemon_whose_home_is_gone_is_found_and_stopped(
     with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        monkeypatch.setattr(orphan, "find_orphan", lambda _: child.pid if child.returncode is None else None)
+        monkeypatch.setattr(lock, "find_orphan", lambda _: child.pid if child.returncode is None else None)
         threading.Thread(target=child.wait, daemon=True).start()  # it is nobody's child usually, and no zombie
         for verb in ("status", "start"):
             assert main([verb]) == 3
