@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from mlxd.protocol.settings import Settings
 
-GROUPS = Settings.__struct_fields__
 _log = logging.getLogger(__name__)
 
 
@@ -71,7 +70,8 @@ class Participant:
     """An owner of live state that follows the settings. Called on the event loop, in the order of the attributes.
 
     Attributes:
-        groups: the groups of settings that it follows; it is left alone while they stay as they are.
+        groups: the groups of settings that it follows, and is left alone while they stay; None: it is told of every
+            commit.
         check: judges new settings.
         plan: returns what `apply` would begin now; for dry runs.
         prepare: does fallible work on the side (binds a port), or raises SettingsError to refuse.
@@ -79,7 +79,7 @@ class Participant:
         apply: follows the new settings, which the store has already, and returns what began. Cannot fail.
     """
 
-    groups: Sequence[str] = GROUPS
+    groups: Sequence[str] | None = None
     check: Check | None = None
     plan: Callable[[Settings], Any] | None = None
     prepare: Callable[[Settings], Awaitable[object]] | None = None
@@ -101,12 +101,13 @@ class Participants:
 
     def concerned(self, old: Settings, new: Settings) -> dict[str, Participant]:
         """Return those by name whose groups differ, and those that have not applied what came before."""
-        changed = {group for group in GROUPS if getattr(old, group) != getattr(new, group)}
-        return {
-            name: part
-            for name, part in self._parts.items()
-            if name in self._unapplied or not changed.isdisjoint(part.groups)
-        }
+
+        def is_concerned(name: str, groups: Sequence[str] | None) -> bool:
+            if groups is None or name in self._unapplied:
+                return True
+            return any(getattr(old, group) != getattr(new, group) for group in groups)
+
+        return {name: part for name, part in self._parts.items() if is_concerned(name, part.groups)}
 
     def check(self, old: Settings, new: Settings, *, force: bool) -> list[str]:
         """Return the warnings of all, or raise the first refusal."""

@@ -93,6 +93,7 @@ class Request:
         params: the known ones; optional ones that were left out are missing.
         dry: say what would happen.
         if_gen: refuse when the settings are of another generation.
+        force: pass checks that can be passed.
         persist: False leaves the settings file alone; what changes is lost with the process.
         progress: sends a `prog` frame to the client.
         peer: the process that asks.
@@ -102,14 +103,10 @@ class Request:
     params: Mapping[str, Any]
     dry: bool
     if_gen: int | None
+    force: bool
     persist: bool
     progress: Callable[[Mapping[str, Any]], Awaitable[None]]
     peer: Peer = NOBODY
-
-    @property
-    def force(self) -> bool:
-        """Whether checks that can be passed are passed."""
-        return bool(self.params.get("force", False))
 
 
 Reply = dict[str, Any]

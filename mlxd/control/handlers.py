@@ -16,7 +16,7 @@ from mlxd.control import (
     key,
     model,
     model_settings,
-    plan,
+    pool,
     preload,
     process,
     provider,
@@ -24,7 +24,6 @@ from mlxd.control import (
     request,
     rule,
     setting,
-    settings_file,
     spending,
 )
 from mlxd.control.context import Handler
@@ -35,8 +34,8 @@ from mlxd.control.spending import PRICES
 from mlxd.protocol.resource import RESOURCES
 
 _MODULES = (
-    apikey, audit, cache, cloud, key, model, model_settings, plan, preload,
-    process, provider, report, request, rule, setting, settings_file, spending,
+    apikey, audit, cache, cloud, key, model, model_settings, pool, preload,
+    process, provider, report, request, rule, setting, spending,
 )  # fmt: skip
 _ENTRIES = {entries.resource.noun: entries for entries in (PROVIDERS, RULES, PRICES)}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mlxd.config import Edit, Terms
-from mlxd.control.mutation import Mutations
+from mlxd.control.dispatch import Mutations
 from mlxd.protocol.errors import (
     CommitFailed,
     Conflict,

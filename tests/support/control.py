@@ -30,9 +30,8 @@ from mlxd.control.bus import Bus
 from mlxd.control.context import ControlContext, DaemonInfo, HttpState
 from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
-from mlxd.control.relay import relay_pool_event, relay_request_event, relay_store_event
+from mlxd.control.relay import note_settings, relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
-from mlxd.control.trail import note_settings
 from mlxd.crash import CrashLog, NotedBackend
 from mlxd.cross_check import cross_check
 from mlxd.load_mark import LoadMarks

@@ -9,7 +9,6 @@ from typing import Any
 
 from mlxd.atomic_file import SystemCalls
 from mlxd.config import CommitResult, Edit, Participant, SettingsStore, StoreEvent, Terms
-from mlxd.config.participant import GROUPS
 from mlxd.protocol.errors import SettingsError
 from mlxd.protocol.key import parse_path
 from mlxd.protocol.kind import Machine
@@ -104,7 +103,7 @@ class StoreFixture:
                 await binder.prepare(new)
 
         abandon = None if binder is None else binder.abandon
-        self.store.participants.attach(name, Participant(GROUPS, check, owner.plan, prepare, abandon, apply))
+        self.store.participants.attach(name, Participant(None, check, owner.plan, prepare, abandon, apply))
 
     async def set(self, key: str, value: Any, **more: Any) -> CommitResult:
         """Commit one edit."""

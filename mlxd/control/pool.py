@@ -1,4 +1,4 @@
-"""`model.estimate`, `pool.simulate`, `pool.evict`: what the pool would do, and one thing that it does."""
+"""`model.estimate`, `pool.simulate`, `pool.evict`: forecasts of the pool, and what is evicted by command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ async def simulate(context: ControlContext, request: Request) -> Reply:
     if load is None:
         async with context.store.turn:
             result = await context.store.commit(edits, Terms(request.operation, dry_run=True, force=True))
-        return {"changed": result.changed, "refused": result.warnings, **show_plan(result.effects["pool"])}
+        planned = result.effects.get("pool") or context.pool.plan(context.store.current)
+        return {"changed": result.changed, "refused": result.warnings, **show_plan(planned)}
     model_id = context.catalog.resolve(load).id
     try:
         return {"model": model_id, "refused": [], **show_plan(context.pool.plan_load(model_id))}

@@ -40,6 +40,7 @@ async def test_a_simulated_limit_names_victims_and_what_would_be_refused(plane: 
     reply = await client.ask("pool.simulate", memory="3MB")
     assert [victim["id"] for victim in reply["evicting"]] == ["a"]
     assert (reply["refused"], reply["memory"]["limit_bytes"]) == ([], 3_000_000)
+    assert (await client.ask("pool.simulate", memory="16MB"))["evicting"] == []  # the limit that it has
     too_much = await client.ask("pool.simulate", memory="900GB", max_models="1")
     assert ["usable memory" in reason for reason in too_much["refused"]] == [True]
     assert [victim["id"] for victim in too_much["evicting"]] == ["a"]

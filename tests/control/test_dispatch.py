@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlxd.control.mutation import KEPT_ANSWERS, Mutations, Once
+from mlxd.control.dispatch import KEPT_ANSWERS, Mutations, Once
 from mlxd.protocol.errors import Conflict, DoesNotFit, Draining, WaitEnded
 from mlxd.protocol.paths import Home
 from tests.support.control import Plane, running_plane, until
