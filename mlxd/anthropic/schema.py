@@ -17,8 +17,9 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
-from mlxd.http.sampling import MOST_TOKENS, MaxTokens, Sampling, Stops
+from mlxd.http.sampling import MaxTokens, Sampling, Stops
 from mlxd.http.schema import Filled, Habit, Object, Schema, Text, omitted, read, read_both, refused
+from mlxd.protocol.settings import MOST_TOKENS
 
 _Tokens = Annotated[int, Meta(ge=0, le=MOST_TOKENS)]
 

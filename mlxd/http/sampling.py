@@ -11,8 +11,8 @@ from msgspec import Meta
 from mlxd.engine.base import SamplingParams
 from mlxd.http.schema import checked, read_by, wrong
 from mlxd.protocol.errors import InvalidRequest
+from mlxd.protocol.settings import MOST_TOKENS, Penalty, RepetitionPenalty, Share, Temperature, XtcThreshold
 
-MOST_TOKENS = 2**31 - 1  # token ids are 32-bit in MLX
 _MAX_STOPS = 64
 # They become a matcher on the device thread: one of a million characters stops all streams for seconds.
 _MAX_STOP_CHARACTERS = 4096
@@ -126,15 +126,15 @@ _LogitBias = Annotated[
 class Sampling(msgspec.Struct, kw_only=True):
     """The fields of a body that say how tokens are chosen; what is left out is neutral."""
 
-    temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
-    top_p: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    temperature: Temperature = 1.0
+    top_p: Share = 1.0
     top_k: Annotated[int, Meta(ge=-1, le=MOST_TOKENS, description="-1 is 0: off")] = 0
-    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
-    xtc_probability: Annotated[float, Meta(ge=0, le=1)] = 0.0
-    xtc_threshold: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    min_p: Share = 0.0
+    repetition_penalty: RepetitionPenalty = 1.0
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    xtc_probability: Share = 0.0
+    xtc_threshold: XtcThreshold = 0.0
     logit_bias: _LogitBias = ()
     ignore_eos: bool = False
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None

@@ -27,7 +27,7 @@ INHERIT = "inherit"
 INHERITED = Word(INHERIT, None)
 NONE = Word("none", None)
 NEVER = Word("never", math.inf)
-MOST_TOKENS = 2**31 - 1
+MOST_TOKENS = 2**31 - 1  # their ids are 32-bit in MLX, and so are their numbers
 # Sampling params, as a setting or a request may have them.
 Temperature = Annotated[float, Meta(ge=0, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
