@@ -47,7 +47,7 @@ def _relayed(body: Mapping[str, Any], model: str, now_s: int) -> Callable[[str],
 
 
 MESSAGES = Api("anthropic", "messages", _read, _relayed, keep_alive=event("ping"))
-COUNT_TOKENS = Api("anthropic", "messages/count_tokens", _read_count, samples=False)
+COUNT_TOKENS = Api("anthropic", "messages/count_tokens", _read_count, generates=False)
 
 
 class MessageRenderer(Renderer):

@@ -13,8 +13,8 @@ from aiohttp.typedefs import Handler
 import mlxd
 from mlxd.http import errors
 from mlxd.http.connection import LastAnswer, connection_of
-from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
-from mlxd.http.ending import describe_end
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE, Exchange
 from mlxd.http.guard import cors_headers
 from mlxd.protocol.errors import MalformedRequest, MlxdError
 
@@ -35,10 +35,9 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
         return LastAnswer(MalformedRequest(words, data={"status": 505}), errors.dialect_of(request))
     given = request.headers.get("x-request-id", "")
     context = request.app[CONTEXT]
-    clock = context.clock
-    exchange = Exchange(given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}", clock=clock.now)
-    request[EXCHANGE] = exchange
-    started_s, started_ms = clock.now(), round(context.now() * 1000)
+    now = context.clock.now
+    request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    exchange = request[EXCHANGE] = Exchange(request_id, now, now(), round(context.now() * 1000))
     has_ended = False
     connection = connection_of(request)
     if connection is not None:
@@ -54,40 +53,28 @@ async def boundary(request: web.Request, handler: Handler) -> web.StreamResponse
     finally:
         if connection is not None:
             connection.end_request()
-        first_token_s = None if exchange.first_token_at_s is None else exchange.first_token_at_s - started_s
         context.metrics.note_request(
             method=request.method if request.method in _METHODS else "other",
             route=_pattern(request),
             status=status,
-            duration_s=clock.now() - started_s,
-            first_token_s=first_token_s,
+            duration_s=now() - exchange.started_s,
+            first_token_s=exchange.first_token_s,
             attempts=exchange.attempts,
         )
         if exchange.endpoint is not None:
-            context.on_ended(describe_end(exchange, exchange.endpoint, started_s, started_ms, has_ended=has_ended))
+            context.on_ended(exchange.record(has_ended=has_ended))
         context.omission_log.tell(request.headers.get(hdrs.USER_AGENT), exchange.ignored)
         _log.info(
             "%s %s %d in %.3f s, %s%s%s",
             request.method,
             request.path,
             status,
-            clock.now() - started_s,
+            now() - exchange.started_s,
             exchange.request_id,
-            _way(exchange),
+            exchange.way(),
             f", ignored fields {', '.join(exchange.ignored)}" if exchange.ignored else "",
         )
     return response
-
-
-def _way(exchange: Exchange) -> str:
-    """Return who answered, for the log line: by which rule, after which local failure, at which attempt."""
-    if exchange.model is None:
-        return ""
-    words = f", model {exchange.model} ({exchange.target or exchange.route})"
-    if exchange.rule is not None:
-        words += f", rule {exchange.rule}" + ("" if exchange.reason is None else f" after {exchange.reason}")
-    tried = [f"{attempt.target} {attempt.code or attempt.status}" for attempt in exchange.attempts]
-    return words + (f", tried {', '.join(tried)}" if tried else "")
 
 
 async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:

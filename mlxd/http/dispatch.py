@@ -15,12 +15,13 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from mlxd.catalog import ModelRef
-from mlxd.cloud.errand import SILENT, Errand, passed_headers
+from mlxd.cloud.errand import Errand, passed_headers
 from mlxd.cloud.router import Decision
 from mlxd.engine.base import Delta, Prefilling
 from mlxd.engine.vector import EmbeddingRequest
 from mlxd.http.body import read_object
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE
 from mlxd.http.generation import hold
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
@@ -64,7 +65,7 @@ class Api:
         read: checks the body, and says what it asks of a model and who writes the answer.
         relayed: makes what writes the answer of an upstream that speaks another protocol, once it is told the answer's
             id: from the body, the model as the client calls it, and the unix time. None where no other can answer.
-        samples: False where nothing is generated, so that sampling params have no place in the body.
+        generates: False where nothing is, so that the body has no sampling params and asks for no stream.
         keep_alive: what is sent in the silence of a stream, unless the renderer knows better.
     """
 
@@ -72,7 +73,7 @@ class Api:
     endpoint: str
     read: Callable[[Asked], Job]
     relayed: Callable[[Mapping[str, Any], str, int], Callable[[str], Renderer]] | None = None
-    samples: bool = True
+    generates: bool = True
     keep_alive: bytes = COMMENT
 
 
@@ -185,8 +186,11 @@ def _asked(request: web.Request, api: Api, decision: Decision, model: ModelRef, 
     )
     noise = NoiseFilter(http.noise_rules_off)
     exchange.ignored, exchange.noise_removed = omitted.names, noise.removed
-    is_stream = body.get("stream") is True and api.endpoint not in SILENT
-    body = filled(body, model.settings if api.samples else None) if decision.asks_local else {}
+    is_stream = api.generates and body.get("stream") is True
+    if not decision.asks_local:
+        body = {}
+    elif api.generates and model.settings is not None:
+        body = filled(body, model.settings)
     return Asked(
         request,
         exchange.request_id,
@@ -242,10 +246,8 @@ def check_length(body: Mapping[str, Any], name: str, most: int) -> None:
         raise InvalidRequest(f"{len(messages)} messages, and a request may have {most}", hint=hint, param=name)
 
 
-def filled(body: dict[str, Any], defaults: ModelSettings | None) -> dict[str, Any]:
+def filled(body: dict[str, Any], defaults: ModelSettings) -> dict[str, Any]:
     """Return the body with the model's own sampling params where it says nothing of them; null says nothing."""
-    if defaults is None:
-        return body
     return body | {name: value for name, value in defaults.sampling.items() if body.get(name) is None}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from mlxd.http.context import EXCHANGE
+from mlxd.http.exchange import EXCHANGE
 from mlxd.protocol.errors import (
     ContextLengthExceeded,
     InvalidRequest,

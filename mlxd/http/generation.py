@@ -12,7 +12,8 @@ from aiohttp import web
 from mlxd.catalog import ModelRef
 from mlxd.engine.base import AnswerEvent, Delta, Finished, FinishReason, GenerationRequest, Prefilling, PreparedPrompt
 from mlxd.engine.vector import Embedded, EmbeddingRequest
-from mlxd.http.context import CONTEXT, EXCHANGE, Exchange, Tokens
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE, Exchange, Tokens
 from mlxd.pool.lease import Lease
 from mlxd.protocol.errors import ContextLengthExceeded, GenerationFailed, RequestCancelled
 from mlxd.renderer import Job

@@ -13,7 +13,8 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from mlxd.apikey import ApiKeys
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE
 from mlxd.http.health import PROBES
 from mlxd.protocol.errors import Forbidden
 

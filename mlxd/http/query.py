@@ -8,7 +8,8 @@ import msgspec
 from aiohttp import web
 from msgspec import inspect
 
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE
 from mlxd.http.omissions import Omissions
 from mlxd.http.schema import fields_of, members, read
 

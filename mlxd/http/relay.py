@@ -8,7 +8,8 @@ from mlxd.cloud.errand import Errand
 from mlxd.cloud.protocol import PROTOCOLS
 from mlxd.cloud.protocol.base import parse
 from mlxd.cloud.router import Decision
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE
 from mlxd.http.stream import EventStream
 from mlxd.protocol.errors import CloudError, InvalidRequest, MlxdError, UnsupportedParameter, UpstreamError
 from mlxd.protocol.settings import CloudSettings

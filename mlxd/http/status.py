@@ -10,7 +10,8 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 
 import mlxd
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE
 
 # A queue may be long, and nobody reads all of it.
 _MOST_WAITS = 500

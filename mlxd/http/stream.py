@@ -15,7 +15,8 @@ from aiohttp import web
 
 from mlxd.clock import Timer
 from mlxd.http import errors
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE
 from mlxd.protocol.errors import MlxdError
 from mlxd.renderer import Renderer
 

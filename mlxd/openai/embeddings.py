@@ -55,7 +55,7 @@ def _read(asked: Asked) -> Job:
     return Job(EmbeddingRenderer(asked.model.asked, is_base64=parsed.is_base64), parsed.request)
 
 
-EMBEDDINGS = Api("openai", "embeddings", _read, samples=False)
+EMBEDDINGS = Api("openai", "embeddings", _read, generates=False)
 
 
 def parse_embedding(given: Mapping[str, Any], omissions: Omissions) -> ParsedEmbedding:

@@ -12,7 +12,8 @@ from aiohttp import web
 
 from mlxd.catalog import ModelEntry, context_limit
 from mlxd.cloud.router import CloudRoute
-from mlxd.http.context import CONTEXT, EXCHANGE, AppContext
+from mlxd.http.context import CONTEXT, AppContext
+from mlxd.http.exchange import EXCHANGE
 from mlxd.openai.codex_models import codex_models
 from mlxd.protocol.errors import ModelNotFound
 

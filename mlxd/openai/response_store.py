@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import orjson
 from aiohttp import web
 
-from mlxd.http.context import EXCHANGE
+from mlxd.http.exchange import EXCHANGE
 from mlxd.openai.response_item import Find, Item
 from mlxd.protocol.errors import InvalidRequest, NotFound
 from mlxd.protocol.settings import HttpSettings

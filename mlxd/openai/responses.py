@@ -6,8 +6,9 @@ import orjson
 from aiohttp import web
 
 from mlxd.engine.base import AnswerEvent, Delta, Finished, Prefilling
-from mlxd.http.context import CONTEXT, EXCHANGE
+from mlxd.http.context import CONTEXT
 from mlxd.http.dispatch import Api, Asked, answer
+from mlxd.http.exchange import EXCHANGE
 from mlxd.openai.response_event import ResponseEvents
 from mlxd.openai.response_item import new_id
 from mlxd.openai.response_schema import ParsedResponse, parse_input_count, parse_response
@@ -42,7 +43,7 @@ def _read_count(asked: Asked) -> Job:
 
 
 RESPONSE = Api("openai", "responses", _read)
-INPUT_TOKENS = Api("openai", "responses/input_tokens", _read_count, samples=False)
+INPUT_TOKENS = Api("openai", "responses/input_tokens", _read_count, generates=False)
 
 
 class ResponseRenderer(Renderer):

@@ -12,7 +12,8 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.control.context import HttpState
-from mlxd.http.context import CONTEXT, EXCHANGE, Exchange
+from mlxd.http.context import CONTEXT
+from mlxd.http.exchange import EXCHANGE, Exchange
 from mlxd.http.guard import guard, is_allowed_host
 from mlxd.http.server import HttpServer, ServerStatus
 from mlxd.protocol.errors import Forbidden, InvalidValue

@@ -14,7 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
 from mlxd.http import errors
-from mlxd.http.context import EXCHANGE, Exchange
+from mlxd.http.exchange import EXCHANGE, Exchange
 from mlxd.protocol import errors as tree
 from mlxd.protocol.errors import Draining, FileInvalid, MlxdError, QueueFull, UpstreamError
 from tests.support.http_server import Served, serving

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxd.engine.base import Delta, Finished, GenerationRequest, TextPrompt
-from mlxd.http.context import Exchange, Tokens
+from mlxd.http.exchange import Exchange, Tokens
 from mlxd.http.generation import Held
 from mlxd.protocol.errors import GenerationFailed
 from mlxd.renderer import CountRenderer, Job

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.http.context import Exchange
+from mlxd.http.exchange import Exchange
 from mlxd.http.intake import Intake, Place
 from mlxd.protocol.errors import InvalidRequest, MlxdError, TooManyBodies
 from tests.support.clock import FakeClock
