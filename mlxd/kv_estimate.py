@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterator
 from enum import Enum
 
+import mlxd
 from mlxd.atomic_file import AtomicFile
 from mlxd.engine.config import LAYER_KEYS, Config, first_int
 from mlxd.engine.kv_shape import KvShape
@@ -64,7 +65,10 @@ class KvShapes:
 
         def ask(config: Config, itemsize: int) -> KvShape | None:
             job = {"module": module_of(config), "config": config, "dtype": _DTYPES[itemsize]}
-            key = hashlib.sha256(json.dumps([_version(), job], sort_keys=True).encode()).hexdigest()[:32]
+            try:
+                key = hashlib.sha256(json.dumps([_versions(), job], sort_keys=True).encode()).hexdigest()[:32]
+            except (RecursionError, ValueError):  # what could be read may still be too deep to write
+                return None
             if key not in known:
                 known[key] = processes.shape(job)
             return known[key]
@@ -94,9 +98,12 @@ class KvShapes:
             _log.warning("%s cannot be written, and models are asked again: %s", self._file.path, error)
 
 
-def _version() -> str:
-    """Return what another answer may come of."""
-    return importlib.metadata.version("mlx-lm")
+def _versions() -> list[str]:
+    """Return those of the programs of which another may answer otherwise."""
+    try:
+        return [mlxd.__version__, importlib.metadata.version("mlx-lm")]
+    except importlib.metadata.PackageNotFoundError:  # a checkout of it
+        return [mlxd.__version__]
 
 
 def guess_kv(config: Config, itemsize: int, weights_bytes: int) -> KvShape:

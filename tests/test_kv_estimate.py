@@ -73,7 +73,7 @@ def test_another_mlx_lm_is_asked_again(
 ) -> None:
     """What one version of mlx-lm keeps tells nothing of what another does."""
     for version in ("0.32.2", "0.32.3", "0.32.2"):
-        monkeypatch.setattr(kv_estimate, "_version", lambda version=version: version)
+        monkeypatch.setattr("importlib.metadata.version", lambda name, version=version: version)
         with shapes().asking() as ask:
             assert ask(ARCHITECTURES["mamba"], 4) == KvShape((), fixed_bytes=29184)
     assert asked == ["mamba"] * 2
