@@ -13,13 +13,13 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import ModelEntry
-from mlxd.engine.base import Backend, BackendLimits, BackendMemory, Engine, LoadProgress, LoadSpec, SchedulingParams
 from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.units import count
@@ -129,6 +129,19 @@ class CrashLog:
         self._saves.add(task)
         task.add_done_callback(self._saves.discard)
 
+    @asynccontextmanager
+    async def noted(self, entry: ModelEntry) -> AsyncIterator[None]:
+        """Have a load of the model noted from its beginning to its end.
+
+        Raises:
+            LoadFailed: daemons died of it.
+        """
+        await self.begin_load(entry)
+        try:
+            yield
+        finally:
+            self.end_load(entry.id)
+
     def refusal(self, entry: ModelEntry) -> LoadFailed | None:
         """Return why the model must not be loaded; None when it may."""
         crashed = self._state.crashed_loads.get(entry.id)
@@ -192,44 +205,6 @@ class CrashLog:
                 # Serving goes first: a load that kills the daemon would not be recognised, no more than that.
                 _log.warning("%s cannot be written: %s", self._file.path, error.strerror)
             self._saved = version
-
-
-class NotedBackend:
-    """A backend whose loads are noted. Implements `base.Backend`; all but `load` is the other's."""
-
-    def __init__(self, backend: Backend, crashes: CrashLog, find: Callable[[str], ModelEntry]) -> None:
-        """Take the backend that does the work, where loads are noted, and what finds a model by its id."""
-        self._backend = backend
-        self._crashes = crashes
-        self._find = find
-
-    async def load(self, spec: LoadSpec, on_progress: LoadProgress) -> Engine:
-        """Load a model between two notes; see `base.Backend.load`."""
-        await self._crashes.begin_load(self._find(spec.model_id))
-        try:
-            return await self._backend.load(spec, on_progress)
-        finally:
-            self._crashes.end_load(spec.model_id)
-
-    async def unload(self, engine: Engine) -> None:
-        """Free a model."""
-        await self._backend.unload(engine)
-
-    def set_limits(self, limits: BackendLimits) -> None:
-        """Pass the limits on."""
-        self._backend.set_limits(limits)
-
-    def set_scheduling(self, params: SchedulingParams) -> None:
-        """Change how prefill shares the device."""
-        self._backend.set_scheduling(params)
-
-    async def memory(self) -> BackendMemory:
-        """Read MLX's counters."""
-        return await self._backend.memory()
-
-    async def close(self) -> None:
-        """Unload everything."""
-        await self._backend.close()
 
 
 def _identify(entry: ModelEntry) -> str:

@@ -42,7 +42,7 @@ from mlxd.control.operation import Operations
 from mlxd.control.presence import Presence
 from mlxd.control.relay import note_settings, relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
-from mlxd.crash import CrashLog, NotedBackend
+from mlxd.crash import CrashLog
 from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
@@ -177,19 +177,19 @@ async def _run(options: Options, lock: InstanceLock) -> int:
         operations = Operations(base.bus, base.boot_id)
         control = _make_control(base, models, cloud, http, operations)
         sync = _attach(base, models, cloud, http)
+        # Before anybody can ask for a model; the first time that a model is seen, it takes a process to know its KV.
+        await _find_models(models)
 
         stack.callback(listening.close)  # before the rest: mlxctl should find nobody
         stack.push_async_callback(control.close)
         await control.start(listening.socket)
         stack.push_async_callback(operations.close)
-        await models.catalog.rescan()
-        _refuse_deadly(models)
         stack.push_async_callback(http.close)
         await http.start()
         await models.pool.start()
         stack.callback(end_at_last, _CLOSE_S, _warm_up(models.device), shutdown)
-        presence = Presence(lock, listening, control, shutdown.ask)
-        _watch(stack, base, models.pool, app, (sync.watch(), presence.watch()))
+        watches = sync.watch(), Presence(lock, listening, control, shutdown.ask).watch()
+        _watch(stack, base, models.pool, app, watches)
         await shutdown.wait()
         await _drain(base, models.pool)
     return shutdown.exit_status
@@ -201,11 +201,10 @@ async def _open_base(stack: AsyncExitStack, options: Options, shutdown: Shutdown
     log.configure(store.current.daemon.log_level, options.log_file)
     if store.problem is not None:
         _log.error("%s; the defaults hold until it is fixed", store.problem.message)
-    bus, metrics = Bus(), Metrics()
+    bus, metrics, clock = Bus(), Metrics(), LoopClock(asyncio.get_running_loop())
     audit = await stack.enter_async_context(AuditLog(options.home.audit, store.current.audit, bus.publish))
     metrics.watch_audit(audit.status)
     requests = RunningRequests(on_event=lambda event: relay_request_event(bus, event))
-    clock = LoopClock(asyncio.get_running_loop())
     api_keys = await ApiKeys(AtomicFile(options.home.api_keys), clock.now).open()
     boot_id = uuid.uuid4().hex
     return _Base(options, shutdown, usable_bytes, store, clock, bus, metrics, audit, requests, api_keys, boot_id)
@@ -235,16 +234,17 @@ async def _open_models(stack: AsyncExitStack, base: _Base) -> _Models:
         base.metrics.take_pool_event(event)
 
     pool = Pool(
-        NotedBackend(device, crashes, catalog.get),
+        device,
         catalog,
         settings,
         clock=base.clock,
         usable_bytes=base.usable_bytes,
         on_event=on_event,
+        noted=crashes.noted,
     )
     stack.push_async_callback(pool.close)
     # Before both: where a read of weights hangs, they wait for the device, and this daemon still ends in order.
-    stack.push_async_callback(_note_end, crashes, base.shutdown)
+    stack.push_async_callback(lambda: crashes.close(has_failed=base.shutdown.exit_status != EXIT_OK))
     return _Models(catalog, crashes, device, pool)
 
 
@@ -278,12 +278,17 @@ def _make_control(
     base: _Base, models: _Models, cloud: _Cloud, http: HttpServer, operations: Operations
 ) -> ControlServer:
     options = base.options
+
+    def http_state() -> HttpState:
+        state = http.state
+        return HttpState(None if state.address is None else f"http://{state.address}", state.reason, http.is_loopback)
+
     info = DaemonInfo(
         version=__version__,
         boot_id=base.boot_id,
         pid=os.getpid(),
         home=options.home,
-        http=lambda: _http_state(http),
+        http=http_state,
         usable_bytes=base.usable_bytes,
         socket=options.socket,
         log=options.log_file,
@@ -325,8 +330,9 @@ def _attach(base: _Base, models: _Models, cloud: _Cloud, http: HttpServer) -> Ca
     return sync
 
 
-def _refuse_deadly(models: _Models) -> None:
-    """Have the pool refuse the models whose loads killed daemons."""
+async def _find_models(models: _Models) -> None:
+    """Read the catalog, and have the pool refuse the models whose loads killed daemons."""
+    await models.catalog.rescan()
     for entry in models.catalog.entries():
         refusal = models.crashes.refusal(entry)
         if refusal is not None and entry.problem is None:
@@ -366,7 +372,6 @@ def _keep_watching(stack: AsyncExitStack, watch: Coroutine[Any, Any, None]) -> N
 
 
 def _on_watch_ended(task: asyncio.Task[None]) -> None:
-    """Log what nobody has foreseen."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.critical("%r has ended; mlxctl restart begins it again", task.get_coro(), exc_info=error)
 
@@ -375,11 +380,6 @@ def _on_device_failed(requests: RunningRequests, shutdown: Shutdown, error: Mlxd
     """End the daemon; from this moment on `/ready` says so."""
     requests.close()
     shutdown.fail(error)
-
-
-async def _note_end(crashes: CrashLog, shutdown: Shutdown) -> None:
-    """Note an end in order; a failure is one more crash for the next daemon to count."""
-    await crashes.close(has_failed=shutdown.exit_status != EXIT_OK)
 
 
 async def _drain(base: _Base, pool: Pool) -> None:
@@ -398,8 +398,3 @@ async def _drain(base: _Base, pool: Pool) -> None:
     # Their handlers write the error event and go; a client that does not read it is not waited for.
     await asyncio.wait({drained}, timeout=_GRACE_S)
     drained.cancel()
-
-
-def _http_state(http: HttpServer) -> HttpState:
-    state = http.state
-    return HttpState(None if state.address is None else f"http://{state.address}", state.reason, http.is_loopback)

@@ -8,19 +8,16 @@ import errno
 import logging
 import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from mlxd.atomic_file import AtomicFile, SystemCalls
 from mlxd.catalog import Catalog, ModelEntry
-from mlxd.crash import CrashLog, NotedBackend
-from mlxd.engine.base import LoadSpec
+from mlxd.crash import CrashLog
 from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
-from tests.support.clock import FakeClock
-from tests.support.fake_backend import FakeBackend
 from tests.support.model_folder import write_model, write_safetensors
 
 
@@ -251,25 +248,13 @@ async def test_marks_that_cannot_be_written_stop_nothing(boots: Boots, caplog: p
 
 
 @pytest.mark.parametrize("error", [None, LoadFailed("bad magic")])
-async def test_the_backend_notes_each_load_until_its_end(boots: Boots, error: LoadFailed | None) -> None:
+async def test_each_load_is_noted_until_its_end(boots: Boots, error: LoadFailed | None) -> None:
     """The note is on the disk while the model loads and gone when it has ended, well or not."""
-    clock = FakeClock()
-    inner = FakeBackend(clock, load_s=1)
     log = await boots.boot()
-    backend = NotedBackend(inner, log, boots.catalog.get)
-    if error is not None:
-        inner.fail_load("a", error)
-    spec = LoadSpec("a", boots.entry("a").path, context_length=None, prompt_cache_limit_bytes=0)
-    load = asyncio.ensure_future(backend.load(spec, lambda done, total: None))
-    async with asyncio.timeout(30):
-        while clock.next_s is None:  # noqa: ASYNC110  (the note is on its way to the disk)
-            await asyncio.sleep(0)
-        assert '"a"' in boots.path.read_text()
-        while not load.done():
-            if clock.next_s is not None:
-                clock.run_next()
-            await asyncio.sleep(0)
-    assert load.exception() is error
+    with pytest.raises(LoadFailed) if error else nullcontext():
+        async with log.noted(boots.entry("a")):
+            assert '"a"' in boots.path.read_text()
+            if error is not None:
+                raise error
     await log.close()
     assert '"a"' not in boots.path.read_text()
-    await backend.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 
-from mlxd.catalog import pooling_of
+from mlxd.catalog import ModelEntry, pooling_of
 from mlxd.engine.base import Backend, Engine, LoadSpec
 from mlxd.pool import ledger, policy
 from mlxd.pool.lifecycle import Backoff, Comeback, LastLoad, ModelState, Origin
@@ -18,15 +19,25 @@ from mlxd.pool.task import Tasks
 from mlxd.protocol.errors import LoadFailed, MlxdError, OutOfMemory
 from mlxd.protocol.units import count, show_bytes
 
+# Notes a load from its beginning to its end, so that one that kills the daemon is known afterwards.
+Noted = Callable[[ModelEntry], AbstractAsyncContextManager[None]]
 _log = logging.getLogger(__name__)
+
+
+def unnoted(_: ModelEntry) -> AbstractAsyncContextManager[None]:
+    """Note nothing."""
+    return nullcontext()
 
 
 class Loader:
     """Moves models in and out of memory."""
 
-    def __init__(self, state: PoolState, backend: Backend, tasks: Tasks, pump: Callable[[], None]) -> None:
-        """Take the state, the device, what runs slow work, and what to call when something may have become possible."""
+    def __init__(
+        self, state: PoolState, backend: Backend, tasks: Tasks, pump: Callable[[], None], noted: Noted = unnoted
+    ) -> None:
+        """Take the parts, what to call when something may have become possible, and what a load runs in."""
         self._state = state
+        self._noted = noted
         self._backend = backend
         self._pump = pump
         self._tasks = tasks
@@ -153,8 +164,12 @@ class Loader:
             self._begin_trim(resident, resident.engine, resident.trim_target_bytes)
 
     def _begin_load(self, resident: Resident, spec: LoadSpec) -> None:
-        work = self._backend.load(spec, partial(self._on_progress, resident))
+        work = self._load(resident, spec)
         resident.load.task = self._tasks.begin(work, partial(self._on_load_ended, resident, spec))
+
+    async def _load(self, resident: Resident, spec: LoadSpec) -> Engine:
+        async with self._noted(resident.entry):
+            return await self._backend.load(spec, partial(self._on_progress, resident))
 
     def _begin_unload(self, resident: Resident, engine: Engine) -> None:
         self._tasks.begin(self._backend.unload(engine), partial(self._on_unloaded, resident))

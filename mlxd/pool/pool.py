@@ -18,6 +18,7 @@ from mlxd.pool.estimate import estimate
 from mlxd.pool.event import OnEvent, copy_error
 from mlxd.pool.lease import Lease
 from mlxd.pool.lifecycle import PRESENT, Backoff, Comeback, ModelState
+from mlxd.pool.loader import Noted, unnoted
 from mlxd.pool.resident import Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import Models, PoolState
@@ -42,17 +43,18 @@ class Pool:
         clock: Clock,
         usable_bytes: int,
         on_event: OnEvent,
+        noted: Noted = unnoted,
     ) -> None:
         """Take all collaborators; nothing happens before `start`."""
         self._backend = backend
         self._usable_bytes = usable_bytes
         self._state = PoolState(catalog, settings, clock, on_event)
         self._tasks = LoopTasks()
-        self._scheduler = Scheduler(self._state, backend, self._tasks)
+        self._scheduler = Scheduler(self._state, backend, self._tasks, noted)
 
     async def start(self) -> None:
         """Tell the backend its limits and begin with the preload list, in order; returns at once and never fails."""
-        self._backend.set_limits(self._state.limits())
+        self._backend.set_limits(PoolState.limits_of(self._state.settings))
         self._backend.set_scheduling(scheduling_params(self._state.settings))
         self._scheduler.pump()
 
@@ -166,7 +168,6 @@ class Pool:
             MlxdError: why it could not be loaded again.
         """
         state = self._state
-
         resident = state.residents.get(model_id)
         if resident is None:
             return
@@ -340,7 +341,11 @@ class Pool:
         Returns:
             how many sequences were cancelled.
         """
-        state = self._state
+        state, wait_until = self._state, self._scheduler.conditions.wait_until
+
+        def is_active() -> bool:
+            return any(resident.active for resident in state.residents.values())
+
         state.is_draining = True
         error = Draining("the server is shutting down", retry_after_s=state.settings.daemon.drain_timeout)
         for resident in state.residents.values():
@@ -351,13 +356,11 @@ class Pool:
                 if not sequence.ticket.started:
                     sequence.fail(error)
         self._scheduler.pump()
-        if await self._scheduler.conditions.wait_until(self._is_quiet, timeout_s):
+        if await wait_until(lambda: not state.tickets and not is_active(), timeout_s):
             return 0
         cancelled = RequestCancelled("the server is shutting down")
         ended = sum(self._scheduler.revoke(resident, cancelled) for resident in list(state.residents.values()))
-        await self._scheduler.conditions.wait_until(
-            lambda: not any(resident.active for resident in state.residents.values())
-        )
+        await wait_until(lambda: not is_active())
         return ended
 
     async def close(self) -> None:
@@ -388,9 +391,6 @@ class Pool:
                 resident.backoff, resident.return_wait_s = Backoff(), 0.0
             resident.context_limit = context_limit(self._state.settings, entry)
         self._scheduler.pump()
-
-    def _is_quiet(self) -> bool:
-        return not self._state.tickets and not any(resident.active for resident in self._state.residents.values())
 
 
 def scheduling_params(settings: Settings) -> SchedulingParams:

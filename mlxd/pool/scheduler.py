@@ -19,7 +19,7 @@ from mlxd.pool.allocator import Allocator
 from mlxd.pool.event import copy_error
 from mlxd.pool.executor import Executor
 from mlxd.pool.lifecycle import ABSENT, Comeback, ModelState
-from mlxd.pool.loader import Loader
+from mlxd.pool.loader import Loader, Noted, unnoted
 from mlxd.pool.policy import Rank
 from mlxd.pool.pressure import Pressure
 from mlxd.pool.queue_limit import refuse_if_full, retry_after_s
@@ -46,11 +46,11 @@ _log = logging.getLogger(__name__)
 class Scheduler:
     """Decides when: grants leases, ends drains, expires waits and idle models, and runs the allocator."""
 
-    def __init__(self, state: PoolState, backend: Backend, tasks: Tasks) -> None:
+    def __init__(self, state: PoolState, backend: Backend, tasks: Tasks, noted: Noted = unnoted) -> None:
         """Build the parts that act for it."""
         self._state = state
         self._tasks = tasks
-        self.loader = Loader(state, backend, tasks, self.pump)
+        self.loader = Loader(state, backend, tasks, self.pump, noted)
         self.executor = Executor(state, self._pump_soon, self.loader.give_back)
         self.pressure = Pressure(state, self.loader, self._wake_at)
         self._allocator = Allocator(state, self.executor, self.loader, self._wake_at, self._contain)

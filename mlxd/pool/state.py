@@ -278,10 +278,6 @@ class PoolState:
             ),
         )
 
-    def limits(self) -> BackendLimits:
-        """Return what MLX is told."""
-        return self.limits_of(self.settings)
-
     @staticmethod
     def limits_of(settings: Settings) -> BackendLimits:
         """Return what MLX is told under these settings."""

@@ -32,7 +32,7 @@ from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import note_settings, relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
-from mlxd.crash import CrashLog, NotedBackend
+from mlxd.crash import CrashLog
 from mlxd.cross_check import cross_check
 from mlxd.load_mark import LoadMarks
 from mlxd.pool.pool import Pool
@@ -154,12 +154,13 @@ class Plane:
         self.audit = AuditLog(home.audit, settings.audit, self.bus.publish)
         self.crashes = CrashLog(AtomicFile(home.state), LoadMarks(home.loading, "boot-1"))
         self.pool = Pool(
-            NotedBackend(self.backend, self.crashes, self.catalog.get),
+            self.backend,
             self.catalog,
             self.store.current,
             clock=self.clock,
             usable_bytes=USABLE_BYTES,
             on_event=lambda event: relay_pool_event(self.bus, event),
+            noted=self.crashes.noted,
         )
         self.operations = Operations(self.bus, "boot-1")
         self.requests = RunningRequests(on_event=lambda event: relay_request_event(self.bus, event))
