@@ -9,24 +9,21 @@ from typing import TYPE_CHECKING, Any
 from typer.core import TyperOption
 
 from mlxctl.verb import Verb, usage_error
+from mlxd.protocol.operations import OPERATIONS
 from mlxd.protocol.units import parse_duration_s
 
 if TYPE_CHECKING:
     from typer._click import Context
 
-# option → placeholder, help, and the words that there are.
-_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "model": ("MODEL", "That answered, or was asked last.", ()),
-    "asked": ("NAME", "As the client called the model.", ()),
-    "route": ("ROUTE", "local or cloud.", ("local", "cloud")),
-    "status": ("STATUS", "ok, error, cancelled or timeout.", ("ok", "error", "cancelled", "timeout")),
-    "code": ("CODE", "Code of the error, such as queue_full.", ()),
-    "endpoint": ("PATH", "Under /v1: chat/completions.", ()),
-    "target": ("PROVIDER/MODEL", "The cloud's target.", ()),
-    "key": ("ID", "Id of the client's API key.", ()),
-    "request": ("REQUEST", "Id of the request.", ()),
-    "since": ("WHEN", "Begun in the last 2h, or since 2026-01-31T12:00.", ()),
-    "until": ("WHEN", "Begun before then.", ()),
+# option → placeholder and help; a placeholder may be the words that there are.
+_OPTIONS = {
+    **{
+        name: (param.word or name.upper(), param.help)
+        for name, param in OPERATIONS["audit.stats"].params.items()
+        if name not in {"since_ms", "until_ms"}
+    },
+    "since": ("WHEN", "Begun in the last 2h, or since 2026-01-31T12:00."),
+    "until": ("WHEN", "Begun before then."),
 }
 HELP = "mlxctl audit --help"
 _GIVEN = "mlxctl.audit.given"
@@ -40,7 +37,7 @@ class FilterVerb(Verb):
         super().__init__(name, **attributes)
         options = (
             TyperOption(param_decls=[f"--{name}"], metavar=placeholder, help=text)
-            for name, (placeholder, text, _) in _OPTIONS.items()
+            for name, (placeholder, text) in _OPTIONS.items()
         )
         self.params = [*options, *self.params]
 
@@ -66,8 +63,8 @@ def read_filter(meta: dict[str, Any], *, changes: bool = False) -> dict[str, Any
             continue
         if changes:
             raise usage_error(f"--{name} is for requests; changes are chosen by --since and --until", HELP)
-        words = _OPTIONS[name][2]
-        if words and value not in words:
+        words = _OPTIONS[name][0].split("|")
+        if len(words) > 1 and value not in words:
             raise usage_error(f"there is no {name} {value!r}; there are {', '.join(words)}", HELP, f"usage.{name}")
         chosen[name] = value
     return chosen

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from mlxd.audit import ChangeRecord, Filter, RequestRecord
 from mlxd.audit.record import Record
 from mlxd.control.context import ControlContext, Reply, Request, handles
@@ -11,7 +13,7 @@ from mlxd.protocol.errors import InvalidRequest
 # A row has about half a kilobyte, in the worst case some ten.
 _MOST_ROWS = 1000
 _ROWS = 100
-_NAMES = ("model", "asked", "route", "status", "code", "endpoint", "target", "key", "request", "since_ms", "until_ms")
+_FILTERS = frozenset(item.name for item in dataclasses.fields(Filter))
 
 
 @handles("audit.list")
@@ -53,4 +55,4 @@ async def _page(context: ControlContext, request: Request, kind: type[Record]) -
 
 
 def _filter(request: Request) -> Filter:
-    return Filter(**{name: request.params[name] for name in _NAMES if name in request.params})
+    return Filter(**{name: value for name, value in request.params.items() if name in _FILTERS})

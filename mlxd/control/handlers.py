@@ -17,36 +17,31 @@ from mlxd.control import (
     model,
     model_settings,
     pool,
-    preload,
     process,
     provider,
     report,
     request,
     rule,
     setting,
-    spending,
 )
 from mlxd.control.context import Handler
-from mlxd.control.provider import PROVIDERS
 from mlxd.control.resource import Entries
-from mlxd.control.rule import RULES
-from mlxd.control.spending import PRICES
 from mlxd.protocol.resource import RESOURCES
 
 _MODULES = (
-    apikey, audit, cache, cloud, key, model, model_settings, pool, preload,
-    process, provider, report, request, rule, setting, spending,
+    apikey, audit, cache, cloud, key, model, model_settings,
+    pool, process, provider, report, request, rule, setting,
 )  # fmt: skip
-_ENTRIES = {entries.resource.noun: entries for entries in (PROVIDERS, RULES, PRICES)}
 
 
 def _find_handlers() -> Iterator[tuple[str, Handler]]:
-    for module in _MODULES:
-        for value in vars(module).values():
-            if isinstance(value, FunctionType) and hasattr(value, "operation"):
-                yield value.operation, value
+    members = [member for module in _MODULES for member in vars(module).values()]
+    written = {member.resource.noun: member for member in members if isinstance(member, Entries)}
     for noun, resource in RESOURCES.items():
-        yield from (_ENTRIES.get(noun) or Entries(resource)).handlers.items()
+        yield from (written.get(noun) or Entries(resource)).handlers.items()
+    for member in members:
+        if isinstance(member, FunctionType) and hasattr(member, "operation"):
+            yield member.operation, member
 
 
 HANDLERS: Mapping[str, Handler] = MappingProxyType(dict(_find_handlers()))

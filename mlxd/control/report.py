@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxd.alias import alias_targets
-from mlxd.control import spending
+from mlxd.control.cloud import budget_problems, describe_budget
 from mlxd.control.context import ControlContext, Reply, Request, handles
 from mlxd.control.page import make_page, place_of_number
 from mlxd.control.request import describe
@@ -56,7 +56,7 @@ async def status(context: ControlContext, request: Request) -> Reply:  # noqa: A
             "providers": len(cloud.providers),
             "rules": len(cloud.rules),
             "refused": list(context.upstreams.refused),
-            "budget": spending.describe(context),
+            "budget": describe_budget(context),
         },
         "crashes": context.crashes.status(),
         "audit": context.audit.status(),
@@ -93,9 +93,9 @@ def _problems(context: ControlContext, pool: PoolStatus) -> Iterator[str]:
 def _cloud_problems(context: ControlContext) -> Iterator[str]:
     for provider_id in context.upstreams.refused:
         yield f"provider {provider_id!r} has refused its key and is not asked: mlxctl cloud provider test {provider_id}"
-    yield from spending.problems(context)
+    yield from budget_problems(context)
     if context.store.current.cloud.enabled:
-        for target in spending.describe(context)["unpriced"]:
+        for target in describe_budget(context)["unpriced"]:
             yield f"{target} has no price and is not asked while money is bounded: mlxctl cloud price set {target}"
 
 

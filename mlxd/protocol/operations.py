@@ -316,13 +316,13 @@ _TIMES = {
 }
 _FILTERS = {
     "model": text("That answered, or was asked last."),
-    "asked": text("As the client called the model."),
-    "route": text("local or cloud."),
-    "status": text("ok, error, cancelled or timeout."),
-    "code": text("Of its error."),
-    "endpoint": text("Path under /v1."),
-    "target": text("PROVIDER/MODEL."),
-    "key": text("Id of the client's API key."),
+    "asked": text("As the client called the model.", "NAME"),
+    "route": text("Where it was answered.", "local|cloud"),
+    "status": text("How it ended.", "ok|error|cancelled|timeout"),
+    "code": text("Code of the error, such as queue_full."),
+    "endpoint": text("Under /v1: chat/completions.", "PATH"),
+    "target": text("The cloud's target.", "PROVIDER/MODEL"),
+    "key": text("Id of the client's API key.", "ID"),
     "request": text("Id of the request."),
     **_TIMES,
 }
