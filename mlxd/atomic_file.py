@@ -124,7 +124,7 @@ class AtomicFile:
         if len(data) > MAX_FILE_BYTES:  # it could not be read again
             raise OSError(errno.EFBIG, f"it would have {len(data)} bytes, and it may have {MAX_FILE_BYTES}")
         target = self.target
-        temp = target.with_name(f"{_temp_prefix(target)}{secrets.token_hex(4)}.tmp")
+        temp = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         descriptor = self._calls.open(str(temp), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _NEW_MODE)
         try:
             try:
@@ -174,23 +174,17 @@ class AtomicFile:
         """Delete temp files of a process that was killed while it wrote; only the holder of the lock may call this."""
         target = self.target
         with contextlib.suppress(OSError):
-            for leftover in target.parent.glob(f"{_temp_prefix(target)}*.tmp"):
+            for leftover in target.parent.glob(f".{target.name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, slots=True)
 class StagedFile:
-    """A temp file that is safely on the disk, and its one way to become the file itself."""
+    """A temp file that is safely on the disk, and its one way to become the *target*; made by `AtomicFile.stage`."""
 
-    def __init__(self, temp: Path, target: Path, calls: SystemCalls) -> None:
-        """Made by `AtomicFile.stage` only."""
-        self._temp = temp
-        self._target = target
-        self._calls = calls
-
-    @property
-    def target(self) -> Path:
-        """The file that it will replace."""
-        return self._target
+    temp: Path
+    target: Path
+    calls: SystemCalls
 
     def commit(self) -> None:
         """Replace the target in one step.
@@ -198,12 +192,12 @@ class StagedFile:
         Raises:
             OSError: the target is as it was.
         """
-        self._calls.replace(str(self._temp), str(self._target))
+        self.calls.replace(str(self.temp), str(self.target))
 
     def discard(self) -> None:
         """Delete the temp file, if it is still there."""
         with contextlib.suppress(OSError):
-            self._temp.unlink(missing_ok=True)
+            self.temp.unlink(missing_ok=True)
 
 
 def sync_folder(calls: SystemCalls, folder: Path) -> None:
@@ -224,7 +218,3 @@ def write_all(calls: SystemCalls, descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[calls.write(descriptor, rest) :]
-
-
-def _temp_prefix(target: Path) -> str:
-    return f".{target.name}."

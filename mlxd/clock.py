@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -38,3 +39,8 @@ class LoopClock:
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Call *callback* after *delay_s*."""
         return self._loop.call_later(delay_s, callback)
+
+
+def now_ms() -> int:
+    """Return unix time, for records that people read."""
+    return int(time.time() * 1000)

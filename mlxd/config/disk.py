@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from mlxd.atomic_file import AtomicFile, Content, Identity, Signature, StagedFile, SystemCalls, identify
+from mlxd.clock import now_ms
 from mlxd.config import document
 from mlxd.config.document import Version
 from mlxd.config.history import History, Record
@@ -255,8 +255,3 @@ class Disk:
                 _log.warning("no history of the settings: %s", error)
         self._reserve(generation)  # makes the file while there is room for one
         return generation
-
-
-def now_ms() -> int:
-    """Return unix time, for records that people read."""
-    return int(time.time() * 1000)

@@ -101,13 +101,13 @@ class Participants:
 
     def concerned(self, old: Settings, new: Settings) -> dict[str, Participant]:
         """Return those by name whose groups differ, and those that have not applied what came before."""
-
-        def is_concerned(name: str, groups: Sequence[str] | None) -> bool:
-            if groups is None or name in self._unapplied:
-                return True
-            return any(getattr(old, group) != getattr(new, group) for group in groups)
-
-        return {name: part for name, part in self._parts.items() if is_concerned(name, part.groups)}
+        return {
+            name: part
+            for name, part in self._parts.items()
+            if part.groups is None
+            or name in self._unapplied
+            or any(getattr(old, group) != getattr(new, group) for group in part.groups)
+        }
 
     def check(self, old: Settings, new: Settings, *, force: bool) -> list[str]:
         """Return the warnings of all, or raise the first refusal."""

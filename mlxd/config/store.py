@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 from mlxd.atomic_file import Content, SystemCalls
+from mlxd.clock import now_ms
 from mlxd.config import document
-from mlxd.config.disk import Disk, now_ms
+from mlxd.config.disk import Disk
 from mlxd.config.document import Version
 from mlxd.config.history import Record
 from mlxd.config.participant import CommitResult, Participant, Participants, StoreEvent, Terms

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from mlxd.audit import AuditLog, ChangeRecord
+from mlxd.clock import now_ms
 from mlxd.config import StoreEvent
 from mlxd.control.bus import Bus
 from mlxd.control.context import Request
@@ -57,7 +57,7 @@ def note_settings(audit: AuditLog, event: StoreEvent) -> None:
     for change in data["changed"] or [{"key": None, "old": None, "new": None}]:
         audit.note_change(
             ChangeRecord(
-                started_ms=_now_ms(),
+                started_ms=now_ms(),
                 operation="settings.rollback" if is_rollback else source,
                 source="rollback" if is_rollback else "file" if source == "file" else "cli",
                 generation=data["gen"],
@@ -78,7 +78,7 @@ def note_operation(audit: AuditLog, operation: Operation, request: Request, gene
     subject = next((request.params[name] for name in _SUBJECTS if name in request.params), None)
     audit.note_change(
         ChangeRecord(
-            started_ms=_now_ms(),
+            started_ms=now_ms(),
             operation=operation.name,
             source="cli",
             generation=generation,
@@ -87,7 +87,3 @@ def note_operation(audit: AuditLog, operation: Operation, request: Request, gene
             pid=request.peer.pid,
         )
     )
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
