@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from mlxctl.wait import wait_for
 from mlxd import __version__
 from mlxd.protocol.errors import EXIT_INVALID, ControlError
 from mlxd.protocol.paths import Home
+
+if TYPE_CHECKING:
+    from mlxctl.lock import Unreachable
 
 Document = dict[str, Any]
 
@@ -70,16 +73,17 @@ class Call:
         try:
             client = Client(self.socket, self.options.timeout_s)
         except ControlError as error:
-            if error.code in ABSENT:
-                from mlxctl.lock import find_unreachable
-
-                found = find_unreachable(self.home, self.socket, is_usual_socket=self.options.socket is None)
-                if found is not None:
-                    raise found.error from None
-            raise
+            found = self.find_unreachable() if error.code in ABSENT else None
+            raise error if found is None else found.error from None
         if client.version != __version__:
             self.note(f"note: {__version__} installed, {client.version} running: mlxctl restart")
         return client
+
+    def find_unreachable(self) -> Unreachable | None:
+        """Return the daemon that runs although none answers at the socket; None when none runs."""
+        from mlxctl.lock import find_unreachable  # late: it is about what is wrong
+
+        return find_unreachable(self.home, self.socket, is_usual_socket=self.options.socket is None)
 
     def ask(self, operation: str, **params: Any) -> Document:
         """Return the daemon's answer to a question."""

@@ -10,7 +10,7 @@ import typer
 from mlxctl import process
 from mlxctl.call import Call, Document
 from mlxctl.client import Client
-from mlxctl.lock import Unreachable, find_holder, find_unreachable
+from mlxctl.lock import Unreachable, find_holder
 from mlxctl.verb import Verb, make_app
 from mlxd import __version__
 from mlxd.protocol.errors import EXIT_CONFLICT, ControlError
@@ -75,7 +75,7 @@ def version(ctx: typer.Context) -> None:
             with running:
                 document["running"] = running.version
         else:
-            found = find_unreachable(call.home, call.socket, is_usual_socket=call.options.socket is None)
+            found = call.find_unreachable()
             if found is not None:
                 call.note(f"note: {found.error.message}")
     call.show(document, _format_version)
@@ -133,7 +133,7 @@ def end(call: Call, *, now: bool) -> int | None:
             raise
         return process.end_unreachable(call.home, Unreachable(holder.pid, error), now=True)
     if daemon is None:
-        found = find_unreachable(call.home, call.socket, is_usual_socket=call.options.socket is None)
+        found = call.find_unreachable()
         if found is None:
             return None
         if found.error.code == "daemon.other_socket":

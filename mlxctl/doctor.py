@@ -15,7 +15,6 @@ from mlxctl.connect import ABSENT
 from mlxctl.doctor_daemon import Answers, check_daemon, check_environment
 from mlxctl.doctor_home import check_home, check_settings_file, check_socket
 from mlxctl.finding import Finding, fail, ok, warn
-from mlxctl.lock import find_unreachable
 from mlxctl.supervisor import Runner, Supervisor, is_mac, make_supervisor, run
 from mlxctl.verb import Verb, make_app
 from mlxd.protocol.errors import EXIT_OTHER, ControlError
@@ -65,7 +64,7 @@ def examine(call: Call) -> Iterator[Finding]:
 def _describe_absence(call: Call, error: ControlError) -> Finding:
     """Say why no daemon could be asked."""
     if error.code in ABSENT:
-        found = find_unreachable(call.home, call.socket, is_usual_socket=call.options.socket is None)
+        found = call.find_unreachable()
         if found is None:
             return warn("daemon", "no daemon is running", hint="mlxctl start")
         error = found.error

@@ -71,22 +71,25 @@ class Screen:
         """Change nothing yet."""
         self._is_coloured = not os.environ.get("NO_COLOR")
         self._keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
-        self._cooked: list[Any] | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
-        self._waked_before = -1
+        self._cooked = None if self._keyboard is None else termios.tcgetattr(self._keyboard)
         self._woken, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
+        self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        if self._keyboard is not None:
-            self._cooked = termios.tcgetattr(self._keyboard)
-        for number in _FATAL:
-            self._handle(number, self._on_fatal)
-        self._handle(signal.SIGTSTP, self._on_stop)
-        self._handle(signal.SIGCONT, self._on_continue)
-        self._handle(signal.SIGWINCH, lambda *_: None)  # that it came is in the pipe
+        handlers: dict[signal.Signals, Any] = {
+            **dict.fromkeys(_FATAL, self._on_fatal),
+            signal.SIGTSTP: self._on_stop,
+            signal.SIGCONT: self._on_continue,
+            signal.SIGWINCH: lambda *_: None,  # that it came is in the pipe
+        }
+        self._undo.callback(os.close, self._woken)
+        self._undo.callback(os.close, self._wake)
         # A signal that comes right before `select` waits is acted upon when that returns: the pipe makes it return.
-        self._waked_before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False))
+        for number, handler in handlers.items():
+            self._undo.callback(signal.signal, number, signal.signal(number, handler))
+        self._undo.callback(self._end)
         try:
             self._begin()
         except BaseException:  # Ctrl-C while the page was being taken
@@ -98,12 +101,7 @@ class Screen:
         # A second Ctrl-C must not catch the terminal half put back.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *_FATAL})
         try:
-            self._end()
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(self._waked_before)
-            os.close(self._woken)
-            os.close(self._wake)
+            self._undo.close()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -150,9 +148,6 @@ class Screen:
     def _write(self, text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-    def _handle(self, number: signal.Signals, handler: Any) -> None:
-        self._handlers[number] = signal.signal(number, handler)
 
     def _on_fatal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002  (signal's signature)
         raise typer.Exit(128 + number)

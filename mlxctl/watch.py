@@ -5,6 +5,7 @@ A daemon that goes away is waited for: watching a restart is what watching is fo
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -59,77 +60,44 @@ class Pace:
         return cls(interval_s, count)
 
 
-class Feed:
-    """The answers to one question, asked over one connection; a new one when the daemon has gone."""
-
-    def __init__(self, call: Call, operation: str) -> None:
-        """Connect.
-
-        Raises:
-            ControlError: there is no daemon.
-        """
-        self._operation = operation
-        self._timeout_s = min(_ANSWER_TIMEOUT_S, call.options.timeout_s)
-        self._socket = call.socket
-        self._client: Client | None = call.connect()
-
-    def ask(self) -> Document:
-        """Return the answer of now.
-
-        Raises:
-            ControlError: the daemon is gone or does not answer; the next call tries a new connection.
-        """
-        try:
-            if self._client is None:
-                self._client = Client(self._socket, self._timeout_s)
-            return self._client.request(self._operation, timeout_s=self._timeout_s).result
-        except ControlError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Hang up."""
-        if self._client is not None:
-            self._client.close()
-        self._client = None
-
-
 def watch(call: Call, operation: str, render: Render, pace: Pace) -> None:
     """Show the answers to *operation*, until a key, Ctrl-C or the count says that it is enough.
 
     Raises:
         ControlError: there is no daemon at the start, or elsewhere than on a terminal, at any time.
     """
-    feed = Feed(call, operation)
-    try:
-        if call.options.json or not is_screen():
-            _print(call, feed, render, pace)
-        else:
-            _draw(feed, render, pace)
-    finally:
-        feed.close()
+    timeout_s = min(_ANSWER_TIMEOUT_S, call.options.timeout_s)
+
+    def look() -> Document:
+        with Client(call.socket, timeout_s) as client:
+            return client.request(operation).result
+
+    document = call.ask(operation)
+    if call.options.json or not is_screen():
+        _print(call, document, look, render, pace)
+    else:
+        _draw(document, look, render, pace)
 
 
-def _print(call: Call, feed: Feed, render: Render, pace: Pace) -> None:
-    shown, before = 0, None
-    while True:
-        document = feed.ask()
+def _print(call: Call, document: Document, look: Callable[[], Document], render: Render, pace: Pace) -> None:
+    before = None
+    for number in itertools.count(1):
         if call.options.json:
             output.print_json_line(document)
         else:
             width = output.terminal_width()
             lines = render(document, before, 10_000 if width is None else width, None)
-            if shown:
+            if before is not None:
                 output.print_text("")
             output.print_text("\n".join(line.text for line in lines))
-        shown, before = shown + 1, document
-        if shown == pace.count:
+        if number == pace.count:
             return
         time.sleep(pace.interval_s)
+        document, before = look(), document
 
 
-def _draw(feed: Feed, render: Render, pace: Pace) -> None:
-    document, before, looks = feed.ask(), None, 1
+def _draw(document: Document, look: Callable[[], Document], render: Render, pace: Pace) -> None:
+    before, looks = None, 1
     trouble: list[Line] = []
     footer = Line(f"q quits, space looks now; a look every {format_duration(pace.interval_s)}", Style.DIM)
     with Screen() as screen:
@@ -147,7 +115,7 @@ def _draw(feed: Feed, render: Render, pace: Pace) -> None:
             if looks == pace.count:
                 return
             try:
-                document, before, trouble = feed.ask(), document, []
+                document, before, trouble = look(), document, []
                 looks += 1
             except ControlError as error:
                 what = (

@@ -203,9 +203,9 @@ def test_pipe_ends_with_the_daemon(own_home: None, capsys: pytest.CaptureFixture
         control.path.unlink()
         return status_document()
 
-    control.answers["status"] = lambda frame: answer(frame) if frame["id"] == 1 else []
+    control.answers["status"] = answer
     assert main(["top", "--interval", "100ms"]) == 3
-    assert "code: control.closed" in capsys.readouterr().err
+    assert "error: no daemon is running" in capsys.readouterr().err
 
 
 def test_closed_pipe_ends_it(fake: FakeControl) -> None:
