@@ -16,7 +16,6 @@ from typing import Any
 from mlxctl.finding import Finding, fail, ok, warn
 from mlxctl.lock import find_holder
 from mlxctl.output import show_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.table import SettingProblem, decode, find_row
 from mlxd.protocol.units import show_bytes
@@ -119,7 +118,7 @@ def check_settings_file(home: Home) -> Iterator[Finding]:
     try:
         with home.config.open("rb") as file:
             document = tomllib.load(file)
-        decode(document, Machine(usable_bytes=_SOME_BYTES))
+        decode(document, _SOME_BYTES)
     except FileNotFoundError:
         kept = [int(path.stem) for path in home.history.glob("*.toml") if path.stem.isdecimal()]
         if kept:

@@ -59,7 +59,6 @@ from mlxd.openai.response_store import RESPONSES
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool, scheduling_params
 from mlxd.protocol.errors import EXIT_OK, MlxdError
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.units import count
 from mlxd.requests import RunningRequests
@@ -197,7 +196,7 @@ async def _run(options: Options, lock: InstanceLock) -> int:
 
 async def _open_base(stack: AsyncExitStack, options: Options, shutdown: Shutdown) -> _Base:
     usable_bytes = usable_memory_bytes(recommended_working_set_bytes())
-    store = SettingsStore(options.config, options.home.history, Machine(usable_bytes), validate=cross_check)
+    store = SettingsStore(options.config, options.home.history, usable_bytes, validate=cross_check)
     log.configure(store.current.daemon.log_level, options.log_file)
     if store.problem is not None:
         _log.error("%s; the defaults hold until it is fixed", store.problem.message)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from mlxd import log
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import decode
 
@@ -30,7 +29,7 @@ def own_logging() -> Iterator[None]:
 
 def settings_with(level: str) -> Settings:
     """Return settings with this level."""
-    return decode({"daemon": {"log_level": level}}, Machine(10**9))
+    return decode({"daemon": {"log_level": level}}, 10**9)
 
 
 def test_the_foreground_logs_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,6 @@ from mlxd.config import document
 from mlxd.config.document import Version
 from mlxd.config.history import History, Record
 from mlxd.protocol.errors import CommitFailed, Conflict, FileInvalid, FileMissing, NotFound, SettingsError
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 
 # An editor that truncates and writes is done within this; only a file that was edited is looked at twice.
@@ -40,7 +39,7 @@ class Disk:
         self,
         path: Path,
         history: Path,
-        machine: Machine,
+        usable_bytes: int,
         validate: Callable[[Settings], object],
         calls: SystemCalls | None,
         pause: Callable[[float], Awaitable[object]],
@@ -48,7 +47,7 @@ class Disk:
         """Take what `SettingsStore` takes."""
         self.file = AtomicFile(path, calls)
         self.history = History(history, calls)
-        self._machine = machine
+        self._usable_bytes = usable_bytes
         self._validate = validate
         self._pause = pause
         self._folders = self._find_folders()
@@ -86,7 +85,7 @@ class Disk:
         """
         shown = name or self.file.path.name
         try:
-            version = document.parse(content.data or b"", shown, self._machine)
+            version = document.parse(content.data or b"", shown, self._usable_bytes)
             try:
                 self._validate(version.settings)
             except SettingsError as error:

@@ -14,7 +14,6 @@ from mlxd.config.edit import is_same
 from mlxd.config.scan import BOM, Path, locate
 from mlxd.protocol.errors import FileInvalid, InvalidValue, SettingsError, UnknownSetting
 from mlxd.protocol.key import format_path, parse_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Row, Settings
 from mlxd.protocol.table import Keyed, SettingProblem, decode, find, find_row, rows
 
@@ -35,7 +34,7 @@ class Version:
     settings: Settings
 
 
-def parse(data: bytes, name: str, machine: Machine) -> Version:
+def parse(data: bytes, name: str, usable_bytes: int) -> Version:
     """Return the version that the file called *name* holds.
 
     Raises:
@@ -48,7 +47,7 @@ def parse(data: bytes, name: str, machine: Machine) -> Version:
         raise file_invalid(name, line, 1, "it is not UTF-8") from None
     document = _parse_toml(text, name)
     try:
-        return Version(text, document, decode(document, machine))
+        return Version(text, document, decode(document, usable_bytes))
     except SettingProblem as problem:
         line, column = locate(text, problem.path)
         near = nearest(problem.path) if find(problem.path) is None else None
@@ -184,14 +183,14 @@ def leaves(document: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
     return ((path, _at(document, path)) for path in paths(document) if is_stated(document, path))
 
 
-def decode_edited(document: Mapping[str, Any], machine: Machine) -> Settings:
+def decode_edited(document: Mapping[str, Any], usable_bytes: int) -> Settings:
     """Return the snapshot of a document that an edit led to.
 
     Raises:
         InvalidValue: the edit is at fault: it left something out that its neighbours need.
     """
     try:
-        return decode(document, machine)
+        return decode(document, usable_bytes)
     except SettingProblem as problem:
         raise InvalidValue(str(problem), param=format_path(problem.path)) from None
 
@@ -204,7 +203,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[dict[str
     return [{"key": format_path(path), "old": written(old, path)[0], "new": written(new, path)[0]} for path in changed]
 
 
-def toml_value(path: Path, value: Any, machine: Machine) -> Any:
+def toml_value(path: Path, value: Any, usable_bytes: int) -> Any:
     """Return what is written to the file when *path* is set to *value*.
 
     Raises:
@@ -213,7 +212,7 @@ def toml_value(path: Path, value: Any, machine: Machine) -> Any:
     """
     row = row_of(path)
     try:
-        row.kind.parse(value, machine)
+        row.kind.parse(value, usable_bytes)
         return row.kind.to_toml(value)
     except ValueError as error:
         key = format_path(path)

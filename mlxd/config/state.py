@@ -27,7 +27,6 @@ from mlxd.config.edit import CannotEditError, change, edit, is_same
 from mlxd.config.scan import Path
 from mlxd.protocol.errors import CommitFailed
 from mlxd.protocol.key import format_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 
 _Changes = list[tuple[Path, Any]]
@@ -113,7 +112,7 @@ class State:
     settings: Settings
 
     @classmethod
-    def of(cls, version: Version, overlay: Overlay, machine: Machine) -> State:
+    def of(cls, version: Version, overlay: Overlay, usable_bytes: int) -> State:
         """Return what *version* and *overlay* make together.
 
         Raises:
@@ -122,7 +121,7 @@ class State:
         if not overlay:
             return cls(version, overlay, version.document, version.settings)
         document = overlay.over(version.document)
-        return cls(version, overlay, document, decode_edited(document, machine))
+        return cls(version, overlay, document, decode_edited(document, usable_bytes))
 
     def origin(self, path: Path) -> str:
         """Return where the setting at *path* comes from: overlay, file or default."""
@@ -132,7 +131,7 @@ class State:
 
 
 def next_state(
-    base: State, wanted: Sequence[Edit] | Version, machine: Machine, *, persist: bool, has_file: bool
+    base: State, wanted: Sequence[Edit] | Version, usable_bytes: int, *, persist: bool, has_file: bool
 ) -> State:
     """Return what follows *base*: with edits, or with another version of the file; without *persist* over the file.
 
@@ -141,11 +140,11 @@ def next_state(
         CommitFailed: the file is written in a way that an edit would damage.
     """
     if isinstance(wanted, Version):
-        return _replace(base, wanted, machine) if persist else _lay_file_over(base, wanted, machine)
-    return _save(base, wanted, machine, has_file=has_file) if persist else _lay_over(base, wanted, machine)
+        return _replace(base, wanted, usable_bytes) if persist else _lay_file_over(base, wanted, usable_bytes)
+    return _save(base, wanted, usable_bytes, has_file=has_file) if persist else _lay_over(base, wanted, usable_bytes)
 
 
-def _save(base: State, edits: Sequence[Edit], machine: Machine, *, has_file: bool) -> State:
+def _save(base: State, edits: Sequence[Edit], usable_bytes: int, *, has_file: bool) -> State:
     """Return the state with *edits* in the file, the commented default file where there is none.
 
     What is set to the default that holds anyway is not written down. The overlay of what is set goes.
@@ -154,7 +153,7 @@ def _save(base: State, edits: Sequence[Edit], machine: Machine, *, has_file: boo
     document: Mapping[str, Any] = base.version.document
     overlay = base.overlay
     for item in edits:
-        value = _value(item, machine)
+        value = _value(item, usable_bytes)
         overlay = overlay.without(item.path)
         default, is_in_file = (None, True) if value is None else written(document, item.path)
         if is_in_file or not is_same([default], [value]):
@@ -163,8 +162,8 @@ def _save(base: State, edits: Sequence[Edit], machine: Machine, *, has_file: boo
     version = base.version
     if not is_same(document, version.document):
         text = _edit(version.text if has_file else render_default(), changes)
-        version = Version(text, document, decode_edited(document, machine))
-    return State.of(version, overlay, machine)
+        version = Version(text, document, decode_edited(document, usable_bytes))
+    return State.of(version, overlay, usable_bytes)
 
 
 def _edit(text: str, changes: _Changes) -> str:
@@ -178,34 +177,34 @@ def _edit(text: str, changes: _Changes) -> str:
         ) from None
 
 
-def _lay_over(base: State, edits: Sequence[Edit], machine: Machine) -> State:
+def _lay_over(base: State, edits: Sequence[Edit], usable_bytes: int) -> State:
     """Return the state with *edits* over the file, which stays as it is."""
     overlay = base.overlay
     for item in edits:
         if item.value is Revert.TO_FILE:
-            _value(Edit(item.path, None), machine)
+            _value(Edit(item.path, None), usable_bytes)
             overlay = overlay.without(item.path)
         else:
-            overlay = overlay.with_value(item.path, _value(item, machine), base.version.document)
-    return State.of(base.version, overlay, machine)
+            overlay = overlay.with_value(item.path, _value(item, usable_bytes), base.version.document)
+    return State.of(base.version, overlay, usable_bytes)
 
 
-def _replace(base: State, version: Version, machine: Machine) -> State:
+def _replace(base: State, version: Version, usable_bytes: int) -> State:
     """Return the state with another file. The overlay of what the files differ in goes."""
     overlay = base.overlay
     for path, _ in _differing(base.version.document, version.document):
         overlay = overlay.without(path)
-    return State.of(version, overlay, machine)
+    return State.of(version, overlay, usable_bytes)
 
 
-def _lay_file_over(base: State, version: Version, machine: Machine) -> State:
+def _lay_file_over(base: State, version: Version, usable_bytes: int) -> State:
     """Return the state in which *version* holds without being written down."""
     overlay = Overlay()
     for path, value in _differing(base.version.document, version.document):
         entry = entry_of(path) if value is None else None
         place = path if entry is None or is_stated(version.document, entry) else entry
         overlay = overlay.with_value(place, value, base.version.document)
-    return State.of(base.version, overlay, machine)
+    return State.of(base.version, overlay, usable_bytes)
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> _Changes:
@@ -217,9 +216,9 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> _Changes:
     ]
 
 
-def _value(item: Edit, machine: Machine) -> Any:
+def _value(item: Edit, usable_bytes: int) -> Any:
     if item.value is not None:
-        return toml_value(item.path, item.value, machine)
+        return toml_value(item.path, item.value, usable_bytes)
     if not is_entry(item.path):
         row_of(item.path)
     return None

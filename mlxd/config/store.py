@@ -39,7 +39,6 @@ from mlxd.config.history import Record
 from mlxd.config.participant import CommitResult, Participant, Participants, StoreEvent, Terms
 from mlxd.config.state import Edit, Edits, Overlay, State, next_state
 from mlxd.protocol.errors import Conflict, FileInvalid, NotFound, SettingsError
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 
 POLL_S = 2.0
@@ -58,7 +57,7 @@ class SettingsStore:
         self,
         path: Path,
         history: Path,
-        machine: Machine,
+        usable_bytes: int,
         *,
         validate: Callable[[Settings], object] = lambda _: None,
         calls: SystemCalls | None = None,
@@ -69,15 +68,15 @@ class SettingsStore:
         Args:
             path: the settings file; need not exist.
             history: the folder of past versions.
-            machine: what relative values are relative to.
+            usable_bytes: memory that a percentage is of.
             validate: raises SettingsError for settings that no daemon can start with (rules without a provider).
             calls: the system calls, for tests that make them fail.
             pause: waits for an editor that is writing.
         """
         self.path = path
-        self.machine = machine
+        self.usable_bytes = usable_bytes
         self.turn = asyncio.Lock()
-        self.disk = Disk(path, history, machine, validate, calls, pause)
+        self.disk = Disk(path, history, usable_bytes, validate, calls, pause)
         self._validate = validate
         self.participants = Participants()
         self._listeners: list[Callable[[StoreEvent], None]] = []
@@ -97,8 +96,8 @@ class SettingsStore:
             self._rejected = None
         except FileInvalid as error:
             self.problem = error
-            version, digest = document.parse(b"", self.path.name, self.machine), None
-        return State.of(version, Overlay(), self.machine), digest
+            version, digest = document.parse(b"", self.path.name, self.usable_bytes), None
+        return State.of(version, Overlay(), self.usable_bytes), digest
 
     @property
     def current(self) -> Settings:
@@ -131,7 +130,7 @@ class SettingsStore:
             name, version = self.path.name, self.disk.parse(self.disk.read())
         else:
             version = self.disk.parse(Content(text.encode()), name)
-        return self._check_edited(State.of(version, Overlay(), self.machine), name)
+        return self._check_edited(State.of(version, Overlay(), self.usable_bytes), name)
 
     # Changes
 
@@ -169,7 +168,7 @@ class SettingsStore:
             listed = self._list_edits(wanted, persist=terms.persist) if callable(wanted) else wanted
             has_file = self.disk.file.signature() is not None
             new = await asyncio.to_thread(
-                next_state, self.state, listed, self.machine, persist=terms.persist, has_file=has_file
+                next_state, self.state, listed, self.usable_bytes, persist=terms.persist, has_file=has_file
             )
             changed = document.differences(self.state.document, new.document)
             is_rewritten = new.version.text != self.state.version.text or rejected is not None
@@ -293,7 +292,7 @@ class SettingsStore:
         overlay, lost = self.state.overlay, list[str]()
         while overlay:
             try:
-                state = State.of(version, overlay, self.machine)
+                state = State.of(version, overlay, self.usable_bytes)
                 self._validate(state.settings)
                 return state, [*self.participants.check(self.current, state.settings, force=True), *lost]
             except SettingsError as error:
@@ -303,7 +302,7 @@ class SettingsStore:
                 gone = [key for key in overlay.keys() if key not in kept.keys()]  # noqa: SIM118  (not a mapping)
                 lost.append(f"no longer runtime-only, as the file does not go with it: {', '.join(gone)}")
                 overlay = kept
-        state = State.of(version, overlay, self.machine)
+        state = State.of(version, overlay, self.usable_bytes)
         return state, [*self._check_edited(state, self.path.name), *lost]
 
     def _check_edited(self, state: State, name: str) -> list[str]:

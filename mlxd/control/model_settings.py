@@ -14,7 +14,6 @@ from mlxd.control.model import begin
 from mlxd.control.setting import commit
 from mlxd.protocol.errors import InvalidRequest, InvalidValue, ModelNotFound, NotFound
 from mlxd.protocol.key import format_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import find_row
 
@@ -95,7 +94,7 @@ def _mode(request: Request) -> str | None:
     if mode is None or row is None:
         return None
     try:
-        row.kind.parse(mode, Machine(0))
+        row.kind.parse(mode, 0)
     except ValueError as error:
         raise InvalidRequest(f"reload: {error}", param="reload") from None
     return mode

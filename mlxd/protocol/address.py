@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from mlxd.protocol.kind import Kind, Machine, reject
+from mlxd.protocol.kind import Kind, reject
 
 _HOST = "an IP address, or localhost"
 _URL = "an address such as https://host/v1"
@@ -18,7 +18,7 @@ _REFERENCE = 'a reference such as { env = "NAME" }, { file = "PATH" } or { keych
 _KEYCHAIN = re.compile(r"[\x21-\x2e\x30-\x7e]{1,128}/[\x21-\x7e]{1,128}")
 
 
-def _read_host(value: Any, _: Machine) -> str:
+def _read_host(value: Any, _: int) -> str:
     """Return the address in its usual form."""
     if value == "localhost":
         return str(value)
@@ -28,7 +28,7 @@ def _read_host(value: Any, _: Machine) -> str:
         raise reject(value, _HOST) from None
 
 
-def _read_url(value: Any, _: Machine, accepted: str = _URL, *, is_proxy: bool = False) -> str:
+def _read_url(value: Any, _: int, accepted: str = _URL, *, is_proxy: bool = False) -> str:
     """Return the address without a closing slash."""
     if not isinstance(value, str):
         raise reject(value, accepted)
@@ -71,7 +71,7 @@ def _is_near(hostname: str) -> bool:
     return address.is_loopback or address.is_private
 
 
-def _read_secret(value: Any, _: Machine) -> Mapping[str, str] | None:
+def _read_secret(value: Any, _: int) -> Mapping[str, str] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or len(value) != 1 or not set(value) <= {"env", "file", "keychain"}:

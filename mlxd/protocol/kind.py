@@ -27,13 +27,6 @@ _MOST_MEMORY_BYTES = 2**50
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What a relative value is relative to."""
-
-    usable_bytes: int  # the least of RAM, cgroup limit and Metal's recommended working set
-
-
-@dataclass(frozen=True, slots=True)
 class Word:
     """A note that a word stands for a value which cannot be written otherwise."""
 
@@ -68,16 +61,19 @@ class Kind:
 
     accepted: str
     forms: tuple[Mapping[str, Any], ...] = field(repr=False)
-    read: Callable[[Any, Machine], Any] = field(repr=False)
+    read: Callable[[Any, int], Any] = field(repr=False)
     to_toml: Callable[[Any], Any] = field(default=lambda value: value, repr=False)
     words: Mapping[str, Any] = field(default_factory=dict)
     choices: tuple[str, ...] = ()
 
-    def parse(self, value: Any, machine: Machine) -> Any:
-        """Return the typed value, or raise ValueError with a sentence that states the bound."""
+    def parse(self, value: Any, usable_bytes: int) -> Any:
+        """Return the typed value, or raise ValueError with a sentence that states the bound.
+
+        A percentage is of *usable_bytes*: the least of RAM, cgroup limit and Metal's recommended working set.
+        """
         if isinstance(value, str) and value in self.words:
             return self.words[value]
-        return self.read(value, machine)
+        return self.read(value, usable_bytes)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON Schema of what stands in the file."""
@@ -170,7 +166,7 @@ def _to_boolean(value: Any) -> Any:
     return _BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def _read_boolean(value: Any, _: Machine) -> bool:
+def _read_boolean(value: Any, _: int) -> bool:
     parsed = _to_boolean(value)
     if not isinstance(parsed, bool):
         raise reject(value, "true or false")
@@ -180,7 +176,7 @@ def _read_boolean(value: Any, _: Machine) -> bool:
 def _choice(choices: tuple[str, ...]) -> Kind:
     accepted = "one of " + ", ".join(choices) if len(choices) > 1 else repr(choices[0])
 
-    def read(value: Any, _: Machine) -> str:
+    def read(value: Any, _: int) -> str:
         if value not in choices:
             raise reject(value, accepted)
         return str(value)
@@ -192,7 +188,7 @@ def _text(bounds: Meta, words: Mapping[str, Any]) -> Kind:
     least, most = bounds.min_length or 0, bounds.max_length or 0
     accepted = _or_words(f"text of {least} to {most} characters", words)
 
-    def read(value: Any, _: Machine) -> str:
+    def read(value: Any, _: int) -> str:
         if not isinstance(value, str) or not least <= len(value) <= most:
             raise reject(value, accepted)
         return value
@@ -210,7 +206,7 @@ def _texts(choices: tuple[str, ...]) -> Kind:
             return [item.strip() for item in value.split(",")] if value.strip() else []
         return list(value) if isinstance(value, tuple) else value
 
-    def read(value: Any, _: Machine) -> tuple[str, ...]:
+    def read(value: Any, _: int) -> tuple[str, ...]:
         items = to_toml(value)
         if not isinstance(items, list) or not all(isinstance(item, str) and item for item in items):
             raise reject(value, accepted)
@@ -233,7 +229,7 @@ def _number(number: type[int | float], bounds: Meta, unit: Unit, words: Mapping[
     span = f"{between[0]} {unit.format(least)} {between[1]} {unit.format(most)}"
     accepted = _or_words(f"{unit.noun} {span}", words)
 
-    def read(value: Any, _: Machine) -> float:
+    def read(value: Any, _: int) -> float:
         try:
             parsed = unit.parse(value) if isinstance(value, str) else value
         except ValueError as error:
@@ -255,15 +251,15 @@ def _number(number: type[int | float], bounds: Meta, unit: Unit, words: Mapping[
 _MEMORY = "a size of at least 1MB, a percentage from 1% to 100%, or 'auto'"
 
 
-def _read_memory(value: Any, machine: Machine) -> int:
+def _read_memory(value: Any, usable_bytes: int) -> int:
     """Return the bytes. The pool checks that the machine has them, because `--force` may pass that."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise reject(value, _MEMORY)
     text = value.strip() if isinstance(value, str) else ""
     if text.lower() == "auto":
-        return int(machine.usable_bytes * _AUTO)
+        return int(usable_bytes * _AUTO)
     if text.endswith("%"):
-        n_bytes = int(machine.usable_bytes * _percent(text) / 100)
+        n_bytes = int(usable_bytes * _percent(text) / 100)
     else:
         try:
             n_bytes = units.parse_bytes(text) if isinstance(value, str) else value

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from mlxd.protocol.key import format_path
-from mlxd.protocol.kind import Machine, kind_of
+from mlxd.protocol.kind import kind_of
 from mlxd.protocol.settings import Row, Settings
 
 
@@ -90,17 +90,17 @@ def lookup(settings: Settings, path: tuple[str, ...]) -> Any:
     return value
 
 
-def decode(document: Mapping[str, Any], machine: Machine) -> Settings:
+def decode(document: Mapping[str, Any], usable_bytes: int) -> Settings:
     """Return the snapshot that a parsed TOML document stands for; what it leaves out has its default.
 
     Raises:
         SettingProblem: the first unknown key or unusable value, with its path.
     """
-    settings: Settings = _decode(Settings, document, (), machine)
+    settings: Settings = _decode(Settings, document, (), usable_bytes)
     return settings
 
 
-def _decode(table: type[Struct], document: Any, path: tuple[str, ...], machine: Machine) -> Any:
+def _decode(table: type[Struct], document: Any, path: tuple[str, ...], usable_bytes: int) -> Any:
     stated = _table(document, path)
     for name in stated:
         if name not in members(table):
@@ -110,13 +110,13 @@ def _decode(table: type[Struct], document: Any, path: tuple[str, ...], machine: 
         here = (*path, name)
         match member:
             case Row():
-                values[name] = _decode_row(member, stated, here, machine)
+                values[name] = _decode_row(member, stated, here, usable_bytes)
             case Keyed(entry):
                 entries = _table(stated.get(name, {}), here)
-                decoded = {key: _decode(entry, value, (*here, key), machine) for key, value in entries.items()}
+                decoded = {key: _decode(entry, value, (*here, key), usable_bytes) for key, value in entries.items()}
                 values[name] = MappingProxyType(decoded)
             case _:
-                values[name] = _decode(member, stated.get(name, {}), here, machine)
+                values[name] = _decode(member, stated.get(name, {}), here, usable_bytes)
     return table(**values)
 
 
@@ -126,11 +126,11 @@ def _table(value: Any, path: tuple[str, ...]) -> Mapping[str, Any]:
     return value
 
 
-def _decode_row(row: Row, document: Mapping[str, Any], path: tuple[str, ...], machine: Machine) -> Any:
+def _decode_row(row: Row, document: Mapping[str, Any], path: tuple[str, ...], usable_bytes: int) -> Any:
     if path[-1] not in document and row.is_required:
         raise SettingProblem(path, f"it is missing; it must be {row.kind.accepted}")
     try:
-        return row.kind.parse(document.get(path[-1], row.default), machine)
+        return row.kind.parse(document.get(path[-1], row.default), usable_bytes)
     except ValueError as error:
         raise SettingProblem(path, str(error)) from None
 

@@ -12,7 +12,6 @@ from typing import Any
 import aiohttp
 
 from mlxd.cloud.rules import compile_rules
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.table import decode
 from tests.bench.process import read_rss_bytes
 from tests.support.daemon import RealDaemon
@@ -43,7 +42,7 @@ def _time_match(number: int) -> float:
         for index in range(number - 1)
     }
     rules["last"] = {"match": "glob:vendor/*", "mode": "never", "priority": -1}
-    compiled = compile_rules(decode({"cloud": {"rules": rules}}, Machine(usable_bytes=10**9)).cloud)
+    compiled = compile_rules(decode({"cloud": {"rules": rules}}, 10**9).cloud)
     decided = compiled.match(NAME)
     assert decided is not None
     assert decided.id == "last"

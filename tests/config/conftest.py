@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlxd.config import SettingsStore, StoreEvent
-from tests.support.settings import MACHINE, MakeStore, Owner, StoreFixture, turn
+from tests.support.settings import USABLE_BYTES, MakeStore, Owner, StoreFixture, turn
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def make(tmp_path: Path) -> MakeStore:
             path.write_text(text)
         owner = Owner()
         events: list[StoreEvent] = []
-        store = SettingsStore(path, tmp_path / "history", MACHINE, **{"pause": turn, **more})
+        store = SettingsStore(path, tmp_path / "history", USABLE_BYTES, **{"pause": turn, **more})
         store.subscribe(events.append)
         fixture = StoreFixture(path, store, owner, events)
         fixture.attach("owner", owner)

@@ -11,10 +11,9 @@ from mlxd.config.default import render_default
 from mlxd.config.document import differences, is_entry, nearest, parse, paths, row_of, written
 from mlxd.protocol.errors import FileInvalid, UnknownSetting
 from mlxd.protocol.key import parse_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.table import decode, find_row, rows
 
-MACHINE = Machine(usable_bytes=32 * 10**9)
+USABLE_BYTES = 32 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ MACHINE = Machine(usable_bytes=32 * 10**9)
 def test_a_bad_file_names_the_place(text: bytes, place: str, words: str) -> None:
     """Every kind of mistake is answered with file:line:col and the reason."""
     with pytest.raises(FileInvalid) as caught:
-        parse(text, "config.toml", MACHINE)
+        parse(text, "config.toml", USABLE_BYTES)
     assert caught.value.message.startswith(f"config.toml:{place}")
     assert words in caught.value.message
     assert {"file", "line", "column"} == caught.value.data.keys()
@@ -48,8 +47,8 @@ def test_a_bad_file_names_the_place(text: bytes, place: str, words: str) -> None
 
 def test_the_default_file_means_the_same_as_none() -> None:
     """A file with everything commented out has every default."""
-    version = parse(render_default().encode(), "config.toml", MACHINE)
-    assert version.settings == decode({}, MACHINE)
+    version = parse(render_default().encode(), "config.toml", USABLE_BYTES)
+    assert version.settings == decode({}, USABLE_BYTES)
     assert list(paths(version.document)) == [path for path, _ in rows() if "*" not in path]
 
 

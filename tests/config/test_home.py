@@ -6,7 +6,7 @@ import pytest
 
 from mlxd.config import SettingsStore, Terms
 from mlxd.protocol.errors import FileInvalid, FileMissing
-from tests.support.settings import MACHINE, TEXT, MakeStore, StoreFixture, turn
+from tests.support.settings import TEXT, USABLE_BYTES, MakeStore, StoreFixture, turn
 
 
 def find_problem(store: SettingsStore) -> FileInvalid | None:
@@ -27,7 +27,7 @@ async def test_a_folder_that_is_moved_away_is_a_problem_and_no_edit(tmp_path: Pa
     home.mkdir()
     if text is not None:
         (home / "config.toml").write_text(text)
-    store = SettingsStore(home / "config.toml", home / "history", MACHINE, pause=turn)
+    store = SettingsStore(home / "config.toml", home / "history", USABLE_BYTES, pause=turn)
     before = store.current
     home.rename(tmp_path / "away")
     for _ in range(3):
@@ -52,7 +52,7 @@ async def test_an_empty_folder_in_the_place_of_the_old_one_is_a_problem_too(tmp_
     home = tmp_path / "home"
     home.mkdir()
     (home / "config.toml").write_text(TEXT)
-    store = SettingsStore(home / "config.toml", home / "history", MACHINE, pause=turn)
+    store = SettingsStore(home / "config.toml", home / "history", USABLE_BYTES, pause=turn)
     home.rename(tmp_path / "away")
     home.mkdir()
     with pytest.raises(FileMissing):
@@ -71,7 +71,7 @@ async def test_a_dangling_link_to_a_folder_that_is_gone_is_a_problem(tmp_path: P
     (tmp_path / "dotfiles" / "mlxd.toml").write_text(TEXT)
     link = tmp_path / "home" / "config.toml"
     link.symlink_to(tmp_path / "dotfiles" / "mlxd.toml")
-    store = SettingsStore(link, tmp_path / "home" / "history", MACHINE, pause=turn)
+    store = SettingsStore(link, tmp_path / "home" / "history", USABLE_BYTES, pause=turn)
     (tmp_path / "dotfiles").rename(tmp_path / "away")
     with pytest.raises(FileMissing, match=r"its folder .*dotfiles was"):
         await store.reload(Terms("test"))

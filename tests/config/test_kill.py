@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from mlxd.config import Edit, SettingsStore, Terms
-from mlxd.protocol.kind import Machine
 from tests.support.settings import COMMIT_CALLS, RENAME
 
-MACHINE = Machine(usable_bytes=32 * 10**9)
+USABLE_BYTES = 32 * 10**9
 OLD = "# mine\n[pool]\nmax_models = 1  # one\n" + "# filler\n" * 2000
 NEW = OLD.replace("= 1", "= 2")
 
@@ -24,12 +23,12 @@ import asyncio, dataclasses, json, os, signal, sys
 from pathlib import Path
 from mlxd.config import Edit, SettingsStore, Terms
 from mlxd.atomic_file import SystemCalls
-from mlxd.protocol.kind import Machine
+
 
 base, old, new = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
 def start(home, **more):
-    return SettingsStore(home / "config.toml", home / "history", Machine(32 * 10**9), **more)
+    return SettingsStore(home / "config.toml", home / "history", 32 * 10**9, **more)
 
 def commit(home, wanted, when):
     count = -1000  # the start has calls, too
@@ -77,10 +76,10 @@ COMMITS_FOR_EVER = """
 import asyncio, itertools, sys
 from pathlib import Path
 from mlxd.config import Edit, SettingsStore, Terms
-from mlxd.protocol.kind import Machine
+
 
 home = Path(sys.argv[1])
-store = SettingsStore(home / "config.toml", home / "history", Machine(32 * 10**9))
+store = SettingsStore(home / "config.toml", home / "history", 32 * 10**9)
 
 async def run():
     for number in itertools.cycle([2, 1]):
@@ -126,7 +125,7 @@ def test_killed_from_outside(tmp_path: Path, commits: int) -> None:
 
 def assert_starts(home: Path) -> SettingsStore:
     """Start a store on what is left, and check that it is whole and clean."""
-    store = SettingsStore(home / "config.toml", home / "history", MACHINE)
+    store = SettingsStore(home / "config.toml", home / "history", USABLE_BYTES)
     assert store.problem is None
     assert store.current.pool.max_models in {1, 2}
     assert [path.name for path in home.iterdir() if path.name.startswith(".")] == []

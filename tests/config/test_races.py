@@ -16,7 +16,7 @@ from mlxd.config import Edit, SettingsStore, Terms
 from mlxd.config.document import parse
 from mlxd.config.state import State
 from mlxd.protocol.errors import Conflict, FileInvalid
-from tests.support.settings import COMMIT_CALLS, MACHINE, RENAME, TEXT, Faults, turn
+from tests.support.settings import COMMIT_CALLS, RENAME, TEXT, USABLE_BYTES, Faults, turn
 
 # A person who saves between the second look at the file and the rename, a few microseconds, is not seen.
 SEEN_CALLS = [number for number in range(len(COMMIT_CALLS)) if not RENAME - 3 < number <= RENAME]
@@ -64,7 +64,7 @@ class World:
         self.path = folder / "config.toml"
         self.path.write_text(TEXT)
         self.faults = Faults()
-        self.store = SettingsStore(self.path, folder / "history", MACHINE, calls=self.faults.calls, pause=turn)
+        self.store = SettingsStore(self.path, folder / "history", USABLE_BYTES, calls=self.faults.calls, pause=turn)
         self.numbers = itertools.count()
         self.comments: set[str] = set()
 
@@ -129,9 +129,9 @@ class World:
     def check(self) -> None:
         """Check what must hold whenever nobody is busy."""
         text = self.path.read_text()
-        version = parse(text.encode(), "config.toml", MACHINE)
+        version = parse(text.encode(), "config.toml", USABLE_BYTES)
         assert self.store.problem is None
-        assert self.store.current == State.of(version, self.store.state.overlay, MACHINE).settings
+        assert self.store.current == State.of(version, self.store.state.overlay, USABLE_BYTES).settings
         assert self.store.state.version.text == text
         assert all(comment in text for comment in self.comments)
         assert [path.name for path in self.path.parent.iterdir() if path.name.startswith(".")] == []
@@ -161,7 +161,7 @@ async def test_an_editor_that_saves_in_steps_is_waited_for(tmp_path: Path) -> No
         if rest:
             path.write_text(rest.pop(0))
 
-    store = SettingsStore(path, tmp_path / "history", MACHINE, pause=pause)
+    store = SettingsStore(path, tmp_path / "history", USABLE_BYTES, pause=pause)
     path.write_text(rest.pop(0))
     result = await store.commit([Edit(("queue", "size"), 5)], Terms("test"))
     assert result.generation == 3
@@ -177,7 +177,7 @@ async def test_a_file_that_never_rests_is_a_conflict(tmp_path: Path) -> None:
     async def pause(seconds: float) -> None:
         path.write_text(TEXT + f"# {next(count)}\n")
 
-    store = SettingsStore(path, tmp_path / "history", MACHINE, pause=pause)
+    store = SettingsStore(path, tmp_path / "history", USABLE_BYTES, pause=pause)
     await pause(0)
     with pytest.raises(Conflict, match="being written by another program"):
         await store.commit([Edit(("queue", "size"), 5)], Terms("test"))
@@ -189,7 +189,7 @@ async def test_an_edit_in_the_same_tick_of_the_clock_is_found(tmp_path: Path) ->
     """An edit of the same length, right after a commit, may leave size and times as they were."""
     path = tmp_path / "config.toml"
     path.write_text(TEXT)
-    store = SettingsStore(path, tmp_path / "history", MACHINE, pause=turn)
+    store = SettingsStore(path, tmp_path / "history", USABLE_BYTES, pause=turn)
     await store.poll()
     await store.commit([Edit(("pool", "memory"), "2GB")], Terms("test"))
     path.write_text(path.read_text().replace("2GB", "3GB"))
@@ -206,7 +206,7 @@ async def test_a_link_that_leads_elsewhere_meanwhile_is_followed(tmp_path: Path)
         path.write_text(TEXT)
     link.symlink_to(first)
     faults = Faults()
-    store = SettingsStore(link, tmp_path / "history", MACHINE, calls=faults.calls, pause=turn)
+    store = SettingsStore(link, tmp_path / "history", USABLE_BYTES, calls=faults.calls, pause=turn)
 
     def switch() -> None:
         other = tmp_path / "new"

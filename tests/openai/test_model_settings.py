@@ -20,7 +20,6 @@ from mlxd.http.sampling import Sampling
 from mlxd.http.schema import read
 from mlxd.openai import schema
 from mlxd.protocol.errors import InvalidRequest
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import MOST_TOKENS, SAMPLING_NAMES, Row
 from mlxd.protocol.table import rows
 from tests.support.adapter import write_adapter
@@ -67,13 +66,13 @@ def test_a_setting_has_the_bounds_of_its_field(name: str) -> None:
     """What a request may say, a default may say, and nothing else; but for numbers that stand for "none"."""
     shape = Sampling if name in SAMPLING_NAMES else schema.ChatBody
     rest = {} if name in SAMPLING_NAMES else {"model": "m", "messages": CHAT["messages"]}
-    kind, machine = _row(name).kind, Machine(usable_bytes=10**9)
+    kind, usable_bytes = _row(name).kind, 10**9
     stand_ins = {"top_k": {-1}, "max_tokens": {-1, 0}}.get(name, set())
     for value in (-3, -2, -1, 0, 0.25, 0.5, 1, 2, 3, 10, 11, MOST_TOKENS, MOST_TOKENS + 1, True, "x"):
         if type(value) is int and value in stand_ins:
             continue
         may_be_asked = _is_accepted(partial(read, shape, {**rest, name: value}, Omissions("m")))
-        assert may_be_asked == _is_accepted(partial(kind.parse, value, machine)), (name, value)
+        assert may_be_asked == _is_accepted(partial(kind.parse, value, usable_bytes)), (name, value)
 
 
 def _is_accepted(check: Callable[[], object]) -> bool:

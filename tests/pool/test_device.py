@@ -25,7 +25,6 @@ from mlxd.engine.loader import LoadedModel, SlicedLoad
 from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import InsufficientCapacity, MlxdError
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.table import decode
 from tests.support.model_on_disk import write_any_model
 from tests.support.sequence import GREEDY
@@ -78,7 +77,7 @@ class Real:
     def change(self, **pool: Any) -> None:
         """Apply settings of the pool."""
         document = {**self.document, "pool": {**self.document["pool"], **pool}}
-        new = decode(document, Machine(USABLE_BYTES))
+        new = decode(document, USABLE_BYTES)
         self.pool.check(new, force=False)
         self.document = document
         self.pool.apply(new)
@@ -115,7 +114,7 @@ async def real(folder: Path, document: Mapping[str, Any] | None = None) -> Async
     catalog = Catalog([folder])
     catalog.scan()
     given_document = {"pool": {"memory": "1GB"}, **(document or {})}
-    first = decode(given_document, Machine(USABLE_BYTES))
+    first = decode(given_document, USABLE_BYTES)
     device = Device(loop, BackendLimits(10**9, 0), SchedulingParams(2048, 30))
     events: list[PoolEvent] = []
     device.set_limits = lambda limits: None  # type: ignore[method-assign]

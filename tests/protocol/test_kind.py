@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from msgspec import Meta
 
 from mlxd.protocol.address import PROXY, SECRET, URL
-from mlxd.protocol.kind import DURATION, MEMORY, SIZE, Kind, Machine, OneOf, kind_of
+from mlxd.protocol.kind import DURATION, MEMORY, SIZE, Kind, OneOf, kind_of
 from mlxd.protocol.settings import INHERITED, NEVER, NONE
 from mlxd.protocol.table import rows
 
-MACHINE = Machine(usable_bytes=32 * 10**9)
+USABLE_BYTES = 32 * 10**9
 BOOLEAN, CHOICE = kind_of(bool), kind_of(Literal["a", "b"])
 WHOLE = kind_of(Annotated[int, Meta(ge=0, le=10)])
 WHOLE_OR_NONE = kind_of(Annotated[int | None, Meta(ge=1, le=10), NONE])
@@ -132,15 +132,15 @@ REFUSED: list[tuple[Kind, Any, str]] = [
 @pytest.mark.parametrize(("of", "value", "parsed"), ACCEPTED, ids=repr)
 def test_values_within_bounds_are_typed(of: Kind, value: Any, parsed: Any) -> None:
     """A value of the file or of a command line becomes the typed value; what is written for it means the same."""
-    assert parsed == of.parse(value, MACHINE)
-    assert parsed == of.parse(of.to_toml(value), MACHINE)
+    assert parsed == of.parse(value, USABLE_BYTES)
+    assert parsed == of.parse(of.to_toml(value), USABLE_BYTES)
 
 
 @pytest.mark.parametrize(("of", "value", "words"), REFUSED, ids=repr)
 def test_other_values_are_refused_with_the_bound(of: Kind, value: Any, words: str) -> None:
     """The message says what would have been accepted."""
     with pytest.raises(ValueError, match=r".") as caught:
-        of.parse(value, MACHINE)
+        of.parse(value, USABLE_BYTES)
     assert words in str(caught.value)
 
 
@@ -190,7 +190,7 @@ def test_other_values_are_refused_with_the_bound(of: Kind, value: Any, words: st
 def test_a_refusal_says_what_came_and_what_may(of: Kind, value: Any, message: str) -> None:
     """The message names the value, the kind, the bounds in their unit and the words."""
     with pytest.raises(ValueError, match=r".") as caught:
-        of.parse(value, MACHINE)
+        of.parse(value, USABLE_BYTES)
     assert message == str(caught.value)
 
 
@@ -210,7 +210,7 @@ def test_a_refusal_says_what_came_and_what_may(of: Kind, value: Any, message: st
 def test_a_key_in_the_wrong_place_is_not_repeated(of: Kind, value: Any) -> None:
     """Where a person may have put a secret, the message does not hold it."""
     with pytest.raises(ValueError, match=r".") as caught:
-        of.parse(value, MACHINE)
+        of.parse(value, USABLE_BYTES)
     assert "hunter2" not in str(caught.value)
 
 
@@ -231,12 +231,12 @@ TOML_VALUES = st.recursive(
 def test_no_value_does_worse_than_a_refusal(name: str, value: Any) -> None:
     """Whatever a file holds, a kind returns the typed value or raises ValueError with a reason."""
     try:
-        parsed = KINDS[name].parse(value, MACHINE)
+        parsed = KINDS[name].parse(value, USABLE_BYTES)
     except ValueError as error:
         words = str(error)
     else:
         words = KINDS[name].accepted
-        assert parsed == KINDS[name].parse(KINDS[name].to_toml(value), MACHINE)
+        assert parsed == KINDS[name].parse(KINDS[name].to_toml(value), USABLE_BYTES)
     assert words
 
 
@@ -246,6 +246,6 @@ def test_no_value_does_worse_than_a_refusal(name: str, value: Any) -> None:
 def test_every_default_passes_its_own_bounds(name: str, row: Any) -> None:
     """A default is a value that the kind takes, and survives being written to a file."""
     if row.default is not None:
-        row.kind.parse(row.default, MACHINE)
+        row.kind.parse(row.default, USABLE_BYTES)
         assert row.default == row.kind.to_toml(row.default)
     assert row.help.endswith(".")

@@ -8,18 +8,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import SettingProblem, decode, make_schema, rows
 
-MACHINE = Machine(32 * 10**9)
+USABLE_BYTES = 32 * 10**9
 VALIDATOR = jsonschema.Draft202012Validator(make_schema())
 
 
 def is_valid(document: Any) -> bool:
     """Ask the daemon's own reading."""
     try:
-        decode(document, MACHINE)
+        decode(document, USABLE_BYTES)
     except SettingProblem:
         return False
     return True
@@ -45,7 +44,7 @@ def test_every_default_is_valid() -> None:
             for part in path[:-1]:
                 node = node.setdefault(part, {})
             node[path[-1]] = row.default
-    assert isinstance(decode(document, MACHINE), Settings)
+    assert isinstance(decode(document, USABLE_BYTES), Settings)
     assert [error.message for error in VALIDATOR.iter_errors(document)] == []
 
 

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxd.protocol.key import format_path, parse_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import SettingProblem, decode, find_row, lookup, rows
 
-MACHINE = Machine(usable_bytes=32 * 10**9)
+USABLE_BYTES = 32 * 10**9
 PARTS = st.text(min_size=1, max_size=12) | st.sampled_from(
     ['a"b', "a\\", '\\"', "a.b", "org/name", ".", '"', "qwen2.5"]
 )
@@ -49,7 +48,7 @@ def test_broken_keys_are_refused(key: str) -> None:
 
 def test_an_empty_document_has_every_default() -> None:
     """Without a file all settings have the table's defaults, typed."""
-    settings = decode({}, MACHINE)
+    settings = decode({}, USABLE_BYTES)
     assert settings.pool.memory == 24 * 10**9
     assert settings.pool.max_models is None
     assert settings.pool.keep_alive == 1800
@@ -67,7 +66,7 @@ def test_values_are_typed_and_keyed_tables_filled() -> None:
             "rules": {"r": {"match": "x", "to": ["p/x"]}},
         },
     }
-    settings = decode(document, MACHINE)
+    settings = decode(document, USABLE_BYTES)
     assert settings.pool.memory == 192 * 10**8
     assert settings.pool.keep_alive == math.inf
     assert settings.pool.preload == ("b", "a")
@@ -96,7 +95,7 @@ def test_values_are_typed_and_keyed_tables_filled() -> None:
 def test_a_problem_names_its_place(document: dict[str, Any], path: tuple[str, ...]) -> None:
     """An unknown key, a wrong shape and a bad value each carry the path at fault."""
     with pytest.raises(SettingProblem) as caught:
-        decode(document, MACHINE)
+        decode(document, USABLE_BYTES)
     assert path == caught.value.path
     assert str(caught.value).startswith(format_path(path))
 
@@ -117,7 +116,7 @@ SHAPES = st.recursive(
 def test_no_document_does_worse_than_a_problem(document: dict[str, Any]) -> None:
     """Any parsed document gives a snapshot or one SettingProblem."""
     try:
-        settings = decode(document, MACHINE)
+        settings = decode(document, USABLE_BYTES)
     except SettingProblem as problem:
         reason = problem.reason
     else:
@@ -128,11 +127,11 @@ def test_no_document_does_worse_than_a_problem(document: dict[str, Any]) -> None
 
 def test_every_row_is_reached_by_its_path() -> None:
     """Rows, find_row and lookup agree, and a snapshot has a value for each plain row."""
-    settings = decode({}, MACHINE)
+    settings = decode({}, USABLE_BYTES)
     for path, row in rows():
         assert row is find_row(tuple("any id" if part == "*" else part for part in path))
         if "*" not in path:
-            assert lookup(settings, path) == row.kind.parse(row.default, MACHINE)
+            assert lookup(settings, path) == row.kind.parse(row.default, USABLE_BYTES)
     assert find_row(("pool",)) is None
     assert find_row(("pool", "nothing")) is None
     with pytest.raises(KeyError):
@@ -148,7 +147,7 @@ def test_set_verbs_are_the_live_scalars_of_the_pool() -> None:
 
 def test_a_snapshot_cannot_be_changed() -> None:
     """Settings change by a commit only: neither fields nor keyed tables can be assigned."""
-    settings = decode({"models": {"m": {}}}, MACHINE)
+    settings = decode({"models": {"m": {}}}, USABLE_BYTES)
     with pytest.raises(AttributeError):
         settings.pool.memory = 1  # type: ignore[misc]
     with pytest.raises(TypeError):

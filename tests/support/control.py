@@ -37,7 +37,6 @@ from mlxd.cross_check import cross_check
 from mlxd.load_mark import LoadMarks
 from mlxd.pool.pool import Pool
 from mlxd.protocol import framing
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.requests import RunningRequests
 from tests.support.fake_backend import FakeBackend
@@ -147,7 +146,7 @@ class Plane:
                 write_model(home.models / name)
         self.clock = LoopClock(asyncio.get_running_loop())
         self.backend = FakeBackend(self.clock, load_s=0, unload_s=0, step_s=0.001)
-        self.store = SettingsStore(home.config, home.history, Machine(USABLE_BYTES), validate=cross_check)
+        self.store = SettingsStore(home.config, home.history, USABLE_BYTES, validate=cross_check)
         settings = self.store.current
         self.catalog = Catalog(resolve_roots(settings.catalog.paths, home), home.models, adapter_paths(settings, home))
         self.bus = Bus()

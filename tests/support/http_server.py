@@ -30,7 +30,6 @@ from mlxd.http.server import HttpServer
 from mlxd.metrics import Metrics
 from mlxd.pool.pool import Pool
 from mlxd.protocol.errors import FileInvalid, ModelNotFound
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.paths import Home
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import decode
@@ -43,7 +42,7 @@ CREATED_S = 1700000000
 
 def settings_of(document: Mapping[str, Any] | None = None) -> Settings:
     """Return the settings of a document; what it leaves out has its default."""
-    return decode({} if document is None else document, Machine(usable_bytes=16 * 10**9))
+    return decode({} if document is None else document, 16 * 10**9)
 
 
 @dataclass

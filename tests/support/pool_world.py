@@ -19,7 +19,6 @@ from mlxd.pool.event import PoolEvent
 from mlxd.pool.pool import Pool
 from mlxd.pool.status import ModelStatus, PoolPlan
 from mlxd.protocol.errors import ModelNotFound
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 from mlxd.protocol.table import decode
 from tests.support.clock import FakeClock
@@ -102,7 +101,7 @@ def settings(document: Mapping[str, Any] | None = None) -> Settings:
     """Return settings with these groups changed; the memory limit is 100 MB unless it is given."""
     document = {} if document is None else document
     pool = {"memory": 100 * MB, **document.get("pool", {})}
-    return decode({**document, "pool": pool}, Machine(USABLE_BYTES))
+    return decode({**document, "pool": pool}, USABLE_BYTES)
 
 
 @dataclass(slots=True)

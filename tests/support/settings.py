@@ -11,10 +11,9 @@ from mlxd.atomic_file import SystemCalls
 from mlxd.config import CommitResult, Edit, Participant, SettingsStore, StoreEvent, Terms
 from mlxd.protocol.errors import SettingsError
 from mlxd.protocol.key import parse_path
-from mlxd.protocol.kind import Machine
 from mlxd.protocol.settings import Settings
 
-MACHINE = Machine(usable_bytes=32 * 10**9)
+USABLE_BYTES = 32 * 10**9
 TEXT = '# mine\n[pool]\nmemory = "60%"  # of all\n'
 # Every system call of a commit, in order. The first look at the file, the temp file, the second look, the rename; then
 # the folder, the version in the history, and its record.
