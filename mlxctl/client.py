@@ -78,7 +78,7 @@ class Client:
         """
         self.path = path
         self.timeout_s = timeout_s
-        self._decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
+        self._decoder = framing.FrameDecoder(framing.MAX_REPLY_BYTES)
         self._frames: deque[dict[str, Any]] = deque()
         self._subscriptions: dict[int, Subscription] = {}
         self._last_id = 0
@@ -197,7 +197,7 @@ class Client:
         """
         boot_id = self.hello.get("boot_id")
         self.close()
-        self._decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
+        self._decoder = framing.FrameDecoder(framing.MAX_REPLY_BYTES)
         self._frames.clear()
         self._subscriptions.clear()
         self._socket = connect(self.path, self.timeout_s)

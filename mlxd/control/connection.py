@@ -91,7 +91,7 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._service = service
-        self._decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
+        self._decoder = framing.FrameDecoder(framing.MAX_REQUEST_BYTES)
         self._frames: deque[dict[str, Any]] = deque()
         self._writing = asyncio.Lock()
         self._exchanges: dict[int, _Exchange] = {}

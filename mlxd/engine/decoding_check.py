@@ -63,7 +63,7 @@ _AGREES = "two prompts of unequal length give the same logits in a batch as alon
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Finding:
     """How a model is decoded, and why."""
 
     decoding: Decoding
@@ -79,7 +79,7 @@ class DecodingCheck:
         self._caches = caches
         self._run = self._passes(texts)
 
-    def advance(self) -> Verdict | None:
+    def advance(self) -> Finding | None:
         """Send a few tokens through the model once; return what was found when that is clear.
 
         Raises:
@@ -89,7 +89,7 @@ class DecodingCheck:
         try:
             next(self._run)
         except StopIteration as end:
-            found: Verdict = end.value
+            found: Finding = end.value
             return found
         return None
 
@@ -97,8 +97,8 @@ class DecodingCheck:
         """Let go of the model; a traceback that holds this object holds no weights."""
         self.__dict__.clear()
 
-    def _passes(self, texts: Iterable[Sequence[int]]) -> Generator[None, None, Verdict]:
-        found: list[Verdict] = []
+    def _passes(self, texts: Iterable[Sequence[int]]) -> Generator[None, None, Finding]:
+        found: list[Finding] = []
         for text in texts:
             if found:
                 yield
@@ -107,25 +107,25 @@ class DecodingCheck:
                 return found[-1]
         return min(found, key=lambda one: _ORDER.index(one.decoding))
 
-    def _examine(self, text: list[int]) -> Generator[None, None, Verdict]:
+    def _examine(self, text: list[int]) -> Generator[None, None, Finding]:
         known = self._caches.make()
         first = self._alone(text[:_SHORT_TOKENS], known)
         yield
         cache = copy.deepcopy(known)  # the arrays are shared
         expected = mx.concatenate([first, self._alone(text[_SHORT_TOKENS:], cache)])
         if not self._caches.can_merge:
-            return Verdict(Decoding.ONE_BY_ONE, "mlx-lm has no batch for the caches of this model")
+            return Finding(Decoding.ONE_BY_ONE, "mlx-lm has no batch for the caches of this model")
         detach(known)
         detach(cache)
         yield
         mixed = yield from self._together(text, expected, known)
-        if isinstance(mixed, Verdict):
+        if isinstance(mixed, Finding):
             return mixed
         yield
         deeper = self._decoded_together(text, expected, known, cache)
         if deeper is None:
-            return Verdict(Decoding.SINGLE_PREFILL, f"prompts disturb each other when processed together: {mixed}")
-        return Verdict(Decoding.ONE_BY_ONE, f"answers disturb each other when decoded together: {deeper}")
+            return Finding(Decoding.SINGLE_PREFILL, f"prompts disturb each other when processed together: {mixed}")
+        return Finding(Decoding.ONE_BY_ONE, f"answers disturb each other when decoded together: {deeper}")
 
     def _alone(self, tokens: list[int], cache: list[Any]) -> mx.array:
         """Return the logits [tokens, vocabulary] of one row, float32."""
@@ -134,7 +134,7 @@ class DecodingCheck:
         _check_numbers(logits)
         return logits
 
-    def _together(self, text: list[int], expected: mx.array, known: list[Any]) -> Generator[None, None, Verdict | str]:
+    def _together(self, text: list[int], expected: mx.array, known: list[Any]) -> Generator[None, None, Finding | str]:
         """Process both prompts together and decode a token of each; return why they may not be processed together.
 
         What happens to logits alone happens while decoding: no token of a prompt sees padding, so its KV is right.
@@ -167,8 +167,8 @@ class DecodingCheck:
         finally:
             decoder.close()
         if problem is None:
-            return Verdict(Decoding.BATCHED, _AGREES)
-        return Verdict(Decoding.ONE_BY_ONE, f"answers disturb each other when decoded together: {problem}")
+            return Finding(Decoding.BATCHED, _AGREES)
+        return Finding(Decoding.ONE_BY_ONE, f"answers disturb each other when decoded together: {problem}")
 
     def _decoded_together(self, text: list[int], expected: mx.array, known: list[Any], longer: list[Any]) -> str | None:
         """Decode a token of the shorter prompt, processed alone, beside the whole text and a prompt of one token."""

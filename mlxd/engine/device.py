@@ -32,6 +32,7 @@ from mlxd.engine.base import (
 from mlxd.engine.command import (
     Close,
     Command,
+    Inbox,
     Load,
     ModelFiles,
     Post,
@@ -48,7 +49,6 @@ from mlxd.engine.command import (
 from mlxd.engine.fault import in_words
 from mlxd.engine.folder_reader import FolderReaders, read_adapter, read_files
 from mlxd.engine.handle import LoadedEngine
-from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.process import Processes
 from mlxd.engine.prompt import PromptRenderer

@@ -13,6 +13,7 @@ from mlxd.engine.base import EngineFacts, GenerationRequest, Listener, PreparedP
 from mlxd.engine.command import (
     Cancel,
     Grant,
+    Inbox,
     Pause,
     PromptCacheUse,
     Resume,
@@ -21,7 +22,6 @@ from mlxd.engine.command import (
     StartEmbedding,
     TrimPromptCache,
 )
-from mlxd.engine.inbox import Inbox
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.prompt import PromptRenderer
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs

@@ -14,7 +14,7 @@ from mlxd.engine.adapter import put_adapter_on
 from mlxd.engine.answer.registry import tool_format
 from mlxd.engine.base import EngineFacts, LoadSpec
 from mlxd.engine.command import ModelFiles
-from mlxd.engine.decoding_check import DecodingCheck, Verdict, as_texts
+from mlxd.engine.decoding_check import DecodingCheck, Finding, as_texts
 from mlxd.engine.encoder import workspace
 from mlxd.engine.hidden import Encoder, hidden_width
 from mlxd.engine.kv import CacheMaker
@@ -30,7 +30,7 @@ BUSY_SLICE_BYTES = 8_000_000
 IDLE_SLICE_BYTES = 64_000_000
 
 # How models are decoded, by the files that they were loaded from: of this process, as another MLX may do otherwise.
-Checked = dict[Signature, Verdict]
+Checked = dict[Signature, Finding]
 # The last ones; the signature of a model of many files takes some ten kB.
 MOST_CHECKED = 100
 
@@ -155,7 +155,7 @@ class SlicedLoad:
         parameters = cast("list[tuple[str, mx.array]]", tree_flatten(self._model.parameters()))
         return _weights(parameters, {id(array): name for name, array in noted.tensors.items()})
 
-    def _check_decoding(self) -> Verdict | None:
+    def _check_decoding(self) -> Finding | None:
         """Go on with finding out how the model may be decoded, one pass; return it when it is known."""
         # The weights of an adapter are not those of the signature.
         key = None if self._spec.adapter_path is not None else self._files.signature
@@ -175,7 +175,7 @@ class SlicedLoad:
         _, vocab_size = caches.probe()
         return DecodingCheck(self._model, caches, as_texts(self._files.tokenizer, vocab_size))
 
-    def _measured(self, found: Verdict) -> LoadedModel:
+    def _measured(self, found: Finding) -> LoadedModel:
         kv, vocab_size = CacheMaker(self._model).probe()
         tokenizer = self._files.tokenizer
         facts = EngineFacts(

@@ -22,6 +22,7 @@ from mlxd.engine.command import (
     Close,
     Command,
     Grant,
+    Inbox,
     Load,
     Pause,
     Post,
@@ -38,7 +39,6 @@ from mlxd.engine.command import (
     WarmUp,
 )
 from mlxd.engine.fault import in_words, load_failure
-from mlxd.engine.inbox import Inbox
 from mlxd.engine.load_queue import LoadQueue
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.memory import MemoryLimits, read_memory

@@ -62,7 +62,7 @@ def encode(frame: Mapping[str, Any], max_bytes: int) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-class Decoder:
+class FrameDecoder:
     """Cuts a stream of bytes into frames; one per connection. After an error the stream cannot be read on."""
 
     def __init__(self, max_bytes: int) -> None:

@@ -89,7 +89,7 @@ async def test_tls_is_answered_in_words(plane: Plane) -> None:
 )
 async def test_garbage_is_answered_in_words(plane: Plane, data: bytes) -> None:
     """Whatever is no frame ends the connection with a reason, and harms nobody else."""
-    frames = framing.Decoder(framing.MAX_REPLY_BYTES).feed(await raw(plane, data))
+    frames = framing.FrameDecoder(framing.MAX_REPLY_BYTES).feed(await raw(plane, data))
     assert [frame["t"] for frame in frames] == ["reject"]
     async with await plane.connect() as client:
         await client.ask("ping")

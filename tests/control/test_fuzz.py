@@ -94,7 +94,7 @@ class Peer:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.settimeout(TIMEOUT_S)
         self.socket.connect(str(home.socket))
-        self.decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
+        self.decoder = framing.FrameDecoder(framing.MAX_REPLY_BYTES)
         self.frames: list[dict[str, Any]] = []
         if greet:
             self.send(framing.make_hello("9.9"))
@@ -206,7 +206,7 @@ def test_random_frames_are_answered_or_end_in_words(
     peer = Peer(plane.home)
     for frame in frames:
         peer.send(frame)
-    received = framing.Decoder(framing.MAX_REPLY_BYTES).feed(peer.receive_all())
+    received = framing.FrameDecoder(framing.MAX_REPLY_BYTES).feed(peer.receive_all())
     assert {frame["t"] for frame in received} <= {"res", "prog", "evt", "end", "pong", "reject"}
     assert all(frame["e"]["msg"] for frame in received if frame["t"] == "reject")
     peer.close()
@@ -223,6 +223,6 @@ def test_random_bytes_end_in_words(
     peer.send_raw(data)
     received = peer.receive_all()
     if not received.startswith((b"HTTP/", b"This is mlxd's")):
-        assert {frame["t"] for frame in framing.Decoder(2**23).feed(received)} <= {"res", "pong", "reject"}
+        assert {frame["t"] for frame in framing.FrameDecoder(2**23).feed(received)} <= {"res", "pong", "reject"}
     peer.close()
     check(witness, caplog)

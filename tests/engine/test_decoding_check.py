@@ -12,7 +12,7 @@ import mlx.core as mx
 import pytest
 
 from mlxd.engine.base import Decoding
-from mlxd.engine.decoding_check import DecodingCheck, Verdict, as_texts
+from mlxd.engine.decoding_check import DecodingCheck, Finding, as_texts
 from mlxd.engine.device import Device
 from mlxd.engine.kv import CacheMaker
 from mlxd.engine.loader import MOST_CHECKED, Checked, SlicedLoad
@@ -44,7 +44,7 @@ PROMPTS = ("The quick brown fox", "jumps over the lazy dog, and again, and once 
 MOST_PASSES = 4
 
 
-def check(model: Any, texts: list[list[int]] = TEXTS) -> tuple[Verdict, int]:
+def check(model: Any, texts: list[list[int]] = TEXTS) -> tuple[Finding, int]:
     """Run a check to its end; return what it found and how many passes it took."""
     started = DecodingCheck(model, CacheMaker(model), texts)
     for passes in range(1, 20):
@@ -183,7 +183,7 @@ def test_files_are_checked_once(write_model: WriteModel, monkeypatch: pytest.Mon
     runs: list[int] = []
     advance = DecodingCheck.advance
 
-    def count(self: DecodingCheck) -> Verdict | None:
+    def count(self: DecodingCheck) -> Finding | None:
         runs.append(1)
         return advance(self)
 
@@ -197,7 +197,7 @@ def test_files_are_checked_once(write_model: WriteModel, monkeypatch: pytest.Mon
 
     assert load() is Decoding.BATCHED
     assert len(runs) == 4
-    checked[next(iter(checked))] = Verdict(Decoding.ONE_BY_ONE, "as found")
+    checked[next(iter(checked))] = Finding(Decoding.ONE_BY_ONE, "as found")
     assert load() is Decoding.ONE_BY_ONE
     assert len(runs) == 4
     config = spec.path / "config.json"
@@ -209,7 +209,7 @@ def test_files_are_checked_once(write_model: WriteModel, monkeypatch: pytest.Mon
 def test_checks_of_many_models_are_forgotten(write_model: WriteModel) -> None:
     """What was found of the last models is kept, and not of every one that there ever was."""
     spec = load_spec(write_model())
-    found = Verdict(Decoding.ONE_BY_ONE, "as found")
+    found = Finding(Decoding.ONE_BY_ONE, "as found")
     checked: Checked = {((f"model-{number}", 0, 0),): found for number in range(MOST_CHECKED)}
     load = SlicedLoad(spec, read_model_files(spec), None, checked)
     while load.advance(2**62) is None:

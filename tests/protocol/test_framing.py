@@ -22,14 +22,14 @@ FRAMES = st.dictionaries(st.text(), VALUES)
 
 def decode(data: bytes, max_bytes: int = framing.MAX_REQUEST_BYTES) -> list[dict[str, Any]]:
     """Feed a fresh decoder once."""
-    return framing.Decoder(max_bytes).feed(data)
+    return framing.FrameDecoder(max_bytes).feed(data)
 
 
 @given(st.lists(FRAMES, max_size=4), st.lists(st.integers(1, 40), max_size=30))
 def test_frames_survive_any_chunking(frames: list[dict[str, Any]], cuts: list[int]) -> None:
     """What was encoded comes out whole and in order, however the stream is cut."""
     stream = b"".join(framing.encode(frame, framing.MAX_REQUEST_BYTES) for frame in frames)
-    decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
+    decoder = framing.FrameDecoder(framing.MAX_REQUEST_BYTES)
     seen = []
     for cut in cuts:
         seen += decoder.feed(stream[:cut])
@@ -48,7 +48,7 @@ def test_garbage_is_refused_in_words_or_waits_for_more(data: bytes) -> None:
 
 def test_a_cut_stream_is_not_between_frames() -> None:
     """An end in the middle of a frame can be told from a clean end."""
-    decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
+    decoder = framing.FrameDecoder(framing.MAX_REQUEST_BYTES)
     decoder.feed(framing.encode({"t": "ping"}, framing.MAX_REQUEST_BYTES)[:-1])
     assert not decoder.is_between_frames
 
@@ -84,7 +84,7 @@ def test_other_protocols_are_recognised(data: bytes, spoken: str) -> None:
     """HTTP and TLS are told apart from a broken frame, also byte by byte."""
     with pytest.raises(ProtocolError) as caught:
         decode(data)
-    decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
+    decoder = framing.FrameDecoder(framing.MAX_REQUEST_BYTES)
     with pytest.raises(ProtocolError, match=spoken):
         collections.deque(decoder.feed(bytes([byte])) for byte in data)
     assert caught.value.code == "protocol.foreign"

@@ -60,7 +60,7 @@ class Client:
         self.reader = reader
         self.writer = writer
         self.hello: dict[str, Any] = {}
-        self._decoder = framing.Decoder(framing.MAX_REPLY_BYTES)
+        self._decoder = framing.FrameDecoder(framing.MAX_REPLY_BYTES)
         self._frames: deque[dict[str, Any]] = deque()
         self._last_id = 0
 

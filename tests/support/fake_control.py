@@ -101,7 +101,7 @@ class FakeControl:
             server.start()
 
     def _serve(self, connection: socket.socket) -> None:
-        decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
+        decoder = framing.FrameDecoder(framing.MAX_REQUEST_BYTES)
         with connection, contextlib.suppress(OSError):
             while data := connection.recv(65536):
                 for frame in decoder.feed(data):

@@ -35,7 +35,7 @@ class Session:
     @property
     def sent(self) -> list[dict[str, Any]]:
         """What mlxctl sent, decoded."""
-        decoder = framing.Decoder(framing.MAX_REQUEST_BYTES)
+        decoder = framing.FrameDecoder(framing.MAX_REQUEST_BYTES)
         return [frame for data in self.client for frame in decoder.feed(data)]
 
     @property

@@ -1,10 +1,9 @@
-"""`engine.inbox`: what the device thread is told, and the last thing that it is told."""
+"""The inbox: what the device thread is told, and the last thing that it is told."""
 
 from __future__ import annotations
 
 from mlxd.engine.base import BackendLimits
-from mlxd.engine.command import Close, SetLimits
-from mlxd.engine.inbox import Inbox
+from mlxd.engine.command import Close, Inbox, SetLimits
 
 
 def test_after_close_there_is_nothing_but_close() -> None:
