@@ -75,7 +75,6 @@ class AtomicFile:
     """One file that is replaced as a whole or not at all."""
 
     def __init__(self, path: Path, calls: SystemCalls | None = None) -> None:
-        """Take the path as the user knows it, and the system calls."""
         self.path = path
         self._calls = calls if calls is not None else SystemCalls()
 

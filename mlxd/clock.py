@@ -29,7 +29,6 @@ class LoopClock:
     """The clock of a running event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the loop."""
         self._loop = loop
 
     def now(self) -> float:

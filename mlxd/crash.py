@@ -72,7 +72,6 @@ class CrashLog:
     """The notes of this daemon, and what those of the ones before it say. Used on the event loop; writes elsewhere."""
 
     def __init__(self, file: AtomicFile, marks: LoadMarks, now: Callable[[], float] = time.time) -> None:
-        """Take the file, the marks of this run, and the clock for what people read."""
         self._file = file
         self.marks = marks
         self._now = now

@@ -66,7 +66,6 @@ class FloodGate:
     """Counts the lines of each kind in windows of `WINDOW_S`, and says which are too many. Debug lines never are."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        """Take the clock."""
         self._now = now
         self._windows: dict[Kind, _Window] = {}  # the oldest first
 

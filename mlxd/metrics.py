@@ -28,7 +28,6 @@ class Metrics:
     """All series."""
 
     def __init__(self) -> None:
-        """Begin at nothing."""
         self._registry = CollectorRegistry()
         self._requests = self._counter("mlxd_requests", "Answered HTTP requests.", "method", "route", "status")
         self._durations = self._histogram("mlxd_request_duration_seconds", "From headers to last byte.", "route")

@@ -22,7 +22,6 @@ class Shutdown:
     """The wish to end, from a signal or from `mlxctl stop`, and with which status."""
 
     def __init__(self) -> None:
-        """Nobody has asked yet."""
         self.exit_status = EXIT_OK
         self._asked = asyncio.Event()
         self._hurried = asyncio.Event()

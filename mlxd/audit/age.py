@@ -29,7 +29,6 @@ class AgeClock:
     """The wall clock, as long as it goes with the steady one."""
 
     def __init__(self, now: Callable[[], float], steady: Callable[[], float]) -> None:
-        """Take the wall clock and the steady one, both in seconds."""
         self._now = now
         self._steady = steady
         self._offset_s: float | None = None

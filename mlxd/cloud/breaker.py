@@ -60,7 +60,6 @@ class Breakers:
     """All targets that have been tried, by PROVIDER/MODEL."""
 
     def __init__(self, now: Callable[[], float]) -> None:
-        """Take a monotonic clock, in seconds."""
         self._now = now
         self._breakers: dict[str, _Breaker] = {}
 

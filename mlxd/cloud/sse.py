@@ -29,7 +29,6 @@ class EventCutter:
     """Passes on whole events only, so that a break leaves no half event with the client."""
 
     def __init__(self) -> None:
-        """Begin with nothing read."""
         self._rest = b""
 
     def feed(self, chunk: bytes) -> list[Event]:

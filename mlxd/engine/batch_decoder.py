@@ -330,7 +330,6 @@ class OneByOneDecoder(BatchDecoder):
     """
 
     def __init__(self, model: Any, caches: CacheMaker, end_tokens: Iterable[int]) -> None:
-        """Take one of mlx-lm's models."""
         super().__init__(model, caches, end_tokens, 1)
 
     def _home(self, uid: int, kv_tokens: int) -> int:  # noqa: ARG002 whatever it may hold

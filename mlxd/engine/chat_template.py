@@ -20,7 +20,6 @@ class ChatTemplate:
     """Renders the chats of one model."""
 
     def __init__(self, model_id: str, tokenizer: Any, processes: Processes) -> None:
-        """Take mlx-lm's `TokenizerWrapper`, which has the template, and what renders it."""
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._processes = processes

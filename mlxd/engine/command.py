@@ -183,7 +183,6 @@ class Inbox:
     """Commands in the order they were put; after `close` it takes no more."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self._queue: SimpleQueue[Command] = SimpleQueue()
         self._open = True
 

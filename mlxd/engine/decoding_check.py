@@ -74,7 +74,6 @@ class DecodingCheck:
     """One check, a pass at a time."""
 
     def __init__(self, model: Any, caches: CacheMaker, texts: Iterable[Sequence[int]]) -> None:
-        """Take one of mlx-lm's models and texts as tokens (`as_texts`)."""
         self._model = model
         self._caches = caches
         self._run = self._passes(texts)

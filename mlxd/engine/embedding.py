@@ -75,7 +75,6 @@ class Embedder:
         scheduling: SchedulingParams,
         post: Callable[[Listener, SequenceEvent], None],
     ) -> None:
-        """Take the way through the model."""
         self.model_id = model_id
         self.forward = forward
         self._post = post

@@ -93,7 +93,6 @@ class TextForward:
     """The hidden states of a text model."""
 
     def __init__(self, model: Any, caches: CacheMaker, pooling: Pooling) -> None:
-        """Take one of mlx-lm's models."""
         self._caches = caches
         self._body = body_of(model)
         self._pooling = pooling

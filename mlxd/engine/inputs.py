@@ -19,7 +19,6 @@ class InputReader:
     """Prepares the texts of one model."""
 
     def __init__(self, model_id: str, tokenizer: Any, facts: EngineFacts) -> None:
-        """Take mlx-lm's `TokenizerWrapper`, and what was measured at the load."""
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._facts = facts

@@ -23,7 +23,6 @@ class MemoryLimits:
     """Applies the limits and keeps the wired limit at what they say."""
 
     def __init__(self, limits: BackendLimits) -> None:
-        """Apply *limits*."""
         self.apply(limits)
 
     def apply(self, limits: BackendLimits) -> None:

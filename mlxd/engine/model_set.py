@@ -47,7 +47,6 @@ class ModelSet:
     """All loaded models by key; their events go to *post*."""
 
     def __init__(self, scheduling: SchedulingParams, post: Callable[[Post], None]) -> None:
-        """Begin without models."""
         self._scheduling = scheduling
         self._post = post
         self._texts: dict[int, TextModel] = {}

@@ -21,7 +21,6 @@ class Markup:
     """The tags that one model's tokenizer declares."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Take mlx-lm's `TokenizerWrapper`."""
         self._tokenizer = tokenizer
         own = format_of(tokenizer)
         self._splitter = None if own is None else own.splitter
@@ -56,7 +55,6 @@ class _Tags:
     __slots__ = ("_state",)
 
     def __init__(self, state: Any) -> None:
-        """Take a fresh state of a `TextStateMachine`."""
         self._state = state
 
     def split(self, text: str) -> list[Segment]:
@@ -76,7 +74,6 @@ class Output:
     __slots__ = ("_detokenizer", "_splitter", "_stops", "_tools", "stopped", "stopped_by")
 
     def __init__(self, detokenizer: Any, stops: Any, splitter: Splitter | None, tools: ToolReader) -> None:
-        """Take what is this sequence's own: a detokenizer, a matcher of stops and a splitter, and what reads calls."""
         self._detokenizer = detokenizer
         self._stops = stops
         self._splitter = splitter

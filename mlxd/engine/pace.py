@@ -93,7 +93,6 @@ class StepTurns:
     """
 
     def __init__(self) -> None:
-        """No step was measured yet."""
         self._last_s: dict[Hashable, float] = {}
         self._step_s: dict[Hashable, float] = {}  # the shorter of the last two: a hiccup is no long step
 

@@ -77,7 +77,6 @@ class Processes:
     """The processes that work for all models. Called on worker threads."""
 
     def __init__(self, bounds: Bounds = Bounds()) -> None:
-        """Start nothing yet."""
         self._bounds = bounds
         self._lock = threading.Lock()
         self._idle: list[_Process] = []

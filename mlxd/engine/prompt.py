@@ -53,7 +53,6 @@ class PromptRenderer:
         grammars: Grammars,
         processes: Processes,
     ) -> None:
-        """Take mlx-lm's `TokenizerWrapper`, what was measured at the load, and what compiles and renders."""
         self._model_id = model_id
         self._tokenizer = tokenizer
         self._facts = facts

@@ -52,7 +52,6 @@ class Reuse:
     """Finds what is known of prompts, and plans their checkpoints."""
 
     def __init__(self, caches: CacheMaker, kv: KvShape, prompts: PromptCache, rows: Rows) -> None:
-        """Take what belongs to one model."""
         self._caches = caches
         self._kv = kv
         self._prompts = prompts

@@ -56,7 +56,6 @@ class TextModel:
         scheduling: SchedulingParams,
         post: PostEvent,
     ) -> None:
-        """Take a model whose weights are in memory."""
         tokenizer = loaded.tokenizer
         self.model_id = loaded.model_id
         self.prompts = PromptCache(loaded.caches, prompt_cache_limit_bytes)

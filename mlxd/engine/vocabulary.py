@@ -12,7 +12,6 @@ class Vocabulary:
     """A tokenizer as llguidance sees it; built at its first use, which takes up to a second."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Take mlx-lm's `TokenizerWrapper`."""
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._built: Any = None

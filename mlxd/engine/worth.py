@@ -42,7 +42,6 @@ class Order(Generic[Item]):
     """Items by what they are worth; of equals the oldest is first."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self._sorted: list[tuple[float, int, Item]] = []
         self._places: dict[Item, tuple[float, int, Item]] = {}
         self._numbers = itertools.count()

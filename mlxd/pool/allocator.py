@@ -45,7 +45,6 @@ class Allocator:
     def __init__(
         self, state: PoolState, executor: Executor, loader: Loader, wake_at: Callable[[float], None], contain: Contain
     ) -> None:
-        """Take the parts, how to be called again at a later time, and what keeps a fault with its model."""
         self._state = state
         self._executor = executor
         self._loader = loader

@@ -38,7 +38,6 @@ class EventBuffer:
     """What a sequence's reader has not taken yet; one reader."""
 
     def __init__(self) -> None:
-        """Begin empty."""
         self._items: deque[SequenceEvent | MlxdError] = deque()
         self._reader: asyncio.Future[None] | None = None
 

@@ -35,7 +35,6 @@ class Loader:
     def __init__(
         self, state: PoolState, backend: Backend, tasks: Tasks, pump: Callable[[], None], noted: Noted = unnoted
     ) -> None:
-        """Take the parts, what to call when something may have become possible, and what a load runs in."""
         self._state = state
         self._noted = noted
         self._backend = backend

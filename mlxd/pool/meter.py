@@ -12,7 +12,6 @@ class TokenMeter:
     """Tokens of one model, or of all."""
 
     def __init__(self) -> None:
-        """Begin at nothing."""
         self.total = 0
         self._seconds: deque[list[int]] = deque()  # [second, tokens], those of the window, oldest first
         self._begun_s = 0.0  # of the burst that the window looks at

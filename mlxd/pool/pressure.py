@@ -23,7 +23,6 @@ class Pressure:
     """Follows samples of the system's memory; `PoolState.pressure` is the answer."""
 
     def __init__(self, state: PoolState, loader: Loader, wake_at: Callable[[float], None]) -> None:
-        """Take the state, what moves models out, and how to be called again at a later time."""
         self._state = state
         self._loader = loader
         self._wake_at = wake_at

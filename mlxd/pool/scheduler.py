@@ -47,7 +47,6 @@ class Scheduler:
     """Decides when: grants leases, ends drains, expires waits and idle models, and runs the allocator."""
 
     def __init__(self, state: PoolState, backend: Backend, tasks: Tasks, noted: Noted = unnoted) -> None:
-        """Build the parts that act for it."""
         self._state = state
         self._tasks = tasks
         self.loader = Loader(state, backend, tasks, self.pump, noted)

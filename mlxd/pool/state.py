@@ -39,7 +39,6 @@ class PoolState:
     def __init__(
         self, catalog: Models, settings: Settings, clock: Clock, on_event: OnEvent, first_number: int = 1
     ) -> None:
-        """Begin with nothing loaded."""
         self.catalog = catalog
         self.settings = settings
         self.clock = clock

@@ -31,7 +31,6 @@ class LoopTasks:
     """Tasks of the running event loop."""
 
     def __init__(self) -> None:
-        """Begin with none."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def begin(self, work: Coroutine[Any, Any, T], on_end: Callable[[asyncio.Future[T]], None]) -> asyncio.Future[T]:
@@ -58,7 +57,6 @@ class Conditions:
     """Tasks that wait for a condition; each is looked at after every pump."""
 
     def __init__(self, clock: Clock) -> None:
-        """Take the source of time."""
         self._clock = clock
         self._waiting: list[tuple[Condition, asyncio.Future[None]]] = []
 

@@ -86,7 +86,6 @@ class Translated:
     def __init__(
         self, endpoint: str, reading: Reading, write: Writer, reader: Reader, renderer: Callable[[str], Renderer]
     ) -> None:
-        """Take the upstream's path, what reads and writes the request, and what reads and writes the answer."""
         self.endpoint = endpoint
         self._reading = reading
         self._write = write
@@ -133,7 +132,6 @@ class Passthrough:
     """Both speak the same protocol: bytes pass as they are, but for the model's names and the question for usage."""
 
     def __init__(self, endpoint: str) -> None:
-        """Take the path."""
         self.endpoint = endpoint
         self._hides_usage = False
         self._asked: str | None = None  # the model as the client calls it; None: as the upstream does

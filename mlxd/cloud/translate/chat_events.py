@@ -17,7 +17,6 @@ class ChatEvents:
     """Reads one answer; see `base.Reader`."""
 
     def __init__(self) -> None:
-        """Begin before its first chunk."""
         self.id = ""
         self._has_begun = False
         self._calls: dict[int, str] = {}  # the id of each call by its index in the chat

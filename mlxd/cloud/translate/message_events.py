@@ -25,7 +25,6 @@ class MessageEvents:
     """Reads one answer; see `base.Reader`."""
 
     def __init__(self) -> None:
-        """Begin before its first event."""
         self.id = ""
         self._usage: dict[str, Any] = {}
         self._blocks: dict[int, dict[str, Any]] = {}

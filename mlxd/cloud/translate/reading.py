@@ -51,7 +51,6 @@ class Reading:
     """The reading of one body for an upstream of another protocol; keeps the names of what is left out."""
 
     def __init__(self, protocol: str) -> None:
-        """Take the name of the upstream's protocol, as a person writes it."""
         self._protocol = protocol
         self._left_out: dict[str, None] = {}
 
