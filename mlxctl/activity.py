@@ -1,4 +1,4 @@
-"""What goes on, as text: requests that run, requests that wait, operations."""
+"""The text of what goes on: requests that run, requests that wait, operations."""
 
 from __future__ import annotations
 

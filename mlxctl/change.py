@@ -1,4 +1,4 @@
-"""What a change came to, or would, in words: what changed, what goes, what comes, what goes on."""
+"""The text of a change that was made or is planned: settings, models that go and come, what goes on after it."""
 
 from __future__ import annotations
 

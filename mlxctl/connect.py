@@ -1,4 +1,4 @@
-"""How mlxctl reaches the control socket, and the words for everything that can be wrong with it."""
+"""Reaching the control socket, and the words for everything that can be wrong with it."""
 
 from __future__ import annotations
 

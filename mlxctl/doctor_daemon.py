@@ -1,4 +1,4 @@
-"""What `mlxctl doctor` learns from a running daemon: its own problems, and what it cannot judge by itself."""
+"""The part of `mlxctl doctor` that asks a running daemon: its own problems, and those it cannot judge by itself."""
 
 from __future__ import annotations
 

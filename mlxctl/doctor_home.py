@@ -1,4 +1,4 @@
-"""What `mlxctl doctor` looks at without a daemon: the home folder, who may read it, the disk, the settings file."""
+"""The part of `mlxctl doctor` that needs no daemon: the home folder, who may read it, the disk, the settings file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mlxctl prints: tables, sizes, errors, and the one JSON document of `--json`.
+"""Everything that mlxctl prints: tables, sizes, errors, and the one JSON document of `--json`.
 
 Data goes to stdout, everything else to stderr; no meaning is in colour. Knows no verb and no socket.
 """

@@ -1,4 +1,4 @@
-"""How a command line names settings and values. Values stay text: the daemon's parser knows the kinds and bounds."""
+"""The settings that a command line names. Values stay text: the daemon's parser knows the kinds and bounds."""
 
 from __future__ import annotations
 

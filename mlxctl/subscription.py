@@ -1,4 +1,4 @@
-"""What a subscription hears: a snapshot, events in order, and a gap where some were lost. See `Client.subscribe`."""
+"""A subscription: a snapshot, then events in order, and a gap where some were lost. See `Client.subscribe`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How verbs are called: the options that all of them share, the options of those that change something, typos.
+"""The classes of verbs and nouns: options that all of them share, options of those that change something, typos.
 
 Owns how a command line becomes `Options`. They stand before the noun, after it or after the verb, as people type them.
 Stands on typer alone, and must not import anything of a noun: only the noun that is called is loaded.
