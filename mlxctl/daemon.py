@@ -148,10 +148,9 @@ def find_agent(call: Call) -> Supervisor | None:
     """Return the service that owns the daemon of this home; None where there is none."""
     if call.options.socket is not None:
         return None
-    from mlxctl.client import is_running
     from mlxctl.supervisor import make_supervisor
 
-    agent = make_supervisor(call.home, lambda path: is_running(path, call.options.timeout_s))
+    agent = make_supervisor(call.home, call.options.timeout_s)
     return agent if agent.owns_home else None
 
 

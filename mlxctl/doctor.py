@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from mlxctl.call import Call
-from mlxctl.client import Client, is_running
+from mlxctl.client import Client
 from mlxctl.connect import ABSENT
 from mlxctl.doctor_daemon import Answers, check_daemon, check_environment
 from mlxctl.doctor_home import check_home, check_settings_file, check_socket
@@ -57,8 +57,7 @@ def examine(call: Call) -> Iterator[Finding]:
         yield from check_environment(answers.process, call.home, os.environ)
         limit_bytes, pid = answers.status["pool"]["memory"]["limit_bytes"], answers.status["pid"]
     yield from check_wired_limit(limit_bytes, run)
-    agent = make_supervisor(call.home, lambda path: is_running(path, call.options.timeout_s))
-    yield from check_service(agent, pid, run)
+    yield from check_service(make_supervisor(call.home, call.options.timeout_s), pid, run)
 
 
 def _describe_absence(call: Call, error: ControlError) -> Finding:

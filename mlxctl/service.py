@@ -6,15 +6,12 @@ Owns the words; what `supervisor.py` chooses does the work.
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from time import sleep
 
 import typer
 
 from mlxctl.call import Call, Document
-from mlxctl.client import is_running
 from mlxctl.output import format_pairs
-from mlxctl.supervisor import Supervisor, make_supervisor, run
+from mlxctl.supervisor import Supervisor, make_supervisor
 from mlxctl.verb import Verb, make_app, usage_error
 from mlxd.protocol.errors import EXIT_UNREACHABLE
 
@@ -99,11 +96,7 @@ def _make_agent(call: Call) -> Supervisor:
             "--socket has no meaning for the service, which is one per user and uses the socket in MLXD_HOME",
             "MLXD_HOME=PATH mlxctl service install",
         )
-
-    def is_listening(path: Path) -> bool:
-        return is_running(path, call.options.timeout_s)
-
-    return make_supervisor(call.home, is_listening, run=run, sleep=sleep)
+    return make_supervisor(call.home, call.options.timeout_s)
 
 
 def _show(call: Call, agent: Supervisor, text: str) -> None:

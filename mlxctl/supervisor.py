@@ -76,7 +76,7 @@ class Supervisor(ABC):
         folder: Path | None = None,
         python: str | None = None,
         run: Runner = run,
-        sleep: Sleep = time.sleep,
+        sleep: Sleep | None = None,
     ) -> None:
         """Take the *home*, and what tells whether a daemon answers on a control socket.
 
@@ -87,7 +87,7 @@ class Supervisor(ABC):
         self.python = python if python is not None else sys.executable
         self._is_listening = is_listening
         self._run = run
-        self._sleep = sleep
+        self._sleep = time.sleep if sleep is None else sleep
 
     @property
     @abstractmethod
@@ -273,17 +273,20 @@ class Supervisor(ABC):
         )
 
 
-def make_supervisor(
-    home: Home, is_listening: IsListening, *, run: Runner = run, sleep: Sleep = time.sleep
-) -> Supervisor:
-    """Return the supervisor of this system."""
+def make_supervisor(home: Home, timeout_s: float) -> Supervisor:
+    """Return the supervisor of this system; *timeout_s* is how long a daemon may take to say hello."""
+    from mlxctl.client import is_running  # late: the templates are found without it
+
+    service: type[Supervisor]
     if is_mac():
         from mlxctl.launchd import LaunchAgent
 
-        return LaunchAgent(home, is_listening, run=run, sleep=sleep)
-    from mlxctl.systemd import UserUnit
+        service = LaunchAgent
+    else:
+        from mlxctl.systemd import UserUnit
 
-    return UserUnit(home, is_listening, run=run, sleep=sleep)
+        service = UserUnit
+    return service(home, lambda path: is_running(path, timeout_s), run=run)
 
 
 def is_mac() -> bool:

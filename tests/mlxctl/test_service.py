@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxctl import service, supervisor
+from mlxctl import supervisor
 from mlxctl.cli import main
 from mlxctl.supervisor import Completed
 from mlxctl.systemd import render as render_unit
@@ -42,9 +42,9 @@ def _put_in_place(
 ) -> None:
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setattr(supervisor, "is_mac", lambda: is_mac)
-    monkeypatch.setattr(service, "run", fake.runner)
-    monkeypatch.setattr(service, "is_running", lambda path, timeout_s: fake.is_listening(path))
-    monkeypatch.setattr(service, "sleep", fake.sleep)
+    monkeypatch.setattr(supervisor, "run", fake.runner)
+    monkeypatch.setattr("mlxctl.client.is_running", lambda path, timeout_s: fake.is_listening(path))
+    monkeypatch.setattr("mlxctl.supervisor.time.sleep", fake.sleep)
 
 
 @pytest.mark.parametrize("verb", VERBS)
