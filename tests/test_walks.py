@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mlxd.catalog import Catalog
 from tests.support.served_models import ServeModels, models_root, serve_models
 from tests.support.walk import walking
 
@@ -19,7 +20,7 @@ MOST_BEFORE_THE_POOL = 96
 
 @pytest.mark.parametrize("serve_models", ["device"], indirect=True)
 async def test_a_streamed_chat_on_a_ready_model_is_a_short_walk(serve_models: ServeModels) -> None:
-    """From the request to its first token on the client's side, on all threads."""
+    """From the request to its first token on the client's side, on all threads; the model's name is resolved once."""
     body = CHAT | {"stream": True}
     with walking() as walk:
         async with serve_models() as served:
@@ -34,5 +35,6 @@ async def test_a_streamed_chat_on_a_ready_model_is_a_short_walk(serve_models: Se
     before_the_pool = [name for name in walk.functions if not name.startswith(("mlxd/pool/", "mlxd/engine/"))]
     walked = "\n".join(walk.functions)
     assert 0 < len(before_the_pool) <= MOST_BEFORE_THE_POOL, "\n".join(before_the_pool)
+    assert walk.calls_of(Catalog.alias_target) == 1
     assert len(walk.functions) <= MOST_FUNCTIONS, walked
     assert len(walk.files) <= MOST_FILES, walked

@@ -6,6 +6,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from aiohttp import web
 
@@ -118,7 +119,9 @@ class Exchange:
             "x-mlxd-ignored-fields": ", ".join(self.ignored) or None,
             "x-mlxd-tool-format": self.tool_format,
         }
-        return {name: _header_text(value) for name, value in shown.items() if value is not None}
+        # Names come from clients and disks, and hold anything.
+        quote = partial(urllib.parse.quote, safe=_HEADER_SAFE)
+        return {name: quote(value) for name, value in shown.items() if value is not None}
 
     @property
     def first_token_s(self) -> float | None:
@@ -181,11 +184,6 @@ class Exchange:
 
 
 EXCHANGE = web.RequestKey("mlxd_exchange", Exchange)
-
-
-def _header_text(value: str) -> str:
-    """Return *value* as a header may carry it: names come from clients and disks, and hold anything."""
-    return urllib.parse.quote(value, safe=_HEADER_SAFE)
 
 
 def _speed(usage: Usage | None, first_s: float | None, ended_s: float) -> float | None:

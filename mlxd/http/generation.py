@@ -77,13 +77,16 @@ class Held:
             self.exchange.note_ignored([job.fields.get(name, name) for name in prompt.ignored])
         if prompt.tools is not None:
             self.exchange.tool_format = self.lease.facts.tool_format
-        answers = [self._answer(_numbered(request, number), prompt, place * job.n, number) for number in range(job.n)]
+        answers = [self._answer(request, prompt, place * job.n, number) for number in range(job.n)]
         async with aclosing(_side_by_side(answers)) as events:
             async for event in events:
                 yield event
 
     async def _answer(self, request: GenerationRequest, prompt: PreparedPrompt, first: int, number: int) -> Events:
         """Yield one answer, and count its tokens."""
+        if number > 0 and request.sampling.seed is not None:  # with one seed for all, all would be equal
+            sampling = replace(request.sampling, seed=(request.sampling.seed + number) % _SEEDS)
+            request = replace(request, sampling=sampling)
         counted_tokens, is_prefilling = 0, False
         async with aclosing(self.lease.generate(request, prompt)) as events:
             async for event in events:
@@ -127,34 +130,31 @@ class Held:
                 await asyncio.sleep(0)
 
 
-def _numbered(request: GenerationRequest, number: int) -> GenerationRequest:
-    """Return *request* for its answer of that number: with one seed for all, all would be equal."""
-    if number == 0 or request.sampling.seed is None:
-        return request
-    return replace(request, sampling=replace(request.sampling, seed=(request.sampling.seed + number) % _SEEDS))
-
-
 def _side_by_side(streams: Sequence[Events]) -> Events:
     """Return one stream of what comes of all; the first error ends the others and is raised as it is."""
     return streams[0] if len(streams) == 1 else _merged(streams)  # the usual case needs no task
 
 
 async def _merged(streams: Sequence[Events]) -> Events:
-    pulls = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+    arrived: asyncio.Queue[tuple[int, AnswerEvent] | asyncio.Task[None]] = asyncio.Queue()
+
+    async def forward(stream: Events) -> None:
+        async with aclosing(stream):
+            async for event in stream:
+                arrived.put_nowait(event)
+
+    running = {asyncio.create_task(forward(stream)) for stream in streams}
+    for task in running:
+        task.add_done_callback(arrived.put_nowait)
     try:
-        while pulls:
-            done, _ = await asyncio.wait(pulls, return_when=asyncio.FIRST_COMPLETED)
-            for pull in [pull for pull in pulls if pull in done]:
-                stream = pulls.pop(pull)
-                try:
-                    event = pull.result()
-                except StopAsyncIteration:
-                    continue
+        while running:
+            event = await arrived.get()
+            if isinstance(event, asyncio.Task):
+                running.discard(event)
+                event.result()
+            else:
                 yield event
-                pulls[asyncio.ensure_future(anext(stream))] = stream
     finally:
-        for pull in pulls:
-            pull.cancel()
-        await asyncio.gather(*pulls, return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
@@ -23,18 +24,22 @@ class Walk:
     def __init__(self) -> None:
         """Begin with none."""
         self.is_noting = False
-        self._codes: set[CodeType] = set()
+        self._calls: Counter[CodeType] = Counter()
 
     def note(self, frame: FrameType, event: str, _: Any) -> None:
         """Take what the interpreter calls."""
         if self.is_noting and event == "call":
-            self._codes.add(frame.f_code)
+            self._calls[frame.f_code] += 1
+
+    def calls_of(self, function: Callable[..., Any]) -> int:
+        """Return how often *function* was called."""
+        return self._calls[function.__code__]
 
     @property
     def functions(self) -> list[str]:
         """File and name of each, sorted; the bodies of modules, classes and comprehensions are no functions."""
         ours = [
-            code for code in self._codes if code.co_filename.startswith(_OURS) and code.co_flags & inspect.CO_OPTIMIZED
+            code for code in self._calls if code.co_filename.startswith(_OURS) and code.co_flags & inspect.CO_OPTIMIZED
         ]
         names = {f"{Path(code.co_filename).relative_to(_ROOT)}:{code.co_qualname}" for code in ours}
         return sorted(name for name in names if not name.endswith(("comp>", "expr>")))
