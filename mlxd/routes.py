@@ -10,8 +10,7 @@ from mlxd.http.boundary import add_headers, boundary
 from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.guard import guard
 from mlxd.http.health import get_health, get_ready, get_root
-from mlxd.http.openapi import DESCRIBED, get_openapi
-from mlxd.http.route import Route
+from mlxd.http.openapi import DESCRIBED, Route, get_openapi
 from mlxd.http.sampling import Sampling
 from mlxd.http.status import get_metrics, get_status
 from mlxd.openai.chat import post_chat_completions
@@ -19,17 +18,18 @@ from mlxd.openai.completions import post_completions
 from mlxd.openai.embeddings import EmbeddingBody, post_embeddings
 from mlxd.openai.models import get_model, get_models
 from mlxd.openai.response_schema import InputCountBody, ResponseBody
-from mlxd.openai.response_store import RESPONSES, ResponseStore
-from mlxd.openai.responses import post_input_tokens, post_responses
-from mlxd.openai.schema import ChatBody, CompletionBody
-from mlxd.openai.stored_responses import (
+from mlxd.openai.response_store import (
+    RESPONSES,
     ItemsQuery,
     ResponseQuery,
+    ResponseStore,
     cancel_response,
     delete_response,
     get_input_items,
     get_response,
 )
+from mlxd.openai.responses import post_input_tokens, post_responses
+from mlxd.openai.schema import ChatBody, CompletionBody
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", post_chat_completions, (ChatBody, Sampling)),

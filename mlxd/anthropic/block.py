@@ -21,17 +21,19 @@ Block = Mapping[str, Any]
 _C = TypeVar("_C", bound="_Cited")
 
 
-class _Block(msgspec.Struct, kw_only=True):
+class Marked(msgspec.Struct, kw_only=True):
+    """A block that may say where a prompt is to be cached."""
+
     type: str
     cache_control: Habit = None
 
 
-class _Text(_Block, kw_only=True):
+class _Text(Marked, kw_only=True):
     text: str
     citations: Habit = None
 
 
-class _Cited(_Block, kw_only=True):
+class _Cited(Marked, kw_only=True):
     title: str | None = None
     citations: Any = None
 

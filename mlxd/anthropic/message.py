@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mlxd.anthropic.block import Block, BlockReader
+from mlxd.anthropic.block import Block, BlockReader, Marked
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.schema import Habit, Object, Text, checked, read, wrong
@@ -33,12 +33,7 @@ class _System(_Message, kw_only=True):
     clear_at: Any = None
 
 
-class _Block(msgspec.Struct, kw_only=True):
-    type: str
-    cache_control: Habit = None
-
-
-class _Compaction(_Block, kw_only=True):
+class _Compaction(Marked, kw_only=True):
     content: str
     tool_changes: Any = None
     signature: Habit = None
@@ -51,14 +46,14 @@ class _Thinking(msgspec.Struct, kw_only=True):
     signature: Any = None
 
 
-class _Use(_Block, kw_only=True):
+class _Use(Marked, kw_only=True):
     id: Text
     name: Text
-    input: Object = {}
+    input: Object = msgspec.field(default_factory=dict)
     caller: Habit = None
 
 
-class _Result(_Block, kw_only=True):
+class _Result(Marked, kw_only=True):
     tool_use_id: Text
     content: Any = None
     is_error: bool = False

@@ -21,7 +21,7 @@ from mlxd.engine.checkpoint import before_thoughts, places, positions
 from mlxd.engine.effort import choose_reasoning
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
-from mlxd.engine.prompt_check import check_sampling, foreign_token
+from mlxd.engine.prompt_check import check_bias, foreign_token
 from mlxd.engine.prompt_length import PromptLength
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.quote import shown
@@ -75,7 +75,7 @@ class PromptRenderer:
                 empty, a token id is out of range, or the constraint cannot be enforced.
             ContextLengthExceeded: the prompt alone is over the context; both numbers are in its data.
         """
-        check_sampling(request.sampling, self._facts.vocab_size)
+        check_bias(request.sampling, self._facts.vocab_size)
         kind = TextKind.CONTENT
         ignored: tuple[str, ...] = ()
         is_chat = isinstance(request.prompt, ChatPrompt)

@@ -1,7 +1,7 @@
 """Samplers and logits processors for the rows of a batch; runs on the device thread.
 
 A batch samples in one call only when its rows hold the *same* sampler object, hence the cache by parameters. A row
-with a seed has an object of its own. `prompt_check.check_sampling` refuses beforehand what mlx-lm's functions refuse.
+with a seed has an object of its own. `protocol/settings.py` has the bounds of what mlx-lm's functions take.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Sampler:
     """Chooses the next token of every row that has these parameters and no seed."""
 
     def __init__(self, params: SamplingParams, vocab_size: int, xtc_exempt: Sequence[int]) -> None:
-        """Take parameters that passed `check_sampling`; XTC never removes the tokens *xtc_exempt*."""
+        """Take checked parameters; XTC never removes the tokens *xtc_exempt*."""
         self._params = params
         self._top_k = params.top_k if params.top_k < vocab_size else 0
         self._xtc_exempt = list(xtc_exempt)

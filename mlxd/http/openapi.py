@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 import mlxd
 from mlxd.http.errors import Dialect, dialect_of_path
 from mlxd.http.health import PROBES
-from mlxd.http.route import Route
+from mlxd.http.query import NoQuery
 from mlxd.http.schema import fields_of
 from mlxd.protocol.errors import (
     CapacityError,
@@ -33,6 +35,23 @@ from mlxd.protocol.errors import (
     Unauthenticated,
     UnsupportedMediaType,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One route: `path` in aiohttp's notation. The first line of the handler's docstring says what it does.
+
+    Attributes:
+        body: the structs that a POST is read into, each of them some of its fields.
+        query: the struct of its parameters.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    body: tuple[type[msgspec.Struct], ...] = ()
+    query: type[msgspec.Struct] = NoQuery
+
 
 DESCRIBED = web.AppKey("mlxd_openapi", tuple[Route, ...])
 

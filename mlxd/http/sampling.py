@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -54,7 +55,13 @@ def _template_kwargs(name: str, value: Any) -> dict[str, Any]:
     return given
 
 
-def texts_or_tokens(name: str, value: Any, most: int) -> list[str | tuple[int, ...]]:
+def texts_or_tokens(most: int) -> Meta:
+    """Describe a field of texts, or of tokens: up to *most* of them."""
+    words = "a text, a list of texts, or lists of tokens"
+    return read_by(partial(_texts_or_tokens, most), words, type=["string", "array"])
+
+
+def _texts_or_tokens(most: int, name: str, value: Any) -> list[str | tuple[int, ...]]:
     """Accept a text, a list of texts, a list of tokens, or a list of lists of tokens: up to *most*, all of one kind."""
     if isinstance(value, str):
         return [value]
@@ -92,35 +99,9 @@ def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(pairs))
 
 
-_STOP = {"type": "string", "maxLength": _MAX_STOP_CHARACTERS}
-Stops = Annotated[
-    Any,
-    read_by(
-        _stops,
-        f"a text or a list of up to {_MAX_STOPS} texts",
-        anyOf=[_STOP, {"type": "array", "maxItems": _MAX_STOPS, "items": _STOP}],
-    ),
-]
-TemplateKwargs = Annotated[
-    Any,
-    read_by(
-        _template_kwargs,
-        "an object",
-        type="object",
-        propertyNames={"not": {"enum": sorted(_TEMPLATE_ARGUMENTS)}},
-    ),
-]
-_LogitBias = Annotated[
-    Any,
-    read_by(
-        _logit_bias,
-        f"an object of up to {_MAX_BIASES} token ids",
-        type="object",
-        maxProperties=_MAX_BIASES,
-        propertyNames={"pattern": f"^(?:{_TOKEN_ID.pattern})$"},
-        additionalProperties={"type": "number", "minimum": -100, "maximum": 100},
-    ),
-]
+Stops = Annotated[Any, read_by(_stops, f"a text or a list of up to {_MAX_STOPS} texts")]
+TemplateKwargs = Annotated[Any, read_by(_template_kwargs, "an object", type="object")]
+_LogitBias = Annotated[Any, read_by(_logit_bias, f"an object of up to {_MAX_BIASES} token ids", type="object")]
 
 
 class Sampling(msgspec.Struct, kw_only=True):

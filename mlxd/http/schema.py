@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import orjson
@@ -43,39 +42,20 @@ def refused(*neutral: Any) -> Meta:
     return Meta(description=about, extra_json_schema=schema, extra={"here": "refused", "neutral": neutral})
 
 
-def required(hint: str) -> Meta:
-    """Describe a field that must be there; *hint* tells a client that leaves it out what it is."""
-    return Meta(extra={"hint": f": {hint}"})
-
-
 def read_by(check: Callable[[str, Any], Any], expected: str, **schema: Any) -> Meta:
     """Describe a field that *check* reads, given its path and its value; its kind does not say it all."""
     return Meta(title=expected, extra_json_schema=schema, extra={"check": check})
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A field of a struct.
+class Field(NamedTuple):
+    """What a struct says of a field."""
 
-    Attributes:
-        name: in Python.
-        kind: of its values.
-        here: what it does: done, accepted, omitted or refused.
-        neutral: the values at which one that is omitted or refused changes nothing.
-        note: which of its values stand for others, in words.
-        hint: what it is, for an error that it is missing.
-        check: reads its values where the kind does not say it all.
-        is_required: whether there is no body without it.
-    """
-
-    name: str
     kind: inspect.Type
-    here: str
-    neutral: tuple[Any, ...]
-    note: str
-    hint: str
-    check: Callable[[str, Any], Any] | None
     is_required: bool
+    note: str  # which of its values stand for others
+    here: str = "done"  # or accepted, omitted, refused
+    neutral: tuple[Any, ...] = ()  # values at which one that is omitted or refused changes nothing
+    check: Callable[[str, Any], Any] | None = None  # reads its values where the kind does not say it all
 
 
 @functools.cache
@@ -88,18 +68,8 @@ def fields_of(shape: type[msgspec.Struct]) -> Mapping[str, Field]:
 
 def _field(each: inspect.Field) -> Field:
     about = each.type if isinstance(each.type, inspect.Metadata) else inspect.Metadata(each.type)
-    extra = about.extra or {}
     note = (about.extra_json_schema or {}).get("description", "")
-    return Field(
-        each.name,
-        each.type,
-        extra.get("here", "done"),
-        extra.get("neutral", ()),
-        note,
-        extra.get("hint", ""),
-        extra.get("check"),
-        each.required,
-    )
+    return Field(each.type, each.required, note, **(about.extra or {}))
 
 
 def read(
@@ -122,16 +92,16 @@ def read(
             continue
         name = f"{path}.{key}" if path else key
         if field.check is not None:
-            values[field.name] = field.check(name, value)
+            values[key] = field.check(name, value)
         elif field.here == "done":
-            values[field.name] = _take(field.kind, name, value, omissions)
+            values[key] = _take(field.kind, name, value, omissions)
         elif not any(type(value) is type(neutral) and value == neutral for neutral in field.neutral):
             _do_without(name, field, omissions)
     for key, field in fields.items():
-        if field.is_required and field.name not in values:
+        if field.is_required and key not in values:
             if path:
                 raise wrong(f"{path}.{key}", None, words(field.kind))
-            raise InvalidRequest(f"{key} is required{field.hint}", param=key)
+            raise InvalidRequest(f"{key} is required: {words(field.kind)}", param=key)
     return shape(**values)
 
 

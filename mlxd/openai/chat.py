@@ -15,9 +15,9 @@ from mlxd.engine.logprob import TokenLogprob
 from mlxd.engine.tool import CallPiece
 from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.openai.chunk import FUNCTION_TOOLS, CallShape, Chunks, usage_body
-from mlxd.openai.custom_tool import custom_input
 from mlxd.openai.logprob import chat_logprobs
 from mlxd.openai.schema import parse_chat
+from mlxd.openai.tool import custom_input
 from mlxd.renderer import Job, Renderer
 
 

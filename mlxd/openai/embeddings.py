@@ -17,7 +17,7 @@ from mlxd.engine.vector import Embedded, EmbeddingRequest
 from mlxd.http.dispatch import Api, Asked, answer
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import texts_or_tokens
-from mlxd.http.schema import Habit, Text, read, required
+from mlxd.http.schema import Habit, Text, read
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.renderer import Job, Renderer
 
@@ -30,7 +30,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     """A body of /v1/embeddings."""
 
     model: Text
-    input: Annotated[Any, required("a text, a list of texts, or lists of tokens")]
+    input: Annotated[Any, texts_or_tokens(_MAX_INPUTS)]
     dimensions: Annotated[int, Meta(ge=1, le=_MAX_DIMENSIONS)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
     truncate: bool = False  # not OpenAI's: cut a text over the context instead of refusing it
@@ -65,12 +65,11 @@ def parse_embedding(given: Mapping[str, Any], omissions: Omissions) -> ParsedEmb
         InvalidRequest: a value of the wrong type or out of its bounds, or an omission that is refused.
     """
     body = read(EmbeddingBody, given, omissions)
-    inputs = texts_or_tokens("input", body.input, _MAX_INPUTS)
-    for place, each in enumerate(inputs):
+    for place, each in enumerate(body.input):
         if not each:
-            name = "input" if len(inputs) == 1 else f"input[{place}]"
+            name = "input" if len(body.input) == 1 else f"input[{place}]"
             raise InvalidRequest(f"{name} is empty: there is nothing to make a vector of", param="input")
-    request = EmbeddingRequest(tuple(inputs), body.dimensions, body.truncate)
+    request = EmbeddingRequest(tuple(body.input), body.dimensions, body.truncate)
     return ParsedEmbedding(request, is_base64=body.encoding_format == "base64")
 
 

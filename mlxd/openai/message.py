@@ -17,7 +17,7 @@ from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.schema import Habit, Object, Text, checked, omitted, read, wrong
 from mlxd.openai.content import texts
-from mlxd.openai.custom_tool import CUSTOM_INPUT
+from mlxd.openai.tool import CUSTOM_INPUT
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxd.engine.tool import is_object
-from mlxd.openai.custom_tool import CUSTOM_INPUT, custom_input
 from mlxd.openai.message import call_arguments
+from mlxd.openai.tool import CUSTOM_INPUT, custom_input
 from mlxd.openai.tool_name import Callee, ToolNames
 
 _SHELL_NUMBERS = ("timeout_ms", "max_output_length")

@@ -16,11 +16,11 @@ from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import Room, Sampling, TemplateKwargs
 from mlxd.http.schema import Habit, Object, Text, checked, omitted, read, read_both, refused
-from mlxd.openai.response_format import parse_text_format
 from mlxd.openai.response_history import parse_input
 from mlxd.openai.response_item import Item, messages_of
 from mlxd.openai.response_store import ResponseStore
 from mlxd.openai.response_tool import parse_tools, shown_tools
+from mlxd.openai.schema import parse_text_format
 from mlxd.openai.tool_name import ToolNames
 from mlxd.protocol.errors import InvalidRequest
 

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPrompt
+from mlxd.engine.constraint import JsonConstraint
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import MaxTokens, Room, Sampling, Stops, TemplateKwargs, texts_or_tokens
-from mlxd.http.schema import Filled, Habit, Object, Text, omitted, read_both, refused, required
+from mlxd.http.schema import (
+    Filled,
+    Habit,
+    Object,
+    Schema,
+    Text,
+    checked,
+    dumped,
+    omitted,
+    read,
+    read_both,
+    read_by,
+    refused,
+    wrong,
+)
 from mlxd.openai.chunk import FUNCTION_TOOLS, CallShape
 from mlxd.openai.message import parse_messages
-from mlxd.openai.response_format import parse_response_format
 from mlxd.openai.tool import parse_functions, parse_tools
 from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
 
@@ -25,8 +40,16 @@ _MAX_ANSWERS = 128
 # What OpenAI documents for /v1/completions when max_tokens is left out.
 _COMPLETION_TOKENS = 16
 
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KINDS = Literal["text", "json_object", "json_schema"]
 _Answers = Annotated[int, Meta(ge=1, le=_MAX_ANSWERS)]
 _TopLogprobs = Annotated[int, Meta(ge=0, le=20)]
+
+
+def _name(path: str, value: Any) -> Any:
+    if not _NAME.fullmatch(checked(Text, path, value)):
+        raise wrong(path, value, "1 to 64 letters, digits, underscores and dashes")
+    return value
 
 
 class _StreamOptions(msgspec.Struct, kw_only=True):
@@ -51,10 +74,30 @@ class _Body(msgspec.Struct, kw_only=True):
     prompt_cache_retention: Habit = None
 
 
+class _Plain(msgspec.Struct, kw_only=True):
+    type: str
+
+
+class _Schema(msgspec.Struct, kw_only=True):
+    # For logs of OpenAI's; local servers do not ask for it.
+    name: Annotated[Any, read_by(_name, "a text that is not empty", type="string")] = None
+    description: Habit = None
+    schema: Schema = None
+    strict: bool = True  # enforced anyway
+
+
+class _ChatFormat(_Plain, kw_only=True):
+    json_schema: _Schema
+
+
+class _TextFormat(_Schema, kw_only=True):
+    type: str
+
+
 class ChatBody(_Body, kw_only=True):
     """A body of /v1/chat/completions."""
 
-    messages: Annotated[Filled, required("a list of messages, the oldest first")]
+    messages: Filled
     max_completion_tokens: Room = None
     audio: Annotated[Any, omitted()] = None
     chat_template_kwargs: TemplateKwargs = {}
@@ -77,7 +120,7 @@ class ChatBody(_Body, kw_only=True):
 class CompletionBody(_Body, kw_only=True):
     """A body of /v1/completions."""
 
-    prompt: Annotated[Any, required("a text, a list of texts, or lists of tokens")]
+    prompt: Annotated[Any, texts_or_tokens(_MAX_PROMPTS)]
     max_tokens: Annotated[MaxTokens | None, Meta(description="-1 is no bound")] = None
     best_of: Annotated[_Answers | None, Meta(description="as large as n at most")] = None
     echo: bool = False
@@ -139,15 +182,14 @@ def parse_completion(given: Mapping[str, Any], omissions: Omissions) -> ParsedBo
     body, sampling = read_both(CompletionBody, Sampling, given, omissions)
     if body.max_tokens == 0 and not body.echo:
         raise InvalidRequest("max_tokens is 0, which asks for nothing unless echo is true", param="max_tokens")
-    prompts = texts_or_tokens("prompt", body.prompt, _MAX_PROMPTS)
     if body.best_of is not None and body.best_of > body.n:
         raise UnsupportedParameter(
             f"best_of is {body.best_of} and n is {body.n}: the best of more answers than are returned is not "
             "supported; leave best_of out",
             param="best_of",
         )
-    if len(prompts) * body.n > _MAX_ANSWERS:
-        message = f"{len(prompts)} prompts with n = {body.n} are more than {_MAX_ANSWERS} answers"
+    if len(body.prompt) * body.n > _MAX_ANSWERS:
+        message = f"{len(body.prompt)} prompts with n = {body.n} are more than {_MAX_ANSWERS} answers"
         raise InvalidRequest(message, param="n")
     max_tokens = None if body.max_tokens == -1 else body.max_tokens
     requests = [
@@ -162,7 +204,7 @@ def parse_completion(given: Mapping[str, Any], omissions: Omissions) -> ParsedBo
             scores_prompt=body.echo and (body.logprobs is not None or not isinstance(prompt, str)),
             default_max_tokens=_COMPLETION_TOKENS,
         )
-        for prompt in prompts
+        for prompt in body.prompt
     ]
     return ParsedBody(
         tuple(requests),
@@ -186,3 +228,29 @@ def _leave_out_modalities(modalities: list[Any], omissions: Omissions) -> None:
 
 def _include_usage(body: _Body) -> bool:
     return body.stream and body.stream_options.include_usage  # a whole answer has its usage anyway
+
+
+def parse_response_format(given: Object, omissions: Omissions) -> JsonConstraint | None:
+    """Return what binds the answer of a chat; None for plain text. A schema is enforced, be it `strict` or not.
+
+    Raises:
+        InvalidRequest: another type, or a malformed schema. What a schema asks for is checked when the model is known.
+    """
+    return _parse("response_format", given, omissions, _ChatFormat)
+
+
+def parse_text_format(given: Object, omissions: Omissions) -> JsonConstraint | None:
+    """Return what binds a response; raises as `parse_response_format`."""
+    return _parse("text.format", given, omissions, _TextFormat)
+
+
+def _parse(
+    path: str, given: Object, omissions: Omissions, shape: type[_ChatFormat | _TextFormat]
+) -> JsonConstraint | None:
+    kind = checked(_KINDS, f"{path}.type", given.get("type"))
+    if kind != "json_schema":
+        read(_Plain, given, omissions, path)
+        return None if kind == "text" else JsonConstraint(field=path)
+    asked = read(shape, given, omissions, path)
+    schema = asked.json_schema.schema if isinstance(asked, _ChatFormat) else asked.schema
+    return JsonConstraint(None if schema is None else dumped(path, schema), path)

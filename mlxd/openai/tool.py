@@ -1,4 +1,7 @@
-"""`tools`, `tool_choice` and `parallel_tool_calls`: what may be called, what must be, and how many at a time."""
+"""`tools`, `tool_choice` and `parallel_tool_calls`: what may be called, what must be, and how many at a time.
+
+A custom tool, whose input is one text, is a function of one parameter for the model.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
+import orjson
 
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http.omissions import Omissions
 from mlxd.http.schema import Filled, Object, Schema, Text, checked, kind_of, read, wrong
 from mlxd.http.tool_rules import Choice, Definition, ToolRules, rules_of
-from mlxd.openai.custom_tool import custom_parameters
 from mlxd.protocol.errors import UnsupportedParameter
 from mlxd.protocol.quote import shown
 
+CUSTOM_INPUT = "input"  # the one parameter of what a custom tool is for the model
 # "any" is Mistral's word.
 _MODES = {"none": "none", "auto": "auto", "required": "required", "any": "required"}
 
@@ -37,7 +41,7 @@ class CustomTool(Definition, kw_only=True):
 
     def parsed(self, path: str, omissions: Omissions) -> dict[str, Any]:
         """Return the function that it is for the model."""
-        return self.function(custom_parameters(f"{path}.format", self.format, omissions))
+        return self.function(_custom_parameters(f"{path}.format", self.format, omissions))
 
 
 class _FunctionTool(msgspec.Struct, kw_only=True):
@@ -147,3 +151,38 @@ def _allowed_name(place: int, tool: Mapping[str, Any]) -> str:
     function = checked(Object, f"{path}.function", tool.get("function"))
     name: str = checked(Text, f"{path}.function.name", function.get("name"))
     return name
+
+
+def _custom_parameters(path: str, given: Object | None, omissions: Omissions) -> dict[str, Any]:
+    """Return the parameters of the function that a custom tool with the `format` *given* is for the model.
+
+    A grammar is told to the model. One that is a regular expression binds calls that are required as well.
+    """
+    about = "The whole input, as it is."
+    schema: dict[str, Any] = {"type": "string"}
+    if given is not None and given.get("type") == "grammar":
+        grammar = checked(Object, f"{path}.grammar", given.get("grammar", given))  # chat has it one level deeper
+        syntax = checked(Literal["lark", "regex"], f"{path}.syntax", grammar.get("syntax"))
+        definition = checked(str, f"{path}.definition", grammar.get("definition"))
+        kind = "regular expression" if syntax == "regex" else "Lark grammar"
+        about = f"{about} It must match this {kind}:\n{definition}"
+        if syntax == "regex":
+            schema["pattern"] = f"^(?:{definition})$"
+        omissions.leave_out(path, "is not enforced")
+    elif given is not None and given.get("type") != "text":
+        omissions.leave_out(path)
+    properties = {CUSTOM_INPUT: {**schema, "description": about}}
+    return {"type": "object", "properties": properties, "required": [CUSTOM_INPUT], "additionalProperties": False}
+
+
+def custom_input(arguments: str) -> str:
+    """Return the input of a custom tool: of the one parameter, or of the only text, or the arguments as they are."""
+    try:
+        given = orjson.loads(arguments)
+    except orjson.JSONDecodeError:
+        return arguments
+    if isinstance(given, dict):
+        texts = [given[CUSTOM_INPUT]] if CUSTOM_INPUT in given else list(given.values())
+        if len(texts) == 1 and isinstance(texts[0], str):
+            return texts[0]
+    return arguments

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,33 +168,12 @@ def test_template_that_refuses_is_the_requests_fault(write_model: WriteModel) ->
     assert error.value.param == "messages"
 
 
-@pytest.mark.parametrize(
-    ("changes", "param"),
-    [
-        ({"temperature": -0.1}, "temperature"),
-        ({"temperature": math.nan}, "temperature"),
-        ({"temperature": math.inf}, "temperature"),
-        ({"top_p": 1.1}, "top_p"),
-        ({"top_p": -0.1}, "top_p"),
-        ({"min_p": 1.5}, "min_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"xtc_probability": 2.0}, "xtc_probability"),
-        ({"xtc_threshold": 0.6}, "xtc_threshold"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty"),
-        ({"presence_penalty": math.nan}, "presence_penalty"),
-        ({"frequency_penalty": math.inf}, "frequency_penalty"),
-        ({"logit_bias": ((110, 1.0),)}, "logit_bias"),
-        ({"logit_bias": ((1, math.nan),)}, "logit_bias"),
-    ],
-)
-def test_sampling_that_would_fail_in_a_batch_is_refused(
-    renderer: PromptRenderer, changes: dict[str, Any], param: str
-) -> None:
-    """An exception in a sampler costs other rows their tokens, so it is prevented here; the field is named."""
-    request = GenerationRequest(TextPrompt("Hi"), replace(SamplingParams(), **changes))
-    with pytest.raises(InvalidRequest) as error:
+def test_a_bias_of_a_token_that_is_not_there_is_refused(renderer: PromptRenderer) -> None:
+    """An exception in a sampler costs other rows their tokens, so it is prevented here."""
+    request = GenerationRequest(TextPrompt("Hi"), SamplingParams(logit_bias=((110, 1.0),)))
+    with pytest.raises(InvalidRequest, match="names token 110; the tokens are") as error:
         renderer.prepare(request)
-    assert error.value.param == param
+    assert error.value.param == "logit_bias"
 
 
 def test_max_tokens_below_one_is_refused(renderer: PromptRenderer) -> None:
