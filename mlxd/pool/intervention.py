@@ -74,6 +74,32 @@ class Outset:
         return Victim(model.id, self.staying_bytes[model.id])
 
 
+class Settling:
+    """What an intervention has begun, until it has come to its end."""
+
+    def __init__(self, state: PoolState, begun: PoolPlan) -> None:
+        """Note how it stands with the models that move."""
+        self._state = state
+        self._loading = begun.loading
+        found = (state.residents.get(model_id) for model_id in begun.model_ids)
+        self._unloads = {resident: resident.unloads for resident in found if resident is not None}
+        self._present = {resident for resident in self._unloads if resident.state in PRESENT}
+
+    def busy(self) -> list[Resident]:
+        """Return the models that still leave, or are still to load."""
+        return [resident for resident in self._unloads if self._is_busy(resident)]
+
+    def _is_busy(self, resident: Resident) -> bool:
+        state = self._state
+        if resident.id not in self._loading:
+            return resident.is_leaving and resident.unloads == self._unloads[resident]
+        is_known = state.residents.get(resident.id) is resident  # else it has left the disk, and was forgotten
+        is_wanted = is_known and resident.id in state.settings.pool.preload
+        # One that was behind other loads, and has no room now, is deferred: nobody waits for that.
+        is_coming = resident in self._present or resident.state in PRESENT or resident.id in state.coming
+        return is_wanted and is_coming and resident.state not in {ModelState.READY, ModelState.FAILED}
+
+
 def _coming(state: PoolState) -> list[str]:
     """Return the preloads that load when what is under way has ended, as far as models that stay leave room."""
     staying = policy.protected(state.view())
@@ -81,13 +107,13 @@ def _coming(state: PoolState) -> list[str]:
     most = state.settings.pool.max_models
     free_places = math.inf if most is None else most - sum(model.base is None for model in staying)
     coming = []
-    for model_id in (model_id for model_id in state.settings.pool.preload if model_id in state.coming):
-        resident = state.residents[model_id]
-        free_bytes -= ledger.floor_bytes(resident)
-        free_places -= resident.base is None
-        if free_bytes < 0 or free_places < 0:
-            break  # the rest of the list comes behind it
-        coming.append(model_id)
+    behind = (state.residents[model_id] for model_id in state.settings.pool.preload if model_id in state.coming)
+    for resident in (resident for resident in behind if resident.state not in PRESENT):
+        n_bytes, n_places = ledger.floor_bytes(resident), int(resident.base is None)
+        if n_bytes <= free_bytes and n_places <= free_places:
+            free_bytes -= n_bytes
+            free_places -= n_places
+            coming.append(resident.id)
     return coming
 
 

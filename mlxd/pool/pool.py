@@ -19,7 +19,6 @@ from mlxd.pool.event import OnEvent, copy_error
 from mlxd.pool.lease import Lease
 from mlxd.pool.lifecycle import PRESENT, Backoff, Comeback, ModelState
 from mlxd.pool.loader import Noted, unnoted
-from mlxd.pool.resident import Resident
 from mlxd.pool.scheduler import Scheduler
 from mlxd.pool.state import Models, PoolState
 from mlxd.pool.status import DeviceStatus, MemoryEstimate, PoolPlan, PoolStatus
@@ -306,24 +305,11 @@ class Pool:
             begun: what `apply` returned.
             timeout_s: how long; None takes `pool.drain_timeout`.
         """
-        residents = self._state.residents
-        moved = {found: found.unloads for model_id in begun.model_ids if (found := residents.get(model_id))}
-
-        def is_busy(resident: Resident) -> bool:
-            if resident.id not in begun.loading:
-                return resident.is_leaving and resident.unloads == moved[resident]
-            is_known = residents.get(resident.id) is resident  # else it has left the disk, and was forgotten
-            is_wanted = is_known and resident.id in self._state.settings.pool.preload
-            is_on_its_way = resident.state in PRESENT or resident.id in self._state.coming
-            return is_wanted and is_on_its_way and resident.state is not ModelState.READY
-
-        def busy() -> list[Resident]:
-            return [resident for resident in moved if is_busy(resident)]
-
+        settling = intervention.Settling(self._state, begun)
         if timeout_s is None:
             timeout_s = self._state.settings.pool.drain_timeout
-        await self._scheduler.conditions.wait_until(lambda: not busy(), timeout_s)
-        return tuple(sorted(report.reason_busy(self._state, resident) for resident in busy()))
+        await self._scheduler.conditions.wait_until(lambda: not settling.busy(), timeout_s)
+        return tuple(sorted(report.reason_busy(self._state, resident) for resident in settling.busy()))
 
     def force_drain(self, model_ids: Iterable[str]) -> int:
         """End the sequences that hold draining models with `RequestCancelled`; return how many."""

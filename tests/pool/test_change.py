@@ -379,3 +379,30 @@ async def test_running_requests_finish_and_queued_ones_take_the_new_settings() -
 
         assert len(stream.text) == 400
         assert (w.state("a"), w.state("b")) == ("unloaded", "ready")
+
+
+async def test_a_load_that_the_system_stops_is_waited_for() -> None:
+    """What a change began to load and memory pressure aborted has not come to its end; what was never begun has."""
+    async with world({"a": 20, "b": 20}) as w:
+        w.backend.load_s = 5
+        begun = w.change({"pool": {"preload": ["a", "b"]}})
+        assert begun.loading == ("a", "b")
+        settled = w.task(w.pool.wait_settled(begun, timeout_s=600))
+        await w.advance(1)
+        w.pool.report_pressure("the system is short of memory")
+        await w.advance(1)
+        assert not settled.done()
+        await w.advance(60)
+        assert settled.result() == ()
+        assert (w.state("a"), w.state("b")) == ("ready", "ready")
+
+
+async def test_a_list_that_does_not_fit_names_what_is_deferred_and_waits_for_the_rest() -> None:
+    """Forced, the head of the list loads and behind it what still fits; the rest has its reason at once."""
+    models = {"a": 30, "b": 30, "c": 60, "d": 10}
+    async with world(models) as w:
+        begun = w.change({"pool": {"preload": ["a", "b", "c", "d"]}}, force=True)
+        assert begun.loading == ("a", "b", "d")
+        assert [model.id for model in begun.deferred] == ["c"]
+        assert await w.run(w.pool.wait_settled(begun)) == ()
+        assert [w.state(model_id) for model_id in models] == ["ready", "ready", "unloaded", "ready"]
