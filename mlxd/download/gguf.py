@@ -41,8 +41,8 @@ _LAYER = {
 _ROPE_FACTORS = "rope_freqs.weight"
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?([a-z_]+)\.(weight|bias)")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-# As the hub's tools cut weights, but small enough for two of them to fit where the model itself does.
-_SHARD_BYTES = 2 << 30
+# Two of them are in memory at a time, and progress moves when one is written: weights that are computed take a while.
+_SHARD_BYTES = 512 << 20
 
 Tensors = dict[str, mx.array]
 OpenFile = Callable[[Path], BinaryIO]
