@@ -16,7 +16,7 @@ from mlxd.atomic_file import AtomicFile
 from mlxd.engine.kv_shape import KvShape
 from mlxd.engine.process import Processes
 from mlxd.kv_estimate import KvShapes, guess_kv
-from tests.support.tiny_architecture import ARCHITECTURES
+from tests.support.every_architecture import config_of
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -55,7 +55,7 @@ def shapes(tmp_path: Path) -> Callable[[], KvShapes]:
 
 def test_the_answer_is_kept(shapes: Callable[[], KvShapes], asked: list[str]) -> None:
     """A model is asked once, by its config and its activations, and not again by the next daemon."""
-    qwen = ARCHITECTURES["qwen3"]
+    qwen = config_of("qwen3")
     expected = KvShape(((4 * 2 * 2 * 32 * 4, None),))
     with shapes().asking() as ask:
         assert (ask(qwen, 4), ask(dict(qwen), 4)) == (expected, expected)
@@ -64,7 +64,7 @@ def test_the_answer_is_kept(shapes: Callable[[], KvShapes], asked: list[str]) ->
     assert asked == ["qwen3"] * 3
     with shapes().asking() as ask:
         assert ask(qwen, 4) == expected
-        assert ask(ARCHITECTURES["gemma3_text"], 4) == KvShape(((1024, 64), (1024, None)))
+        assert ask(config_of("gemma3_text"), 4) == KvShape(((1024, 64), (1024, None)))
     assert asked == ["qwen3"] * 3 + ["gemma3_text"]
 
 
@@ -75,7 +75,7 @@ def test_another_mlx_lm_is_asked_again(
     for version in ("0.32.2", "0.32.3", "0.32.2"):
         monkeypatch.setattr("importlib.metadata.version", lambda name, version=version: version)
         with shapes().asking() as ask:
-            assert ask(ARCHITECTURES["mamba"], 4) == KvShape((), fixed_bytes=29184)
+            assert ask(config_of("mamba"), 4) == KvShape((), fixed_bytes=29184)
     assert asked == ["mamba"] * 2
 
 
@@ -95,7 +95,7 @@ def test_a_damaged_file_is_left_aside(tmp_path: Path, shapes: Callable[[], KvSha
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "kv.json").write_text(content)
     with shapes().asking() as ask:
-        assert ask(ARCHITECTURES["qwen2"], 4) == KvShape(((1024, None),))
+        assert ask(config_of("qwen2"), 4) == KvShape(((1024, None),))
     assert len(json.loads((tmp_path / "cache" / "kv.json").read_text())) == 1
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, shapes: Callable[[], KvSh
     """Answers that cannot be kept are answers."""
     (tmp_path / "cache").write_text("in the way")
     with shapes().asking() as ask:
-        assert ask(ARCHITECTURES["qwen2"], 4) == KvShape(((1024, None),))
+        assert ask(config_of("qwen2"), 4) == KvShape(((1024, None),))
 
 
 @pytest.mark.parametrize(

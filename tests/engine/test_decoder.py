@@ -16,7 +16,7 @@ from mlxd.engine.batch_decoder import make_decoder
 from mlxd.engine.decoder import Decoder, Entry, Kept, Made, Prefilled
 from mlxd.engine.kv import CacheMaker, detach
 from mlxd.engine.sampling import SamplerCache
-from tests.support.tiny_architecture import ARCHITECTURES, LLAMA4, make_model
+from tests.support.every_architecture import config_of, make_model
 
 # Attention with windows, in chunks, without either; states; states beside attention.
 CASES = (
@@ -42,7 +42,7 @@ class Model:
 
     def __init__(self, model_type: str) -> None:
         mx.random.seed(1)
-        self.model = make_model(LLAMA4 if model_type == "llama4" else ARCHITECTURES[model_type])
+        self.model = make_model(config_of(model_type))
         mx.eval(self.model.parameters())
         self.caches = CacheMaker(self.model)
         self._alone: dict[tuple[tuple[int, ...], bool], list[int]] = {}

@@ -16,11 +16,11 @@ from mlxd.engine.batch_decoder import make_decoder
 from mlxd.engine.decoder import Decoder, Entry
 from mlxd.engine.kv import CacheMaker
 from mlxd.engine.prompt_cache import PromptCache
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
+from tests.support.every_architecture import config_of, make_model
 
 # Much KV beside small weights and short computations: 33 kB per token.
 LAYERS = 16
-LARGE_KV = ARCHITECTURES["llama"] | {
+LARGE_KV = config_of("llama") | {
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": LAYERS,
@@ -139,7 +139,7 @@ def test_few_layers_are_copied_at_a_time_when_most_rows_leave_a_prefill_batch(ro
 @pytest.mark.parametrize("model_type", ["mamba2", "gpt_oss", "falcon_h1"])
 def test_a_stored_row_keeps_no_batch(model_type: str) -> None:
     """The KV of rows that ended at different steps of one batch is held as large as the prompt cache says."""
-    model = make_model(ARCHITECTURES[model_type] | {"ssm_state_size": 128, "mamba_d_state": 128})
+    model = make_model(config_of(model_type) | {"ssm_state_size": 128, "mamba_d_state": 128})
     mx.eval(model.parameters())
     caches = CacheMaker(model)
     decoder = make_decoder(model, caches, [], Decoding.BATCHED)

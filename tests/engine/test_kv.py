@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -14,10 +13,9 @@ from mlx_lm.models.cache import ArraysCache, KVCache
 from mlxd.engine import kv_shape
 from mlxd.engine.kv import CacheMaker, allocated_bytes
 from tests.engine.bench import WriteModel
-from tests.support.every_architecture import config_of, every_type
+from tests.support.every_architecture import config_of, every_type, make_model
 from tests.support.processes import PROCESSES
 from tests.support.stepped_model import SteppedModel, load_now
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
 
 # One of each kind: grouped-query with windows, latent, linear attention, state beside attention, nothing but states.
 RUN = ("llama", "deepseek_v3", "qwen3_next", "falcon_h1", "mamba2")
@@ -27,14 +25,13 @@ RUN = ("llama", "deepseek_v3", "qwen3_next", "falcon_h1", "mamba2")
 def test_a_process_tells_what_the_caches_are(model_type: str) -> None:
     """A model built by its config alone has the very shape of the loaded one: bytes per token, windows, states."""
     config = config_of(model_type)
-    module = importlib.import_module(f"mlx_lm.models.{model_type}")
-    measured, _ = CacheMaker(module.Model(module.ModelArgs.from_dict(dict(config)))).probe()
+    measured, _ = CacheMaker(make_model(config)).probe()
     assert PROCESSES.shape({"module": model_type, "config": config, "dtype": "float32"}) == measured
 
 
 def test_sizes_follow_the_activations() -> None:
     """Half-precision activations make half the KV; a state has the precision of the weights that keep theirs."""
-    config = ARCHITECTURES["qwen3_next"]
+    config = config_of("qwen3_next")
     whole, half = (
         PROCESSES.shape({"module": "qwen3_next", "config": config, "dtype": dtype}) for dtype in ("float32", "bfloat16")
     )
@@ -50,7 +47,7 @@ def test_the_running_batch_stays_within_the_estimate(
     write_model: WriteModel, model_type: str, step_tokens: int
 ) -> None:
     """What the caches of a batch hold is never more than the ledger's sum, and that is at most 2.5 times as much."""
-    config = ARCHITECTURES[model_type]
+    config = config_of(model_type)
     model = make_model(config)
     mx.eval(model.parameters())
     measured, vocab_size = CacheMaker(model).probe()
@@ -76,7 +73,7 @@ def test_the_running_batch_stays_within_the_estimate(
 def wide_model(write_model: WriteModel) -> SteppedModel:
     """Return a model whose KV is far larger than everything else that a step needs; prompts go in short chunks."""
     heads = {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
-    model = make_model(ARCHITECTURES["llama"] | heads | {"num_hidden_layers": 8, "layer_types": ["full_attention"] * 8})
+    model = make_model(config_of("llama") | heads | {"num_hidden_layers": 8, "layer_types": ["full_attention"] * 8})
     mx.eval(model.parameters())
     measured, vocab_size = CacheMaker(model).probe()
     tiny = load_now(write_model())

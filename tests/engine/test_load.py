@@ -27,9 +27,9 @@ from mlxd.engine.loader import SlicedLoad
 from mlxd.engine.source import context_length, read_model_files
 from mlxd.protocol.errors import LoadFailed
 from tests.engine.bench import WriteModel, load_spec
+from tests.support.every_architecture import make_model
 from tests.support.sequence import prepare, start
 from tests.support.stepped_model import SteppedModel, load_now
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
 from tests.support.tiny_model import write_tiny_model
 
 
@@ -171,7 +171,7 @@ def test_context_of_a_type_counts_where_no_file_states_one(tmp_path: Path, setti
     change_config(folder, max_position_embeddings=None)
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config | {"model_max_length": 10**30}))
-    text_config = {key: value for key, value in ARCHITECTURES["gemma3_text"].items() if "position" not in key}
+    text_config = {"model_type": "gemma3_text", "hidden_size": 64, "num_hidden_layers": 2}
     model = make_model({"model_type": "gemma3", "text_config": text_config})
     spec = load_spec(tmp_path, context_length=setting)
     assert context_length(spec, read_model_files(spec), model) == expected

@@ -14,9 +14,9 @@ from mlxd.engine.kv import CacheMaker, leaves
 from mlxd.engine.prompt_cache import PromptCache
 from tests.engine.bench import WriteModel
 from tests.support.clock import FakeClock
+from tests.support.every_architecture import config_of, make_model
 from tests.support.stepped_model import SteppedModel, load_now
 from tests.support.stored_kv import MIXED, PLAIN, STATE_BYTES, TOKEN_BYTES, kv, maker, read, snapshot, state
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
 
 
 def test_longest_prefix_is_found(cache: PromptCache) -> None:
@@ -228,7 +228,7 @@ def test_bytes_are_the_memory_held(clock: FakeClock) -> None:
 
 def test_kept_states_do_not_hold_their_batch(write_model: WriteModel) -> None:
     """What rows leave behind as they end one by one takes the memory that it counts, states included."""
-    model = make_model(ARCHITECTURES["qwen3_next"])
+    model = make_model(config_of("qwen3_next"))
     mx.eval(model.parameters())
     kv_shape, vocab_size = CacheMaker(model).probe()
     tiny = load_now(write_model())

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from mlxd.engine.base import Decoding, FinishReason, PreparedPrompt, SamplingParams
@@ -21,7 +20,6 @@ from tests.support.counting_model import CountingModel
 from tests.support.every_architecture import make_any
 from tests.support.sequence import GREEDY, Recorder
 from tests.support.stepped_model import SteppedModel, load_now
-from tests.support.tiny_architecture import ARCHITECTURES, LLAMA4, make_model
 
 # KV that can be cut, plain and latent; windows; states; both; a list of caches.
 KINDS = [
@@ -56,7 +54,7 @@ def loader(tiny: LoadedModel) -> Load:
 
     @cache
     def load(model_type: str) -> LoadedModel:
-        model = make(model_type)
+        model = make_any(model_type)
         caches = CacheMaker(model)
         kv, vocab_size = caches.probe()
         decoding = EXPECTED.get(model_type, Decoding.BATCHED) if caches.can_merge else Decoding.ONE_BY_ONE
@@ -64,16 +62,6 @@ def loader(tiny: LoadedModel) -> Load:
         return dataclasses.replace(tiny, model=CountingModel(model), facts=facts)
 
     return load
-
-
-def make(model_type: str) -> Any:
-    """Return a tiny model of an architecture, with random weights."""
-    if model_type not in {*ARCHITECTURES, "llama4"}:
-        return make_any(model_type)
-    mx.random.seed(7)
-    model = make_model(LLAMA4 if model_type == "llama4" else ARCHITECTURES[model_type])
-    mx.eval(model.parameters())
-    return model
 
 
 def words(seed: int, length: int) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from mlxd.engine.loader import LoadedModel
 from mlxd.protocol.errors import GenerationFailed
 from tests.engine.bench import WriteModel
 from tests.engine.test_reuse import prompt, words
+from tests.support.every_architecture import config_of, make_model
 from tests.support.stepped_model import SteppedModel, load_now
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
 
 STEP = 64
 HEAD = words(1, 14 * STEP)
@@ -28,7 +28,7 @@ def loaded(write_model: WriteModel) -> LoadedModel:
     """A tiny model whose KV can be cut anywhere."""
     tiny = load_now(write_model())
     mx.random.seed(7)
-    model = make_model(ARCHITECTURES["qwen3"])
+    model = make_model(config_of("qwen3"))
     mx.eval(model.parameters())
     kv, vocab_size = CacheMaker(model).probe()
     return dataclasses.replace(tiny, model=model, facts=dataclasses.replace(tiny.facts, kv=kv, vocab_size=vocab_size))

@@ -332,14 +332,19 @@ def config_of(model_type: str) -> dict[str, Any]:
     return _COMMON | {"model_type": model_type} | _SPECIAL.get(model_type, {})
 
 
+def make_model(config: Mapping[str, Any]) -> Any:
+    """Return the `mlx.nn.Module` of a config; its random weights are made when they are first used."""
+    module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    return module.Model(module.ModelArgs.from_dict(dict(config)))
+
+
 def make_any(model_type: str, precision: str = "float32") -> Any:
     """Return the `mlx.nn.Module` of a type, evaluated, with its random weights in one of `PRECISIONS`.
 
     What modules begin with as zeros or ones is random as well: it would hide what others do.
     """
-    module = importlib.import_module(f"mlx_lm.models.{model_type}")
     mx.random.seed(7)
-    model = module.Model(module.ModelArgs.from_dict(config_of(model_type)))
+    model = make_model(config_of(model_type))
     model.load_weights([*_shaken(model)], strict=False)
     model.set_dtype(PRECISIONS[precision])
     if precision != "float32":

@@ -16,7 +16,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.support.tiny_architecture import ARCHITECTURES, make_model
+from tests.support.every_architecture import config_of, make_model
 from tests.support.tiny_encoder import write_tiny_encoder
 from tests.support.tiny_model import tiny_tokenizer, write_tiny_model
 
@@ -162,7 +162,10 @@ def write_template(folder: Path, kind: str) -> Path:
 
     folder.mkdir(parents=True)
     tokenizer, tokenizer_config, vocab_size = tiny_tokenizer(_CONTEXT)
-    config = ARCHITECTURES[kind] | {"vocab_size": vocab_size}
+    # transformers warns of the key.
+    config = {key: value for key, value in config_of(kind).items() if key != "rope_scaling"} | {
+        "vocab_size": vocab_size
+    }
     mx.random.seed(0)
     weights = dict(tree_flatten(make_model(config).parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "mlx"})
