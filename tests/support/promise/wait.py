@@ -61,6 +61,9 @@ class P4Patience(Promise):
         patience_s = self.state.settings.pool.evict_patience
         if oldest is None or self.state.clock.now() < oldest.since_s + patience_s + TRIM_S:
             return
+        leaving = [other for other in self.state.present if other.state in LEAVING and other is not oldest.resident]
+        if any(other.oldest_wait is not None and other.oldest_wait < oldest.oldest_age for other in leaving):
+            return  # an older request waits for a model that goes first: its wait is to be judged, and its base stays
         resident, need = oldest.resident, oldest.need_bytes
         staying = [other for other in self.state.present if other.state not in LEAVING]
         movable = [
