@@ -95,12 +95,12 @@ def _parameters(row: Operation) -> Iterator[inspect.Parameter]:
 def _of_param(name: str, param: Param) -> inspect.Parameter:
     kind: Any = _TYPES.get(param.type, str)
     least = 0 if param.type is ParamType.COUNT else None
-    is_required = param.required and param.type is not ParamType.TEXTS
+    is_list = param.type is ParamType.TEXTS
+    is_required = param.required and not is_list
     word = param.word or name.upper()
     if param.is_argument:
-        metavar = word if is_required else f"[{word}]"
-        metavar += "..." * (param.type is ParamType.TEXTS)
-        info = typer.Argument(metavar=metavar, help=param.help)
+        placeholder = word if is_required else f"[{word}]"
+        info = typer.Argument(metavar=f"{placeholder}..." if is_list else placeholder, help=param.help)
     elif param.type is ParamType.BOOLEAN:
         return _parameter(name, Annotated[bool, typer.Option(_option(name), help=param.help)], default=False)
     else:

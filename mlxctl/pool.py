@@ -9,6 +9,7 @@ import typer
 
 from mlxctl.call import Call
 from mlxctl.change import format_evicted, format_simulation, show_change
+from mlxctl.noun import add_verbs
 from mlxctl.setting import parse_pool_changes
 from mlxctl.verb import Verb, changes, make_app, usage_error
 from mlxctl.view import format_pool
@@ -29,13 +30,6 @@ Memory = Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="Se
 MaxModels = Annotated[str | None, typer.Option("--max-models", metavar="N", help="Set pool.max_models to this.")]
 Victim = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="The model that goes.")]
 Idle = Annotated[bool, typer.Option("--idle", help="All models that are idle and neither pinned nor preloaded.")]
-
-
-@app.command("show", cls=Verb)
-def show(ctx: typer.Context) -> None:
-    """Memory, limits, loaded models and the queue."""
-    call = Call.of(ctx)
-    call.show(call.ask("pool.show"), format_pool)
 
 
 @app.command("simulate", cls=Verb)
@@ -82,3 +76,4 @@ def _add_verbs(table: Iterable[tuple[tuple[str, ...], Row]]) -> None:
 
 
 _add_verbs(rows())
+add_verbs(app, "pool", {"pool.show": format_pool})

@@ -220,7 +220,18 @@ _MODELS = (
     Operation("model.alias.remove", "Take another name away.", {"alias": argument("The other name.")}, commits=True),
 )
 _CLOUD = (
-    Operation("cache.rules", "The noise rules: what each removes from prompts, and which are on.", PAGE, lists="rules"),
+    Operation(
+        "cache.rules",
+        "The noise rules: what each removes from prompts, and which are on.\n\n"
+        "Some clients add notes for their own accounting to a prompt, other ones each time, so that no prompt begins as"
+        " the one before it. A rule removes one kind of note from the requests that this machine answers; what goes to"
+        " a cloud keeps all of them. `mlxctl audit show` says what was removed from a request, --json here has the"
+        " patterns.\n\n"
+        "To turn rules off: mlxctl config set http.noise_rules_off=NAME,NAME. To have all on again: mlxctl config unset"
+        " http.noise_rules_off.",
+        PAGE,
+        lists="rules",
+    ),
     Operation("cloud.show", "Whether the cloud is on, providers, rules, budget and breakers."),
     Operation("cloud.enable", "Let rules send requests to providers.", commits=True),
     Operation(

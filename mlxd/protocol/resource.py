@@ -83,7 +83,8 @@ class Resource:
         schema: Mapping[str, Any] = row.kind.schema()
         kind = _TYPES.get(schema.get("type", ""), ParamType.TEXT)
         table = path[0] if len(path) > 1 else ""
-        word = self.words.get(table or name, "|".join(schema.get("enum", ())) or "N" * (kind is ParamType.INTEGER))
+        word = "N" if kind is ParamType.INTEGER else "|".join(schema.get("enum", ()))
+        word = self.words.get(table or name, word)
         help_text = row.help
         if is_whole and isinstance(row.default, _PLAIN) and not isinstance(row.default, bool):
             help_text = f"{help_text.removesuffix('.')}; {row.default} when left out."
