@@ -49,7 +49,7 @@ class LoadMarks:
 
     @contextlib.contextmanager
     def working_on(self, model_id: str, *, on_device: bool) -> Iterator[None]:
-        """Have it marked that the calling thread works on the load of a model. Implements `base.WorkingOn`."""
+        """Have it marked that the calling thread works on the load of a model. Implements `WorkingOn`."""
         at_work = self._on_device if on_device else self._reading
         with self._lock:
             at_work.append(model_id)

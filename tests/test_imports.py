@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import graphlib
 import subprocess
 import sys
 
+import grimp
 import pytest
 
 # Imported by mlxctl, each of these would show in the time of every command.
@@ -83,3 +85,10 @@ def test_daemon_starts_without_mlx() -> None:
 def test_packages_import_nothing(package: str) -> None:
     """Importing a package itself loads none of its modules."""
     assert {name for name in list_modules(f"import {package}") if name.startswith(("mlxd.", "mlxctl."))} == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """What mlxd's modules import, also within functions and for types only, has an order."""
+    graph = grimp.build_graph("mlxd", exclude_type_checking_imports=False)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()

@@ -10,7 +10,6 @@ the device thread holds nothing of that sequence.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -342,18 +341,6 @@ class Engine(Protocol):
 
 
 LoadProgress = Callable[[int, int], None]
-
-
-class WorkingOn(Protocol):
-    """Tells, in case the process dies, that a thread works on the load of a model."""
-
-    def __call__(self, model_id: str, *, on_device: bool) -> AbstractContextManager[None]:
-        """Return what is entered for as long: by the device thread, or by one that reads the model's folder."""
-
-
-def unmarked(model_id: str, *, on_device: bool) -> AbstractContextManager[None]:  # noqa: ARG001  (nobody is told)
-    """Tell nobody. Implements `WorkingOn`."""
-    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

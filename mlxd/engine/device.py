@@ -26,8 +26,6 @@ from mlxd.engine.base import (
     LoadProgress,
     LoadSpec,
     SchedulingParams,
-    WorkingOn,
-    unmarked,
 )
 from mlxd.engine.command import (
     Close,
@@ -47,7 +45,7 @@ from mlxd.engine.command import (
     WarmUp,
 )
 from mlxd.engine.fault import in_words
-from mlxd.engine.folder_reader import FolderReaders, read_adapter, read_files
+from mlxd.engine.folder_reader import FolderReaders, WorkingOn, read_adapter, read_files, unmarked
 from mlxd.engine.handle import LoadedEngine
 from mlxd.engine.inputs import InputReader
 from mlxd.engine.process import Processes

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from mlxd.engine.base import LoadSpec, WorkingOn
+from mlxd.engine.base import LoadSpec
 from mlxd.engine.command import ModelFiles
 from mlxd.engine.fault import load_failure
 from mlxd.engine.safetensors_header import Tensor
@@ -18,6 +19,18 @@ T = TypeVar("T")
 _NAME = "mlxd-folder"
 # A read that does not hang has ended by then. One in foreign code that ends together with the interpreter may abort.
 _CLOSE_S = 1.0
+
+
+class WorkingOn(Protocol):
+    """Tells, in case the process dies, that a thread works on the load of a model."""
+
+    def __call__(self, model_id: str, *, on_device: bool) -> AbstractContextManager[None]:
+        """Return what is entered for as long: by the device thread, or by one that reads the model's folder."""
+
+
+def unmarked(model_id: str, *, on_device: bool) -> AbstractContextManager[None]:  # noqa: ARG001  (nobody is told)
+    """Tell nobody. Implements `WorkingOn`."""
+    return nullcontext()
 
 
 class FolderReaders:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from mlxd.engine.base import BackendLimits, SchedulingParams, WorkingOn
+from mlxd.engine.base import BackendLimits, SchedulingParams
 from mlxd.engine.command import (
     Cancel,
     Close,
@@ -39,6 +39,7 @@ from mlxd.engine.command import (
     WarmUp,
 )
 from mlxd.engine.fault import in_words, load_failure
+from mlxd.engine.folder_reader import WorkingOn
 from mlxd.engine.load_queue import LoadQueue
 from mlxd.engine.loader import LoadedModel
 from mlxd.engine.memory import MemoryLimits, read_memory
