@@ -17,7 +17,7 @@ from mlxd.engine.answer.generic import GENERIC
 from mlxd.engine.answer.registry import FORMATS as OWN_FORMATS
 from mlxd.engine.tool_grammar import FORMATS
 from mlxd.http.sampling import Sampling
-from mlxd.http.schema import Field, fields_of, members, words
+from mlxd.http.schema import Field, fields_of, words
 from mlxd.openai.embeddings import EmbeddingBody
 from mlxd.openai.response_history import APPLIED, CALLS_AND_RESULTS, REFUSED, WITHOUT_WORDS
 from mlxd.openai.response_item import READ
@@ -86,7 +86,7 @@ def render() -> str:
 def _rows(shape: type[msgspec.Struct], prefix: str = "") -> Iterator[_Row]:
     for name, field in fields_of(shape).items():
         yield f"{prefix}{name}", *_effect(field)
-        for kind in members(field.kind):
+        for kind in field.members:
             if isinstance(kind, inspect.StructType):
                 yield from _rows(kind.cls, f"{prefix}{name}.")
 

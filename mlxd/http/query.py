@@ -11,7 +11,7 @@ from msgspec import inspect
 from mlxd.http.context import CONTEXT
 from mlxd.http.exchange import EXCHANGE
 from mlxd.http.omissions import Omissions
-from mlxd.http.schema import fields_of, members, read
+from mlxd.http.schema import fields_of, read
 
 _S = TypeVar("_S", bound=msgspec.Struct)
 _WORDS = {"true": True, "false": False}
@@ -31,7 +31,7 @@ def read_query(request: web.Request, shape: type[_S]) -> _S:
     fields = fields_of(shape)
     for key, text in request.query.items():
         name = key.removesuffix("[]")
-        kind = next(members(fields[name].kind)) if name in fields else None
+        kind = fields[name].members[0] if name in fields else None
         if isinstance(kind, inspect.ListType):
             given.setdefault(name, []).append(text)
         else:

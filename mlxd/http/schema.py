@@ -8,7 +8,7 @@ struct has (`omissions.py`); or changes nothing anywhere and is accepted. Null i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -51,6 +51,8 @@ class Field(NamedTuple):
     """What a struct says of a field."""
 
     kind: inspect.Type
+    members: tuple[inspect.Type, ...]  # what the kind is made of, null apart
+    as_is: frozenset[type]  # of these, every value but an empty one is taken without a look inside
     is_required: bool
     note: str  # which of its values stand for others
     here: str = "done"  # or accepted, omitted, refused
@@ -63,13 +65,43 @@ def fields_of(shape: type[msgspec.Struct]) -> Mapping[str, Field]:
     """Return the fields of a struct by their names in JSON."""
     described = inspect.type_info(shape)
     assert isinstance(described, inspect.StructType)  # noqa: S101  (for the type checker)
-    return {each.encode_name: _field(each) for each in described.fields}
+    return {each.encode_name: _field(each.type, is_required=each.required) for each in described.fields}
 
 
-def _field(each: inspect.Field) -> Field:
-    about = each.type if isinstance(each.type, inspect.Metadata) else inspect.Metadata(each.type)
+def _field(kind: inspect.Type, *, is_required: bool = False) -> Field:
+    about = kind if isinstance(kind, inspect.Metadata) else inspect.Metadata(kind)
     note = (about.extra_json_schema or {}).get("description", "")
-    return Field(each.type, each.required, note, **(about.extra or {}))
+    parts = tuple(_members(kind))
+    as_is = frozenset(() if about.extra else (plain for part in parts for plain in _as_is(part)))
+    return Field(kind, parts, as_is, is_required, note, **(about.extra or {}))
+
+
+def _members(kind: inspect.Type) -> Iterator[inspect.Type]:
+    match kind:
+        case inspect.Metadata():
+            yield from _members(kind.type)
+        case inspect.UnionType():
+            for each in kind.types:
+                yield from _members(each)
+        case inspect.NoneType():
+            pass
+        case _:
+            yield kind
+
+
+def _as_is(kind: inspect.Type) -> Iterable[type]:
+    match kind:
+        case inspect.AnyType():
+            return (bool, int, float, str, list, dict)
+        case inspect.BoolType():
+            return (bool,)
+        case inspect.StrType():
+            return (str,)
+        case inspect.ListType(item_type=inspect.AnyType()):
+            return (list,)
+        case inspect.DictType(value_type=inspect.AnyType()):
+            return (dict,)
+    return ()
 
 
 def read(
@@ -84,30 +116,39 @@ def read(
     if not isinstance(given, dict):
         raise wrong(path, given, "an object")
     fields = fields_of(shape)
-    omissions.note(path, given, fields if beside is None else {*fields, *fields_of(beside)})
+    if not given.keys() <= fields.keys():
+        omissions.note(path, given, fields if beside is None else {*fields, *fields_of(beside)})
     values = {}
     for key, value in given.items():
         field = fields.get(key)
         if value is None or field is None or field.here == "accepted":
             continue
+        if value and type(value) in field.as_is:  # most are
+            values[key] = value
+            continue
         name = f"{path}.{key}" if path else key
         if field.check is not None:
             values[key] = field.check(name, value)
         elif field.here == "done":
-            values[key] = _take(field.kind, name, value, omissions)
+            values[key] = _take(field, name, value, omissions)
         elif not any(type(value) is type(neutral) and value == neutral for neutral in field.neutral):
             _do_without(name, field, omissions)
-    for key, field in fields.items():
-        if field.is_required and key not in values:
-            if path:
-                raise wrong(f"{path}.{key}", None, words(field.kind))
-            raise InvalidRequest(f"{key} is required: {words(field.kind)}", param=key)
-    return shape(**values)
+    try:
+        return shape(**values)
+    except TypeError:  # it says so less well
+        raise _missing(fields, values, path) from None
 
 
 def read_both(shape: type[_S], other: type[_T], given: Any, omissions: Omissions, path: str = "") -> tuple[_S, _T]:
     """Return an object that has the fields of two structs as both; raises as `read`."""
     return read(shape, given, omissions, path, beside=other), read(other, given, omissions, path, beside=shape)
+
+
+def _missing(fields: Mapping[str, Field], values: Collection[str], path: str) -> InvalidRequest:
+    key, field = next((key, field) for key, field in fields.items() if field.is_required and key not in values)
+    if path:
+        return wrong(f"{path}.{key}", None, words(field.kind))
+    return InvalidRequest(f"{key} is required: {words(field.kind)}", param=key)
 
 
 def _do_without(name: str, field: Field, omissions: Omissions) -> None:
@@ -120,16 +161,19 @@ def _do_without(name: str, field: Field, omissions: Omissions) -> None:
 
 def checked(hint: Any, name: str, value: Any) -> Any:
     """Return *value* of the field *name* as the type *hint* has it; raises as `read`."""
-    return _take(_kind(hint), name, value, Omissions(""))
+    field = _field_of(hint)
+    return value if value and type(value) in field.as_is else _take(field, name, value, Omissions(""))
 
 
-_kind = functools.cache(inspect.type_info)
+@functools.cache
+def _field_of(hint: Any) -> Field:
+    return _field(inspect.type_info(hint))
 
 
 def kind_of(path: str, given: Any) -> str:
     """Return the `type` of the object *given*; raises as `read`."""
-    kind: str = checked(Text, f"{path}.type", checked(Object, path, given).get("type"))
-    return kind
+    kind = given.get("type") if isinstance(given, dict) else checked(Object, path, given)
+    return kind if kind and isinstance(kind, str) else checked(Text, f"{path}.type", kind)
 
 
 def dumped(name: str, value: Any) -> str:
@@ -183,25 +227,11 @@ def words(kind: inspect.Type) -> str:
     return _PLAIN[type(kind)][1] + (" that is not empty" if getattr(kind, "min_length", 0) else "")
 
 
-def _take(kind: inspect.Type, name: str, value: Any, omissions: Omissions) -> Any:
-    for each in members(kind):
-        if _fits(each, value):
-            return _inside(each, name, value, omissions)
-    raise wrong(name, value, words(kind))
-
-
-def members(kind: inspect.Type) -> Iterator[inspect.Type]:
-    """Yield the kinds that make up a kind, null apart."""
-    match kind:
-        case inspect.Metadata():
-            yield from members(kind.type)
-        case inspect.UnionType():
-            for each in kind.types:
-                yield from members(each)
-        case inspect.NoneType():
-            pass
-        case _:
-            yield kind
+def _take(field: Field, name: str, value: Any, omissions: Omissions) -> Any:
+    for kind in field.members:
+        if _fits(kind, value):
+            return _inside(kind, name, value, omissions)
+    raise wrong(name, value, words(field.kind))
 
 
 def _fits(kind: inspect.Type, value: Any) -> bool:
@@ -234,8 +264,10 @@ def _inside(kind: inspect.Type, name: str, value: Any, omissions: Omissions) -> 
             return float(value)
         case inspect.StructType():
             return read(kind.cls, value, omissions, name)
-        case inspect.ListType() if not isinstance(kind.item_type, inspect.AnyType):
-            return [_take(kind.item_type, f"{name}[{place}]", item, omissions) for place, item in enumerate(value)]
-        case inspect.DictType() if not isinstance(kind.value_type, inspect.AnyType):
-            return {key: _take(kind.value_type, f"{name}.{key[:60]}", item, omissions) for key, item in value.items()}
+        case inspect.ListType():
+            item = _field(kind.item_type)
+            return [_take(item, f"{name}[{place}]", each, omissions) for place, each in enumerate(value)]
+        case inspect.DictType():
+            item = _field(kind.value_type)
+            return {key: _take(item, f"{name}.{key[:60]}", each, omissions) for key, each in value.items()}
     return value
