@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mlxctl.audit_filter import parse_moment_ms
+from mlxctl.audit import parse_moment_ms
 from mlxctl.cli import main
 from mlxd.audit import ChangeRecord, RequestRecord, RequestStatus
 from mlxd.protocol.errors import ControlError
