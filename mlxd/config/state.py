@@ -161,20 +161,16 @@ def _save(base: State, edits: Sequence[Edit], usable_bytes: int, *, has_file: bo
             changes.append((item.path, value))
     version = base.version
     if not is_same(document, version.document):
-        text = _edit(version.text if has_file else render_default(), changes)
+        try:
+            text = edit(version.text if has_file else render_default(), changes)
+        except CannotEditError as error:
+            raise CommitFailed(
+                f"the file cannot be edited safely: {error}",
+                param=format_path(changes[0][0]),
+                hint="mlxctl config edit, which leaves the writing to you",
+            ) from None
         version = Version(text, document, decode_edited(document, usable_bytes))
     return State.of(version, overlay, usable_bytes)
-
-
-def _edit(text: str, changes: _Changes) -> str:
-    try:
-        return edit(text, changes)
-    except CannotEditError as error:
-        raise CommitFailed(
-            f"the file cannot be edited safely: {error}",
-            param=format_path(changes[0][0]),
-            hint="mlxctl config edit, which leaves the writing to you",
-        ) from None
 
 
 def _lay_over(base: State, edits: Sequence[Edit], usable_bytes: int) -> State:

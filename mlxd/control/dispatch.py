@@ -212,7 +212,8 @@ class Dispatcher:
         if not operation.commits:
             self._context.store.require(request.if_gen)
         reply = await HANDLERS[operation.name](self._context, request)
-        note_operation(self._context.audit, operation, request, self._context.store.generation)
+        if not operation.commits and not request.dry:
+            note_operation(self._context.audit, operation, request, self._context.store.generation)
         return reply
 
 

@@ -72,9 +72,7 @@ def note_settings(audit: AuditLog, event: StoreEvent) -> None:
 
 
 def note_operation(audit: AuditLog, operation: Operation, request: Request, generation: int) -> None:
-    """Note an operation that was done and has changed something; what it did to settings is noted by the commit."""
-    if operation.commits or request.dry:
-        return
+    """Note an operation that was done and has changed something, but for settings, which a commit notes itself."""
     subject = next((request.params[name] for name in _SUBJECTS if name in request.params), None)
     audit.note_change(
         ChangeRecord(

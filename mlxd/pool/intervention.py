@@ -102,11 +102,13 @@ class Settling:
 
 def _coming(state: PoolState) -> list[str]:
     """Return the preloads that load when what is under way has ended, as far as models that stay leave room."""
+    if not state.coming:
+        return []
     staying = policy.protected(state.view())
     free_bytes = state.settings.pool.memory - sum(model.floor_bytes for model in staying)
     most = state.settings.pool.max_models
     free_places = math.inf if most is None else most - sum(model.base is None for model in staying)
-    coming = []
+    coming: list[str] = []
     behind = (state.residents[model_id] for model_id in state.settings.pool.preload if model_id in state.coming)
     for resident in (resident for resident in behind if resident.state not in PRESENT):
         n_bytes, n_places = ledger.floor_bytes(resident), int(resident.base is None)

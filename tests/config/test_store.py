@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.config import Edit, Terms
+from mlxd.config import Edit, Participant, Terms
 from mlxd.control.dispatch import Mutations
 from mlxd.protocol.errors import (
     CommitFailed,
@@ -247,3 +247,30 @@ async def test_several_edits_are_all_or_nothing_across_owners(make: MakeStore, w
     result = await fixture.store.commit(edits, Terms("test"))
     assert [line["key"] for line in result.changed] == ["pool.memory", "http.port", "pool.preload", "models.a.pin"]
     assert (fixture.owner.calls[-1], last.calls[-1]) == ("apply", "apply")
+
+
+async def test_an_owner_is_asked_when_a_group_of_its_own_changes(make: MakeStore) -> None:
+    """Another group's change is no business of its, unless it still has to apply what came before."""
+    fixture = make(TEXT)
+    seen: list[str] = []
+
+    def apply(new: Settings) -> None:
+        seen.append(f"apply {new.http.port}")
+        if new.http.port == 7000:
+            raise ZeroDivisionError
+
+    def check(new: Settings, *, force: bool) -> list[str]:
+        seen.append(f"check {new.http.port}")
+        return []
+
+    fixture.store.participants.attach("http", Participant(["http"], check=check, apply=apply))
+    await fixture.set("pool.max_models", 2)
+    assert seen == []
+    result = await fixture.set("http.port", 7000)
+    assert "http has not applied" in result.warnings[0]
+    await fixture.set("http.port", 7001)
+    await fixture.set("pool.max_models", 3)
+    assert seen == ["check 7000", "apply 7000", "check 7001", "apply 7001"]
+    await fixture.set("http.port", 7000)
+    await fixture.set("pool.max_models", 4)
+    assert seen[-2:] == ["check 7000", "apply 7000"]
