@@ -7,8 +7,7 @@ from typing import Any
 
 from mlxd.engine.base import EngineFacts
 from mlxd.engine.fault import tokenizing
-from mlxd.engine.prompt_check import foreign_token
-from mlxd.engine.prompt_length import GENEROUS_CHARACTERS
+from mlxd.engine.prompt_check import GENEROUS_CHARACTERS, foreign_token
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs, VectorFacts
 from mlxd.protocol.errors import ContextLengthExceeded, InvalidRequest
 

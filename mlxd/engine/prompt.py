@@ -18,11 +18,10 @@ from mlxd.engine.base import (
 )
 from mlxd.engine.chat_template import ChatTemplate
 from mlxd.engine.checkpoint import before_thoughts, places, positions
-from mlxd.engine.effort import choose_reasoning
 from mlxd.engine.fault import tokenizing
 from mlxd.engine.process import Processes
-from mlxd.engine.prompt_check import check_bias, foreign_token
-from mlxd.engine.prompt_length import PromptLength
+from mlxd.engine.prompt_check import PromptLength, check_bias, foreign_token
+from mlxd.engine.template_traits import choose_reasoning
 from mlxd.protocol.errors import InvalidRequest
 from mlxd.protocol.quote import shown
 

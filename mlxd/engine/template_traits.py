@@ -1,18 +1,20 @@
 """What a chat template takes and knows: learned by rendering a few small chats with it, never guessed from its words.
 
 Clients cannot know it: one template raises on a second system message, another drops it without a word, a third moves
-it to the front. `PROBES` is what is rendered, once for each template, and `learn` draws the conclusions. Pure.
+it to the front. `PROBES` is what is rendered, once for each template, and `learn` draws the conclusions. How much
+a client wants a model to think becomes what its template knows (`choose_reasoning`). Pure.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # Words for how much to think, ascending: those of OpenAI's API and of Anthropic's.
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+_OFF = "none"
 # What templates call the switch, the usual one first.
 _SWITCHES = ("enable_thinking", "thinking", "reasoning", "think")
 # And how much.
@@ -156,3 +158,44 @@ def _learn_efforts(template: str, variable: str, rendered: Rendered) -> tuple[st
         return tuple(named) if len(named) > 1 else _USUAL_EFFORTS
     # It has a branch for each that it knows. The one for all others is neither little nor much.
     return tuple(word for word in taken if word in named or texts[word] != unknown or word == "medium")
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a template is told of thinking."""
+
+    variables: dict[str, Any] = field(default_factory=dict)
+    is_ignored: bool = False  # the effort changes nothing with this model, or is no word that anyone has
+
+
+def choose_reasoning(effort: str | None, thinking: bool | None, traits: TemplateTraits) -> Reasoning:  # noqa: FBT001
+    """Return the variables for a client's wishes; what a template cannot do is left out, as no client can know it.
+
+    Args:
+        effort: one of `EFFORTS`, and any other says nothing; "none" turns thinking off where the template can, and is
+            the least effort elsewhere.
+        thinking: whether the model may think; it goes before what the effort says of it.
+        traits: of the template.
+    """
+    is_asked, effort = effort is not None, effort if effort in EFFORTS else None
+    variables: dict[str, Any] = {}
+    switch = thinking if thinking is not None or effort is None else effort != _OFF
+    if traits.thinking is not None and switch is not None and (switch or traits.can_stop_thinking):
+        variables[traits.thinking] = switch
+    is_off = effort == _OFF and variables.get(traits.thinking or "") is False
+    word = None if effort is None or is_off else nearest_effort(effort, traits.efforts)
+    if word is not None:
+        variables[traits.effort_variable] = word
+    return Reasoning(variables, is_asked and (effort is None or not variables))
+
+
+def nearest_effort(effort: str, known: tuple[str, ...]) -> str | None:
+    """Return the word that is nearest to *effort*, the higher of two; None where there is none.
+
+    Who asks for little thinking is not answered without any.
+    """
+    if effort not in EFFORTS:
+        return None
+    rank = EFFORTS.index(effort)
+    words = [word for word in known if word != _OFF or effort == _OFF]
+    return min(words, key=lambda word: (abs(EFFORTS.index(word) - rank), -EFFORTS.index(word)), default=None)

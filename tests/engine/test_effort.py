@@ -1,4 +1,4 @@
-"""`engine.effort`: a client's words for how much to think become what the template knows, and never fail a request."""
+"""A client's words for how much to think become what the template knows, and never fail a request."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlxd.engine.effort import choose_reasoning, nearest_effort
-from mlxd.engine.template_traits import EFFORTS, TemplateTraits
+from mlxd.engine.template_traits import EFFORTS, TemplateTraits, choose_reasoning, nearest_effort
 from tests.support.chat_tokenizer import byte_level
 from tests.support.prompt import prepare, renderer_of, with_template
 from tests.support.templates import TEMPLATES

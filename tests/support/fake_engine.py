@@ -28,7 +28,7 @@ from mlxd.engine.base import (
     Usage,
 )
 from mlxd.engine.kv_shape import length_class
-from mlxd.engine.prompt_length import PromptLength
+from mlxd.engine.prompt_check import PromptLength
 from mlxd.engine.vector import EmbeddingRequest, PreparedInputs
 from mlxd.protocol.errors import InvalidRequest, MlxdError, RequestCancelled
 from tests.support import fake_embedding
