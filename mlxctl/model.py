@@ -9,30 +9,16 @@ import typer
 
 from mlxctl import download
 from mlxctl.call import Call, Document, confirm
-from mlxctl.change import effect_lines, format_estimate, show_change
+from mlxctl.change import effect_lines, format_estimate
 from mlxctl.noun import add_verbs, make_noun
 from mlxctl.output import format_table, show_path, show_size
-from mlxctl.setting import parse_model_changes
 from mlxctl.verb import Verb, changes, make_app
 from mlxctl.view import format_model, format_models
-from mlxd.protocol.table import rows
 from mlxd.protocol.units import count
 
 app = make_app("Models on disk: fetch, import, load, unload, pin, set.")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model id, as `mlxctl model list` shows it, or an alias.")]
-Pairs = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the model; all or none are changed."),
-]
-Reload = Annotated[
-    str | None,
-    typer.Option(
-        "--reload",
-        metavar="idle|now|next-load",
-        help="When a loaded model takes the change up, for this once; its setting `reload` when left out.",
-    ),
-]
 Source = Annotated[str, typer.Argument(metavar="starter|ORG/NAME", help="The starter model, or one of the hub.")]
 Dtype = Annotated[
     Literal["float32"] | None,
@@ -46,11 +32,6 @@ Bits = Annotated[
     typer.Option("--bits", help="Of the weights, 16 for floats; as close to the file as MLX can if left out."),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-
-
-def _settings_help() -> str:
-    names = [path[-1] for path, _ in rows() if path[:2] == ("models", "*")]
-    return f"KEY is one of {', '.join(names)}. `inherit` takes a value back; `mlxctl config list` explains them."
 
 
 @app.command("pull", cls=Verb)
@@ -74,17 +55,6 @@ def import_file(ctx: typer.Context, file: File, name: Name = None, bits: Bits = 
         *(["--bits", bits] if bits is not None else []),
     ]
     call.show(download.run(call, ["import", *options, "--", str(path)]), format_pulled)
-
-
-@app.command("set", cls=changes("model.set"), epilog=_settings_help())
-def set_pairs(ctx: typer.Context, model: Model, pairs: Pairs = None, reload: Reload = None) -> None:
-    """Change settings of a model: all or none."""
-    call = Call.of(ctx)
-    words = {} if not pairs else parse_model_changes(pairs)
-    params: Document = {"model": model} | ({"changes": words} if words else {})
-    if reload is not None:
-        params["reload"] = reload
-    show_change(call, call.change("model.set", **params))
 
 
 @app.command("remove", cls=changes("model.remove"))

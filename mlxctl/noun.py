@@ -12,6 +12,7 @@ import typer
 from mlxctl.call import Call, Document
 from mlxctl.change import show_change
 from mlxctl.output import format_fields, format_table
+from mlxctl.setting import parse_names
 from mlxctl.verb import Verb, changes, make_app
 from mlxd.protocol.errors import EXIT_OTHER
 from mlxd.protocol.operation import PAGE, Operation, Param, ParamType
@@ -20,7 +21,13 @@ from mlxd.protocol.resource import RESOURCES
 
 View = Callable[[Document], str]
 
-_TYPES = {ParamType.COUNT: int, ParamType.INTEGER: int, ParamType.BOOLEAN: bool, ParamType.TEXTS: list[str]}
+_TYPES = {
+    ParamType.COUNT: int,
+    ParamType.INTEGER: int,
+    ParamType.BOOLEAN: bool,
+    ParamType.TEXTS: list[str],
+    ParamType.CHANGES: list[str],
+}
 
 
 def make_noun(noun: str, help_text: str, views: Mapping[str, View]) -> typer.Typer:
@@ -58,7 +65,7 @@ def add_verbs(app: typer.Typer, noun: str, views: Mapping[str, View]) -> None:
 def _make_verb(row: Operation, view: View) -> Callable[..., None]:
     def run(ctx: typer.Context, **given: Any) -> None:
         call = Call.of(ctx)
-        params = _read(row, given)
+        params = _read(row, given, call.command)
         if row.commits:
             show_change(call, call.change(row.name, **params))
             return
@@ -95,7 +102,7 @@ def _parameters(row: Operation) -> Iterator[inspect.Parameter]:
 def _of_param(name: str, param: Param) -> inspect.Parameter:
     kind: Any = _TYPES.get(param.type, str)
     least = 0 if param.type is ParamType.COUNT else None
-    is_list = param.type is ParamType.TEXTS
+    is_list = kind == list[str]
     is_required = param.required and not is_list
     word = param.word or name.upper()
     if param.is_argument:
@@ -118,7 +125,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _read(row: Operation, given: Mapping[str, Any]) -> Document:
+def _read(row: Operation, given: Mapping[str, Any], command: str) -> Document:
     """Return the params that were given; lists and tables in several options, or in one with commas."""
     params: Document = {}
     for name, value in given.items():
@@ -129,6 +136,9 @@ def _read(row: Operation, given: Mapping[str, Any]) -> Document:
             params |= {name: split(value)} if split(value) else {}
         elif param.type is ParamType.TEXTS:
             params[name] = list(value or [])
+        elif param.type is ParamType.CHANGES:
+            words = [each.word or key.upper() for key, each in row.params.items() if each.is_argument]
+            params |= {name: parse_names(value, f"{command} {' '.join(words)}...")} if value else {}
         elif value is not None and value is not False:
             params[name] = value
     return params

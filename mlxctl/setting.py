@@ -29,9 +29,9 @@ def parse_pool_changes(words: Sequence[str]) -> dict[str, str]:
     return _parse_pairs(words, key_of, "mlxctl pool set KEY=VALUE...")
 
 
-def parse_model_changes(words: Sequence[str]) -> dict[str, str]:
-    """Return name → value of `KEY=VALUE` words about one model, with `_` for the `-` of verbs."""
-    return _parse_pairs(words, lambda name: name.replace("-", "_"), "mlxctl model set MODEL KEY=VALUE...")
+def parse_names(words: Sequence[str], usage: str) -> dict[str, str]:
+    """Return name → value of `KEY=VALUE` words about one entry of a table, with `_` for the `-` of verbs."""
+    return _parse_pairs(words, lambda name: name.replace("-", "_"), usage)
 
 
 def _parse_pairs(words: Sequence[str], key_of: Callable[[str], str], usage: str) -> dict[str, str]:

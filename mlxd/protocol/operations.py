@@ -16,8 +16,10 @@ from types import MappingProxyType
 from mlxd.protocol.errors import NotFound
 from mlxd.protocol.operation import PAGE, Operation, Param, ParamType, argument, count, flag, text
 from mlxd.protocol.resource import RESOURCES
+from mlxd.protocol.table import rows
 
 _MODEL = argument("Model id, as `mlxctl model list` shows it, or an alias.")
+_MODEL_KEYS = ", ".join(path[-1] for path, _ in rows() if path[:2] == ("models", "*"))
 _FORCE = flag("Pass the checks that guard against too little memory.")
 _OP = argument("Operation id, as `mlxctl op list` shows it.")
 _REQUEST = argument("Request id, as `mlxctl request list` shows it; a client may have used one for several.")
@@ -185,10 +187,16 @@ _MODELS = (
     Operation("model.unpin", "Make the model ordinary again.", {"model": _MODEL}, commits=True),
     Operation(
         "model.set",
-        "Change settings of a model: all or none.",
+        f"Change settings of a model: all or none.\n\nKEY is one of {_MODEL_KEYS}. `inherit` takes a value back;"
+        " `mlxctl config list` explains them.",
         {
             "model": _MODEL,
-            "changes": Param(ParamType.CHANGES, "Name in [models] → value; null unsets it."),
+            "changes": Param(
+                ParamType.CHANGES,
+                "Settings of the model; all or none are changed.",
+                word="KEY=VALUE",
+                is_argument=True,
+            ),
             "reload": text(
                 "When a loaded model takes the change up, for this once; its setting `reload` when left out.",
                 "idle|now|next-load",
