@@ -8,7 +8,7 @@ struct has (`omissions.py`); or changes nothing anywhere and is accepted. Null i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
@@ -52,7 +52,7 @@ class Field(NamedTuple):
 
     kind: inspect.Type
     members: tuple[inspect.Type, ...]  # what the kind is made of, null apart
-    as_is: frozenset[type]  # of these, every value but an empty one is taken without a look inside
+    as_is: frozenset[type[Any]]  # of these, every value but an empty one is taken without a look inside
     is_required: bool
     note: str  # which of its values stand for others
     here: str = "done"  # or accepted, omitted, refused
@@ -89,18 +89,12 @@ def _members(kind: inspect.Type) -> Iterator[inspect.Type]:
             yield kind
 
 
-def _as_is(kind: inspect.Type) -> Iterable[type]:
-    match kind:
-        case inspect.AnyType():
-            return (bool, int, float, str, list, dict)
-        case inspect.BoolType():
-            return (bool,)
-        case inspect.StrType():
-            return (str,)
-        case inspect.ListType(item_type=inspect.AnyType()):
-            return (list,)
-        case inspect.DictType(value_type=inspect.AnyType()):
-            return (dict,)
+def _as_is(kind: inspect.Type) -> tuple[type[Any], ...]:
+    inner = getattr(kind, "item_type", None) or getattr(kind, "value_type", None)  # of lists and objects
+    if isinstance(kind, inspect.AnyType):
+        return (bool, int, float, str, list, dict)
+    if isinstance(kind, inspect.BoolType | inspect.StrType) or isinstance(inner, inspect.AnyType):
+        return (_PLAIN[type(kind)][0],)
     return ()
 
 
