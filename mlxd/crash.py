@@ -1,26 +1,31 @@
-"""Remembers across restarts that a daemon died, and which load it died in. Owns `state.json`.
+"""Remembers across restarts that a daemon died, and which load it died in. Owns `state.json` and `loading.json`.
 
 A load is noted on the disk before it begins and taken off when it has ended, well or not. Of the notes that the next
-daemon finds, only loads that the engine was at work on count (`load_mark.py`): one that waited for its turn is not to
+daemon finds, only loads that the engine was at work on count (`LoadMarks`): one that waited for its turn is not to
 blame. After `MOST_CRASHES` such in a row the model is refused until somebody resets it or its files change, so that a
 daemon that is always started again does not die of one model for ever.
+
+The marks of what the engine works on are written before and after each slice of a load, so they are not forced to the
+disk: they are there when the process dies, and may be missing when the whole machine does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+import os
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import ModelEntry
-from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.units import count
 
@@ -29,6 +34,7 @@ _HOUR_MS = 3_600_000
 # Of a daemon that is started again every few seconds, the last ones tell enough.
 _KEPT_CRASHES = 100
 _SCHEMA = 1
+_MOST_MARK_BYTES = 2**20
 _log = logging.getLogger(__name__)
 
 
@@ -66,6 +72,65 @@ class _State:
 
     def render(self) -> bytes:
         return json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1).encode()
+
+
+class LoadMarks:
+    """The marks of this daemon, and what those of the one before say. Threads may mark at the same time."""
+
+    def __init__(self, path: Path, boot_id: str) -> None:
+        """Take the file and the name of this run; nothing is written before `open`."""
+        self.boot_id = boot_id
+        self._path = path
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._length = 0
+        self._on_device: list[str] = []
+        self._reading: list[str] = []
+
+    def open(self, before: str | None) -> frozenset[str]:
+        """Begin to mark; return the models on whose loads the run *before* was at work when it died. Blocks.
+
+        The device thread counts before the threads that read folders: one of those may hang for ever on a dead disk.
+        """
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            left = os.pread(self._fd, _MOST_MARK_BYTES, 0)
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            # Serving goes first: a load that kills the daemon would not be recognised, no more than that.
+            _log.warning("%s cannot be written: %s", self._path, error.strerror)
+            return frozenset()
+        return _at_work(left, before)
+
+    @contextlib.contextmanager
+    def working_on(self, model_id: str, *, on_device: bool) -> Iterator[None]:
+        """Have it marked that the calling thread works on the load of a model. Implements `WorkingOn`."""
+        at_work = self._on_device if on_device else self._reading
+        with self._lock:
+            at_work.append(model_id)
+            self._write()
+        try:
+            yield
+        finally:
+            with self._lock:
+                at_work.remove(model_id)
+                self._write()
+
+    def close(self) -> None:
+        """Mark nothing any more."""
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+            self._fd = None
+
+    def _write(self) -> None:
+        if self._fd is None:
+            return
+        marks = {"boot_id": self.boot_id, "on_device": self._on_device, "reading": self._reading}
+        data = json.dumps(marks).encode().ljust(self._length)  # over all of the marks before
+        self._length = len(data)
+        with contextlib.suppress(OSError):  # a full disk; `state.json` says so in the log
+            os.pwrite(self._fd, data, 0)
 
 
 class CrashLog:
@@ -128,7 +193,7 @@ class CrashLog:
         self._saves.add(task)
         task.add_done_callback(self._saves.discard)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def noted(self, entry: ModelEntry) -> AsyncIterator[None]:
         """Have a load of the model noted from its beginning to its end.
 
@@ -209,3 +274,14 @@ class CrashLog:
 def _identify(entry: ModelEntry) -> str:
     """Return what changes when the files of the model do."""
     return hashlib.sha256(repr((str(entry.path), entry.signature)).encode()).hexdigest()[:16]
+
+
+def _at_work(data: bytes, boot_id: str | None) -> frozenset[str]:
+    """Return what the marks of that run say; nothing when they are of another, or cut off."""
+    try:
+        marks = json.loads(data)
+        if marks["boot_id"] != boot_id:
+            return frozenset()
+        return frozenset(str(model_id) for model_id in marks["on_device"] or marks["reading"])
+    except (ValueError, TypeError, KeyError):
+        return frozenset()

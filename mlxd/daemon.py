@@ -42,7 +42,7 @@ from mlxd.control.operation import Operations
 from mlxd.control.presence import Presence
 from mlxd.control.relay import note_settings, relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
-from mlxd.crash import CrashLog
+from mlxd.crash import CrashLog, LoadMarks
 from mlxd.cross_check import cross_check
 from mlxd.engine.base import BackendLimits
 from mlxd.engine.device import Device, recommended_working_set_bytes
@@ -51,7 +51,6 @@ from mlxd.http.context import CONTEXT, AppContext
 from mlxd.http.intake import Intake
 from mlxd.http.server import HttpServer
 from mlxd.kv_estimate import KvShapes
-from mlxd.load_mark import LoadMarks
 from mlxd.machine import raise_open_files, usable_memory_bytes
 from mlxd.memory_pressure import watch_memory_pressure
 from mlxd.metrics import Metrics

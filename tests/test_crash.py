@@ -15,8 +15,7 @@ import pytest
 
 from mlxd.atomic_file import AtomicFile, SystemCalls
 from mlxd.catalog import Catalog, ModelEntry
-from mlxd.crash import CrashLog
-from mlxd.load_mark import LoadMarks
+from mlxd.crash import CrashLog, LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from tests.support.model_folder import write_model, write_safetensors
 

@@ -10,9 +10,8 @@ import pytest
 from mlxctl.view import format_model
 from mlxd.atomic_file import AtomicFile
 from mlxd.catalog import Catalog
-from mlxd.crash import CrashLog
+from mlxd.crash import CrashLog, LoadMarks
 from mlxd.engine.base import Decoding
-from mlxd.load_mark import LoadMarks
 from mlxd.protocol.errors import LoadFailed
 from mlxd.protocol.paths import Home
 from tests.support.control import Client, Plane, running_plane, until

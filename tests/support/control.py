@@ -32,9 +32,8 @@ from mlxd.control.listen import ListeningSocket
 from mlxd.control.operation import Operations
 from mlxd.control.relay import note_settings, relay_pool_event, relay_request_event, relay_store_event
 from mlxd.control.server import ControlServer
-from mlxd.crash import CrashLog
+from mlxd.crash import CrashLog, LoadMarks
 from mlxd.cross_check import cross_check
-from mlxd.load_mark import LoadMarks
 from mlxd.pool.pool import Pool
 from mlxd.protocol import framing
 from mlxd.protocol.paths import Home
