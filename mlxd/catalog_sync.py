@@ -78,7 +78,7 @@ class CatalogSync:
         self._prepared = None
 
     async def watch(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
-        """Look after the files of loaded models, for ever."""
+        """Look after the files of loaded models until cancelled."""
         while True:
             await sleep(LOOK_S)
             await self.look()

@@ -101,7 +101,7 @@ class Disk:
 
         Raises:
             NotFound: it is not kept.
-            FileInvalid: this version of mlxd cannot use it any more.
+            FileInvalid: this version of mlxd cannot use it.
         """
         data = self.history.read(generation)
         if data is None:

@@ -110,7 +110,7 @@ class SettingsStore:
         return self._digest is None
 
     def subscribe(self, listener: Callable[[StoreEvent], None]) -> None:
-        """Call *listener* after each commit and whenever the file goes bad or is mended."""
+        """Call *listener* after each commit, and whenever the file becomes invalid or valid again."""
         self._listeners.append(listener)
 
     def require(self, if_gen: int | None) -> None:
@@ -141,7 +141,7 @@ class SettingsStore:
 
         Args:
             wanted: a version; or edits, in order; or a function that makes edits of the settings when the file is read:
-                of the file's, when they go into the file.
+                of the file's settings, when they go into the file.
             terms: how.
             base: digest of the file that a version was made of; another one on the disk is a conflict.
             over_invalid: replace also a file that is not valid now; it is kept in the history folder.
@@ -246,7 +246,7 @@ class SettingsStore:
         return await self._settle(terms, before, changed, warnings, began, is_rewritten=True)
 
     async def watch(self, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep) -> None:
-        """Apply edits by hand, for ever."""
+        """Apply edits by hand until cancelled."""
         while True:
             await sleep(POLL_S)
             await self.poll()
@@ -288,7 +288,7 @@ class SettingsStore:
             raise
 
     def _lay_under(self, version: Version) -> tuple[State, list[str]]:
-        """Return the state with *version* under the overlay; what of the overlay does not go with it gives way."""
+        """Return the state with *version* under the overlay, without what of that no longer fits, and warnings."""
         overlay, lost = self.state.overlay, list[str]()
         while overlay:
             try:

@@ -1,7 +1,7 @@
 """Leads a `req` frame to its handler, and lets changes in one at a time.
 
 Mutations are made in the order of their arrival, and each once, however often its client has to ask. One that waits for
-its turn is dropped when nobody waits for its answer any more; one that has begun is finished, whatever becomes of its
+its turn is dropped when nobody waits for its answer; one that has begun is finished, whatever becomes of its
 client. The answers to the last ones that carried an idempotency key are kept, so that a client whose connection broke
 before the answer asks again with the same key and gets it, without a second change.
 """
@@ -115,7 +115,7 @@ class Mutations:
                 mutation.task.cancel()
 
     async def close(self) -> None:
-        """Begin nothing any more, and return when all that have begun have ended."""
+        """Refuse new ones, and return when all that have begun have ended."""
         self._is_closed = True
         await asyncio.gather(*self._begun, return_exceptions=True)
 
@@ -208,7 +208,7 @@ class Dispatcher:
             raise WaitEnded(f"{operation.name} was not answered within {deadline_s:g} s") from None
 
     async def _change(self, operation: Operation, request: Request) -> Reply:
-        # A commit compares for itself, when it has taken up what was written into the file by hand.
+        # A commit compares for itself, after it has applied an edit of the file by hand.
         if not operation.commits:
             self._context.store.require(request.if_gen)
         reply = await HANDLERS[operation.name](self._context, request)
