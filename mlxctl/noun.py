@@ -53,7 +53,8 @@ def add_verbs(app: typer.Typer, noun: str, views: Mapping[str, View]) -> None:
         parent, _, verb = (row.verb or row.name).rpartition(".")
         if parent == noun and verb not in written:
             view = views.get(row.name, partial(_format_all, row))
-            app.command(verb, cls=changes(row.name) if row.mutates else Verb, help=row.help)(_make_verb(row, view))
+            kind = changes(row.name) if row.mutates and not row.at_once else Verb  # what ends at once is not waited for
+            app.command(verb, cls=kind, help=row.help)(_make_verb(row, view))
     places = {row.verb or row.name: place for place, row in enumerate(OPERATIONS.values())}
     app.registered_commands.sort(key=lambda command: places.get(f"{noun}.{command.name}", len(places)))
     for below, resource in RESOURCES.items():
