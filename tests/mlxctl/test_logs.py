@@ -13,7 +13,7 @@ import pytest
 from mlxctl import logs
 from mlxctl.call import Call
 from mlxctl.cli import main
-from mlxctl.logfile import Follower, group_lines, read_last
+from mlxctl.logs import Follower, group_lines, read_last
 from mlxctl.verb import Options
 from mlxd import log
 from mlxd.protocol.paths import Home
