@@ -17,7 +17,7 @@ from mlxd.http.omissions import Omissions
 from mlxd.http.sampling import Sampling
 from mlxd.http.schema import fields_of
 from mlxd.http.sealed import sealed
-from mlxd.protocol.errors import InvalidRequest, UnsupportedParameter
+from mlxd.protocol.errors import UnsupportedParameter
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}
@@ -146,43 +146,6 @@ def test_thinking_is_told_to_the_template_and_bounded(thinking: Any, may_think: 
     assert isinstance(asked.prompt, ChatPrompt)
     assert (asked.prompt.thinking, asked.thinking_budget) == (may_think, budget)
     assert (asked.prompt.reasoning_effort, asked.prompt.template_kwargs) == ("max", {})
-
-
-@pytest.mark.parametrize(
-    ("fields", "param", "code"),
-    [
-        ({"max_tokens": None}, "max_tokens", "invalid_request"),
-        ({"max_tokens": -2}, "max_tokens", "invalid_request"),
-        ({"messages": None}, "messages", "invalid_request"),
-        ({"temperature": 101}, "temperature", "invalid_request"),
-        ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", "invalid_request"),
-        ({"thinking": {"type": "enabled", "budget_tokens": "1"}}, "thinking.budget_tokens", "invalid_request"),
-        ({"thinking": {"type": "hard"}}, "thinking.type", "invalid_request"),
-        ({"thread": {"type": "create"}}, "thread", "unsupported_parameter"),
-        ({"compaction": {"type": "summarize"}}, "compaction", "unsupported_parameter"),
-        ({"output_format": {"type": "xml"}}, "output_format.type", "invalid_request"),
-        ({"tools": [{"name": "f"}]}, "tools[0].input_schema", "invalid_request"),
-        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "g"}}, "tool_choice", "invalid_request"),
-        ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type", "invalid_request"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid_request"),
-        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages[0].role", "invalid_request"),
-        ({"thinking": {"type": []}}, "thinking.type", "invalid_request"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_request"),
-        ({"messages": [{"role": "user", "content": [{}]}]}, "messages[0].content[0].type", "invalid_request"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
-            "messages[0].content[0].type",
-            "invalid_request",
-        ),
-        ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type", "invalid_request"),
-        ({"system": 5}, "system", "invalid_request"),
-    ],
-)
-def test_what_cannot_be_done_is_named(fields: dict[str, Any], param: str, code: str) -> None:
-    """The error leads to the field."""
-    with pytest.raises(InvalidRequest) as refused:
-        parse(**fields)
-    assert (refused.value.param, refused.value.code) == (param, code)
 
 
 def test_unknown_fields_are_named() -> None:

@@ -1,6 +1,6 @@
 """The errors of bodies word for word: each names the field, what it must be and what it was.
 
-The golden file has the route, fields that are wrong, the name of the field and the message.
+The golden file has the route, fields that are wrong, the code of the error, its field and its message.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ PARSE: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize(
-    ("route", "fields", "param", "message"), GOLDEN, ids=[f"{route}-{message[:60]}" for route, _, _, message in GOLDEN]
+    ("route", "fields", "code", "param", "message"), GOLDEN, ids=[f"{row[0]}-{row[-1][:60]}" for row in GOLDEN]
 )
 def test_an_error_says_which_field_and_what_it_must_be(
-    route: str, fields: dict[str, Any], param: str, message: str
+    route: str, fields: dict[str, Any], code: str, param: str, message: str
 ) -> None:
     """The first error of a body is told."""
     with pytest.raises(InvalidRequest) as error:
         PARSE[route](WHOLE[route] | fields)
-    assert (error.value.param, error.value.message) == (param, message)
+    assert (error.value.code, error.value.param, error.value.message) == (code, param, message)

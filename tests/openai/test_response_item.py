@@ -295,23 +295,3 @@ def test_a_thought_is_packed_and_unpacked(text: str) -> None:
     """What another server made is not ours."""
     assert opened(sealed(text)) == text
     assert [opened(other) for other in ("gAAAAABo", "mlxd1.=", "mlxd1.____")] == [None] * 3
-
-
-@pytest.mark.parametrize(
-    ("item", "param"),
-    [
-        ({"role": "user", "content": [{"type": "input_text"}]}, "input[0].content[0].text"),
-        ({"role": "user", "content": 5}, "input[0].content"),
-        ({"role": "user", "content": [{"type": "input_txt", "text": "x"}]}, "input[0].content[0].type"),
-        ({"role": "critic", "content": "x"}, "input[0].role"),
-        ({"type": ["message"]}, "input[0].type"),
-        ({"type": "shell_call", "call_id": "c", "action": {}}, "input[0].action"),
-        ({"type": "function_call", "call_id": "c", "name": "f"}, "input[0].arguments"),
-        ({"type": "reasoning", "content": [{"type": "x"}]}, "input[0].content[0].type"),
-        ({"role": "user", "content": "x", "id": 3}, "input[0].id"),
-        ("text", "input[0]"),
-    ],
-)
-def test_a_malformed_item_is_refused_by_name(item: Any, param: str) -> None:
-    """The error says where."""
-    assert refusal(input=[item]).param == param

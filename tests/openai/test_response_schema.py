@@ -160,33 +160,6 @@ def test_a_format_binds_the_answer(given: dict[str, Any], constraint: JsonConstr
     assert left_out(text={"format": given, "verbosity": "medium"}) == []
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
-        ({"text": {"format": {"type": "json_schema", "schema": {}, "name": "a b"}}}, "text.format.name"),
-        ({"reasoning": {"effort": 3}}, "reasoning.effort"),
-        ({"metadata": {"a": 1}}, "metadata.a"),
-        ({"input": 5}, "input"),
-        ({"input": None}, "input"),
-        ({"input": []}, "input"),
-        ({"previous_response_id": "resp_none"}, "previous_response_id"),
-        ({"top_logprobs": 21}, "top_logprobs"),
-        ({"max_output_tokens": -2}, "max_output_tokens"),
-        ({"truncation": "some"}, "truncation"),
-        ({"tools": [TOOL, TOOL]}, "tools"),
-        ({"tools": [TOOL | {"name": "a b"}]}, "tools[0].name"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
-        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "none"}}, "tool_choice.mode"),
-        ({"tool_choice": "required"}, "tool_choice"),
-    ],
-)
-def test_what_cannot_be_done_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
-    """The error names the field."""
-    assert refusal(**fields).param == param
-
-
 def test_a_schema_too_deep_to_repeat_is_refused() -> None:
     """JSON can be read deeper than it can be written, and a response repeats its tools."""
     schema: dict[str, Any] = {}

@@ -140,54 +140,16 @@ def test_all_sampling_fields_arrive() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("temperature", 101, "temperature must be a number from 0 to 100, not 101"),
-        ("temperature", -0.1, "from 0 to 100"),
-        ("temperature", "0.5", 'a number from 0 to 100, not "0.5"'),
-        ("temperature", True, "not true"),
-        ("temperature", [], "not []"),
-        ("top_p", 1.01, "from 0 to 1"),
-        ("top_k", -2, "a whole number from -1"),
-        ("top_k", 1.5, "a whole number"),
-        ("min_p", 2, "from 0 to 1"),
-        ("repetition_penalty", 0, "above 0"),
-        ("presence_penalty", 2.5, "from -2 to 2"),
-        ("frequency_penalty", -3, "from -2 to 2"),
-        ("xtc_threshold", 0.6, "from 0 to 0.5"),
-        ("seed", 2**63, "a whole number from"),
-        ("seed", 1e20, "a whole number from"),
-        ("seed", 1.5, "a whole number from"),
-        ("max_tokens", -2, "a whole number from"),
-        ("max_tokens", True, "a whole number from"),
-        ("max_tokens", 16.5, "a whole number from"),
-        ("n", 0, "a whole number from 1 to 128"),
-        ("n", True, "a whole number from 1"),
-        ("n", 1.5, "a whole number from 1"),
-        ("logit_bias", {"a": 1}, "token ids"),
-        ("logit_bias", {"-1": 1}, "token ids"),
-        ("logit_bias", {"05": 1}, "token ids"),
-        ("logit_bias", {"²": 1}, "token ids"),
         ("logit_bias", {"9" * 5000: 1}, "token ids"),
-        ("logit_bias", {"2147483648": 1}, "token ids"),
-        ("logit_bias", {"1": 101}, "from -100 to 100"),
-        ("logit_bias", [1], "an object"),
-        ("stop", ["a"] * 65, "up to 64 texts"),
-        ("stop", [1], "up to 64 texts"),
-        ("stop", 7, "up to 64 texts"),
         ("stop", ["a" * 4096] * 5, "at most 16384 characters together"),
-        ("stream", 1, "true or false"),
-        ("stream", "true", "true or false"),
-        ("stream_options", [], "an object"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_bounds(name: str, value: Any, words: str) -> None:
-    """The error names the field, says what it must be and what it was."""
+def test_a_large_value_is_refused_with_its_bounds(name: str, value: Any, words: str) -> None:
+    """The golden file of errors (`tests/http/body_errors.json`) has the small ones."""
     for parse in (chat, completion):
-        with pytest.raises(InvalidRequest, match="must be") as refused:
+        with pytest.raises(InvalidRequest, match=words) as refused:
             parse(**{name: value})
-        assert words in refused.value.message
-        assert refused.value.param is not None
-        assert refused.value.param.startswith(name)
-        assert refused.value.code == "invalid_request"
+        assert refused.value.param == name
 
 
 @pytest.mark.parametrize(
@@ -401,43 +363,6 @@ def test_media_are_refused_where_the_setting_says_so() -> None:
     assert refused.value.param == "messages[0].content[0]"
 
 
-@pytest.mark.parametrize(
-    ("message", "param", "code"),
-    [
-        ({"role": "tool", "content": "x"}, "messages[0].tool_call_id", "invalid_request"),
-        ({"role": "function", "content": "x"}, "messages[0].name", "invalid_request"),
-        ({"role": "boss", "content": "x"}, "messages[0].role", "invalid_request"),
-        ({"content": "x"}, "messages[0].role", "invalid_request"),
-        ({"role": ["user"], "content": "x"}, "messages[0].role", "invalid_request"),
-        ({"role": "user"}, "messages[0].content", "invalid_request"),
-        ({"role": "user", "content": []}, "messages[0].content", "invalid_request"),
-        ({"role": "user", "content": None}, "messages[0].content", "invalid_request"),
-        ({"role": "user", "content": [{"type": "hologram"}]}, "messages[0].content[0].type", "unsupported_parameter"),
-        ({"role": "user", "content": [{"type": "text"}]}, "messages[0].content[0].text", "invalid_request"),
-        ({"role": "user", "content": ["x"]}, "messages[0].content[0]", "invalid_request"),
-        (
-            {"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]},
-            "messages[0].tool_calls[0].function",
-            "invalid_request",
-        ),
-        ({"role": "user", "content": "x", "name": 5}, "messages[0].name", "invalid_request"),
-        ("hello", "messages[0]", "invalid_request"),
-    ],
-)
-def test_a_message_that_cannot_be_used_is_named(message: Any, param: str, code: str) -> None:
-    """The error leads to the very part of the message."""
-    with pytest.raises(InvalidRequest) as refused:
-        chat(messages=[message])
-    assert (refused.value.param, refused.value.code) == (param, code)
-
-
-@pytest.mark.parametrize("messages", [[], {}, "hi", 5])
-def test_messages_are_a_list_that_is_not_empty(messages: Any) -> None:
-    """Anything else is refused."""
-    with pytest.raises(InvalidRequest, match="messages must be a list that is not empty"):
-        chat(messages=messages)
-
-
 def test_max_completion_tokens_is_max_tokens() -> None:
     """Either name works; of two the newer one, which proxies leave as it is."""
     assert only(chat(max_tokens=5)).max_tokens == 5
@@ -469,26 +394,10 @@ def test_the_four_shapes_of_a_completion_prompt(prompt: Any, prompts: list[Any])
     assert [request.prompt for request in completion(prompt=prompt).requests] == prompts
 
 
-@pytest.mark.parametrize(
-    ("prompt", "param"),
-    [
-        ([], "prompt"),
-        (5, "prompt"),
-        ({"a": 1}, "prompt"),
-        ([1, "a"], "prompt"),
-        ([True], "prompt"),
-        ([-1], "prompt"),
-        (["a", 1], "prompt[1]"),
-        (["a", [1]], "prompt[1]"),
-        ([[1], ["a"]], "prompt[1]"),
-        (["a"] * 129, "prompt"),
-    ],
-)
-def test_other_shapes_of_a_prompt_are_refused(prompt: Any, param: str) -> None:
-    """The error names the item."""
-    with pytest.raises(InvalidRequest) as refused:
-        completion(prompt=prompt)
-    assert refused.value.param == param
+def test_prompts_have_an_end() -> None:
+    """Each is an answer."""
+    with pytest.raises(InvalidRequest, match="prompt holds 129 prompts"):
+        completion(prompt=["a"] * 129)
 
 
 def test_a_completion_is_16_tokens_when_nothing_is_said() -> None:
@@ -551,25 +460,6 @@ def test_calls_and_results_become_what_a_template_wants() -> None:
     assert said["content"] == ""
     assert [item["function"]["arguments"] for item in said["tool_calls"]] == [{"a": 1}, {"INVALID_JSON": "[oops"}, {}]
     assert result == {"role": "tool", "tool_call_id": "c", "content": "4"}
-
-
-@pytest.mark.parametrize(
-    ("value", "param"),
-    [
-        ({"type": "yaml"}, "response_format.type"),
-        ({}, "response_format.type"),
-        ("json", "response_format"),
-        ({"type": "json_schema"}, "response_format.json_schema"),
-        ({"type": "json_schema", "json_schema": {"name": "a b"}}, "response_format.json_schema.name"),
-        ({"type": "json_schema", "json_schema": {"name": "a", "schema": []}}, "response_format.json_schema.schema"),
-        ({"type": "json_schema", "json_schema": {"name": "a", "strict": 1}}, "response_format.json_schema.strict"),
-    ],
-)
-def test_a_malformed_response_format_is_named(value: Any, param: str) -> None:
-    """The error leads to the part that is wrong."""
-    with pytest.raises(InvalidRequest) as refused:
-        chat(response_format=value)
-    assert refused.value.param == param
 
 
 def test_a_schema_too_deep_to_write_is_refused() -> None:
