@@ -123,8 +123,10 @@ def deferred_models(state: PoolState, coming: Collection[str] = ()) -> Iterable[
     """Yield the preloads that have to wait, without those that are *coming*."""
     for model_id in state.settings.pool.preload:
         model = report.preload_status(state, model_id)
+        resident = state.residents.get(model_id)
+        is_dismissed = resident is not None and resident.comeback is Comeback.NEVER
         is_out = model.state in {"deferred", "failed"} and model_id not in coming
-        if is_out and model.reason is not None and not state.is_dismissed(model_id):
+        if is_out and model.reason is not None and not is_dismissed:
             yield DeferredModel(model_id, model.reason)
 
 

@@ -23,14 +23,8 @@ from mlxd.protocol.settings import Settings
 class Models(Protocol):
     """What the pool asks of the catalog."""
 
-    def entries(self) -> tuple[ModelEntry, ...]:
-        """Return all models."""
-
     def get(self, model_id: str) -> ModelEntry:
         """Return the model or raise `ModelNotFound`."""
-
-    def nearest(self, name: str) -> list[str]:
-        """Return the ids most like *name*."""
 
 
 class PoolState:
@@ -151,11 +145,6 @@ class PoolState:
         """Return what is reserved for one model; 0 for one that is not there."""
         resident = self.residents.get(model_id)
         return 0 if resident is None else ledger.held_bytes(resident)
-
-    def is_dismissed(self, model_id: str) -> bool:
-        """Whether the model was unloaded by command, so that the preload list does not bring it back."""
-        resident = self.residents.get(model_id)
-        return resident is not None and resident.comeback is Comeback.NEVER
 
     @property
     def free_bytes(self) -> int:

@@ -82,9 +82,6 @@ class FakeCatalog:
     def __init__(self, *entries: ModelEntry) -> None:
         self.index = {item.id: item for item in entries}
 
-    def entries(self) -> tuple[ModelEntry, ...]:
-        return tuple(self.index[model_id] for model_id in sorted(self.index))
-
     def get(self, model_id: str) -> ModelEntry:
         if model_id not in self.index:
             nearest = self.nearest(model_id)
