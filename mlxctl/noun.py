@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Annotated, Any
 
 import typer
@@ -56,7 +57,12 @@ def add_verbs(app: typer.Typer, noun: str, views: Mapping[str, View]) -> None:
             kind = changes(row.name) if row.mutates and not row.at_once else Verb  # what ends at once is not waited for
             app.command(verb, cls=kind, help=row.help)(_make_verb(row, view))
     places = {row.verb or row.name: place for place, row in enumerate(OPERATIONS.values())}
-    app.registered_commands.sort(key=lambda command: places.get(f"{noun}.{command.name}", len(places)))
+    order = [len(places)]
+    for command in app.registered_commands:  # one that is not in the table stays behind the one before it
+        order.append(places.get(f"{noun}.{command.name}", order[-1]))
+    app.registered_commands = [
+        command for _, command in sorted(zip(order[1:], app.registered_commands, strict=True), key=itemgetter(0))
+    ]
     for below, resource in RESOURCES.items():
         parent, _, name = below.rpartition(".")
         if parent == noun:
