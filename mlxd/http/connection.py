@@ -77,11 +77,10 @@ class Connection(web.RequestHandler):
         super().__init__(connections.server, loop=asyncio.get_running_loop(), lingering_time=_LINGER_S, **options)
         self._connections = connections
         self._stage = _Stage.TURNED_AWAY
-        self._timer: Timer | None = None
+        self._timer: Timer | None = None  # of the stage: what is done when it lasts too long
         self._stall: Timer | None = None  # runs while the client takes nothing of what is sent to it
         self._request: web.Request | None = None
         self._is_half_closed = False  # the client sends no more, and may or may not wait for an answer
-        self._asking: asyncio.TimerHandle | None = None
         self._begun = b""  # the first bytes of the request
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -96,7 +95,7 @@ class Connection(web.RequestHandler):
             return
         super().connection_made(transport)
         self._stage = _Stage.IDLE
-        self._start_timer(settings.header_timeout)
+        self._after(settings.header_timeout, self._on_late)
 
     def data_received(self, data: bytes) -> None:
         """Read it; the first of a request starts its clock."""
@@ -104,7 +103,7 @@ class Connection(web.RequestHandler):
             return
         if self._stage is _Stage.IDLE and data:  # aiohttp itself says that there may be more with none
             self._stage, self._begun = _Stage.HEADERS, b""
-            self._start_timer(self._connections.settings().header_timeout)
+            self._after(self._connections.settings().header_timeout, self._on_late)
         if self._stage is _Stage.HEADERS and len(self._begun) < _BEGUN_BYTES:
             self._begun += data[: _BEGUN_BYTES - len(self._begun)]
         super().data_received(data)
@@ -112,7 +111,7 @@ class Connection(web.RequestHandler):
     def begin_request(self, request: web.Request) -> None:
         """Note that the headers are here."""
         self._stage, self._request = _Stage.REQUEST, request
-        self._stop_timer()
+        self._stop()
         if self._is_half_closed and not self._may_wait():
             self._wire.close()
 
@@ -120,21 +119,21 @@ class Connection(web.RequestHandler):
         """Note that the answer begins: a client that closes from now on is gone."""
         if self._stage is _Stage.REQUEST:
             self._stage = _Stage.ANSWER
-            self._stop_asking()
+            self._stop()
 
     def end_request(self) -> None:
         """Note that the request is answered."""
         self._request = None
-        self._stop_asking()
+        self._stop()
         if self._stage in (_Stage.REQUEST, _Stage.ANSWER) and not self._wire.is_closing():
             self._stage = _Stage.IDLE
-            self._start_timer(_ANSWER_S if self._is_half_closed else _IDLE_S)
+            self._after(_ANSWER_S if self._is_half_closed else _IDLE_S, self._on_late)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp leaves out what a protocol may return
         """Return whether the client may wait for an answer; the connection is closed if it cannot."""
         self._is_half_closed = True
         if self._stage is _Stage.HEADERS:
-            self._start_timer(_ASK_S)  # what has come is a whole request, which begins now, or never will be one
+            self._after(_ASK_S, self._on_late)  # what has come is a request that begins now, or never will be one
             return True
         return self._stage is _Stage.REQUEST and self._may_wait()
 
@@ -154,8 +153,9 @@ class Connection(web.RequestHandler):
 
     def _ask(self) -> None:
         self._wire.write(_INTERIM)
-        loop = asyncio.get_running_loop()
-        self._asking = loop.call_later(0, self._look, iter((_ANSWER_S, _ASK_S)))
+        self._stop()
+        # In the time of the network, which no other clock moves.
+        self._timer = self._loop.call_later(0, self._look, iter((_ANSWER_S, _ASK_S)))
 
     def _look(self, pauses_s: Iterator[float]) -> None:
         """Close the connection when the client's side has answered that nobody is there; else ask again."""
@@ -165,12 +165,7 @@ class Connection(web.RequestHandler):
         elif (pause_s := next(pauses_s, None)) is None:
             self._ask()
         else:
-            self._asking = asyncio.get_running_loop().call_later(pause_s, self._look, pauses_s)
-
-    def _stop_asking(self) -> None:
-        if self._asking is not None:
-            self._asking.cancel()
-            self._asking = None
+            self._timer = self._loop.call_later(pause_s, self._look, pauses_s)
 
     def pause_writing(self) -> None:
         """Wait with more; a client that takes nothing for long is cut off, so that it holds nothing for ever."""
@@ -179,15 +174,16 @@ class Connection(web.RequestHandler):
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._stop_stall()
+        if self._stall is not None:
+            self._stall.cancel()
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Make room for another."""
         self._connections.open -= 1
-        self._stop_timer()
-        self._stop_asking()
-        self._stop_stall()
+        self._stop()
+        if self._stall is not None:
+            self._stall.cancel()
         if self._stage is not _Stage.TURNED_AWAY:
             super().connection_lost(exc)
 
@@ -196,22 +192,16 @@ class Connection(web.RequestHandler):
         self._wire.write(errors.render_raw(error))
         self._wire.close()
 
-    def _start_timer(self, delay_s: float) -> None:
-        self._stop_timer()
-        self._timer = self._connections.clock.call_later(delay_s, self._on_timer)
+    def _after(self, delay_s: float, then: Callable[[], None]) -> None:
+        """Do something later, in place of what was to be done."""
+        self._stop()
+        self._timer = self._connections.clock.call_later(delay_s, then)
 
-    def _stop_timer(self) -> None:
+    def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
 
-    def _stop_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _on_timer(self) -> None:
-        self._timer = None
+    def _on_late(self) -> None:
         if self._stage is _Stage.HEADERS and not self._is_half_closed:
             limit_s = self._connections.settings().header_timeout
             self._end(RequestTimedOut(f"the headers took longer than {limit_s:g} s to come"))
