@@ -80,7 +80,7 @@ class CountBody(msgspec.Struct, kw_only=True):
 class MessagesBody(CountBody, kw_only=True):
     """A body of /v1/messages."""
 
-    max_tokens: Annotated[MaxTokens, Meta(description="-1 is no bound")]
+    max_tokens: Annotated[MaxTokens, Meta(description="-1 is unlimited")]
     stop_sequences: Stops = ()
     stream: bool = False
     compaction: Annotated[Any, refused()] = None  # it asks for a summary, and for no answer

@@ -1,4 +1,4 @@
-"""The query of an address, read into a struct as bodies are; its words become what they stand for first."""
+"""Reads the query of an address into a struct, as bodies are read; words become numbers and truth values first."""
 
 from __future__ import annotations
 

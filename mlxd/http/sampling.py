@@ -1,4 +1,4 @@
-"""The fields that all routes that generate have, OpenAI's and the local extras; and what reads the odd ones of them."""
+"""Sampling fields of all routes that generate: OpenAI's and local extras, with readers for the unusual ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TEMPLATE_ARGUMENTS = frozenset(
 )
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 MaxTokens = Annotated[int, Meta(ge=-1, le=MOST_TOKENS)]
-Room = Annotated[MaxTokens | None, Meta(description="-1 and 0 are no bound")]
+TokenLimit = Annotated[MaxTokens | None, Meta(description="-1 and 0 are unlimited")]
 
 
 def _stops(name: str, value: Any) -> tuple[str, ...]:

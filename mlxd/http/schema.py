@@ -203,7 +203,7 @@ _PLAIN: Mapping[type[inspect.Type], tuple[type[Any], str]] = {
 
 
 def words(kind: inspect.Type) -> str:
-    """Return what a value must be."""
+    """Describe the values of a kind, for errors and documents."""
     match kind:
         case inspect.Metadata():
             return str((kind.extra_json_schema or {}).get("title", "")) or words(kind.type)

@@ -1,4 +1,4 @@
-"""Content parts of OpenAI's messages, items and results → texts; what is no text leaves a note in its place."""
+"""Reads content parts of OpenAI's messages, items and results as texts; other media leave a note in their place."""
 
 from __future__ import annotations
 

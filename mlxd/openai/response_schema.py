@@ -14,7 +14,7 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest
 from mlxd.engine.template_traits import EFFORTS
 from mlxd.http.noise import NoiseFilter
 from mlxd.http.omissions import Omissions
-from mlxd.http.sampling import Room, Sampling, TemplateKwargs
+from mlxd.http.sampling import Sampling, TemplateKwargs, TokenLimit
 from mlxd.http.schema import Habit, Object, Text, checked, omitted, read, read_both, refused
 from mlxd.openai.response_history import parse_input
 from mlxd.openai.response_item import Item, messages_of
@@ -94,7 +94,7 @@ class ResponseBody(_Conversation, kw_only=True):
     context_management: Annotated[Any, omitted([])] = None
     image: Annotated[Any, omitted({"context_compression": "auto"}, {"context_compression": "disabled"})] = None
     include: _Include = []
-    max_output_tokens: Room = None
+    max_output_tokens: TokenLimit = None
     max_tool_calls: Habit = None  # of tools that run on OpenAI's servers
     metadata: dict[str, str] = {}
     moderation: Annotated[Any, refused()] = None

@@ -14,7 +14,7 @@ from mlxd.engine.base import ChatPrompt, GenerationRequest, TextPrompt, TokenPro
 from mlxd.engine.constraint import JsonConstraint
 from mlxd.http.noise import NoiseFilter, require_messages
 from mlxd.http.omissions import Omissions
-from mlxd.http.sampling import MaxTokens, Room, Sampling, Stops, TemplateKwargs, texts_or_tokens
+from mlxd.http.sampling import MaxTokens, Sampling, Stops, TemplateKwargs, TokenLimit, texts_or_tokens
 from mlxd.http.schema import (
     Filled,
     Habit,
@@ -59,7 +59,7 @@ class _StreamOptions(msgspec.Struct, kw_only=True):
 
 class _Body(msgspec.Struct, kw_only=True):
     model: Text
-    max_tokens: Room = None
+    max_tokens: TokenLimit = None
     stop: Stops = ()
     stream: bool = False
     stream_options: _StreamOptions = msgspec.field(default_factory=_StreamOptions)
@@ -98,7 +98,7 @@ class ChatBody(_Body, kw_only=True):
     """A body of /v1/chat/completions."""
 
     messages: Filled
-    max_completion_tokens: Room = None
+    max_completion_tokens: TokenLimit = None
     audio: Annotated[Any, omitted()] = None
     chat_template_kwargs: TemplateKwargs = {}
     function_call: Annotated[Any, Meta(description="read as tool_choice")] = "auto"
@@ -121,7 +121,7 @@ class CompletionBody(_Body, kw_only=True):
     """A body of /v1/completions."""
 
     prompt: Annotated[Any, texts_or_tokens(_MAX_PROMPTS)]
-    max_tokens: Annotated[MaxTokens | None, Meta(description="-1 is no bound")] = None
+    max_tokens: Annotated[MaxTokens | None, Meta(description="-1 is unlimited")] = None
     best_of: Annotated[_Answers | None, Meta(description="as large as n at most")] = None
     echo: bool = False
     logprobs: _TopLogprobs | None = None  # 0 asks for the chosen tokens' logprobs
