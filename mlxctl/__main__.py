@@ -13,6 +13,8 @@ def main() -> NoReturn:
     """Run the command line of this process and end it with the exit status."""
     # Collecting while modules are imported is 5 % of a `mlxctl status`, and no command lives long enough to need it.
     gc.disable()
+    # msgspec looks for it first, and takes `typing` where it is missing: a tenth of a verb that knows the settings.
+    sys.modules["typing_extensions"] = None  # type: ignore[assignment]
     try:
         from mlxctl import cli
 
