@@ -45,11 +45,15 @@ class Runnable:
 
 def find_runnable() -> Runnable:
     """Look at mlx-lm and mlx-embeddings; without mlx-lm nothing runs."""
-    files = _files("mlx_lm", "models/*.py")
-    # The others hold parts of models.
-    text = frozenset(file.stem for file in files if re.search(r"\bModelArgs\b", file.read_text(encoding="utf-8")))
     encoders = frozenset(file.stem for file in _files(encoder.PACKAGE, "models/*.py"))
-    return Runnable(text, encoders or None)
+    return Runnable(_text_modules(), encoders or None)
+
+
+@functools.cache
+def _text_modules() -> frozenset[str]:
+    """Return the files of mlx-lm that are models; others hold parts. Another version takes a restart anyway."""
+    files = _files("mlx_lm", "models/*.py")
+    return frozenset(file.stem for file in files if re.search(r"\bModelArgs\b", file.read_text(encoding="utf-8")))
 
 
 def _files(package: str, pattern: str) -> list[Path]:
