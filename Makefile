@@ -38,7 +38,7 @@ lint: ## ruff, mypy --strict, import-linter; then the lines and files of each pa
 		find $$package -name '*.py' -exec cat {} + | wc -l | tr '\n' ' '; echo "lines, $$(find $$package -name '*.py' | wc -l | tr -d ' ') files in $$package"; \
 	done
 
-format: ## let ruff set the layout and mend what it can
+format: ## let ruff set the layout and fix what it can
 	@goal=$@ .ci/venv test
 	.venv/bin/ruff check --fix-only
 	.venv/bin/ruff format

@@ -232,7 +232,7 @@ class Client:
             subscription.take(frame)
 
     def _pump(self, deadline_s: float | None) -> bool:
-        """Take one frame for the subscriptions; False when none came before *deadline_s*, None waits for ever."""
+        """Take one frame for the subscriptions; False when none came before *deadline_s*, None waits forever."""
         try:
             frame = self._receive(deadline_s)
         except TimeoutError:

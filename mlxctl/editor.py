@@ -56,7 +56,7 @@ class Draft:
     def kept(self, error: ControlError) -> ControlError:
         """Return *error* with the place of the copy, which stays."""
         error.message += f"\nnothing was changed; your text is kept as {self.path}"
-        error.hint = f"mlxctl config apply {shlex.quote(str(self.path))}, once it is mended"
+        error.hint = f"mlxctl config apply {shlex.quote(str(self.path))}, once it is fixed"
         return error
 
     def remove(self) -> None:

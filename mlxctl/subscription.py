@@ -51,7 +51,7 @@ class Subscription:
             self._items.append(item)
 
     def next(self, timeout_s: float | None = None) -> Event | Gap | None:
-        """Return what comes next, None when nothing has come within *timeout_s*; without it, wait for ever.
+        """Return what comes next, None when nothing has come within *timeout_s*; without it, wait forever.
 
         Raises:
             ControlError: the daemon ended it, with the reason, or the connection.

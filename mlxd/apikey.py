@@ -171,7 +171,7 @@ class ApiKeys:
         monotonic: the clock of the rates, in seconds.
         now: unix time.
         boot_token: lets the owner's own tools in, as it is only told on the control socket; another one at each boot.
-        problem: why the file cannot be used; until it is mended nobody is let in.
+        problem: why the file cannot be used; until it is fixed nobody is let in.
     """
 
     file: AtomicFile
@@ -192,7 +192,7 @@ class ApiKeys:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is no list of API keys"
             self.problem = FileInvalid(
                 f"{self.file.path} cannot be used ({reason}); no HTTP request is let in",
-                hint=f"mend or delete {self.file.path}, then mlxctl restart; deleting it takes all keys away",
+                hint=f"fix or delete {self.file.path}, then mlxctl restart; deleting it takes all keys away",
                 code="apikeys.file_invalid",
             )
         return self

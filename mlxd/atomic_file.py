@@ -90,7 +90,7 @@ class AtomicFile:
             OSError: it is there and cannot be read, is no regular file, or is over `MAX_FILE_BYTES`.
         """
         try:
-            # Without O_NONBLOCK a pipe in the file's place would have us wait for ever.
+            # Without O_NONBLOCK a pipe in the file's place would have us wait forever.
             descriptor = self._calls.open(str(self.path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0)
         except FileNotFoundError:
             return Content(None)

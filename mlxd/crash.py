@@ -3,7 +3,7 @@
 A load is noted on the disk before it begins and taken off when it has ended, well or not. Of the notes that the next
 daemon finds, only loads that the engine was at work on count (`LoadMarks`): one that waited for its turn is not to
 blame. After `MOST_CRASHES` such in a row the model is refused until somebody resets it or its files change, so that a
-daemon that is always started again does not die of one model for ever.
+daemon that is always started again does not die of one model forever.
 
 The marks of what the engine works on are written before and after each slice of a load, so they are not forced to the
 disk: they are there when the process dies, and may be missing when the whole machine does.
@@ -90,7 +90,7 @@ class LoadMarks:
     def open(self, before: str | None) -> frozenset[str]:
         """Begin to mark; return the models on whose loads the run *before* was at work when it died. Blocks.
 
-        The device thread counts before the threads that read folders: one of those may hang for ever on a dead disk.
+        The device thread counts before the threads that read folders: one of those may hang forever on a dead disk.
         """
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

@@ -1,4 +1,4 @@
-"""What settings must agree on among themselves, beyond the bounds of each. Pure: it holds for a file at boot, too."""
+"""Check settings against each other, beyond the bounds of each. Pure: it holds for a file at boot, too."""
 
 from __future__ import annotations
 

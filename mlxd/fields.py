@@ -1,4 +1,4 @@
-"""What each field of a body does here, as Markdown: `python -m mlxd.fields [FILE]` prints it, or renews it in the file.
+"""Document each field of the bodies as Markdown: `python -m mlxd.fields [FILE]` prints it, or renews it in the file.
 
 Made from the structs that the bodies are read into; `mlxd/openai/FIELDS.md` is kept fresh by a test.
 """

@@ -1,4 +1,4 @@
-"""What this machine has: the memory that models may count on, and how many files may be open.
+"""Measure this machine: the memory that models may count on, and how many files may be open.
 
 Must not import mlx; the caller passes what Metal says.
 """

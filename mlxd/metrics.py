@@ -1,4 +1,4 @@
-"""What Prometheus scrapes: a registry of its own, fed by events and, at each scrape, by the owners of the state.
+"""The metrics for Prometheus: a registry of its own, fed by events and, at each scrape, by the owners of the state.
 
 Owns the counters of what happened and nothing of what is: memory, queue, tokens and breakers are read where they live.
 No label holds what a client wrote, but for the names of targets, which are settings.

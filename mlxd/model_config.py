@@ -1,4 +1,4 @@
-"""What a model's `config.json` says: its kind, module, context, quantization.
+"""Read a model's `config.json`: its kind, module, context, quantization.
 
 Must not import mlx or mlx_lm: which model types mlx-lm runs is read from the files of the installed package.
 """

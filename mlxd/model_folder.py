@@ -1,4 +1,4 @@
-"""What can be read of one model's folder without mlx, and of a folder of LoRA weights.
+"""Read a model's folder, or a folder of LoRA weights, without mlx.
 
 Everything in here blocks. What a file contains is the `problem` of its model; only OSError is raised.
 """

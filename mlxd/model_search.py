@@ -1,4 +1,4 @@
-"""How model folders are laid out and named on disk.
+"""The layout and names of model folders on disk.
 
 `NAME` and `ORG/NAME` folders, the Hugging Face cache's layout, and folders of LoRA adapters in any of them. Everything
 in here blocks, and nothing raises for what it finds.

@@ -1,4 +1,4 @@
-"""How the daemon ends: the first signal drains, the second cancels. Owns the signals and the wish to end.
+"""End the daemon: the first signal drains, the second cancels. Owns the signals and the wish to end.
 
 And the last resort: a thread that hangs in the system, in a read from a disk that is gone, ends with the process only.
 """

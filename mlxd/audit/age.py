@@ -1,4 +1,4 @@
-"""How old rows are: by a wall clock that has been going evenly, since one that jumps would delete the whole log."""
+"""The age of rows, by a wall clock that ran evenly: one that jumps would delete the whole log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one row says: a request at its end, or a change over the control socket. Plain data."""
+"""The rows of the log: a finished request, or a change of settings or of what runs. Plain data."""
 
 from __future__ import annotations
 

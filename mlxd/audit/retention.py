@@ -1,4 +1,4 @@
-"""What is kept: rows of a certain age, in a file of a certain size. The oldest go, no more than needed.
+"""Delete rows that are too old or too many for the file's size: the oldest first, no more than needed.
 
 One step deletes few rows in a transaction of its own and gives their pages back, so that nothing waits long for it.
 """

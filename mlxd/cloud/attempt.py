@@ -1,4 +1,4 @@
-"""What was tried at upstreams for one request, for headers, log and error, and what a failure means for the next."""
+"""The attempts at upstreams for one request, and whether a failure lets the next target try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client wants of an upstream."""
+"""A client's request to an upstream, as plain data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a test of a provider sends, and what is said of its answer. Pure."""
+"""Test a provider: the request that is sent, and the verdict on its answer. Pure."""
 
 from __future__ import annotations
 

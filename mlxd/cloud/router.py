@@ -1,4 +1,4 @@
-"""Where a request goes, decided by its model's name before anything asks whether that model is here.
+"""Route a request by its model's name, before anything asks whether that model is here.
 
 Owns the compiled rules of the current settings. A settings participant: it checks that rules, targets and providers fit
 together, so that a provider in use cannot go.

@@ -1,4 +1,4 @@
-"""Which rule a model's name matches. Pure: no I/O, no clock, no settings store.
+"""Match model names against rules. Pure: no I/O, no clock, no settings store.
 
 The order is total: `never` rules first, then higher priority, exact before prefix before glob before regex, the longer
 literal part, the id. A match is always one of the whole name. Globs and regexes run on RE2, in time linear in the name.

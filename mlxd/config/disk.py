@@ -1,4 +1,4 @@
-"""What the store has on the disk, the file and its history, in the words of errors that a user can act on."""
+"""The settings file and its history on disk, with errors that a user can act on."""
 
 from __future__ import annotations
 

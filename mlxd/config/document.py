@@ -74,7 +74,7 @@ def file_invalid(name: str, line: int, column: int, reason: str, *, param: str |
     return FileInvalid(
         f"{name}:{line}:{column}: {reason}",
         param=param,
-        hint="mend it, then the same again",
+        hint="fix the file, then try again",
         data={"file": name, "line": line, "column": column},
     )
 

@@ -1,4 +1,4 @@
-"""What goes into a commit of settings and comes out of it: its terms, its result, its event, and who takes part."""
+"""The input and output of a commit of settings, and the interface of those who take part in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the handlers of control operations have at hand, and what they are asked."""
+"""The request that a handler of a control operation gets, and the parts of the daemon that it may use."""
 
 from __future__ import annotations
 

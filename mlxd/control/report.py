@@ -1,4 +1,4 @@
-"""What `status`, `ps` and `pool.show` answer: snapshots, made in one turn of the loop."""
+"""The answers of `status`, `ps` and `pool.show`: snapshots, made in one turn of the loop."""
 
 from __future__ import annotations
 

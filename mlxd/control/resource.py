@@ -1,4 +1,4 @@
-"""What the verbs of a resource do: entries of a keyed table of the settings are listed, shown, made, changed, removed.
+"""The verbs of resources: list, show, add, change and remove the entries of a keyed table of the settings.
 
 A resource of whose entries there is more to say, or to check, has a subclass that says only that.
 """

@@ -171,7 +171,7 @@ async def read(context: ControlContext, request: Request) -> Reply:  # noqa: ARG
     try:
         text = render_default() if content.data is None else content.data.decode()
     except UnicodeDecodeError:
-        raise FileInvalid(f"{context.store.path} is not UTF-8", hint="mend the file with an editor") from None
+        raise FileInvalid(f"{context.store.path} is not UTF-8", hint="fix the file with an editor") from None
     return {
         "path": str(context.store.path),
         "exists": content.data is not None,

@@ -1,4 +1,4 @@
-"""What can go wrong in a download, and the one place where errors of the operating system become ours.
+"""The errors of a download, and the one place where errors of the operating system become ours.
 
 The hub's own errors are mapped in `hub_errors.py`. All of these travel to mlxctl as `to_wire` has them.
 """

@@ -1,4 +1,4 @@
-"""How the download program tells what it does: JSON lines for mlxctl, or lines for a person.
+"""Report the progress of a download: JSON lines for mlxctl, or lines for a person.
 
 The JSON lines, one object each:
     {"event": "progress", "phase": "downloading", "done": 1, "total": 2}    total is null while it is not known

@@ -1,4 +1,4 @@
-"""Where the daemon looks for models, as its settings file says; for programs that work without it."""
+"""Find the folders in which the daemon looks for models, from its settings file, without the daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the event loop and the device thread say to each other: plain data and two protocols, no mlx.
+"""The language of event loop and device thread: plain data and two protocols, no mlx.
 
 `Backend` loads and unloads; `Engine` is one loaded model. All methods are called on the event loop and return at once
 (or are awaited); they post commands to the device thread. Events come back on the event loop, all events of one pass of

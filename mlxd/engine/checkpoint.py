@@ -1,4 +1,4 @@
-"""Where later prompts are expected to leave the prompt of a chat: next to the contents of a few of its messages.
+"""Choose checkpoints: the places where later prompts are expected to leave the prompt of a chat.
 
 Only the template knows where it puts a content, so it is asked: the messages are rendered once more with marks in the
 contents, and where the marks come out are the places. The second text is thrown away. A template that does something

@@ -1,4 +1,4 @@
-"""What is read of a model's `config.json`: every number within bounds, its context, and whether it fits its weights.
+"""Read a model's `config.json` with every number within bounds, its context, and whether it fits its weights.
 
 The one way to a value for the catalog, the estimates and the engine. No mlx.
 """

@@ -1,4 +1,4 @@
-"""What an answer may be bound to: plain data, which `grammar.py` turns into a grammar for the model's tokens."""
+"""Constraints on an answer: plain data, which `grammar.py` turns into a grammar for the model's tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `TextModel` asks of whatever makes tokens: rows go in with their tokens, and each step hands out what was made.
+"""The interface of what makes tokens for `TextModel`: rows go in, and each step hands out what was made.
 
 A decoder knows no grants, no text and no events. Its rows are known by a uid that it gives out and never uses twice.
 An exception from `step`, `extract` or `remove` leaves it in an unknown state: close it and make another.

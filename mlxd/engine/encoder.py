@@ -1,4 +1,4 @@
-"""What the config of an encoder says, read without mlx: which types are encoders, their context, their workspace."""
+"""Read the config of an encoder without mlx: whether it is one, its context, its workspace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the memory of one sequence costs, as plain numbers: the pool, the catalog and the engine count alike."""
+"""The memory cost of one sequence, as plain numbers: the pool, the catalog and the engine count alike."""
 
 from __future__ import annotations
 

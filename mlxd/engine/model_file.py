@@ -85,7 +85,7 @@ def read_object(path: Path, most_bytes: int = MOST_CONFIG_BYTES) -> dict[str, An
 
 
 def check_folder(folder: Path) -> None:
-    """Look at all files that a library may open to load the model: nothing else keeps it from reading for ever.
+    """Look at all files that a library may open to load the model: nothing else keeps it from reading forever.
 
     Raises:
         BadFile: the first that is no regular file, or too long.

@@ -1,4 +1,4 @@
-"""How many prompt tokens the next step takes, and how many steps a model does in a round.
+"""Choose how many prompt tokens the next step takes, and how many steps a model does in a round.
 
 What the device thread decides by measured times, it decides here: that changes when work is done, never what comes out.
 """

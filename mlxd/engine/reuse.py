@@ -1,4 +1,4 @@
-"""Where the KV of a prompt comes from, and where it is kept on the way. Used on the device thread only; see DESIGN.md.
+"""Reuse the KV of earlier prompts, and keep it on the way. Used on the device thread only; see DESIGN.md.
 
 It comes out of the prompt cache, or of a row in the batch that begins with the same tokens. When such a row is about to
 process what both have in common, the other waits for it instead of doing the same work beside it.

@@ -1,4 +1,4 @@
-"""What a worker thread reads of a model's folder before the device thread loads it: configuration and tokenizer.
+"""Read a model's configuration and tokenizer on a worker thread, before the device thread loads it.
 
 Takes a second for a large tokenizer and touches no array. Nothing is fetched: a folder is complete or the load fails.
 Every file is looked at again, as it may have changed since it was listed: no library may read one that never ends, and

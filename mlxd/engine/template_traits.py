@@ -1,4 +1,4 @@
-"""What a chat template takes and knows: learned by rendering a few small chats with it, never guessed from its words.
+"""Learn what a chat template supports by rendering a few small chats with it, never by guessing from its words.
 
 Clients cannot know it: one template raises on a second system message, another drops it without a word, a third moves
 it to the front. `PROBES` is what is rendered, once for each template, and `learn` draws the conclusions. How much

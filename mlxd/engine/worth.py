@@ -1,4 +1,4 @@
-"""What kept KV is worth, and which of it goes first. Knows no tokens and no MLX."""
+"""Rank kept KV by its worth: the least goes first. Knows no tokens and no MLX."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One TCP connection: how many there may be, how long a request's headers may take, and what is no request at all.
 
-aiohttp waits for a request for ever, and for one that reads nothing. A request that has begun is bounded by others: its
+aiohttp waits for a request forever, and for one that reads nothing. A request that has begun is bounded by others: its
 body by `http.body_timeout`, its answer by what it asks for. What aiohttp's parser refuses is answered as everything
 else is, in the envelope.
 """
@@ -168,7 +168,7 @@ class Connection(web.RequestHandler):
             self._timer = self._loop.call_later(pause_s, self._look, pauses_s)
 
     def pause_writing(self) -> None:
-        """Wait with more; a client that takes nothing for long is cut off, so that it holds nothing for ever."""
+        """Wait with more; a client that takes nothing for long is cut off, so that it holds nothing forever."""
         self._stall = self._connections.clock.call_later(STALLED_S, self._wire.abort)
         super().pause_writing()
 

@@ -1,4 +1,4 @@
-"""What the routes are given. Owns nothing."""
+"""The parts of the daemon that routes use. Owns nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LiveSettings(Protocol):
 
     @property
     def has_booted_invalid(self) -> bool:
-        """Whether the daemon came up without its settings; it serves nothing until the file is mended."""
+        """Whether the daemon came up without its settings; it serves nothing until the file is fixed."""
 
     @property
     def problem(self) -> FileInvalid | None:

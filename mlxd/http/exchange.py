@@ -1,4 +1,4 @@
-"""What one request turned out to be: noted by all that it goes through, and told in headers and logs."""
+"""The facts about one request: noted by all that it goes through, and told in headers and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call: Host against DNS rebinding, Origin against web pages, CORS for the allowed ones, API keys.
+"""Decide who may call: Host against DNS rebinding, Origin against web pages, CORS for the allowed ones, API keys.
 
 Runs before any route, so that nothing is parsed or loaded for a caller that is turned away.
 """

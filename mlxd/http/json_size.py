@@ -1,4 +1,4 @@
-"""How much a JSON text holds, and where its long strings are, told without parsing it. Pure.
+"""Count what a JSON text holds, and find its long strings, without parsing it. Pure.
 
 `{}` takes two bytes there and 64 in memory.
 """

@@ -1,4 +1,4 @@
-"""What of a body this machine does without: named in a response header and in both logs, or refused.
+"""Parts of a body that this machine leaves out: named in a response header and in both logs, or refused.
 
 A field, a value or a part is left out where the rest of the request makes sense without it. What would change the
 meaning of the answer is never left out: its reader refuses it.

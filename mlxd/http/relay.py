@@ -67,6 +67,6 @@ async def relay(
     except (CloudError, UnsupportedParameter) as error:
         if cause is None or stream.has_content:
             raise
-        # What the machine could not do is what the client can mend.
+        # What the machine could not do is what the client can fix.
         cause.data["attempts"] = error.data.get("attempts", [])
         raise cause from error

@@ -1,4 +1,4 @@
-"""What a model thought, in an opaque text that a client keeps and sends back: for those that show or keep nothing else.
+"""Seal a model's thought in an opaque text, for clients that send back nothing else of it.
 
 It is not encrypted, only packed: the words are the client's own to see.
 """

@@ -1,4 +1,4 @@
-"""What a request says of tools, whatever its wire shape: what may be called, what must be, how many at a time."""
+"""The rules for tools of a request, in any wire shape: which may be called, which must be, how many at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the answers of chats and of completions have in common, in OpenAI's shapes. Pure: no I/O.
+"""The parts that answers of chats and of completions share, in OpenAI's shapes. Pure: no I/O.
 
 A chunk is a head and a tail that are formatted once per stream, with one JSON string in between.
 """

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 # Requests on the copy are younger than all real ones.
 _FIRST_NUMBER = 2**62
-# A pool that a change sets in motion for ever (it would be a fault of the policy) is shown in motion.
+# A pool that a change sets in motion forever (it would be a fault of the policy) is shown in motion.
 _MOST_STEPS = 10_000
 
 

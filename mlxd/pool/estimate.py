@@ -1,4 +1,4 @@
-"""What a model would take, before it is loaded; whether that fits is asked of the policy that the live path asks."""
+"""Estimate what a model would take before it is loaded; the policy of the live path says whether it fits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gives way: pure functions from a view of the pool to a plan. No clock, log, I/O, settings or state.
+"""The eviction policy: pure functions from a view of the pool to a plan. No clock, log, I/O, settings or state.
 
 Memory is given back in this order: prompt caches, idle models by policy, then (for a demand that is overdue) younger
 sequences, which pause, and busy models, which drain. Pinned models never give way. Preloaded ones do so for a lowered

@@ -1,4 +1,4 @@
-"""What the pool does while the system's own memory is short: loads wait, and idle models go.
+"""React when the system's own memory is short: loads wait, and idle models go.
 
 Owns when that is over, and when the preload list may bring back what went: each time after a longer wait, since the
 load may itself be what makes the memory short.
@@ -13,7 +13,7 @@ from mlxd.pool.loader import Loader
 from mlxd.pool.resident import Resident
 from mlxd.pool.state import PoolState
 
-# Without a break, what was just freed would be loaded again, and the system be short of memory again, for ever.
+# Without a break, what was just freed would be loaded again, and the system be short of memory again, forever.
 CALM_S = 10.0
 # The longest wait for one that went again and again; one that stayed so long is waited for as if it had never gone.
 MOST_RETURN_S = 1800.0

@@ -217,14 +217,14 @@ class PoolState:
         return "idle" if model is None else model.reload
 
     def keep_alive_s(self, resident: Resident) -> float:
-        """Return how long it may be idle; infinity means for ever."""
+        """Return how long it may be idle; infinity means forever."""
         model = self.settings.models.get(resident.id)
         if model is None or model.keep_alive is None:
             return self.settings.pool.keep_alive
         return model.keep_alive
 
     def expiry_s(self, resident: Resident) -> float:
-        """Return when it expires; infinity when it is busy, protected or kept for ever."""
+        """Return when it expires; infinity when it is busy, protected or kept forever."""
         is_ordinary = self.rank(resident) is Rank.ORDINARY
         if resident.state is not ModelState.READY or not is_ordinary or not resident.can_unload or resident.has_waiters:
             return math.inf

@@ -1,4 +1,4 @@
-"""What the pool says of itself: plain frozen dataclasses, JSON-able by `dataclasses.asdict`. Imports no other module.
+"""The status of the pool: plain frozen dataclasses, JSON-able by `dataclasses.asdict`. Imports no other module.
 
 Bytes and seconds are numbers, states are the words of `ModelState`. What never happens is None, never infinity.
 """

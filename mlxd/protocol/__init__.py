@@ -1,1 +1,1 @@
-"""What both programs agree on; a leaf that imports the standard library, msgpack and msgspec only."""
+"""The contract of both programs; a leaf that imports the standard library, msgpack and msgspec only."""

@@ -17,7 +17,7 @@ TOPICS: Mapping[str, str] = MappingProxyType(
     {
         "apikey": "An API key for HTTP clients was made or revoked.",
         "audit": "A request or a change, as the request log has it at its end; only for who asks for it by name.",
-        "config": "Settings were changed, or their file went bad or was mended.",
+        "config": "Settings were changed, or their file went bad or was fixed.",
         "daemon": "The daemon is about to end.",
         "model": "A model loads, is there, drains, or is gone.",
         "op": "An operation began or ended.",

@@ -157,7 +157,7 @@ def choose_protocol(hello: Mapping[str, Any], *, daemon_version: str) -> int:
     """Return the protocol that the daemon speaks with the client that sent *hello*: the highest that both know.
 
     Raises:
-        ProtocolError: not a hello, or no protocol in common; the message has both versions, the hint what mends it.
+        ProtocolError: not a hello, or no protocol in common; the message has both versions, the hint what fixes it.
     """
     low, high = hello.get("min"), hello.get("max")
     if hello.get("t") != "hello" or not isinstance(low, int) or not isinstance(high, int):

@@ -1,4 +1,4 @@
-"""What a row of the table of operations is made of, and the check of params against it."""
+"""The row of the table of operations, and the check of params against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where things lie under `MLXD_HOME`; the only environment variable that configures the daemon."""
+"""The paths under `MLXD_HOME`, the only environment variable that configures the daemon."""
 
 from __future__ import annotations
 

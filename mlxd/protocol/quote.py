@@ -1,4 +1,4 @@
-"""What messages show of values. A message goes into logs, and what a client sent may be a prompt."""
+"""Quote values in messages. A message goes into logs, and what a client sent may be a prompt."""
 
 from __future__ import annotations
 

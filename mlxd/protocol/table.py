@@ -1,4 +1,4 @@
-"""What is derived from the settings table: its rows, the row of a path, the snapshot of a document, the JSON Schema."""
+"""Derive from the settings table: its rows, the row of a path, the snapshot of a document, the JSON Schema."""
 
 from __future__ import annotations
 

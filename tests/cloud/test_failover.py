@@ -147,7 +147,7 @@ async def test_a_short_retry_after_is_waited_for() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_when_all_fail_the_local_cause_is_told_with_the_attempts(stream: bool) -> None:
-    """The client learns what it can mend, and what was tried."""
+    """The client learns what it can fix, and what was tried."""
     async with two_upstreams(on_lease=[DoesNotFit("needs 9 GB")]) as (served, first, second):
         for far, status in ((first, 503), (second, 500)):
             far.behaviour, far.status, far.reply = "refuse", status, OVERLOADED

@@ -64,7 +64,7 @@ async def test_the_next_target_speaks_another_protocol(behaviour: str, path: str
 
 
 async def test_the_local_cause_is_told_where_no_target_can_say_it() -> None:
-    """What the machine could not do is what the client can mend; the attempts say why there was no other way."""
+    """What the machine could not do is what the client can fix; the attempts say why there was no other way."""
     async with mixed(on_lease=[DoesNotFit("needs 9 GB")], mode="fallback", to=["one/a"]) as (served, first, _):
         status, _, body = await served.post(CHAT, BODY | {"seed": 1})
     error = json.loads(body)["error"]

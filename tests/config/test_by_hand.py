@@ -47,7 +47,7 @@ async def test_an_edit_by_hand_conflicts_with_if_gen(make: MakeStore) -> None:
 
 
 async def test_a_bad_edit_by_hand_is_never_overwritten(make: MakeStore) -> None:
-    """Commits are refused with the place of the mistake until the file is mended; the settings in force stay."""
+    """Commits are refused with the place of the mistake until the file is fixed; the settings in force stay."""
     fixture = make(TEXT)
     broken = TEXT + "max_models = 0\n"
     fixture.path.write_text(broken)
@@ -111,7 +111,7 @@ async def test_a_file_that_keeps_changing_is_left_alone(make: MakeStore) -> None
 
 
 async def test_a_bad_file_is_told_once_and_its_mending_is_noticed(make: MakeStore) -> None:
-    """The watcher says what is wrong, once, and takes the mended file up by itself."""
+    """The watcher says what is wrong, once, and takes the fixed file up by itself."""
     fixture = make(TEXT)
     fixture.path.write_text("[pool\n")
     for _ in range(4):
@@ -178,7 +178,7 @@ async def test_a_removed_file_means_the_defaults(make: MakeStore) -> None:
 
 @pytest.mark.parametrize("text", ["[pool\n", "[pool]\nmemory = 5\n", "[poool]\n"])
 async def test_a_bad_file_at_the_start_keeps_nothing_from_coming_up(make: MakeStore, text: str) -> None:
-    """The defaults are in force, the problem is set, commits are refused, and mending is taken up."""
+    """The defaults are in force, the problem is set, commits are refused, and fixing is taken up."""
     fixture = make(text)
     assert (fixture.problem != "", fixture.store.has_booted_invalid) == (True, True)
     assert fixture.store.current.pool.memory == 24 * 10**9

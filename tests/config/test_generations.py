@@ -74,7 +74,7 @@ async def test_a_file_that_was_edited_since_it_was_read_is_a_conflict(make: Make
 
 
 async def test_a_broken_file_is_replaced_by_who_has_read_it(make: MakeStore, tmp_path: Path) -> None:
-    """Whoever edits the broken file itself may mend it; it is kept aside all the same."""
+    """Whoever edits the broken file itself may fix it; it is kept aside all the same."""
     fixture = make(BROKEN)
     assert fixture.store.has_booted_invalid
     with pytest.raises(FileInvalid):
@@ -142,11 +142,11 @@ async def test_a_broken_file_that_cannot_be_kept_is_not_replaced(make: MakeStore
 async def test_a_broken_file_that_is_mended_during_the_rollback_is_not_lost(make: MakeStore) -> None:
     """An edit that lands before the rename is taken up first, whatever the file was before."""
     path: list[Path] = []
-    mended = TEXT + "max_models = 9\n"
+    fixed = TEXT + "max_models = 9\n"
 
     def fsync(descriptor: int) -> None:
         if path:
-            path.pop().write_text(mended)
+            path.pop().write_text(fixed)
         os.fsync(descriptor)
 
     fixture = make(TEXT, calls=dataclasses.replace(SystemCalls(), fsync=fsync))
@@ -154,7 +154,7 @@ async def test_a_broken_file_that_is_mended_during_the_rollback_is_not_lost(make
     path.append(fixture.path)
     await fixture.store.rollback(1, TERMS)
     texts = [fixture.store.disk.history.read(number) for number in (2, 3)]
-    assert texts == [mended.encode(), TEXT.encode()]
+    assert texts == [fixed.encode(), TEXT.encode()]
 
 
 async def test_the_history_tells_where_each_generation_came_from(make: MakeStore) -> None:
@@ -227,7 +227,7 @@ async def test_the_history_is_its_owners_alone(make: MakeStore, tmp_path: Path) 
 
 
 async def test_rejected_files_are_kept_up_to_a_number(make: MakeStore, tmp_path: Path) -> None:
-    """The newest ten are there; a folder does not grow for ever."""
+    """The newest ten are there; a folder does not grow forever."""
     fixture = make(TEXT)
     for number in range(12):
         fixture.path.write_text(f"{BROKEN}# {number}\n")

@@ -71,7 +71,7 @@ for number, name in enumerate(names):
         print(json.dumps([number, name, when, found, store.generation]))
 """
 
-# Commits one value after the other, for ever, and says each generation once it is committed.
+# Commits one value after the other, forever, and says each generation once it is committed.
 COMMITS_FOR_EVER = """
 import asyncio, itertools, sys
 from pathlib import Path
@@ -91,7 +91,7 @@ asyncio.run(run())
 
 
 def test_killed_at_each_system_call(tmp_path: Path) -> None:
-    """Up to the rename the file is the old one, byte for byte, from then on the new one; a start mends the rest."""
+    """Up to the rename the file is the old one, byte for byte, from then on the new one; a start fixes the rest."""
     child = subprocess.run(
         [sys.executable, "-c", KILLED_AT_EACH_CALL, str(tmp_path), OLD, NEW, " ".join(COMMIT_CALLS)],
         stdout=subprocess.PIPE,

@@ -31,7 +31,7 @@ async def test_hello(plane: Plane) -> None:
 
 
 async def test_no_common_protocol_is_answered_with_both_versions(plane: Plane) -> None:
-    """Neither side guesses: the client is told both versions and the command that mends it."""
+    """Neither side guesses: the client is told both versions and the command that fixes it."""
     async with await plane.connect(greet=False) as client:
         await client.send({"t": "hello", "min": 99, "max": 100, "version": "9.9"})
         reject = await client.receive()

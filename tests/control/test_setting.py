@@ -153,7 +153,7 @@ async def test_reload_takes_an_edit_by_hand_up(plane: Plane, client: Client) -> 
 
 
 async def test_a_bad_file_at_the_start_is_told_and_can_be_mended(home: Home, caplog: pytest.LogCaptureFixture) -> None:
-    """The control socket comes up and says what is wrong; the mended file is taken up."""
+    """The control socket comes up and says what is wrong; the fixed file is taken up."""
     caplog.set_level("INFO")
     async with running_plane(home, text="[pool]\nmemory = 7\n") as plane, await plane.connect() as client:
         status = await client.ask("status")

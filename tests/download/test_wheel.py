@@ -81,7 +81,7 @@ def test_wrong_checksum(tmp_path: Path) -> None:
 
 
 def test_python_without_pip(tmp_path: Path) -> None:
-    """A Python that has no pip is told apart, with the command that mends it."""
+    """A Python that has no pip is told apart, with the command that fixes it."""
     error = refused(tmp_path, (sys.executable, "-I", "-S", "-m", "pip"))
     assert isinstance(error, PipMissing)
     assert "ensurepip" in str(error.hint)

@@ -17,8 +17,8 @@ def test_conversation(tmp_path: Path) -> None:
     write_tiny_model(home / "models" / "large", context=100_000)
     with running_daemon(home, CONFIG) as daemon, Dialogue("chat", "large", environment=daemon.environment) as chat:
         chat.expect(PROMPT)
-        chat.type("Talk for ever.\n")
-        chat.expect("Talk for ever.\n")
+        chat.type("Talk forever.\n")
+        chat.expect("Talk forever.\n")
         chat.expect_more(1000)  # far more than the small model's context holds
         assert [model["running"] for model in daemon.ask("ps")["models"]] == [1]
         chat.type(CTRL_C)

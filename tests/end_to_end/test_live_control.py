@@ -128,7 +128,7 @@ def test_an_edit_by_hand_is_taken_up_and_a_broken_one_is_not(daemon: RealDaemon)
 
 
 def test_a_broken_file_at_start_lets_the_daemon_come_up_and_say_so(daemon: RealDaemon) -> None:
-    """The control socket answers with the exact place, HTTP answers 503, and a mended file brings the daemon up."""
+    """The control socket answers with the exact place, HTTP answers 503, and a fixed file brings the daemon up."""
     good = daemon.config.read_text()
     assert daemon.terminate() == 0
     daemon.configure(good.replace("[pool]", "[pool"))

@@ -7,7 +7,7 @@ from mlxd.engine.command import Close, Inbox, SetLimits
 
 
 def test_after_close_there_is_nothing_but_close() -> None:
-    """Whoever asks once more, such as the thread's last resort after a fault in its end, does not wait for ever."""
+    """Whoever asks once more, such as the thread's last resort after a fault in its end, does not wait forever."""
     inbox = Inbox()
     command = SetLimits(BackendLimits(1, 0))
     inbox.put(command)

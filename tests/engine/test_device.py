@@ -246,7 +246,7 @@ async def test_failure_of_a_listener_is_its_own(engine: Engine, caplog: pytest.L
 async def test_bug_in_the_run_loop_ends_everything_in_words(
     device: Device, engine: Engine, write_model: WriteModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Should the thread itself fail, nobody waits for ever."""
+    """Should the thread itself fail, nobody waits forever."""
     sequence = start(engine, await prepare(engine, max_tokens=1000))
     await sequence.until(lambda: bool(sequence.deltas))
 

@@ -88,7 +88,7 @@ async def test_a_command_that_fails_is_answered_and_costs_no_other_model(
 async def test_a_reading_that_fails_is_answered_in_words(
     device: Device, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asked gets the error; nobody waits for ever."""
+    """Whoever asked gets the error; nobody waits forever."""
     with monkeypatch.context() as patch:
         patch.setattr(runner, "read_memory", fail)
         with pytest.raises(GenerationFailed, match="a bug"):

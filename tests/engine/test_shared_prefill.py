@@ -59,7 +59,7 @@ def test_equal_prompts_of_different_requests_are_not_tied_together(stepped: Step
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_another_row_takes_over_when_the_first_is_cancelled(stepped: SteppedModel, steps: int) -> None:
-    """Whoever waits for a prefill does not wait for ever."""
+    """Whoever waits for a prefill does not wait forever."""
     alone = stepped.say(TEXT).text()
     prompt = stepped.prompt(TEXT)
     rows = [stepped.start(prompt) for _ in range(3)]

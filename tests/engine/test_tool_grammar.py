@@ -227,7 +227,7 @@ def test_format_that_cannot_be_enforced(write_model: WriteModel) -> None:
 
 
 def test_blanks_after_a_call_are_few_and_may_be_followed_by_the_end(stepped: SteppedModel) -> None:
-    """A model that would rather break the line for ever ends soon after its call."""
+    """A model that would rather break the line forever ends soon after its call."""
     wrapper = stepped.loaded.tokenizer
     (line_break,) = wrapper.encode("\n", add_special_tokens=False)
     bias = ((line_break, 100.0), *((token, 50.0) for token in wrapper.eos_token_ids))

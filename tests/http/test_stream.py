@@ -23,7 +23,7 @@ LONG = "x" * 50_000_000
     ids=["a stream", "the error that ends it", "a whole answer"],
 )
 async def test_a_client_that_reads_nothing_is_cut_off(is_stream: bool, is_cancelled: bool) -> None:
-    """Neither an answer nor the error after it waits for such a client for ever: its connection goes."""
+    """Neither an answer nor the error after it waits for such a client forever: its connection goes."""
     clock = FakeClock()
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": is_stream}).encode()
     async with serving(ScriptedPool([*say("a", LONG), *end()]), socket_clock=clock) as served:

@@ -144,7 +144,7 @@ def test_daemon_refuses_the_peer(path: Path) -> None:
 
 
 def test_no_common_protocol(path: Path) -> None:
-    """Both versions and the command that mends it come through."""
+    """Both versions and the command that fixes it come through."""
     refusal = {
         "code": "protocol.version",
         "msg": "mlxctl 9 speaks control protocol 3, mlxd 1 speaks 1",
@@ -182,7 +182,7 @@ def test_hello_that_is_none(path: Path) -> None:
 
 
 def test_silent_daemon(path: Path, listener: socket.socket) -> None:
-    """A daemon that takes the connection and says nothing is not waited for for ever."""
+    """A daemon that takes the connection and says nothing is not waited for forever."""
     error = fail(path, timeout_s=0.05)
 
     assert (error.exit_code, error.code) == (3, "control.silent")

@@ -182,7 +182,7 @@ def test_files(
     hint: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Each thing that can be wrong with the home's files is found, with the command that mends it."""
+    """Each thing that can be wrong with the home's files is found, with the command that fixes it."""
     harm(home)
     exit_status, found = examine(capsys)
     assert exit_status == max(status, int(check == "socket" and harm is put_file))

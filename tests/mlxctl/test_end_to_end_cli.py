@@ -239,7 +239,7 @@ def test_validate_another_file(mlxctl: Program, tmp_path: Path) -> None:
     assert mlxctl.run("config", "validate", str(good)).stdout == f"{good} is valid\n"
     assert mlxctl.run("config", "validate", str(bad), status=10).stderr.splitlines() == [
         f"error: {bad}:2:1: pool.memory: 500% is out of bounds; a percentage of usable memory must be from 1% to 100%",
-        "  try: mend it, then the same again",
+        "  try: fix the file, then try again",
         "  code: config.file_invalid",
     ]
     missing = mlxctl.run("config", "validate", str(tmp_path / "none"), status=4).stderr

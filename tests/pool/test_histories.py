@@ -240,7 +240,7 @@ class History:
         self.may_end_with |= {Draining, RequestCancelled}
         drained = self.world.task(self.world.pool.drain(timeout_s))
         await self.world.advance(timeout_s + 5)
-        assert drained.done(), "P6: the shutdown waits for ever"
+        assert drained.done(), "P6: the shutdown waits forever"
 
     def _change(self, document: dict[str, Any], *, force: bool = False) -> None:
         self.world.invariants.limit.is_excused = True  # or pins, or max_models

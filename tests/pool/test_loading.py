@@ -81,7 +81,7 @@ async def test_a_failed_load_gives_its_memory_back() -> None:
 
 
 async def test_an_unexpected_exception_of_a_load_is_a_failed_load() -> None:
-    """A backend that breaks its contract does not leave the model loading for ever."""
+    """A backend that breaks its contract does not leave the model loading forever."""
     async with world({"a": 30}) as w:
 
         async def explode(*_: object) -> None:

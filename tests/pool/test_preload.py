@@ -76,7 +76,7 @@ async def test_a_failed_preload_is_tried_again_after_its_backoff() -> None:
 
 
 async def test_a_preloaded_model_neither_expires_nor_yields_to_a_load() -> None:
-    """Another model that does not fit beside it is refused; it stays for ever."""
+    """Another model that does not fit beside it is refused; it stays forever."""
     async with world({"a": 60, "b": 60}, {"pool": {"preload": ["a"], "keep_alive": "1s"}}) as w:
         await w.advance(100)
         with pytest.raises(DoesNotFit, match="a keeps"):

@@ -113,7 +113,7 @@ async def test_a_sequence_whose_growth_cannot_be_planned_ends_with_an_error(monk
 async def test_a_timeout_that_cannot_be_put_into_words_is_an_error_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody waits for ever because the reason of his wait cannot be told; others get their own timeout."""
+    """Nobody waits forever because the reason of his wait cannot be told; others get their own timeout."""
     async with world({"a": 60, "b": 60, "c": 60}, {"queue": {"timeout": "20s"}}) as w:
         w.send("a", tokens=9000)
         await w.advance(2)

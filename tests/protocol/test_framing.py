@@ -142,7 +142,7 @@ def test_hello_agrees_on_the_highest_common_protocol() -> None:
     [(framing.PROTOCOL_MAX + 1, framing.PROTOCOL_MAX + 2, "mlxctl restart"), (0, 0, "upgrade mlxctl")],
 )
 def test_no_common_protocol_names_both_versions_and_the_remedy(low: int, high: int, hint: str) -> None:
-    """The message has both programs' versions, the hint the command that mends it."""
+    """The message has both programs' versions, the hint the command that fixes it."""
     with pytest.raises(ProtocolError, match=r"mlxctl 9.9 speaks .* mlxd 1.0 speaks") as caught:
         framing.choose_protocol({"t": "hello", "min": low, "max": high, "version": "9.9"}, daemon_version="1.0")
     assert caught.value.code == "protocol.version"

@@ -162,7 +162,7 @@ class World:
         until_s = self.clock.now() + seconds
         await self.settle()
         while not task.done():
-            assert self.clock.next_s is not None, "it waits for ever"
+            assert self.clock.next_s is not None, "it waits forever"
             assert self.clock.next_s <= until_s, f"it takes longer than {seconds} s"
             self.clock.run_next()
             await self.settle()

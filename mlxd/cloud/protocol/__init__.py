@@ -1,4 +1,4 @@
-"""What each wire protocol looks like from outside: keys, content, usage, ends and errors. Pure: no I/O."""
+"""Describe each wire protocol from outside: keys, content, usage, ends and errors. Pure: no I/O."""
 
 from __future__ import annotations
 

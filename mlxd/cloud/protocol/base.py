@@ -1,4 +1,4 @@
-"""What is asked of a wire protocol, whatever it is."""
+"""The interface of a wire protocol."""
 
 from __future__ import annotations
 

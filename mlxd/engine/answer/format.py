@@ -1,4 +1,4 @@
-"""What there is to know of one format of answers: plain data and pure functions, no mlx."""
+"""The description of one format of answers: plain data and pure functions, no mlx."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ class P6EveryWaitEnds(Promise):
         for resident in self.residents:
             assert not resident.queue, f"P6: {resident.id} has waiters in state {resident.state}"
             assert not resident.held, "P6: a lease leaked"
-            assert not resident.waiting, "P6: a sequence waits for ever"
+            assert not resident.waiting, "P6: a sequence waits forever"
             assert not resident.active, "P6: a sequence runs for nobody"
 
     def _look_at(self, resident: Resident, since_s: float) -> None:
