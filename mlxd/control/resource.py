@@ -5,7 +5,6 @@ A resource of whose entries there is more to say, or to check, has a subclass th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 from mlxd.config import Edit, Edits
 from mlxd.control.context import ControlContext, Handler, Reply, Request
 from mlxd.control.page import make_page, place_of_number
-from mlxd.control.setting import commit
+from mlxd.control.setting import commit, plain
 from mlxd.protocol.errors import InvalidRequest, NotFound
 from mlxd.protocol.resource import Resource
 from mlxd.protocol.settings import Settings
@@ -54,7 +53,7 @@ class Entries:
     def describe(self, context: ControlContext, entry_id: str, entry: Any) -> dict[str, Any]:  # noqa: ARG002
         """Return what a list says of an entry."""
         fields = {name: lookup(entry, path) for name, (path, _) in self.resource.fields.items()}
-        return {self.id_name: entry_id, **{name: _plain(value) for name, value in fields.items()}}
+        return {self.id_name: entry_id, **{name: plain(value) for name, value in fields.items()}}
 
     async def details(self, context: ControlContext, entry_id: str, entry: Any) -> dict[str, Any]:  # noqa: ARG002
         """Return what `show` says besides."""
@@ -143,11 +142,3 @@ class Entries:
     def _edits(self, entry_id: str, values: Mapping[str, Any]) -> list[Edit]:
         fields = self.resource.fields
         return [Edit((*self.path, entry_id, *fields[name][0]), value) for name, value in values.items()]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, float) and math.isinf(value):
-        return None  # never: JSON has no infinity
-    return list(value) if isinstance(value, tuple) else value

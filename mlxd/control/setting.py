@@ -46,7 +46,7 @@ def _show(context: ControlContext, path: tuple[str, ...], lines: Mapping[tuple[s
     origin = state.origin(path)
     return {
         "key": format_path(path),
-        "value": _plain(_live(state.settings, path)),
+        "value": plain(_live(state.settings, path)),
         "written": document.written(state.document, path)[0],
         "saved": document.written(state.version.document, path)[0],
         "default": row.default,
@@ -64,7 +64,8 @@ def _live(settings: Settings, path: tuple[str, ...]) -> Any:
         return None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value of a setting as JSON and msgpack have it."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, float) and math.isinf(value):

@@ -99,9 +99,35 @@ def _logit_bias(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     return tuple(sorted(pairs))
 
 
-Stops = Annotated[Any, read_by(_stops, f"a text or a list of up to {_MAX_STOPS} texts")]
-TemplateKwargs = Annotated[Any, read_by(_template_kwargs, "an object", type="object")]
-_LogitBias = Annotated[Any, read_by(_logit_bias, f"an object of up to {_MAX_BIASES} token ids", type="object")]
+_STOP = {"type": "string", "maxLength": _MAX_STOP_CHARACTERS}
+Stops = Annotated[
+    Any,
+    read_by(
+        _stops,
+        f"a text or a list of up to {_MAX_STOPS} texts",
+        anyOf=[_STOP, {"type": "array", "maxItems": _MAX_STOPS, "items": _STOP}],
+    ),
+]
+TemplateKwargs = Annotated[
+    Any,
+    read_by(
+        _template_kwargs,
+        "an object",
+        type="object",
+        propertyNames={"not": {"enum": sorted(_TEMPLATE_ARGUMENTS)}},
+    ),
+]
+_LogitBias = Annotated[
+    Any,
+    read_by(
+        _logit_bias,
+        f"an object of up to {_MAX_BIASES} token ids",
+        type="object",
+        maxProperties=_MAX_BIASES,
+        propertyNames={"pattern": f"^(?:{_TOKEN_ID.pattern})$"},
+        additionalProperties=msgspec.json.schema(Bias),
+    ),
+]
 
 
 class Sampling(msgspec.Struct, kw_only=True):

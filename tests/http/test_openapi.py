@@ -137,6 +137,15 @@ def test_every_route_is_described() -> None:
     assert all(summary.endswith(".") for summary in summaries)
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_bounds_of_fields_with_a_reader_of_their_own_are_described(path: str) -> None:
+    """Stop texts and biases of tokens have their types and bounds, though no type of a field says them all."""
+    properties = schema_of(path)["properties"]
+    stop, bias = json.dumps(properties["stop"]), json.dumps(properties["logit_bias"])
+    assert all(f'"{bound}": {value}' in stop for bound, value in (("maxLength", 4096), ("maxItems", 64)))
+    assert all(word in bias for word in ('"maxProperties": 1024', '"minimum": -100', '"maximum": 100', '"pattern"'))
+
+
 def test_queries_are_described() -> None:
     """By the tables that read them; what can only be left out is not there."""
     shown = {

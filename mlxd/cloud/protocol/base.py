@@ -62,3 +62,9 @@ def word(given: Mapping[str, Any], name: str) -> str:
     """Return a text of an answer; empty where there is none."""
     value = given.get(name)
     return value if isinstance(value, str) else ""
+
+
+def part(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return an object of an answer; an empty one where there is none."""
+    value = given.get(name)
+    return value if isinstance(value, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxd.cloud.protocol.base import whole, word
+from mlxd.cloud.protocol.base import part, whole, word
 from mlxd.engine.base import AnswerEvent, Delta, Finished, FinishReason, Prefilling, TextKind, Usage
 from mlxd.engine.tool import CallPiece, is_object
 from mlxd.protocol.errors import StreamInterrupted, UpstreamError
@@ -44,12 +44,12 @@ class ChatEvents:
             words = word(error, "message") if isinstance(error, dict) else str(error)
             raise StreamInterrupted(f"the upstream ended its answer with an error: {words}")
         events = self._begin(chunk)
-        self._usage = _part(chunk, "usage") or self._usage
+        self._usage = part(chunk, "usage") or self._usage
         choices = chunk.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if not isinstance(choice, dict):
                 continue
-            events += self._delta(_part(choice, "delta"))
+            events += self._delta(part(choice, "delta"))
             reason = choice.get("finish_reason")
             if reason is not None:
                 self._reason = _REASONS.get(reason) if isinstance(reason, str) else None
@@ -81,7 +81,7 @@ class ChatEvents:
 
     def _call(self, call: Mapping[str, Any]) -> CallPiece:
         """Read a piece of a call, of which the first has a head."""
-        function = _part(call, "function")
+        function = part(call, "function")
         index = call.get("index")
         index = index if isinstance(index, int) else self._current
         call_id, name = word(call, "id"), word(function, "name")
@@ -96,7 +96,7 @@ class ChatEvents:
         return CallPiece(None, arguments, is_last=False)
 
     def _counted(self) -> Usage:
-        prompt, answer = (_part(self._usage, f"{name}_tokens_details") for name in ("prompt", "completion"))
+        prompt, answer = (part(self._usage, f"{name}_tokens_details") for name in ("prompt", "completion"))
         return Usage(
             whole(self._usage.get("prompt_tokens")),
             whole(prompt.get("cached_tokens")),
@@ -134,8 +134,3 @@ def _content(said: Mapping[str, Any]) -> str:
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in parts):
         raise UpstreamError("the upstream answered with parts that are no text, which a message has no place for")
     return "".join(word(part, "text") for part in parts)
-
-
-def _part(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = given.get(name)
-    return value if isinstance(value, dict) else {}

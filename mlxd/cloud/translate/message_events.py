@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from mlxd.cloud.protocol.base import whole, word
+from mlxd.cloud.protocol.base import part, whole, word
 from mlxd.engine.base import AnswerEvent, Delta, Finished, FinishReason, Prefilling, TextKind, ThoughtSigned, Usage
 from mlxd.engine.tool import CallPiece
 from mlxd.protocol.errors import StreamInterrupted, UpstreamError
@@ -44,18 +44,18 @@ class MessageEvents:
         """Read an event of a stream."""
         match event.get("type"):
             case "message_start":
-                return self._start(_part(event, "message"))
+                return self._start(part(event, "message"))
             case "content_block_start":
                 return self._start_block(_index(event), event.get("content_block"))
             case "content_block_delta":
-                return self._delta(_index(event), _part(event, "delta"))
+                return self._delta(_index(event), part(event, "delta"))
             case "content_block_stop":
                 return self._stop_block(_index(event))
             case "message_delta":
                 self._note(event.get("usage"))
-                return [self._finished(_part(event, "delta"))]
+                return [self._finished(part(event, "delta"))]
             case "error":
-                error = _part(event, "error")
+                error = part(event, "error")
                 raise StreamInterrupted(
                     f"the upstream ended its answer with an error: {word(error, 'message') or word(error, 'type')}"
                 )
@@ -110,7 +110,7 @@ class MessageEvents:
         block = self._blocks.pop(index, {})
         match block.get("type"):
             case "tool_use":  # a call without arguments has no pieces
-                rest = "" if self._has_pieces else orjson.dumps(_part(block, "input")).decode()
+                rest = "" if self._has_pieces else orjson.dumps(part(block, "input")).decode()
                 return [_call(CallPiece(None, rest, is_last=True))]
             case "thinking" | "redacted_thinking":  # now with its signature, for the client to send back
                 return [ThoughtSigned(block)]
@@ -135,7 +135,7 @@ class MessageEvents:
             cached,
             whole(self._usage.get("output_tokens")),
             written,
-            whole(_part(self._usage, "output_tokens_details").get("thinking_tokens")),
+            whole(part(self._usage, "output_tokens_details").get("thinking_tokens")),
         )
 
 
@@ -145,11 +145,6 @@ def _text(kind: TextKind, text: str) -> list[AnswerEvent]:
 
 def _call(piece: CallPiece) -> Delta:
     return Delta(0, "", TextKind.TOOL, 0, calls=(piece,))
-
-
-def _part(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = given.get(name)
-    return value if isinstance(value, dict) else {}
 
 
 def _index(event: Mapping[str, Any]) -> int:
